@@ -1,0 +1,37 @@
+"""lorank: which layer gets which rank, inside an exact parameter budget.
+
+    >>> import lorank
+    >>> lorank.Budget.parse("0.33M").parameters({"query": 768, "up": 1920})
+    330000
+
+"""
+
+from importlib.metadata import version
+from typing import TYPE_CHECKING, Any
+
+from lorank.errors import LorankError
+
+if TYPE_CHECKING:
+    from lorank.allocation import allocate
+    from lorank.budget import Budget
+    from lorank.plan import RankPlan
+    from lorank.scores import ImportanceScores
+
+__all__ = ["Budget", "ImportanceScores", "LorankError", "RankPlan", "__version__", "allocate"]
+__version__ = version("lorank")
+
+_HOME = {
+    "allocate": "lorank.allocation",
+    "Budget": "lorank.budget",
+    "RankPlan": "lorank.plan",
+    "ImportanceScores": "lorank.scores",
+}
+
+
+def __getattr__(name: str) -> Any:
+    # Loaded when first used: `lorank --help` need not wait for torch and transformers.
+    if name not in _HOME:
+        raise AttributeError(f"module 'lorank' has no attribute {name!r}")
+    from importlib import import_module
+
+    return getattr(import_module(_HOME[name]), name)

@@ -1,0 +1,129 @@
+"""A budget as a person writes it, and the number of adapter parameters that it means for one model.
+
+One unit of rank of a module costs `d_in + d_out` parameters: one row of `A` and one column of `B`.
+Heads that are trained beside the adapters are not adapter parameters and are not counted.
+"""
+
+import math
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from fractions import Fraction
+from typing import Literal
+
+from lorank.errors import BudgetError
+
+BudgetKind = Literal["parameters", "base fraction", "uniform rank", "total rank", "pruning ratio"]
+
+FORMS = '"0.33M" or 330000 (adapter parameters), "0.06%" (of the base model), "r=2", "rank=144" or "beta=0.5"'
+_SUFFIXES = {"": 1, "k": 10**3, "m": 10**6, "b": 10**9, "g": 10**9}
+_PREFIXES: dict[str, BudgetKind] = {"r": "uniform rank", "rank": "total rank", "beta": "pruning ratio"}
+_FORM = re.compile(r"(?:(?P<prefix>r|rank|beta)\s*=\s*)?(?P<number>[0-9_]*\.?[0-9]+(?:e[+-]?\d+)?)\s*(?P<suffix>[kmbg%]?)", re.I)
+
+
+@dataclass(frozen=True)
+class Budget:
+    """A number of adapter parameters, in one of five forms.
+
+    | text         | meaning, with `c_m = d_in + d_out` the cost of one unit of rank of module m, n modules        |
+    |--------------|------------------------------------------------------------------------------------------------|
+    | `"0.33M"`    | that many parameters (suffixes K, M, B)                                                        |
+    | `"0.06%"`    | that share of the base model's parameters                                                      |
+    | `"r=2"`      | what uniform rank 2 costs on the same modules: `2 Σ c_m`                                       |
+    | `"rank=144"` | what a total rank of 144 costs at the mean unit cost: `144/n Σ c_m`                            |
+    | `"beta=0.5"` | what is left when the pruning ratio β of the first stage's `r_init Σ c_m` is taken away        |
+
+    Fractions of a parameter are rounded down, except for β, where `floor(β t)` is what is *dropped*
+    (I-LoRA, section 1.3: threshold index `t·β`).
+
+    Example:
+        >>> Budget.parse("r=2").parameters({"query": 768, "up": 1920})
+        5376
+        >>> Budget.parse("0.33M").parameters({"query": 768, "up": 1920})
+        330000
+
+    """
+
+    kind: BudgetKind
+    value: Fraction
+    text: str
+
+    @classmethod
+    def parse(cls, budget: "str | int | Budget") -> "Budget":
+        """Read a budget. A plain number is a number of parameters.
+
+        Raises:
+            BudgetError: the text has no such form, or the number is not above zero (for β: not inside 0..1).
+
+        """
+        if isinstance(budget, Budget):
+            return budget
+        text = str(budget).strip()
+        match = _FORM.fullmatch(text) if not isinstance(budget, bool) else None
+        if match is None:
+            raise BudgetError(f"budget {text!r} cannot be read; allowed: {FORMS}, always above zero")
+        value, suffix = Fraction(match["number"].replace("_", "")), match["suffix"].lower()
+        kind: BudgetKind = _PREFIXES[match["prefix"].lower()] if match["prefix"] else "parameters"
+        if match["prefix"] and suffix:
+            raise BudgetError(f"budget {text!r} mixes two forms; allowed: {FORMS}")
+        if suffix == "%":
+            kind, value = "base fraction", value / 100
+        else:
+            value *= _SUFFIXES[suffix]
+        if value <= 0:
+            raise BudgetError(f"budget {text!r} is not above zero; allowed: {FORMS}")
+        if kind == "pruning ratio" and value >= 1:
+            raise BudgetError(f"budget {text!r} would prune everything; beta must lie between 0 and 1")
+        return cls(kind, value, text)
+
+    def parameters(
+        self,
+        unit_costs: Mapping[str, int],
+        *,
+        base_parameters: int | None = None,
+        initial_rank: int | None = None,
+    ) -> int:
+        """How many adapter parameters this budget means.
+
+        Args:
+            unit_costs: module name -> `d_in + d_out`.
+            base_parameters: parameters of the base model; needed for `%`, and if given also the upper limit.
+            initial_rank: rank per module that stage 1 starts with; needed for `beta`.
+
+        Raises:
+            BudgetError: below one unit of rank of the cheapest module, above the base model, or a form whose
+                reference number was not given.
+
+        """
+        if not unit_costs:
+            raise BudgetError(f"budget {self.text!r} has no modules to be spent on: unit_costs is empty")
+        uniform = sum(unit_costs.values())
+        if self.kind == "parameters":
+            parameters = math.floor(self.value)
+        elif self.kind == "uniform rank":
+            parameters = math.floor(self.value * uniform)
+        elif self.kind == "total rank":
+            parameters = math.floor(self.value * uniform / len(unit_costs))
+        elif self.kind == "base fraction":
+            if base_parameters is None:
+                raise BudgetError(f"budget {self.text!r} is a share of the base model, whose size is not known here")
+            parameters = math.floor(self.value * base_parameters)
+        else:
+            if initial_rank is None:
+                raise BudgetError(f"budget {self.text!r} is a share of what stage 1 starts with; no initial rank is known")
+            parameters = initial_rank * uniform - math.floor(self.value * initial_rank * uniform)
+        cheapest = min(unit_costs.values())
+        if parameters < cheapest:
+            raise BudgetError(
+                f"budget {self.text!r} is {parameters:,} parameters, below one unit of rank: "
+                f"the cheapest module costs {cheapest:,}; ask for at least that"
+            )
+        if base_parameters is not None and parameters > base_parameters:
+            raise BudgetError(
+                f"budget {self.text!r} is {parameters:,} adapter parameters, above the full model's {base_parameters:,}; "
+                "train the full model, or ask for less"
+            )
+        return parameters
+
+    def __str__(self) -> str:
+        return self.text

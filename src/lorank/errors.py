@@ -1,0 +1,49 @@
+"""One family of errors: every message says what was got, what is allowed, and what to do."""
+
+
+class LorankError(Exception):
+    """Base class of every error that lorank raises on purpose."""
+
+
+class BudgetError(LorankError):
+    """A budget that cannot be read, or that this model cannot honour."""
+
+
+class TargetError(LorankError):
+    """A choice of modules that matches nothing that can be adapted."""
+
+
+class ScoresError(LorankError):
+    """Importance scores that are not usable: not finite, damaged file, another model."""
+
+
+class PlanError(LorankError):
+    """A rank plan that is not usable: damaged file, ranks that do not fit."""
+
+
+class AllocationError(LorankError):
+    """Limits that no rank plan can honour."""
+
+
+class AdapterError(LorankError):
+    """An adapter that is not in the state that was asked for."""
+
+
+class RecipeError(LorankError):
+    """A recipe with an unknown key, a bad value, or choices that contradict each other."""
+
+
+class DataError(LorankError):
+    """Data that cannot be trained on: missing file or column, bad labels, too few examples."""
+
+
+class TrainingError(LorankError):
+    """Training that cannot go on, such as a loss that is not finite."""
+
+
+class OutputError(LorankError):
+    """An output directory that belongs to another run."""
+
+
+class LorankWarning(UserWarning):
+    """Something legal that is probably not what was meant."""

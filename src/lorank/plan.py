@@ -1,0 +1,155 @@
+"""RankPlan: which module gets which rank, what was asked and what was spent; and the PEFT config that it means."""
+
+import json
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from lorank.artefact import checksum, write_json
+from lorank.errors import PlanError
+
+if TYPE_CHECKING:
+    from peft import LoraConfig
+
+FORMAT = "lorank.rank_plan"
+VERSION = 1
+
+
+@dataclass(frozen=True)
+class RankPlan:
+    """A rank for every module that was considered.
+
+    Attributes:
+        ranks: full module name -> rank; 0 is legal and means no adapter.
+        unit_costs: full module name -> `d_in + d_out`, the parameters of one unit of rank.
+        budget: the budget as it was asked for.
+        budget_parameters: the adapter parameters that it means.
+        scale: `alpha / r`, the factor of `B A`; the same for every module, whatever its rank. Changing it with the
+            rank that is left hurts (AdaLoRA's authors, methods note 4.6), so alpha follows the rank.
+        provenance: JSON values: scores, method, limits.
+
+    Raises:
+        PlanError: no modules, a negative rank, ranks and costs of different modules, or more spent than asked.
+
+    """
+
+    ranks: Mapping[str, int]
+    unit_costs: Mapping[str, int]
+    budget: str
+    budget_parameters: int
+    scale: float = 2.0
+    provenance: Mapping[str, Any] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        if not self.ranks:
+            raise PlanError("a plan needs at least one module; ranks are empty")
+        if different := sorted(set(self.ranks) ^ set(self.unit_costs)):
+            raise PlanError(f"ranks and unit_costs name different modules, first {different[0]!r}; give both for each")
+        for name, rank in self.ranks.items():
+            if isinstance(rank, bool) or not isinstance(rank, int) or rank < 0:
+                raise PlanError(f"rank of {name!r} is {rank!r}; allowed: whole numbers from 0")
+        if self.spent > self.budget_parameters:
+            raise PlanError(
+                f"the ranks spend {self.spent:,} parameters, above the budget's {self.budget_parameters:,}; lower some rank"
+            )
+
+    @property
+    def spent(self) -> int:
+        """Adapter parameters of the plan, `Σ r_m (d_in + d_out)`."""
+        return sum(rank * self.unit_costs[name] for name, rank in self.ranks.items())
+
+    @property
+    def total_rank(self) -> int:
+        """Sum of the ranks."""
+        return sum(self.ranks.values())
+
+    def moved_share(self, other: "RankPlan") -> float:
+        """Share of this plan's parameters that `other` spends on another module or not at all, 0..1.
+
+        `Σ_m c_m max(0, r_m - r'_m) / Σ_m c_m r_m`; 0 for equal plans.
+        """
+        if set(self.ranks) != set(other.ranks):
+            raise PlanError("the plans are for different modules and cannot be compared; use two plans of one model")
+        moved = sum(self.unit_costs[name] * max(0, rank - other.ranks[name]) for name, rank in self.ranks.items())
+        return moved / self.spent if self.spent else 0.0
+
+    def lora_config(self, **options: Any) -> "LoraConfig":
+        """Make the plain PEFT config of this plan: modules of rank 0 carry no adapter.
+
+        `r` is the largest rank and `lora_alpha = scale · r`, so an engine that ignores patterns still scales every
+        module right; `rank_pattern` and `alpha_pattern` are keyed by the anchored full name.
+
+        Args:
+            **options: passed on to `peft.LoraConfig` (`task_type`, `lora_dropout`, `modules_to_save`, ...).
+
+        Raises:
+            PlanError: every rank is 0, or an option that the plan itself decides.
+
+        """
+        from peft import LoraConfig
+
+        decided = {"r", "lora_alpha", "target_modules", "rank_pattern", "alpha_pattern", "use_rslora"} & set(options)
+        if decided:
+            raise PlanError(f"{', '.join(sorted(decided))} is decided by the plan; leave it out (scale is a field of the plan)")
+        adapted = {name: rank for name, rank in self.ranks.items() if rank > 0}
+        if not adapted:
+            raise PlanError("every rank in the plan is 0, so there is no adapter to make; allocate a larger budget")
+        largest = max(adapted.values())
+        return LoraConfig(
+            r=largest,
+            lora_alpha=_whole(self.scale * largest),
+            target_modules=list(adapted),
+            rank_pattern={f"^{re.escape(name)}$": rank for name, rank in adapted.items()},
+            alpha_pattern={f"^{re.escape(name)}$": _whole(self.scale * rank) for name, rank in adapted.items()},
+            **options,
+        )
+
+    def save(self, path: str | Path) -> None:
+        """Write the plan as JSON, atomically."""
+        content = {
+            "format": FORMAT,
+            "version": VERSION,
+            "budget": {"asked": self.budget, "parameters": self.budget_parameters, "spent": self.spent},
+            "total_rank": self.total_rank,
+            "scale": self.scale,
+            "modules": {name: {"rank": self.ranks[name], "unit_cost": self.unit_costs[name]} for name in self.ranks},
+            "provenance": dict(self.provenance),
+        }
+        write_json(Path(path), content | {"checksum": checksum(content)})
+
+    @classmethod
+    def load(cls, path: str | Path) -> "RankPlan":
+        """Read a file that `save` wrote.
+
+        Raises:
+            PlanError: no such file, not a plan, another format version, truncated or edited.
+
+        """
+        path = Path(path)
+        if not path.is_file():
+            raise PlanError(f"{path}: no such plan; make one with `lorank run`")
+        try:
+            content = json.loads(path.read_text(encoding="utf-8"))
+        except (ValueError, OSError) as error:
+            raise PlanError(f"{path}: damaged or not JSON ({error}); allocate again") from None
+        if not isinstance(content, dict) or content.get("format") != FORMAT:
+            raise PlanError(f"{path}: JSON, but not a lorank plan; give the plan.json of a run")
+        if content.get("version") != VERSION:
+            raise PlanError(f"{path}: format version {content.get('version')}, this lorank reads {VERSION}; allocate again")
+        if content.pop("checksum", None) != checksum(content):
+            raise PlanError(f"{path}: edited after it was written; to change ranks by hand, build lorank.RankPlan and save it")
+        return cls(
+            ranks={name: module["rank"] for name, module in content["modules"].items()},
+            unit_costs={name: module["unit_cost"] for name, module in content["modules"].items()},
+            budget=content["budget"]["asked"],
+            budget_parameters=content["budget"]["parameters"],
+            scale=content["scale"],
+            provenance=content["provenance"],
+        )
+
+
+def _whole(alpha: float) -> float | int:
+    # Ollama reads lora_alpha as an unsigned integer, so a whole number is written as one.
+    return int(alpha) if float(alpha).is_integer() else alpha

@@ -1,0 +1,1 @@
+"""Model + batches -> importance of every unit of rank."""

@@ -1,0 +1,44 @@
+"""Nodes and weights that stand for the integral over the path coefficient, `∫_0^1 f(α) dα ≈ Σ_k w_k f(α_k)`."""
+
+from dataclasses import dataclass
+from typing import Literal
+
+from lorank.errors import LorankError
+
+NodeRule = Literal["paper", "midpoint", "trapezoid", "gradient"]
+
+
+@dataclass(frozen=True)
+class PathNodes:
+    """Path coefficients and their weights, which sum to 1."""
+
+    alphas: tuple[float, ...]
+    weights: tuple[float, ...]
+
+
+def path_nodes(rule: NodeRule, intervals: int = 10) -> PathNodes:
+    """Make the nodes of a rule.
+
+    | rule          | nodes                        | error of the sum | where from                              |
+    |---------------|------------------------------|------------------|-----------------------------------------|
+    | `"paper"`     | 1/N, 2/N, ..., 1             | N^-1             | I-LoRA, section 1.3: {0.1, ..., 1.0}    |
+    | `"midpoint"`  | 1/2N, 3/2N, ..., (2N-1)/2N   | N^-2             | composite midpoint                      |
+    | `"trapezoid"` | 0, 1/N, ..., 1 (ends half)   | N^-2             | IGU-LoRA, eq. 5                         |
+    | `"gradient"`  | 1                            | no path at all   | I-LoRA's ablation, instantaneous scores |
+
+    Raises:
+        LorankError: fewer than one interval, or an unknown rule.
+
+    """
+    if intervals < 1:
+        raise LorankError(f"path intervals are {intervals}; allowed: whole numbers from 1")
+    n = intervals
+    if rule == "paper":
+        return PathNodes(tuple(k / n for k in range(1, n + 1)), (1 / n,) * n)
+    if rule == "midpoint":
+        return PathNodes(tuple((2 * k + 1) / (2 * n) for k in range(n)), (1 / n,) * n)
+    if rule == "trapezoid":
+        return PathNodes(tuple(k / n for k in range(n + 1)), (0.5 / n, *(1 / n,) * (n - 1), 0.5 / n))
+    if rule == "gradient":
+        return PathNodes((1.0,), (1.0,))
+    raise LorankError(f"path rule is {rule!r}; allowed: 'paper', 'midpoint', 'trapezoid', 'gradient'")
