@@ -1,8 +1,8 @@
 """lorank: which layer gets which rank, inside an exact parameter budget.
 
-    >>> import lorank
-    >>> lorank.Budget.parse("0.33M").parameters({"query": 768, "up": 1920})
-    330000
+>>> import lorank
+>>> lorank.Budget.parse("0.33M").parameters({"query": 768, "up": 1920})
+330000
 
 """
 

@@ -18,7 +18,9 @@ BudgetKind = Literal["parameters", "base fraction", "uniform rank", "total rank"
 FORMS = '"0.33M" or 330000 (adapter parameters), "0.06%" (of the base model), "r=2", "rank=144" or "beta=0.5"'
 _SUFFIXES = {"": 1, "k": 10**3, "m": 10**6, "b": 10**9, "g": 10**9}
 _PREFIXES: dict[str, BudgetKind] = {"r": "uniform rank", "rank": "total rank", "beta": "pruning ratio"}
-_FORM = re.compile(r"(?:(?P<prefix>r|rank|beta)\s*=\s*)?(?P<number>[0-9_]*\.?[0-9]+(?:e[+-]?\d+)?)\s*(?P<suffix>[kmbg%]?)", re.I)
+_FORM = re.compile(
+    r"(?:(?P<prefix>r|rank|beta)\s*=\s*)?(?P<number>[0-9_]*\.?[0-9]+(?:e[+-]?\d+)?)\s*(?P<suffix>[kmbg%]?)", re.I
+)
 
 
 @dataclass(frozen=True)
@@ -110,7 +112,9 @@ class Budget:
             parameters = math.floor(self.value * base_parameters)
         else:
             if initial_rank is None:
-                raise BudgetError(f"budget {self.text!r} is a share of what stage 1 starts with; no initial rank is known")
+                raise BudgetError(
+                    f"budget {self.text!r} is a share of what stage 1 starts with; no initial rank is known"
+                )
             parameters = initial_rank * uniform - math.floor(self.value * initial_rank * uniform)
         cheapest = min(unit_costs.values())
         if parameters < cheapest:

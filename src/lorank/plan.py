@@ -92,7 +92,9 @@ class RankPlan:
 
         decided = {"r", "lora_alpha", "target_modules", "rank_pattern", "alpha_pattern", "use_rslora"} & set(options)
         if decided:
-            raise PlanError(f"{', '.join(sorted(decided))} is decided by the plan; leave it out (scale is a field of the plan)")
+            raise PlanError(
+                f"{', '.join(sorted(decided))} is decided by the plan; leave it out (scale is a field of the plan)"
+            )
         adapted = {name: rank for name, rank in self.ranks.items() if rank > 0}
         if not adapted:
             raise PlanError("every rank in the plan is 0, so there is no adapter to make; allocate a larger budget")
@@ -137,9 +139,13 @@ class RankPlan:
         if not isinstance(content, dict) or content.get("format") != FORMAT:
             raise PlanError(f"{path}: JSON, but not a lorank plan; give the plan.json of a run")
         if content.get("version") != VERSION:
-            raise PlanError(f"{path}: format version {content.get('version')}, this lorank reads {VERSION}; allocate again")
+            raise PlanError(
+                f"{path}: format version {content.get('version')}, this lorank reads {VERSION}; allocate again"
+            )
         if content.pop("checksum", None) != checksum(content):
-            raise PlanError(f"{path}: edited after it was written; to change ranks by hand, build lorank.RankPlan and save it")
+            raise PlanError(
+                f"{path}: edited after it was written; to change ranks by hand, build lorank.RankPlan and save it"
+            )
         return cls(
             ranks={name: module["rank"] for name, module in content["modules"].items()},
             unit_costs={name: module["unit_cost"] for name, module in content["modules"].items()},

@@ -44,22 +44,32 @@ class ImportanceScores:
         scores = {name: np.asarray(values, dtype=np.float64) for name, values in self.scores.items()}
         object.__setattr__(self, "scores", scores)
         if not scores or all(values.size == 0 for values in scores.values()):
-            raise ScoresError("there is no unit of rank to score: scores are empty; give at least one module with one unit")
+            raise ScoresError(
+                "there is no unit of rank to score: scores are empty; give at least one module with one unit"
+            )
         if different := sorted(set(scores) ^ set(self.unit_costs)):
-            raise ScoresError(f"scores and unit_costs name different modules, first {different[0]!r}; give both for each")
+            raise ScoresError(
+                f"scores and unit_costs name different modules, first {different[0]!r}; give both for each"
+            )
         for name, values in scores.items():
             if values.ndim != 1:
                 raise ScoresError(f"scores of {name!r} have shape {values.shape}; allowed: one number a unit, (units,)")
             if not np.isfinite(values).all():
                 unit = int(np.flatnonzero(~np.isfinite(values))[0])
-                raise ScoresError(f"score of {name!r}, unit {unit}, is {values[unit]}; scores must be finite: score again")
+                raise ScoresError(
+                    f"score of {name!r}, unit {unit}, is {values[unit]}; scores must be finite: score again"
+                )
             if self.unit_costs[name] <= 0:
-                raise ScoresError(f"unit cost of {name!r} is {self.unit_costs[name]}; it must be d_in + d_out, above zero")
+                raise ScoresError(
+                    f"unit cost of {name!r} is {self.unit_costs[name]}; it must be d_in + d_out, above zero"
+                )
         if self.standard_errors is not None:
             errors = {name: np.asarray(values, dtype=np.float64) for name, values in self.standard_errors.items()}
             object.__setattr__(self, "standard_errors", errors)
             if {n: v.shape for n, v in errors.items()} != {n: v.shape for n, v in scores.items()}:
-                raise ScoresError("standard_errors do not have the modules and shapes of scores; give one for each score")
+                raise ScoresError(
+                    "standard_errors do not have the modules and shapes of scores; give one for each score"
+                )
 
     @property
     def fingerprint(self) -> str:
@@ -103,9 +113,13 @@ class ImportanceScores:
         except (SafetensorError, json.JSONDecodeError, OSError) as error:
             raise ScoresError(f"{path}: damaged or not a safetensors file ({error}); score again") from None
         if not isinstance(header, dict) or header.get("format") != FORMAT:
-            raise ScoresError(f"{path}: a safetensors file, but not lorank scores; give the scores.safetensors of a run")
+            raise ScoresError(
+                f"{path}: a safetensors file, but not lorank scores; give the scores.safetensors of a run"
+            )
         if header.get("version") != VERSION:
-            raise ScoresError(f"{path}: format version {header.get('version')}, this lorank reads {VERSION}; score again")
+            raise ScoresError(
+                f"{path}: format version {header.get('version')}, this lorank reads {VERSION}; score again"
+            )
         stated = header.pop("checksum", None)
         if stated != checksum(header):
             raise ScoresError(f"{path}: the header was edited after it was written; restore the file or score again")
@@ -118,5 +132,7 @@ class ImportanceScores:
         except ScoresError as error:
             raise ScoresError(f"{path}: {error}") from None
         if loaded.fingerprint != header["fingerprint"]:
-            raise ScoresError(f"{path}: the scores were edited after they were written; restore the file or score again")
+            raise ScoresError(
+                f"{path}: the scores were edited after they were written; restore the file or score again"
+            )
         return loaded

@@ -84,9 +84,17 @@ def find_targets(model: nn.Module, select: str | Sequence[str] | None = None) ->
         chosen = [] if missing else [name for name in linears if name in wanted]
         problem = f"targets {missing or list(select)} match no linear layer"
     if not chosen:
-        known = sorted({place.projection for place in places(linears).values()} | {n.rpartition(".")[2] for n in linears})
-        near = [] if select is None else get_close_matches(select if isinstance(select, str) else " ".join(select), known, 5, 0.3)
-        raise TargetError(f"{problem}; linear layers here are named {', '.join(near or known[:12]) or 'nothing at all'}")
+        known = sorted(
+            {place.projection for place in places(linears).values()} | {n.rpartition(".")[2] for n in linears}
+        )
+        near = (
+            []
+            if select is None
+            else get_close_matches(select if isinstance(select, str) else " ".join(select), known, 5, 0.3)
+        )
+        raise TargetError(
+            f"{problem}; linear layers here are named {', '.join(near or known[:12]) or 'nothing at all'}"
+        )
     return tuple(Target(name, *linears[name]) for name in chosen)
 
 

@@ -27,16 +27,16 @@ def path_point(
 
     """
     factors = adapter.factors(moved)
-    with torch.no_grad():
-        before = [factor.detach().clone() for factor in factors]
-        try:
+    before = capture(adapter, moved)
+    try:
+        with torch.no_grad():
             if baseline is None:
                 torch._foreach_mul_(factors, alpha)
             else:
                 torch._foreach_copy_(factors, torch._foreach_lerp(list(baseline), before, alpha))
-            with torch.enable_grad():
-                yield
-        finally:
+        yield
+    finally:
+        with torch.no_grad():
             torch._foreach_copy_(factors, before)
 
 

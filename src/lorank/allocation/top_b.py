@@ -63,7 +63,7 @@ def allocate(
         base_parameters=scores.provenance.get("base_parameters"),
         initial_rank=max(len(values) for values in scores.scores.values()),
     )
-    floor = {name: min_rank for name in costs}
+    floor = dict.fromkeys(costs, min_rank)
     spent = sum(rank * costs[name] for name, rank in floor.items())
     if spent > parameters:
         raise AllocationError(
@@ -151,9 +151,13 @@ def _check_limits(scores: ImportanceScores, max_rank: int | None, min_rank: int,
     short = {name: len(values) for name, values in scores.scores.items() if len(values) < min_rank}
     if short:
         name = min(short)
-        raise AllocationError(f"min_rank is {min_rank}, but {name!r} has only {short[name]} scored units; lower min_rank")
+        raise AllocationError(
+            f"min_rank is {min_rank}, but {name!r} has only {short[name]} scored units; lower min_rank"
+        )
 
 
-def uniform_scores(costs: Mapping[str, int], units: int, provenance: Mapping[str, Any] | None = None) -> ImportanceScores:
+def uniform_scores(
+    costs: Mapping[str, int], units: int, provenance: Mapping[str, Any] | None = None
+) -> ImportanceScores:
     """Equal scores: what uniform LoRA believes. `allocate` turns them into equal ranks, remainder from the first layer."""
     return ImportanceScores({name: np.ones(units) for name in costs}, costs, None, provenance or {})

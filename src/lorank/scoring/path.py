@@ -112,21 +112,20 @@ class PathScorer:
         total: list[torch.Tensor] | None = None
         for alpha, weight in points:
             with path_point(adapter, alpha, moved=options.moved, baseline=baseline):
-                gradients = [g.float() for g in torch.autograd.grad(self.loss(self.model, batch), factors)]
+                # A module that did not run on this batch (an expert, say) has no gradient: it scores 0 here.
+                found = torch.autograd.grad(self.loss(self.model, batch), factors, materialize_grads=True)
+            gradients = [gradient.float() for gradient in found]
             if options.parameter_factor == "none":
-                torch._foreach_abs_(gradients)
-            torch._foreach_mul_(gradients, weight)
-            if total is None:
-                total = gradients
-            else:
-                torch._foreach_add_(total, gradients)
+                gradients = list(torch._foreach_abs(gradients))
+            weighted = list(torch._foreach_mul(gradients, weight))
+            total = weighted if total is None else list(torch._foreach_add(total, weighted))
         if total is None:
             raise LorankError("a path needs at least one node")
         if options.parameter_factor != "none":
             moved = [d.float() for d in displacement(adapter, moved=options.moved, baseline=baseline)]
-            torch._foreach_mul_(total, moved)
+            total = list(torch._foreach_mul(total, moved))
             if options.parameter_factor == "absolute":
-                torch._foreach_abs_(total)
+                total = list(torch._foreach_abs(total))
         sign, reduce = (-1.0, "sum") if options.parameter_factor == "signed" else (1.0, options.vector_reduction)
         lambdas, p, q = total[:modules], total[modules : 2 * modules], total[2 * modules :]
         units = lambdas

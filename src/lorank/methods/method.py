@@ -1,0 +1,26 @@
+"""What a rank-allocation method is."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, Literal
+
+
+@dataclass(frozen=True)
+class Method:
+    """Five choices; everything else is shared.
+
+    Attributes:
+        name: as in a recipe.
+        reference: where it is published.
+        trained: what is trained while scoring: `"triplets"`, or `"nothing"` for a method that needs no scores.
+        presets: preset name -> recipe sections with the other four choices: the score and its smoothing (`scoring`),
+            when the cut falls (`stage1`), how scores become ranks (`allocation`). A recipe overrides any of it.
+        default_preset: the one that is used when a recipe names none.
+
+    """
+
+    name: str
+    reference: str
+    trained: Literal["triplets", "nothing"]
+    presets: Mapping[str, Mapping[str, Mapping[str, Any]]]
+    default_preset: str

@@ -1,0 +1,76 @@
+"""Ranks laid out as layers x projections: the one picture of a plan that everybody reads."""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from matplotlib.figure import Figure
+
+from lorank.artefact import write_atomically
+from lorank.plan import RankPlan
+from lorank.targets import places
+
+
+@dataclass(frozen=True)
+class RankGrid:
+    """Ranks by layer and projection.
+
+    Attributes:
+        layers: row names, in the model's order.
+        projections: column names.
+        ranks: `(layers, projections)` integers; -1 where there is no such module.
+
+    """
+
+    layers: tuple[str, ...]
+    projections: tuple[str, ...]
+    ranks: np.ndarray
+
+
+def rank_grid(plan: RankPlan) -> RankGrid:
+    """Lay the plan's ranks out. With several stacks (encoder and decoder) a row's name says which."""
+    placed = places(plan.ranks)
+    rows = list(dict.fromkeys((place.stack, place.layer) for place in placed.values()))
+    columns = list(dict.fromkeys(place.projection for place in placed.values()))
+    several = len({stack for stack, _ in rows}) > 1
+    ranks = np.full((len(rows), len(columns)), -1)
+    for name, place in placed.items():
+        ranks[rows.index((place.stack, place.layer)), columns.index(place.projection)] = plan.ranks[name]
+    return RankGrid(tuple(_row_name(stack, layer, several) for stack, layer in rows), tuple(columns), ranks)
+
+
+def _row_name(stack: str, layer: int | None, several: bool) -> str:
+    if layer is None:
+        return stack or "model"
+    parts = [part for part in stack.split(".") if part not in ("model", "layer", "layers", "block", "h")]
+    return f"{parts[-1] if parts else stack} {layer}" if several else str(layer)
+
+
+def draw_rank_map(plan: RankPlan, path: Path, title: str) -> None:
+    """Draw the grid as a PNG: darker is more rank, the number is the rank, grey is a module without adapter."""
+    grid = rank_grid(plan)
+    rows, columns = grid.ranks.shape
+    figure = Figure(figsize=(max(5.5, 1.05 * columns + 1.6), max(3.2, 0.36 * rows + 1.9)), layout="constrained")
+    axes = figure.subplots()
+    shown = np.ma.masked_less(grid.ranks, 1)
+    top = max(1, int(grid.ranks.max()))
+    image = axes.imshow(shown, cmap="viridis_r", vmin=1, vmax=max(top, 2), aspect="auto")
+    axes.set_facecolor("#e8e8e8")
+    for row in range(rows):
+        for column in range(columns):
+            rank = int(grid.ranks[row, column])
+            if rank >= 0:
+                colour = "#888888" if rank == 0 else "white" if rank > 0.55 * top else "black"
+                axes.text(column, row, str(rank), ha="center", va="center", color=colour, fontsize=10)
+    axes.set_xticks(range(columns), grid.projections, rotation=0 if columns <= 7 else 30)
+    axes.set_yticks(range(rows), grid.layers)
+    axes.set_ylabel("layer")
+    axes.set_xticks(np.arange(columns + 1) - 0.5, minor=True)
+    axes.set_yticks(np.arange(rows + 1) - 0.5, minor=True)
+    axes.grid(which="minor", color="white", linewidth=2)
+    axes.tick_params(which="both", length=0)
+    axes.spines[:].set_visible(False)
+    axes.set_title(title, fontsize=10)
+    ticks = sorted({1, *np.linspace(1, max(top, 2), min(5, max(top, 2))).round().astype(int).tolist()})
+    figure.colorbar(image, ax=axes, label="rank", ticks=ticks)
+    write_atomically(path, lambda temporary: figure.savefig(temporary, format="png", dpi=150))

@@ -1,0 +1,156 @@
+"""The base model with its task head, and which of its modules are trained beside the adapters."""
+
+import sys
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+import torch
+import transformers
+from torch import nn
+from transformers import (
+    AutoConfig,
+    AutoModel,
+    AutoModelForCausalLM,
+    AutoModelForSeq2SeqLM,
+    AutoModelForSequenceClassification,
+    AutoTokenizer,
+    PreTrainedConfig,
+    PreTrainedTokenizerBase,
+)
+
+from lorank.errors import RecipeError
+from lorank.training.recipe import Recipe
+
+
+@dataclass(frozen=True)
+class TaskModel:
+    """A base model ready for adapters.
+
+    Attributes:
+        model: with the task head on top.
+        heads: full names of the modules to train whole: the head, and whatever the checkpoint had no weights for.
+
+    """
+
+    model: nn.Module
+    heads: tuple[str, ...]
+
+
+def load_tokenizer(recipe: Recipe) -> PreTrainedTokenizerBase:
+    """Tokenizer of the base model.
+
+    Raises:
+        RecipeError: there is none under that name.
+
+    """
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(recipe.model, trust_remote_code=recipe.trust_remote_code)
+    except (OSError, ValueError) as error:
+        raise _not_loadable(recipe.model, error) from None
+    if tokenizer.pad_token is None:
+        tokenizer.pad_token = tokenizer.eos_token
+    return tokenizer
+
+
+def load_task_model(recipe: Recipe, label_names: Sequence[str]) -> TaskModel:
+    """Load the base model in fp32 with a freshly initialised head (one output for regression).
+
+    Raises:
+        RecipeError: the model cannot be loaded.
+
+    """
+    config = _task_config(recipe, label_names)
+    try:
+        with _quiet_loading():
+            model, loading = AutoModelForSequenceClassification.from_pretrained(
+                recipe.model,
+                config=config,
+                dtype=torch.float32,
+                output_loading_info=True,
+                trust_remote_code=recipe.trust_remote_code,
+            )
+    except (OSError, ValueError) as error:
+        raise _not_loadable(recipe.model, error) from None
+    if model.config.pad_token_id is None:
+        model.config.pad_token_id = load_tokenizer(recipe).pad_token_id
+    return TaskModel(model, head_modules(model, loading["missing_keys"]))
+
+
+def load_without_weights(name: str, *, trust_remote_code: bool = False) -> nn.Module:
+    """Build a model from its config alone, on the meta device: names and shapes, no weights, no download of them.
+
+    The class is the one that `lorank run` trains (sequence classification) where the architecture has it, else
+    sequence-to-sequence, causal or the bare model.
+
+    Raises:
+        RecipeError: there is no config under that name, or no class for it.
+
+    """
+    try:
+        config = AutoConfig.from_pretrained(name, trust_remote_code=trust_remote_code)
+    except (OSError, ValueError) as error:
+        raise _not_loadable(name, error) from None
+    for family in (AutoModelForSequenceClassification, AutoModelForSeq2SeqLM, AutoModelForCausalLM, AutoModel):
+        if type(config) in family._model_mapping:
+            with torch.device("meta"), _quiet_loading():
+                return family.from_config(config, trust_remote_code=trust_remote_code)
+    raise _not_loadable(name, ValueError(f"no model class for {config.model_type!r}"))
+
+
+def base_parameters(model: nn.Module) -> int:
+    """Parameters of a model without the head on top of it."""
+    heads = {id(p) for name in head_modules(model) for p in model.get_submodule(name).parameters()}
+    return sum(parameter.numel() for parameter in model.parameters() if id(parameter) not in heads)
+
+
+def head_modules(model: nn.Module, missing_keys: Sequence[str] = ()) -> tuple[str, ...]:
+    """Name the modules beside the base model that have parameters, and those with weights the checkpoint lacks."""
+    prefix = getattr(model, "base_model_prefix", "")
+    if not hasattr(model, prefix):
+        return ()  # a bare base model
+    heads = [name for name, child in model.named_children() if name != prefix and any(True for _ in child.parameters())]
+    for key in sorted(missing_keys):
+        module = key.rpartition(".")[0]
+        if module and not any(module == head or module.startswith(f"{head}.") for head in heads):
+            heads.append(module)
+    return tuple(heads)
+
+
+def _task_config(recipe: Recipe, label_names: Sequence[str]) -> PreTrainedConfig:
+    try:
+        config = AutoConfig.from_pretrained(recipe.model, trust_remote_code=recipe.trust_remote_code)
+    except (OSError, ValueError) as error:
+        raise _not_loadable(recipe.model, error) from None
+    if recipe.data.task == "regression":
+        config.num_labels, config.problem_type = 1, "regression"
+    else:
+        config.num_labels, config.problem_type = len(label_names), "single_label_classification"
+        config.id2label = dict(enumerate(label_names))
+        config.label2id = {name: number for number, name in enumerate(label_names)}
+    if recipe.model_dropout is not None:
+        for key, value in config.to_dict().items():
+            if key.endswith(("dropout", "dropout_prob", "pdrop")) and isinstance(value, (int, float)):
+                setattr(config, key, recipe.model_dropout)
+    return config
+
+
+@contextmanager
+def _quiet_loading() -> Iterator[None]:
+    """No bar where there is no terminal, and no warning that the new head is new."""
+    logging = transformers.utils.logging
+    verbosity = logging.get_verbosity()
+    if not sys.stderr.isatty():
+        logging.disable_progress_bar()
+    logging.set_verbosity_error()
+    try:
+        yield
+    finally:
+        logging.set_verbosity(verbosity)
+
+
+def _not_loadable(name: str, error: Exception) -> RecipeError:
+    reason = str(error).strip().splitlines()[0][:300]
+    return RecipeError(
+        f"model: {name!r} cannot be loaded: {reason}; give a hub name or a folder with config and weights"
+    )

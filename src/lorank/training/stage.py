@@ -1,0 +1,129 @@
+"""What both stages share: Trainer arguments from a recipe, resuming, and the end of the stage."""
+
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from datasets import Dataset
+from peft import PeftModel, set_peft_model_state_dict
+from rich.console import Console
+from safetensors.torch import load_file
+from transformers import (
+    DataCollatorWithPadding,
+    PreTrainedTokenizerBase,
+    PrinterCallback,
+    TrainerCallback,
+    TrainerControl,
+    TrainerState,
+    TrainingArguments,
+)
+
+from lorank.adapter.triplet import TripletAdapter
+from lorank.training.checkpoints import CheckpointCallback, StageProgress, StageState, latest_checkpoint, read_progress
+from lorank.training.recipe import Recipe, TrainingSection
+from lorank.training.trainer import SeededOrder, StageTrainer
+
+
+def training_arguments(recipe: Recipe, section: TrainingSection, directory: Path) -> TrainingArguments:
+    """Write the recipe's stage in the words of transformers."""
+    return TrainingArguments(
+        output_dir=str(directory),
+        num_train_epochs=section.epochs,
+        max_steps=section.max_steps or -1,
+        learning_rate=section.learning_rate,
+        per_device_train_batch_size=section.batch_size,
+        gradient_accumulation_steps=section.gradient_accumulation,
+        warmup_steps=section.warmup,
+        lr_scheduler_type=section.scheduler,
+        weight_decay=section.weight_decay,
+        max_grad_norm=section.max_grad_norm,
+        bf16=recipe.precision == "bf16",
+        fp16=recipe.precision == "fp16",
+        seed=recipe.seed,
+        save_strategy="steps",
+        save_steps=recipe.checkpoint_every,
+        save_total_limit=2,
+        logging_steps=recipe.log_every,
+        logging_nan_inf_filter=False,  # it would hide what check_finite looks for, at one host sync a step
+        report_to=recipe.report_to,
+        disable_tqdm=not sys.stderr.isatty(),
+        label_names=["labels"],
+        dataloader_pin_memory=torch.cuda.is_available(),
+        # Only said when asked for: the argument is being renamed in transformers, and its old name warns.
+        **({"gradient_checkpointing": True} if recipe.gradient_checkpointing else {}),
+    )
+
+
+def train_stage(
+    *,
+    name: str,
+    recipe: Recipe,
+    section: TrainingSection,
+    directory: Path,
+    model: PeftModel,
+    rows: Dataset,
+    tokenizer: PreTrainedTokenizerBase,
+    console: Console,
+    callbacks: Sequence[TrainerCallback] = (),
+    stage_state: StageState | None = None,
+    regularised: TripletAdapter | None = None,
+    orthogonality_weight: float = 0.0,
+    path_seed: int | None = None,
+) -> StageProgress:
+    """Train `model` on `rows`, from the newest complete checkpoint in `directory` if there is one.
+
+    Afterwards the model holds the weights of the stage's end, whether they were trained now or before.
+
+    Raises:
+        TrainingError: a loss or weight that is not finite.
+
+    """
+    checkpoints = CheckpointCallback(stage_state)
+    checkpoint = latest_checkpoint(directory)
+    if checkpoint is not None:
+        checkpoints.restore(checkpoint)
+        progress = read_progress(checkpoint)
+        if progress.finished:
+            set_peft_model_state_dict(model, load_file(checkpoint / "adapter_model.safetensors"))
+            return progress
+        console.print(f"{name}: continuing at step {progress.step} from {checkpoint}")
+    arguments = training_arguments(recipe, section, directory)
+    lengths = rows["length"]
+    batch = section.batch_size * section.gradient_accumulation
+    trainer = StageTrainer(
+        stage=name,
+        order=SeededOrder(lengths, batch, recipe.seed, group_by_length=recipe.group_by_length),
+        regularised=regularised,
+        orthogonality_weight=orthogonality_weight,
+        path_seed=path_seed,
+        model=model,
+        args=arguments,
+        train_dataset=rows.remove_columns("length"),
+        data_collator=DataCollatorWithPadding(tokenizer),
+        callbacks=[*callbacks, _LogLine(name, console), checkpoints],
+    )
+    checkpoints.trainer = trainer
+    trainer.remove_callback(PrinterCallback)
+    trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint is not None else None)
+    ended = latest_checkpoint(directory)
+    assert ended is not None, "CheckpointCallback saves when a stage ends"
+    return read_progress(ended)
+
+
+class _LogLine(TrainerCallback):
+    """One line for each log, where no progress bar runs."""
+
+    def __init__(self, name: str, console: Console) -> None:
+        self.name, self.console = name, console
+
+    def on_log(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, logs: Any = None, **_: Any
+    ) -> None:
+        if args.disable_tqdm and state.is_world_process_zero and logs and "loss" in logs:
+            self.console.print(
+                f"{self.name}: step {state.global_step}/{state.max_steps}  loss {float(logs['loss']):.4f}  "
+                f"lr {float(logs['learning_rate']):.2e}",
+                highlight=False,
+            )

@@ -1,0 +1,282 @@
+"""Stage 1: train triplet adapters, score their units on the held-out scoring set (I-LoRA, section 1.4, phase 1)."""
+
+import random
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from datasets import Dataset
+from peft import LoraConfig, TaskType, get_peft_model
+from rich.console import Console
+from transformers import (
+    DataCollatorWithPadding,
+    PreTrainedTokenizerBase,
+    TrainerCallback,
+    TrainerControl,
+    TrainerState,
+    TrainingArguments,
+    set_seed,
+)
+
+from lorank.adapter.path import capture, path_point
+from lorank.adapter.triplet import TripletAdapter, triplet_config
+from lorank.allocation.schedule import cubic_budget
+from lorank.allocation.top_b import allocate
+from lorank.errors import DataError, TargetError
+from lorank.plan import RankPlan
+from lorank.scores import ImportanceScores
+from lorank.scoring.accumulate import ScoreAccumulator
+from lorank.scoring.options import PathScoreOptions
+from lorank.scoring.path import Batch, PathScorer, model_loss
+from lorank.targets import Target, unit_costs
+from lorank.training.data import TaskData, content_hash, hold_out, tokenize
+from lorank.training.model import load_task_model
+from lorank.training.recipe import Recipe
+from lorank.training.stage import train_stage
+
+STAGE = "stage 1"
+
+
+def score_units(
+    recipe: Recipe,
+    data: TaskData,
+    targets: tuple[Target, ...],
+    tokenizer: PreTrainedTokenizerBase,
+    directory: Path,
+    console: Console,
+    provenance: Mapping[str, Any],
+) -> ImportanceScores:
+    """Train stage 1, or continue it, and return the score of every unit.
+
+    Raises:
+        DataError: no scoring batch, or nothing left to train on.
+        TrainingError: a loss that is not finite.
+
+    """
+    train_rows, scoring_rows = split_for_scoring(recipe, data.train)
+    set_seed(recipe.seed)
+    task = load_task_model(recipe, data.label_names)
+    section, options = recipe.stage1, recipe.scoring
+    config = LoraConfig(
+        r=section.initial_rank,
+        lora_alpha=recipe.scale * section.initial_rank,
+        target_modules=[target.name for target in targets],
+        lora_dropout=recipe.lora_dropout,
+        modules_to_save=list(task.heads),
+        task_type=TaskType.SEQ_CLS,
+    )
+    model = get_peft_model(task.model, triplet_config(config))
+    adapter = TripletAdapter.of(model)
+    if set(adapter.names) != {target.name for target in targets}:
+        raise TargetError(
+            f"PEFT adapted {len(adapter.names)} modules where {len(targets)} were targeted; name targets in full"
+        )
+    scorer = PathScorer(
+        model,
+        adapter,
+        PathScoreOptions(**options.model_dump(include=set(PathScoreOptions.model_fields))),
+        # Taken before any checkpoint is loaded, so a resumed run has the same initial values.
+        baseline=capture(adapter, options.moved) if options.baseline == "initial" else None,
+        seed=recipe.seed,
+    )
+    batches = ScoringBatches(tokenize(scoring_rows, tokenizer, recipe.data.max_length), tokenizer, recipe)
+    during = ScoringCallback(recipe, targets, scorer, batches, console, provenance)
+    progress = train_stage(
+        name=STAGE,
+        recipe=recipe,
+        section=section,
+        directory=directory,
+        model=model,
+        rows=tokenize(train_rows, tokenizer, recipe.data.max_length),
+        tokenizer=tokenizer,
+        console=console,
+        callbacks=[during],
+        stage_state=during,
+        regularised=adapter,
+        orthogonality_weight=section.orthogonality,
+        path_seed=recipe.seed if section.train_on_path else None,
+    )
+    if options.when == "after":
+        for draw in range(len(batches)):
+            during.add_batch(draw)
+    found = {
+        "scoring_set": content_hash(scoring_rows),
+        "scoring_examples": len(scoring_rows),
+        "scoring_passes": during.accumulator.count * scorer.passes_per_batch,
+        "stage1": {
+            "steps": progress.step,
+            "seconds": progress.seconds,
+            "ended": during.ended,
+            "stop_rule": during.stop_rule,
+        },
+    }
+    if options.parameter_factor == "signed":
+        found["loss_reduction"] = loss_reduction(scorer, batches)
+    return during.scores(found)
+
+
+def split_for_scoring(recipe: Recipe, rows: Dataset) -> tuple[Dataset, Dataset]:
+    """What stage 1 trains on, and the scoring set; cheap, so that it can be checked before anything expensive.
+
+    Raises:
+        DataError: a side too small for one batch.
+
+    """
+    options = recipe.scoring
+    if options.source == "training":
+        train = scoring = rows
+    else:
+        train, scoring = hold_out(rows, options.fraction, recipe.seed)
+    if len(scoring) < options.batch_size:
+        raise DataError(
+            f"scoring.fraction {options.fraction} holds out {len(scoring)} of {len(rows)} examples, less than one batch of "
+            f"{options.batch_size}; raise scoring.fraction or lower scoring.batch_size"
+        )
+    if len(train) < recipe.stage1.batch_size:
+        raise DataError(
+            f"scoring.fraction {options.fraction} leaves {len(train)} of {len(rows)} examples to train stage 1 on, less than "
+            f"one batch of {recipe.stage1.batch_size}; lower scoring.fraction or stage1.batch_size"
+        )
+    return train, scoring
+
+
+class ScoringBatches:
+    """Batches of the scoring set by number: full ones only, reshuffled each time round, a function of seed and number."""
+
+    def __init__(self, rows: Dataset, tokenizer: PreTrainedTokenizerBase, recipe: Recipe) -> None:
+        self.size, self.seed = recipe.scoring.batch_size, recipe.seed
+        self._rows = rows.remove_columns("length")
+        self._collate = DataCollatorWithPadding(tokenizer)
+
+    def __len__(self) -> int:
+        """How many batches there are until examples come again."""
+        return len(self._rows) // self.size
+
+    def batch(self, draw: int, device: torch.device) -> Batch:
+        """Batch number `draw`, padded, on `device`."""
+        order = list(range(len(self._rows)))
+        random.Random(f"{self.seed}/scoring batches/{draw // len(self)}").shuffle(order)
+        start = draw % len(self) * self.size
+        rows = [self._rows[index] for index in order[start : start + self.size]]
+        return {key: value.to(device) for key, value in self._collate(rows).items()}
+
+
+class ScoringCallback(TrainerCallback):
+    """Scores a batch every few optimizer steps, prunes on the way or ends the stage where the recipe asks for it."""
+
+    def __init__(
+        self,
+        recipe: Recipe,
+        targets: tuple[Target, ...],
+        scorer: PathScorer,
+        batches: ScoringBatches,
+        console: Console,
+        provenance: Mapping[str, Any],
+    ) -> None:
+        self.recipe, self.scorer, self.batches, self.console = recipe, scorer, batches, console
+        self.costs, self.provenance = unit_costs(targets), dict(provenance)
+        self.accumulator = ScoreAccumulator(recipe.scoring.accumulate, recipe.scoring.ema_decay)
+        self.window_ranks: dict[str, int] | None = None
+        self.moved_shares: list[float] = []
+        self.ended = "all steps done"
+
+    @property
+    def stop_rule(self) -> str | None:
+        """The rule for an early end in words, or None."""
+        rule = self.recipe.stage1.stop_when_stable
+        if rule is None:
+            return None
+        return f"{rule.windows} windows of {rule.window} scoring batches in a row move less than {rule.share:.1%} of the plan's parameters"
+
+    def add_batch(self, draw: int) -> None:
+        """Score one batch."""
+        device = self.scorer.adapter.lambdas[0].device
+        self.accumulator.add(self.scorer.batch_scores(self.batches.batch(draw, device), draw))
+
+    def scores(self, found: Mapping[str, Any] | None = None) -> ImportanceScores:
+        """The scores so far; one host sync."""
+        errors = self.accumulator.standard_error()
+        return ImportanceScores(
+            self._by_module(self.accumulator.value()),
+            self.costs,
+            None if errors is None else self._by_module(errors),
+            {**self.provenance, "scoring_batches": self.accumulator.count, **(found or {})},
+        )
+
+    def cut(self, budget: str | int | None = None) -> RankPlan:
+        """The plan that the scores so far mean."""
+        limits = self.recipe.allocation.model_dump()
+        return allocate(self.scores(), budget or self.recipe.budget, scale=self.recipe.scale, **limits)
+
+    def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
+        """Score, then prune or stop where it is due."""
+        options, section = self.recipe.scoring, self.recipe.stage1
+        first = int(options.warmup * state.max_steps)
+        if options.when == "after" or state.global_step <= first or (state.global_step - first) % options.every:
+            return
+        self.add_batch(self.accumulator.count)
+        if section.pruning == "cubic" and self.accumulator.count % 10 == 0:
+            self._prune(state.global_step, first, state.max_steps)
+        rule = section.stop_when_stable
+        if rule is not None and self.accumulator.count % rule.window == 0 and self._is_stable(state.global_step):
+            self.ended = f"stable at step {state.global_step} of {state.max_steps}"
+            control.should_training_stop = True
+
+    def _prune(self, step: int, first: int, last: int) -> None:
+        """Switch off the least important triplets at the budget of this step (reading A8); they may come back."""
+        initial = self.recipe.stage1.initial_rank * sum(self.costs.values())
+        final = self.cut().budget_parameters
+        plan = self.cut(cubic_budget(step, start=initial, final=final, first_step=first, last_step=last))
+        kept = {}
+        for name, values in self._by_module(self.accumulator.value()).items():
+            keep = torch.zeros(len(values), dtype=torch.bool)
+            keep[torch.from_numpy(np.argsort(-values, kind="stable")[: plan.ranks[name]].copy())] = True
+            kept[name] = keep
+        self.scorer.adapter.switch_off(kept)
+
+    def _is_stable(self, step: int) -> bool:
+        rule = self.recipe.stage1.stop_when_stable
+        assert rule is not None
+        plan = self.cut()
+        if self.window_ranks is not None:
+            before = RankPlan(self.window_ranks, self.costs, plan.budget, plan.budget_parameters)
+            self.moved_shares.append(plan.moved_share(before))
+            self.console.print(
+                f"{STAGE}: step {step}  {self.moved_shares[-1]:.1%} of the plan's parameters moved", highlight=False
+            )
+        self.window_ranks = dict(plan.ranks)
+        last = self.moved_shares[-rule.windows :]
+        return len(last) == rule.windows and max(last) < rule.share
+
+    def _by_module(self, units: torch.Tensor) -> dict[str, np.ndarray]:
+        names, ranks = self.scorer.adapter.names, self.scorer.adapter.ranks
+        return {n: part.double().cpu().numpy() for n, part in zip(names, units.split(list(ranks)), strict=True)}
+
+    def state(self) -> tuple[dict[str, torch.Tensor], dict[str, Any]]:
+        """For a checkpoint."""
+        return self.accumulator.state(), {
+            "window_ranks": self.window_ranks,
+            "moved_shares": self.moved_shares,
+            "ended": self.ended,
+        }
+
+    def restore(self, tensors: Mapping[str, torch.Tensor], details: Mapping[str, Any]) -> None:
+        """From a checkpoint."""
+        self.accumulator.restore(dict(tensors), self.scorer.adapter.lambdas[0].device)
+        self.window_ranks, self.ended = details["window_ranks"], details["ended"]
+        self.moved_shares = list(details["moved_shares"])
+
+
+def loss_reduction(scorer: PathScorer, batches: ScoringBatches) -> float:
+    """`L(θ0) - L(θ)` on the scoring set at the end of the stage: what signed shares add up to if scored there."""
+    device, total = scorer.adapter.lambdas[0].device, 0.0
+    scorer.model.eval()
+    with torch.no_grad():
+        for draw in range(len(batches)):
+            batch = batches.batch(draw, device)
+            after = float(model_loss(scorer.model, batch))
+            with path_point(scorer.adapter, 0.0, moved=scorer.options.moved, baseline=scorer.baseline):
+                total += float(model_loss(scorer.model, batch)) - after
+    return total / len(batches)

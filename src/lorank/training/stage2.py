@@ -1,0 +1,158 @@
+"""Stage 2: a plain PEFT LoRA with the plan's ranks, freshly initialised, on the whole training set; and its evaluation."""
+
+import shutil
+import sys
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import numpy as np
+import torch
+from datasets import Dataset
+from peft import LoraConfig, PeftModel, TaskType, get_peft_model
+from peft.tuners.lora import LoraLayer
+from rich.console import Console
+from safetensors import safe_open
+from transformers import DataCollatorWithPadding, PreTrainedTokenizerBase, Trainer, TrainingArguments, set_seed
+
+from lorank.errors import PlanError
+from lorank.plan import RankPlan
+from lorank.training.checkpoints import latest_checkpoint, read_progress
+from lorank.training.data import TaskData, tokenize
+from lorank.training.metrics import choose_metrics
+from lorank.training.model import load_task_model
+from lorank.training.recipe import Recipe
+from lorank.training.stage import train_stage
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """How a saved adapter did on the test part.
+
+    Attributes:
+        metrics: name -> value.
+        loss: mean task loss.
+        adapter_parameters: counted in the adapter's file, heads left out.
+        steps: optimizer steps of stage 2.
+        seconds: training time of stage 2.
+
+    """
+
+    metrics: dict[str, float]
+    loss: float
+    adapter_parameters: int
+    steps: int
+    seconds: float
+
+
+def stage2_config(recipe: Recipe, plan: RankPlan, heads: tuple[str, ...] = ()) -> LoraConfig:
+    """Plain LoRA config of the plan, with the scale of reading A13.
+
+    With `alpha = scale · r_init`: `initial` scales every module by `alpha / r_init`, `target` by alpha over the mean
+    rank of the plan, `active` by alpha over the module's own rank.
+    """
+    options = {"lora_dropout": recipe.lora_dropout, "modules_to_save": list(heads), "task_type": TaskType.SEQ_CLS}
+    alpha = recipe.scale * recipe.stage1.initial_rank
+    if recipe.stage2.scale_by == "initial":
+        return plan.lora_config(**options)
+    if recipe.stage2.scale_by == "target":
+        return replace(plan, scale=alpha * len(plan.ranks) / plan.total_rank).lora_config(**options)
+    config = plan.lora_config(**options)
+    config.lora_alpha, config.alpha_pattern = alpha, {}
+    return config
+
+
+def train_plan(
+    recipe: Recipe,
+    data: TaskData,
+    plan: RankPlan,
+    tokenizer: PreTrainedTokenizerBase,
+    directory: Path,
+    console: Console,
+    name: str,
+) -> None:
+    """Train the plan's adapter, or continue, and save it under `directory/adapter`, whole or not at all.
+
+    Raises:
+        PlanError: PEFT did not adapt exactly the plan's modules.
+        TrainingError: a loss that is not finite.
+
+    """
+    set_seed(recipe.seed)
+    task = load_task_model(recipe, data.label_names)
+    model = get_peft_model(task.model, stage2_config(recipe, plan, task.heads))
+    _check_ranks(model, plan)
+    train_stage(
+        name=name,
+        recipe=recipe,
+        section=recipe.stage2,
+        directory=directory / "stage2",
+        model=model,
+        rows=tokenize(data.train, tokenizer, recipe.data.max_length),
+        tokenizer=tokenizer,
+        console=console,
+    )
+    partial = directory / ".adapter.partial"
+    shutil.rmtree(partial, ignore_errors=True)
+    model.save_pretrained(str(partial))
+    partial.rename(directory / "adapter")
+
+
+def evaluate_adapter(
+    recipe: Recipe,
+    data: TaskData,
+    plan: RankPlan,
+    tokenizer: PreTrainedTokenizerBase,
+    directory: Path,
+) -> Evaluation:
+    """Load `directory/adapter` through plain PEFT, as its user will, and evaluate it on the test part.
+
+    Raises:
+        PlanError: the file does not hold the parameters that the plan spends.
+
+    """
+    parameters = adapter_parameters(directory / "adapter")
+    if parameters != plan.spent:
+        raise PlanError(
+            f"{directory / 'adapter'} holds {parameters:,} adapter parameters, the plan spends {plan.spent:,}"
+        )
+    set_seed(recipe.seed)
+    task = load_task_model(recipe, data.label_names)
+    model = PeftModel.from_pretrained(task.model, str(directory / "adapter"))
+    rows: Dataset = tokenize(data.test, tokenizer, recipe.data.max_length)
+    rows = rows.select(np.argsort(rows["length"], kind="stable")).remove_columns("length")  # less padding
+    arguments = TrainingArguments(
+        output_dir=str(directory / "stage2"),
+        per_device_eval_batch_size=64,
+        bf16_full_eval=recipe.precision == "bf16",
+        fp16_full_eval=recipe.precision == "fp16",
+        report_to="none",
+        disable_tqdm=not sys.stderr.isatty(),
+        label_names=["labels"],
+        dataloader_pin_memory=torch.cuda.is_available(),
+    )
+    trainer = Trainer(model=model, args=arguments, data_collator=DataCollatorWithPadding(tokenizer))
+    output = trainer.predict(rows, metric_key_prefix="test")
+    logits, labels = np.asarray(output.predictions), np.asarray(output.label_ids)
+    predicted = logits.reshape(-1) if recipe.data.task == "regression" else logits.argmax(-1)
+    metrics = {
+        name: metric(labels, predicted) for name, metric in choose_metrics(recipe.data.task, recipe.metrics).items()
+    }
+    checkpoint = latest_checkpoint(directory / "stage2")
+    assert checkpoint is not None, "stage 2 leaves a checkpoint when it ends"
+    progress = read_progress(checkpoint)
+    return Evaluation(metrics, float(output.metrics["test_loss"]), parameters, progress.step, progress.seconds)
+
+
+def adapter_parameters(directory: Path) -> int:
+    """Count the adapter parameters in a saved PEFT adapter: every `lora_` tensor, no head."""
+    with safe_open(directory / "adapter_model.safetensors", framework="numpy") as file:
+        shapes = [file.get_slice(key).get_shape() for key in file.keys() if ".lora_" in key]  # noqa: SIM118
+    return sum(int(np.prod(shape)) for shape in shapes)
+
+
+def _check_ranks(model: PeftModel, plan: RankPlan) -> None:
+    adapted = {n: m.r["default"] for n, m in model.get_base_model().named_modules() if isinstance(m, LoraLayer)}
+    wanted = {name: rank for name, rank in plan.ranks.items() if rank > 0}
+    if adapted != wanted:
+        name = next(n for n in {**wanted, **adapted} if adapted.get(n) != wanted.get(n))
+        raise PlanError(f"PEFT gave {name!r} rank {adapted.get(name, 0)} where the plan says {wanted.get(name, 0)}")

@@ -1,0 +1,126 @@
+"""transformers' Trainer with a seeded data order, a regulariser outside of the reported loss, and a stop at NaN."""
+
+import random
+from collections.abc import Iterator, Sequence
+from contextlib import nullcontext
+from typing import Any
+
+import torch
+from torch import nn
+from torch.utils.data import Sampler
+from transformers import Trainer, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+from transformers.trainer_pt_utils import get_length_grouped_indices
+
+from lorank.adapter.orthogonality import orthogonality
+from lorank.adapter.path import path_point
+from lorank.adapter.triplet import TripletAdapter
+from lorank.errors import TrainingError
+
+
+class SeededOrder(Sampler[int]):
+    """Order of the examples in an epoch: a function of seed and epoch alone, so a resumed run sees the same batches."""
+
+    def __init__(self, lengths: Sequence[int], batch_size: int, seed: int, *, group_by_length: bool) -> None:
+        self.lengths, self.batch_size, self.seed, self.group_by_length = (
+            list(lengths),
+            batch_size,
+            seed,
+            group_by_length,
+        )
+        self.epoch = 0
+
+    def __len__(self) -> int:
+        return len(self.lengths)
+
+    def __iter__(self) -> Iterator[int]:
+        generator = torch.Generator()
+        generator.manual_seed(random.Random(f"{self.seed}/order/{self.epoch}").getrandbits(63))
+        if self.group_by_length:
+            yield from get_length_grouped_indices(self.lengths, self.batch_size, generator=generator)
+        else:
+            yield from torch.randperm(len(self.lengths), generator=generator).tolist()
+
+
+class StageTrainer(Trainer):
+    """Trainer of one stage.
+
+    Args:
+        stage: name for messages.
+        order: data order; its epoch is set as epochs begin.
+        regularised: triplets whose orthogonality is pulled to 0 with `orthogonality_weight`.
+        path_seed: with a seed, training steps too are taken at a random path point of `regularised` (reading A11).
+        **options: of `transformers.Trainer`.
+
+    """
+
+    def __init__(
+        self,
+        *,
+        stage: str,
+        order: SeededOrder,
+        regularised: TripletAdapter | None = None,
+        orthogonality_weight: float = 0.0,
+        path_seed: int | None = None,
+        **options: Any,
+    ) -> None:
+        super().__init__(**options)
+        self.stage, self.order, self.regularised = stage, order, regularised
+        self.orthogonality_weight, self.path_seed = orthogonality_weight, path_seed
+        # Every micro-batch then weighs the same, and Trainer divides loss and regulariser alike by their number.
+        self.model_accepts_loss_kwargs = False
+        self._first_bad_step = torch.tensor(-1, device=self.args.device)
+        # First in the list: the epoch must be set, and NaN found, before any other callback acts on the step.
+        self.callback_handler.callbacks.insert(0, _SetEpoch(order))
+
+    def _get_train_sampler(self, train_dataset: Any = None) -> SeededOrder:
+        return self.order
+
+    def compute_loss(self, model: nn.Module, inputs: Any, return_outputs: bool = False, **options: Any) -> Any:
+        """Task loss; in training the regulariser's gradient is added, its value is not."""
+        loss, outputs = super().compute_loss(model, inputs, return_outputs=True, **options)
+        if model.training and self.regularised is not None and self.orthogonality_weight > 0:
+            penalty = self.orthogonality_weight * orthogonality(self.regularised)
+            loss = loss + (penalty - penalty.detach()).to(loss.dtype)
+        return (loss, outputs) if return_outputs else loss
+
+    def training_step(self, model: nn.Module, inputs: Any, num_items_in_batch: Any = None) -> torch.Tensor:
+        """One forward and backward pass. Whether the loss is finite is noted on the device, without a host sync."""
+        point: Any = nullcontext()
+        step = self.state.global_step
+        if self.path_seed is not None and self.regularised is not None:
+            point = path_point(self.regularised, random.Random(f"{self.path_seed}/train/{step}").randint(1, 10) / 10)
+        with point:
+            loss = super().training_step(model, inputs, num_items_in_batch)
+        bad = ~torch.isfinite(loss) & (self._first_bad_step < 0)
+        self._first_bad_step = torch.where(bad, step + 1, self._first_bad_step)
+        return loss
+
+    def check_finite(self) -> None:
+        """Raise if a loss or a trained weight is not finite. One host sync: called when something is logged or saved.
+
+        Raises:
+            TrainingError: names the first bad step.
+
+        """
+        step = int(self._first_bad_step)
+        trained = [p.detach() for p in self.model.parameters() if p.requires_grad]
+        if step < 0 and bool(torch.isfinite(torch.stack(torch._foreach_norm(trained))).all()):
+            return
+        what = (
+            f"the loss is not finite at step {step}"
+            if step >= 0
+            else f"weights are not finite at step {self.state.global_step}"
+        )
+        raise TrainingError(
+            f"{self.stage}: {what}; nothing was saved since, the last checkpoint is kept in {self.args.output_dir}. "
+            "Lower the learning rate, raise warmup, or use precision bf16 in place of fp16, in a new output directory"
+        )
+
+
+class _SetEpoch(TrainerCallback):
+    def __init__(self, order: SeededOrder) -> None:
+        self.order = order
+
+    def on_epoch_begin(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
+        # Resumed in the middle of an epoch, `state.epoch` is a fraction: the order is that of the epoch begun.
+        self.order.epoch = int(state.epoch or 0)
