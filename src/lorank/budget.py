@@ -33,10 +33,10 @@ class Budget:
     | `"0.06%"`    | that share of the base model's parameters                                                      |
     | `"r=2"`      | what uniform rank 2 costs on the same modules: `2 Σ c_m`                                       |
     | `"rank=144"` | what a total rank of 144 costs at the mean unit cost: `144/n Σ c_m`                            |
-    | `"beta=0.5"` | what is left when the pruning ratio β of the first stage's `r_init Σ c_m` is taken away        |
+    | `"beta=0.5"` | what the units cost, at the mean unit cost, that the pruning ratio β leaves of stage 1's `t`   |
 
-    Fractions of a parameter are rounded down, except for β, where `floor(β t)` is what is *dropped*
-    (I-LoRA, section 1.3: threshold index `t·β`).
+    β drops `floor(β t)` of the `t = n r_init` units that stage 1 starts with (I-LoRA, section 1.3: threshold index
+    `t·β`). Fractions of a parameter are rounded down.
 
     Example:
         >>> Budget.parse("r=2").parameters({"query": 768, "up": 1920})
@@ -115,7 +115,9 @@ class Budget:
                 raise BudgetError(
                     f"budget {self.text!r} is a share of what stage 1 starts with; no initial rank is known"
                 )
-            parameters = initial_rank * uniform - math.floor(self.value * initial_rank * uniform)
+            units = initial_rank * len(unit_costs)
+            kept = units - math.floor(self.value * units)
+            parameters = math.floor(Fraction(kept * uniform, len(unit_costs)))
         cheapest = min(unit_costs.values())
         if parameters < cheapest:
             raise BudgetError(

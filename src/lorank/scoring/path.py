@@ -87,7 +87,7 @@ class PathScorer:
         return [(alpha, weight * len(points))]
 
     def batch_scores(self, batch: Batch, draw: int = 0) -> torch.Tensor:
-        """Score of every unit on one batch, `(units,)` fp32, modules in the order of `adapter.names`."""
+        """Score of every unit on one batch, `(units,)`, fp32 (fp64 for fp64 adapters), modules in the order of `adapter.names`."""
         points = self.drawn_points(draw)
         with self._scoring_mode(draw):
             if self.options.path_scope == "global":
@@ -114,7 +114,7 @@ class PathScorer:
             with path_point(adapter, alpha, moved=options.moved, baseline=baseline):
                 # A module that did not run on this batch (an expert, say) has no gradient: it scores 0 here.
                 found = torch.autograd.grad(self.loss(self.model, batch), factors, materialize_grads=True)
-            gradients = [gradient.float() for gradient in found]
+            gradients = [_at_least_fp32(gradient) for gradient in found]
             if options.parameter_factor == "none":
                 gradients = list(torch._foreach_abs(gradients))
             weighted = list(torch._foreach_mul(gradients, weight))
@@ -122,7 +122,7 @@ class PathScorer:
         if total is None:
             raise LorankError("a path needs at least one node")
         if options.parameter_factor != "none":
-            moved = [d.float() for d in displacement(adapter, moved=options.moved, baseline=baseline)]
+            moved = [_at_least_fp32(d) for d in displacement(adapter, moved=options.moved, baseline=baseline)]
             total = list(torch._foreach_mul(total, moved))
             if options.parameter_factor == "absolute":
                 total = list(torch._foreach_abs(total))
@@ -150,6 +150,10 @@ class PathScorer:
         finally:
             for module, training in modes:
                 module.training = training
+
+
+def _at_least_fp32(tensor: torch.Tensor) -> torch.Tensor:
+    return tensor.to(torch.promote_types(tensor.dtype, torch.float32))
 
 
 def _reduce(matrix: torch.Tensor, dim: int, how: str) -> torch.Tensor:

@@ -1,0 +1,107 @@
+"""One tiny model and one tiny data set for every test; nothing is downloaded."""
+
+import random
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from peft import LoraConfig, PeftModel, TaskType, get_peft_model
+from tokenizers import Tokenizer, models, pre_tokenizers, processors
+from transformers import AutoTokenizer, BertConfig, BertForSequenceClassification, PreTrainedTokenizerFast, set_seed
+
+from lorank.adapter.triplet import TripletAdapter, triplet_config
+from lorank.training.recipe import Recipe, make_recipe
+
+GOOD, BAD = ("fine", "bright", "warm", "kind"), ("dull", "cold", "grim", "sour")
+NEUTRAL = ("the", "day", "was", "and", "house", "looked", "rather", "very")
+
+
+def tiny_config(**options: Any) -> BertConfig:
+    sizes = {"hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 32}
+    return BertConfig(vocab_size=32, max_position_embeddings=32, **{**sizes, **options})
+
+
+@pytest.fixture(scope="session")
+def tiny_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A pretrained-model folder as `from_pretrained` reads it: tiny random BERT with a word tokenizer."""
+    folder = tmp_path_factory.mktemp("tiny") / "tiny-bert"
+    words = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *GOOD, *BAD, *NEUTRAL]
+    tokenizer = Tokenizer(models.WordLevel({word: number for number, word in enumerate(words)}, unk_token="[UNK]"))
+    tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()
+    tokenizer.post_processor = processors.TemplateProcessing(
+        single="[CLS] $A [SEP]", pair="[CLS] $A [SEP] $B:1 [SEP]:1", special_tokens=[("[CLS]", 2), ("[SEP]", 3)]
+    )
+    fast = PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer, pad_token="[PAD]", unk_token="[UNK]", cls_token="[CLS]", sep_token="[SEP]"
+    )
+    fast.save_pretrained(folder)
+    set_seed(0)
+    # Larger than BERT's 0.02, so that a few steps on this small a model change something.
+    BertForSequenceClassification(tiny_config(initializer_range=0.3)).bert.save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def tiny_tokenizer(tiny_folder: Path) -> Any:
+    return AutoTokenizer.from_pretrained(tiny_folder)
+
+
+def sentence(source: random.Random, mood: tuple[str, ...]) -> str:
+    words = [source.choice(NEUTRAL) for _ in range(source.randint(2, 8))]
+    return " ".join([*words, source.choice(mood), source.choice(NEUTRAL)])
+
+
+@pytest.fixture(scope="session")
+def tiny_data(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
+    """Two tsv files: is the mood of the sentence good or bad?"""
+    folder, source = tmp_path_factory.mktemp("data"), random.Random(0)
+    for part, count in (("train", 120), ("test", 40)):
+        rows = [(sentence(source, GOOD if k % 2 else BAD), "good" if k % 2 else "bad") for k in range(count)]
+        (folder / f"{part}.tsv").write_text("text\tlabel\n" + "".join(f"{text}\t{label}\n" for text, label in rows))
+    return {"train": str(folder / "train.tsv"), "test": str(folder / "test.tsv")}
+
+
+@pytest.fixture
+def tiny_recipe(tiny_folder: Path, tiny_data: dict[str, str]) -> Callable[..., Recipe]:
+    """Make a recipe of a few seconds; sections given are merged into it."""
+
+    def make(**changes: Any) -> Recipe:
+        content: dict[str, Any] = {
+            "model": str(tiny_folder),
+            "budget": "r=1",
+            "data": {**tiny_data, "max_length": 16},
+            "checkpoint_every": 4,
+            "log_every": 4,
+            "scoring": {"batch_size": 8},
+            "stage1": {"initial_rank": 2, "max_steps": 10, "batch_size": 8, "learning_rate": 1e-2},
+            "stage2": {"max_steps": 10, "batch_size": 8, "learning_rate": 1e-2},
+        }
+        for key, value in changes.items():
+            content[key] = {**content[key], **value} if isinstance(value, dict) and key in content else value
+        return make_recipe(content)
+
+    return make
+
+
+def triplet_model(rank: int = 3, dtype: torch.dtype = torch.float64, **config: Any) -> tuple[PeftModel, TripletAdapter]:
+    """Tiny BERT with triplets away from their start, in eval mode, and a view of its factors."""
+    set_seed(1)
+    quiet = {"hidden_dropout_prob": 0.0, "attention_probs_dropout_prob": 0.0}
+    base = BertForSequenceClassification(tiny_config(num_labels=2, initializer_range=0.3, **quiet))
+    lora = LoraConfig(
+        r=rank, lora_alpha=2 * rank, target_modules=["query", "dense"], task_type=TaskType.SEQ_CLS, **config
+    )
+    model = get_peft_model(base, triplet_config(lora)).to(dtype).eval()
+    adapter = TripletAdapter.of(model)
+    with torch.no_grad():
+        for factor in adapter.factors("all"):
+            factor.copy_(torch.randn_like(factor) * 0.3)
+    return model, adapter
+
+
+def random_batch(size: int = 4, length: int = 7, seed: int = 0) -> dict[str, torch.Tensor]:
+    generator = torch.Generator().manual_seed(seed)
+    ids = torch.randint(5, 21, (size, length), generator=generator)
+    return {"input_ids": ids, "attention_mask": torch.ones_like(ids), "labels": torch.arange(size) % 2}

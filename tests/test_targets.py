@@ -1,0 +1,107 @@
+import pytest
+import torch
+from peft import LoraConfig, get_peft_model
+from torch import nn
+from transformers import (
+    AutoModelForCausalLM,
+    AutoModelForSeq2SeqLM,
+    AutoModelForSequenceClassification,
+    BartConfig,
+    BertConfig,
+    DebertaV2Config,
+    GPT2Config,
+    LlamaConfig,
+    MPNetConfig,
+)
+
+from lorank import LorankError
+from lorank.targets import find_targets, natural_order, places, unit_costs
+
+SMALL = {"hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 32, "vocab_size": 64}
+ENCODER = ("query", "key", "value", "attention.output", "intermediate", "output")
+ARCHITECTURES = {
+    "bert": (AutoModelForSequenceClassification, BertConfig(**SMALL), ENCODER),
+    "mpnet": (AutoModelForSequenceClassification, MPNetConfig(**SMALL), ("q", "k", "v", "o", "intermediate", "output")),
+    "deberta": (
+        AutoModelForSequenceClassification,
+        DebertaV2Config(**SMALL, relative_attention=True, pos_att_type=["p2c", "c2p"], share_att_key=True),
+        ("query_proj", "key_proj", "value_proj", "attention.output", "intermediate", "output"),
+    ),
+    "llama": (
+        AutoModelForCausalLM,
+        LlamaConfig(**SMALL, num_key_value_heads=1),
+        ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"),
+    ),
+    "gpt2": (
+        AutoModelForCausalLM,
+        GPT2Config(n_embd=16, n_layer=2, n_head=2, vocab_size=64),
+        ("c_attn", "attn.c_proj", "c_fc", "mlp.c_proj"),
+    ),
+}
+
+
+@pytest.mark.parametrize("name", ARCHITECTURES)
+def test_every_linear_layer_of_the_blocks_and_nothing_else(name: str) -> None:
+    family, config, projections = ARCHITECTURES[name]
+    with torch.device("meta"):
+        model = family.from_config(config)
+    targets = find_targets(model)
+    placed = places(target.name for target in targets)
+    assert len(targets) == 2 * len(projections)
+    assert tuple(dict.fromkeys(place.projection for place in placed.values())) == projections
+    assert {place.layer for place in placed.values()} == {0, 1}
+    assert all(target.d_in >= 8 and target.d_out >= 8 for target in targets)
+
+
+def test_an_encoder_decoder_has_two_stacks() -> None:
+    config = BartConfig(
+        d_model=16,
+        encoder_layers=1,
+        decoder_layers=1,
+        encoder_attention_heads=2,
+        decoder_attention_heads=2,
+        encoder_ffn_dim=32,
+        decoder_ffn_dim=32,
+        vocab_size=64,
+    )
+    with torch.device("meta"):
+        targets = find_targets(AutoModelForSeq2SeqLM.from_config(config))
+    placed = places(target.name for target in targets)
+    assert {place.stack for place in placed.values()} == {"model.encoder.layers", "model.decoder.layers"}
+    decoder = [place.projection for place in placed.values() if "decoder" in place.stack]
+    assert "encoder_attn.q_proj" in decoder
+    assert len(set(decoder)) == len(decoder)
+
+
+def test_a_unit_of_rank_costs_what_peft_adds() -> None:
+    model = AutoModelForSequenceClassification.from_config(ARCHITECTURES["bert"][1])
+    targets = find_targets(model)
+    peft = get_peft_model(model, LoraConfig(r=1, target_modules=[target.name for target in targets]))
+    added = sum(p.numel() for n, p in peft.named_parameters() if ".lora_" in n)
+    assert added == sum(unit_costs(targets).values())
+
+
+def test_a_list_takes_names_and_their_ends_and_a_text_is_a_pattern() -> None:
+    with torch.device("meta"):
+        model = AutoModelForSequenceClassification.from_config(ARCHITECTURES["bert"][1])
+    assert [t.name for t in find_targets(model, ["bert.encoder.layer.1.output.dense", "query"])] == [
+        "bert.encoder.layer.0.attention.self.query",
+        "bert.encoder.layer.1.attention.self.query",
+        "bert.encoder.layer.1.output.dense",
+    ]
+    assert len(find_targets(model, r".*\.layer\.1\..*(query|value)")) == 2
+    # A name's end is a whole part of it: "y" is no module.
+    for select in (["y"], ["query", "nothing"], "query", "(", []):
+        with pytest.raises(LorankError):
+            find_targets(model, select)
+    with pytest.raises(LorankError, match="query"):
+        find_targets(model, ["qurey"])
+
+
+def test_a_model_without_blocks_is_refused() -> None:
+    with pytest.raises(LorankError, match="no linear layer inside a list of blocks"):
+        find_targets(nn.Sequential(nn.Linear(2, 2)))
+
+
+def test_layers_are_ordered_as_numbers() -> None:
+    assert sorted(["h.10.a", "h.2.a", "h.2.a.b"], key=natural_order) == ["h.2.a", "h.2.a.b", "h.10.a"]

@@ -1,0 +1,119 @@
+from pathlib import Path
+
+import pandas
+import pytest
+from datasets import Dataset
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from lorank import LorankError
+from lorank.training.data import hold_out, load_task_data, tokenize
+from lorank.training.recipe import DataSection
+
+ROWS = [("the day was fine", "good"), ('a "bare quote', "bad"), ("null", "good"), ("NA", "bad")]
+
+
+def section(tmp_path: Path, suffix: str = ".tsv", rows=ROWS, test_rows=None, **options) -> DataSection:
+    for part, content in (("train", rows), ("test", rows if test_rows is None else test_rows)):
+        frame, path = pandas.DataFrame(content, columns=["text", "label"]), tmp_path / f"{part}{suffix}"
+        if suffix == ".tsv":
+            path.write_text("\n".join("\t".join(map(str, row)) for row in [("text", "label"), *content]) + "\n")
+        elif suffix == ".csv":
+            frame.to_csv(path, index=False)
+        elif suffix == ".parquet":
+            frame.to_parquet(path)
+        else:
+            frame.to_json(path, orient="records", lines=True)
+    paths = {part: str(tmp_path / f"{part}{suffix}") for part in ("train", "test")}
+    return DataSection(**{**paths, **options})
+
+
+@pytest.mark.parametrize("suffix", [".tsv", ".csv", ".jsonl", ".parquet"])
+def test_every_kind_of_file_gives_the_same_examples(tmp_path: Path, suffix: str) -> None:
+    data = load_task_data(section(tmp_path, suffix))
+    assert data.train["text_1"][:] == [text for text, _ in ROWS]
+    assert data.train["labels"][:] == [1, 0, 1, 0]
+    assert data.label_names == ("bad", "good")
+    assert data.hashes["train"] == load_task_data(section(tmp_path, ".tsv")).hashes["train"]
+
+
+def test_number_labels_are_classes_in_order(tmp_path: Path) -> None:
+    data = load_task_data(section(tmp_path, ".parquet", rows=[("a", 10), ("b", 2), ("c", 10)]))
+    assert data.label_names == ("2", "10")
+    assert data.train["labels"][:] == [1, 0, 1]
+
+
+def test_regression_labels_are_numbers(tmp_path: Path) -> None:
+    data = load_task_data(section(tmp_path, rows=[("a", 1.5), ("b", 2)], task="regression"))
+    assert data.train["labels"][:] == [1.5, 2.0]
+    assert data.label_names == ()
+
+
+@pytest.mark.parametrize(
+    ("rows", "test_rows", "options", "message"),
+    [
+        (ROWS, None, {"text": "txt"}, r"no column 'txt'; it has text, label"),
+        (ROWS, None, {"text": ["text", "other"]}, "no column 'other'"),
+        (ROWS, None, {"label": "y"}, "data.label: train has no column 'y'"),
+        ([("a", "x"), ("b", "x")], None, {}, "single class 'x'"),
+        (ROWS, [("a", "ugly")], {}, "label 'ugly', which no training example has; known: bad, good"),
+        ([("a", 0.5), ("b", 1.5)], None, {}, "regression"),
+        ([("a", "x"), ("b", "1")], None, {"task": "regression"}, "regression needs numbers"),
+        ([("a", "nan"), ("b", "1")], None, {"task": "regression"}, "regression needs numbers"),
+        ([("a", "x"), ("b", "")], None, {}, "example 1 has no 'label'"),
+        ([], None, {}, "no examples|cannot be read|is empty"),
+    ],
+)
+def test_bad_data_is_named_before_anything_is_loaded(tmp_path: Path, rows, test_rows, options, message: str) -> None:
+    with pytest.raises(LorankError, match=message):
+        load_task_data(section(tmp_path, rows=rows, test_rows=test_rows, **options))
+
+
+def test_missing_texts_are_named(tmp_path: Path) -> None:
+    with pytest.raises(LorankError, match="train example 1 has None"):
+        load_task_data(section(tmp_path, ".parquet", rows=[("a", "x"), (None, "y")]))
+
+
+@pytest.mark.parametrize(
+    ("train", "message"),
+    [
+        ("missing.tsv", "no such file"),
+        ("train.docx", "unknown kind '.docx'"),
+        ("empty.tsv", "is empty"),
+        ("broken.parquet", "cannot be read"),
+    ],
+)
+def test_files_that_cannot_be_read_are_named(tmp_path: Path, train: str, message: str) -> None:
+    good = section(tmp_path)
+    (tmp_path / "train.docx").write_text("x")
+    (tmp_path / "empty.tsv").write_text("")
+    (tmp_path / "broken.parquet").write_text("not parquet")
+    with pytest.raises(LorankError, match=message):
+        load_task_data(good.model_copy(update={"train": str(tmp_path / train)}))
+
+
+@settings(deadline=None, max_examples=50)
+@given(st.lists(st.sampled_from("abcdefgh"), min_size=2, max_size=40), st.floats(0.05, 0.9), st.integers(0, 5))
+def test_the_scoring_set_shares_no_text_with_the_rest(contents: list[str], fraction: float, seed: int) -> None:
+    rows = Dataset.from_dict({"content": contents, "labels": list(range(len(contents)))})
+    try:
+        train, scoring = hold_out(rows, fraction, seed)
+    except LorankError:
+        assert len(set(contents)) == 1 or fraction * len(contents) <= 0.5 or fraction > 0.5
+        return
+    assert not set(train["content"]) & set(scoring["content"])
+    assert sorted([*train["labels"], *scoring["labels"]]) == list(range(len(contents)))
+    assert len(scoring) >= round(fraction * len(contents))
+
+
+def test_pairs_are_encoded_together(tmp_path: Path, tiny_tokenizer) -> None:
+    frame = pandas.DataFrame(
+        [("the day", "was fine", "x"), ("the house", "was cold", "y")], columns=["a", "b", "label"]
+    )
+    frame.to_csv(tmp_path / "train.csv", index=False)
+    path = str(tmp_path / "train.csv")
+    data = load_task_data(DataSection(train=path, test=path, text=("a", "b")))
+    encoded = tokenize(data.train, tiny_tokenizer, 16)
+    assert encoded["length"][0] == 7  # [CLS] the day [SEP] was fine [SEP]
+    assert tokenize(data.train, tiny_tokenizer, 8)["length"][0] == 7
+    assert set(encoded.column_names) >= {"input_ids", "attention_mask", "labels", "length"}
