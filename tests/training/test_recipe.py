@@ -1,3 +1,4 @@
+import sys
 from pathlib import Path
 
 import pytest
@@ -93,3 +94,10 @@ def test_shipped_recipes_are_valid(path: Path) -> None:
 def test_a_written_recipe_reads_back() -> None:
     recipe = make_recipe(MINIMAL)
     assert make_recipe(recipe.model_dump(mode="json")) == recipe
+
+
+def test_the_recipe_page_is_the_one_that_the_code_writes() -> None:
+    sys.path.insert(0, "docs")
+    from write_recipe_page import page
+
+    assert Path("docs/recipe.md").read_text(encoding="utf-8") == page(), "run `python docs/write_recipe_page.py`"

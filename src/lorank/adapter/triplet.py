@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from peft import LoraConfig
+from peft import LoraConfig, PeftModel
 from peft.tuners.lora import Linear as LoraLinear
 from torch import nn
 from torch.nn.functional import linear
@@ -109,7 +109,7 @@ class TripletAdapter:
             AdapterError: the model carries no triplet adapter of that name.
 
         """
-        base = model.get_base_model() if hasattr(model, "get_base_model") else model
+        base = model.get_base_model() if isinstance(model, PeftModel) else model
         layers: Mapping[str, TripletLinear] = {
             name: module
             for name, module in base.named_modules()
@@ -132,9 +132,9 @@ class TripletAdapter:
         """Units of each module."""
         return tuple(len(values) for values in self.lambdas)
 
-    def factors(self, moved: str = "lambda") -> list[nn.Parameter]:
+    def factors(self, moved: str = "lambda") -> tuple[nn.Parameter, ...]:
         """The parameters that a path moves: every λ, or with `"all"` every λ, then every P, then every Q."""
-        return [*self.lambdas] if moved == "lambda" else [*self.lambdas, *self.p, *self.q]
+        return self.lambdas if moved == "lambda" else (*self.lambdas, *self.p, *self.q)
 
     def only(self, index: int) -> "TripletAdapter":
         """The same view on module number `index` alone."""

@@ -5,6 +5,7 @@ from pathlib import Path
 
 import numpy as np
 from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
 
 from lorank.artefact import write_atomically
 from lorank.plan import RankPlan
@@ -54,13 +55,13 @@ def draw_rank_map(plan: RankPlan, path: Path, title: str) -> None:
     axes = figure.subplots()
     shown = np.ma.masked_less(grid.ranks, 1)
     top = max(1, int(grid.ranks.max()))
-    image = axes.imshow(shown, cmap="viridis_r", vmin=1, vmax=max(top, 2), aspect="auto")
-    axes.set_facecolor("#e8e8e8")
+    image = axes.imshow(shown, cmap="Blues", vmin=0, vmax=max(top, 2), aspect="auto")
+    axes.set_facecolor("#f0f0f0")
     for row in range(rows):
         for column in range(columns):
             rank = int(grid.ranks[row, column])
             if rank >= 0:
-                colour = "#888888" if rank == 0 else "white" if rank > 0.55 * top else "black"
+                colour = "#999999" if rank == 0 else "white" if rank > 0.55 * top else "black"
                 axes.text(column, row, str(rank), ha="center", va="center", color=colour, fontsize=10)
     axes.set_xticks(range(columns), grid.projections, rotation=0 if columns <= 7 else 30)
     axes.set_yticks(range(rows), grid.layers)
@@ -71,6 +72,5 @@ def draw_rank_map(plan: RankPlan, path: Path, title: str) -> None:
     axes.tick_params(which="both", length=0)
     axes.spines[:].set_visible(False)
     axes.set_title(title, fontsize=10)
-    ticks = sorted({1, *np.linspace(1, max(top, 2), min(5, max(top, 2))).round().astype(int).tolist()})
-    figure.colorbar(image, ax=axes, label="rank", ticks=ticks)
+    figure.colorbar(image, ax=axes, label="rank", ticks=MaxNLocator(nbins=6, integer=True))
     write_atomically(path, lambda temporary: figure.savefig(temporary, format="png", dpi=150))

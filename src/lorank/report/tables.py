@@ -40,7 +40,7 @@ def result_table(results: Mapping[str, Mapping[str, Any]], asked: int) -> Table:
             f"{asked:,}",
             f"{result['adapter_parameters']:,}",
             *(f"{result['metrics'][metric]:.4f}" for metric in metrics),
-            f"{first['steps']} steps, {first['seconds']:.0f} s" if first else "-",
+            f"{first['steps']} steps + {first['passes']} scoring passes, {first['seconds']:.0f} s" if first else "-",
             f"{result['steps']} steps, {result['seconds']:.0f} s",
         )
     return table

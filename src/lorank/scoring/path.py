@@ -87,7 +87,7 @@ class PathScorer:
         return [(alpha, weight * len(points))]
 
     def batch_scores(self, batch: Batch, draw: int = 0) -> torch.Tensor:
-        """Score of every unit on one batch, `(units,)`, fp32 (fp64 for fp64 adapters), modules in the order of `adapter.names`."""
+        """Score every unit on one batch: `(units,)` in the order of `adapter.names`, fp32 (fp64 for fp64 adapters)."""
         points = self.drawn_points(draw)
         with self._scoring_mode(draw):
             if self.options.path_scope == "global":

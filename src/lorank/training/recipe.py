@@ -26,11 +26,11 @@ class DataSection(_Section):
     test: str | None = Field(None, description="file that is evaluated once at the end; never scored or stopped on")
     name: str | None = Field(None, description="hub name instead of files, for example nyu-mll/glue")
     config: str | None = Field(None, description="configuration of the hub data set, for example cola")
-    train_split: str = "train"
-    test_split: str = "validation"
+    train_split: str = Field("train", description="split of the hub data set to train on")
+    test_split: str = Field("validation", description="split that is evaluated once at the end")
     text: tuple[str, ...] = Field(("text",), min_length=1, max_length=2, description="one or two text columns")
-    label: str = "label"
-    task: Literal["classification", "regression"] = "classification"
+    label: str = Field("label", description="label column")
+    task: Literal["classification", "regression"] = Field("classification", description="what the label is")
     max_length: int = Field(128, ge=8, description="longer texts are cut, in tokens")
 
     @field_validator("text", mode="before")
@@ -54,7 +54,7 @@ class ScoringSection(PathScoreOptions):
         "held-out", description="A10: own part of the training data, or the training data itself (ablation)"
     )
     fraction: float = Field(0.1, gt=0, lt=1, description="A10: share of the training examples held out for scoring")
-    batch_size: int = Field(32, ge=1)
+    batch_size: int = Field(32, ge=1, description="examples in a scoring batch; the last, short one is left out")
     when: Literal["during", "after"] = Field("during", description="A12: while stage 1 trains, or one pass at its end")
     every: int = Field(1, ge=1, description="A12: score one batch every this many optimizer steps")
     warmup: float = Field(0.1, ge=0, lt=1, description="A12: share of stage 1 before scores count")
@@ -63,13 +63,13 @@ class ScoringSection(PathScoreOptions):
 class AllocationSection(_Section):
     """How scores become ranks."""
 
-    rank_by: RankBy = "score"
+    rank_by: RankBy = Field("score", description="what a unit of rank is worth")
     scope: Scope = Field(
         "global", description="A6: one threshold for all modules, or a share of the budget for each layer"
     )
-    max_rank: int | None = Field(None, ge=1)
-    min_rank: int = Field(0, ge=0)
-    multiple_of: int = Field(1, ge=1)
+    max_rank: int | None = Field(None, ge=1, description="upper limit for every module")
+    min_rank: int = Field(0, ge=0, description="lower limit for every module; at 0 a module may get no adapter")
+    multiple_of: int = Field(1, ge=1, description="every rank is a multiple of this")
 
 
 class StopWhenStable(_Section):
@@ -83,15 +83,15 @@ class StopWhenStable(_Section):
 class TrainingSection(_Section):
     """One stage of training, in the words of transformers' TrainingArguments."""
 
-    epochs: float = Field(3.0, gt=0)
+    epochs: float = Field(3.0, gt=0, description="times through the training data")
     max_steps: int | None = Field(None, ge=1, description="optimizer steps; overrides epochs")
-    learning_rate: float = Field(5e-4, gt=0)
-    batch_size: int = Field(32, ge=1)
-    gradient_accumulation: int = Field(1, ge=1)
+    learning_rate: float = Field(5e-4, gt=0, description="peak learning rate of AdamW")
+    batch_size: int = Field(32, ge=1, description="examples in a micro-batch, on each device")
+    gradient_accumulation: int = Field(1, ge=1, description="micro-batches in an optimizer step")
     warmup: float = Field(0.06, ge=0, lt=1, description="share of the stage in which the learning rate rises")
-    scheduler: str = "linear"
-    weight_decay: float = Field(0.0, ge=0)
-    max_grad_norm: float = Field(1.0, ge=0)
+    scheduler: str = Field("linear", description="learning-rate schedule, by transformers' name")
+    weight_decay: float = Field(0.0, ge=0, description="of AdamW")
+    max_grad_norm: float = Field(1.0, ge=0, description="gradients are clipped to this norm; 0 does not clip")
 
 
 class Stage1Section(TrainingSection):
@@ -103,7 +103,9 @@ class Stage1Section(TrainingSection):
         "one-shot", description="A8: one cut at the end, or a shrinking budget"
     )
     train_on_path: bool = Field(False, description="A11: take training steps at a random path point too")
-    stop_when_stable: StopWhenStable | None = None
+    stop_when_stable: StopWhenStable | None = Field(
+        None, description="end the stage early by the rule below; null trains it whole"
+    )
 
 
 class Stage2Section(TrainingSection):
@@ -119,28 +121,35 @@ class Recipe(_Section):
     """A whole run. `seed` decides every draw; on CPU a recipe gives the same bits each time."""
 
     model: str = Field(description="hub name or folder of the base model")
-    method: str = "i-lora"
-    preset: str | None = Field(None, description="named set of choices of the method; None takes the method's default")
+    method: str = Field("i-lora", description="i-lora, or lora for uniform ranks")
+    preset: str | None = Field(
+        None, description="named choices of the method: paper or loss-per-parameter; null is paper"
+    )
     budget: str = Field(description="adapter parameters: 0.33M, 0.06%, r=2, rank=144 or beta=0.5")
     data: DataSection
     targets: str | tuple[str, ...] | None = Field(
-        None, description="None: every linear layer of the transformer blocks"
+        None,
+        description="names of modules (or their ends), or a regular expression; null: every linear layer of the blocks",
     )
     baselines: tuple[str, ...] = Field((), description="methods trained and evaluated beside it at the same budget")
     metrics: tuple[str, ...] | None = Field(
-        None, description="None: accuracy, f1 and matthews, or pearson and spearman"
+        None, description="null: accuracy, f1 and matthews, or pearson and spearman"
     )
-    seed: int = 0
+    seed: int = Field(0, description="of every draw")
     scale: float = Field(2.0, gt=0, description="alpha / r of every adapter at the start")
-    lora_dropout: float = Field(0.0, ge=0, lt=1)
-    model_dropout: float | None = Field(None, ge=0, lt=1, description="None: as the model's config says")
-    precision: Literal["fp32", "bf16", "fp16"] = "fp32"
-    gradient_checkpointing: bool = False
+    lora_dropout: float = Field(0.0, ge=0, lt=1, description="in front of the adapters")
+    model_dropout: float | None = Field(
+        None, ge=0, lt=1, description="dropout inside the base model; null: as its config says"
+    )
+    precision: Literal["fp32", "bf16", "fp16"] = Field(
+        "fp32", description="of the forward pass; adapters and scores are fp32"
+    )
+    gradient_checkpointing: bool = Field(False, description="less memory, more time")
     group_by_length: bool = Field(True, description="batches of similar length: less padding")
     checkpoint_every: int = Field(50, ge=1, description="optimizer steps between checkpoints")
-    log_every: int = Field(10, ge=1)
-    report_to: str = "none"
-    trust_remote_code: bool = False
+    log_every: int = Field(10, ge=1, description="optimizer steps between logged losses")
+    report_to: str = Field("none", description="tensorboard, wandb, ... as transformers names them")
+    trust_remote_code: bool = Field(False, description="let the code that comes with a hub model run")
     scoring: ScoringSection = ScoringSection()
     allocation: AllocationSection = AllocationSection()
     stage1: Stage1Section = Stage1Section()
@@ -245,11 +254,8 @@ def _explain(problem: Any) -> str:
     if problem["type"] == "missing":
         return f"{key}: missing; every recipe needs it"
     reason = problem["msg"].removeprefix("Value error, ")
-    return (
-        f"{key}: {reason} (got {problem['input']!r})"
-        if key and problem["type"] != "value_error"
-        else f"{key or 'recipe'}: {reason}"
-    )
+    got = "" if problem["type"] == "value_error" else f" (got {problem['input']!r})"
+    return f"{key or 'recipe'}: {reason}{got}"
 
 
 def _known_keys(section: type[BaseModel], prefix: str = "") -> list[str]:

@@ -1,5 +1,7 @@
-"""A whole run: hold out, stage 1, cut, stage 2, evaluate, save. Each part leaves an artefact, and a part that has left
-it is not done again: the same call continues where a killed one stopped.
+"""A whole run: hold out, stage 1, cut, stage 2, evaluate, save.
+
+Each part leaves an artefact, and a part that has left it is not done again: the same call continues where a killed one
+stopped.
 """
 
 import json
@@ -88,11 +90,16 @@ def run(recipe: Recipe, directory: str | Path, console: Console | None = None) -
             "results": results,
         },
     )
-    model_name = Path(recipe.model).name
-    task_name = recipe.data.config or Path(recipe.data.name or str(recipe.data.train)).stem
-    title = f"{recipe.method} ({recipe.preset})  ·  {model_name}  ·  {task_name}\nbudget {plan.budget}: {plan.spent:,} of {plan.budget_parameters:,} parameters"
-    draw_rank_map(plan, directory / "ranks.png", title)
+    draw_rank_map(plan, directory / "ranks.png", rank_map_title(recipe, plan))
     return RunResult(directory, plan, results)
+
+
+def rank_map_title(recipe: Recipe, plan: RankPlan) -> str:
+    """Method, model, data and budget, in two lines."""
+    data = recipe.data.name or Path(str(recipe.data.train)).resolve().parent.name
+    where = " · ".join([Path(recipe.model).name, " ".join(filter(None, [data, recipe.data.config]))])
+    spent = f"{plan.spent:,} of {plan.budget_parameters:,} parameters"
+    return f"{recipe.method} ({recipe.preset}) · {where}\nbudget {plan.budget}: {spent}, total rank {plan.total_rank}"
 
 
 def check_model(recipe: Recipe) -> tuple[tuple[Target, ...], dict[str, Any]]:

@@ -188,7 +188,8 @@ class ScoringCallback(TrainerCallback):
         rule = self.recipe.stage1.stop_when_stable
         if rule is None:
             return None
-        return f"{rule.windows} windows of {rule.window} scoring batches in a row move less than {rule.share:.1%} of the plan's parameters"
+        windows = f"{rule.windows} windows of {rule.window} scoring batches in a row"
+        return f"{windows} move less than {rule.share:.1%} of the plan's parameters"
 
     def add_batch(self, draw: int) -> None:
         """Score one batch."""

@@ -1,0 +1,33 @@
+# Everything happens in .venv; nothing outside of this folder is touched but pip's cache.
+PYTHON ?= python3
+BIN := .venv/bin
+# Two threads of OpenMP on two cores; a test run must not fight itself.
+export TOKENIZERS_PARALLELISM := false
+
+.PHONY: quickstart test check slow clean
+
+quickstart: .venv/installed
+	$(BIN)/python examples/prepare_quickstart.py downloads
+	HF_HUB_OFFLINE=1 $(BIN)/lorank run examples/quickstart.yaml --output-dir runs/quickstart
+
+test: .venv/installed
+	HF_HUB_OFFLINE=1 $(BIN)/python -m pytest
+
+check: .venv/installed
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+# Tests that need what `make quickstart` downloads.
+slow: .venv/installed
+	$(BIN)/python examples/prepare_quickstart.py downloads
+	HF_HUB_OFFLINE=1 $(BIN)/python -m pytest -m real_model
+
+.venv/installed: pyproject.toml constraints.txt
+	$(PYTHON) -c 'import sys; sys.exit(0 if sys.version_info >= (3, 10) else "error: lorank needs Python 3.10 or newer")'
+	$(PYTHON) -m venv .venv
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[dev]'
+	touch $@
+
+clean:
+	rm -rf .venv runs downloads
