@@ -45,10 +45,13 @@ def run_command(
     """Score, allocate, train, evaluate and save. The same command again continues a run that was stopped."""
     with _clear_errors():
         from lorank.report.tables import rank_table, result_table
+        from lorank.training.processes import processes
         from lorank.training.recipe import load_recipe
         from lorank.training.run import run
 
         result = run(load_recipe(recipe, overrides or ()), output_dir or Path("runs") / recipe.stem, _progress)
+        if not processes().is_main_process:
+            return
         _out.print(rank_table(result.plan))
         _out.print(result_table(result.results, result.plan.budget_parameters))
         for name, what in {

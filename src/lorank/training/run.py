@@ -28,6 +28,7 @@ from lorank.targets import Target, find_targets, unit_costs
 from lorank.training.data import TaskData, load_task_data
 from lorank.training.metrics import choose_metrics
 from lorank.training.model import base_parameters, load_tokenizer, load_without_weights
+from lorank.training.processes import processes
 from lorank.training.recipe import Recipe
 from lorank.training.stage1 import score_units, split_for_scoring
 from lorank.training.stage2 import Evaluation, evaluate_adapter, train_plan
@@ -62,13 +63,15 @@ def run(recipe: Recipe, directory: str | Path, console: Console | None = None) -
             checkpoint stays.
 
     """
-    directory, console = Path(directory), console or Console(stderr=True)
+    directory = Path(directory)
+    console = (console or Console(stderr=True)) if processes().is_main_process else Console(quiet=True)
     targets, provenance = check_model(recipe)
     data = load_task_data(recipe.data)
     if METHODS[recipe.method].trained == "triplets":
         split_for_scoring(recipe, data.train)
     tokenizer = load_tokenizer(recipe)
-    _claim(directory, recipe, data, provenance)
+    with processes().main_process_first():
+        _claim(directory, recipe, data, provenance)
 
     results: dict[str, dict[str, Any]] = {}
     plan: RankPlan | None = None

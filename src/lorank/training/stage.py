@@ -22,6 +22,7 @@ from transformers import (
 
 from lorank.adapter.triplet import TripletAdapter
 from lorank.training.checkpoints import CheckpointCallback, StageProgress, StageState, latest_checkpoint, read_progress
+from lorank.training.processes import only_cpu, processes
 from lorank.training.recipe import Recipe, TrainingSection
 from lorank.training.trainer import SeededOrder, StageTrainer
 
@@ -30,6 +31,7 @@ def training_arguments(recipe: Recipe, section: TrainingSection, directory: Path
     """Write the recipe's stage in the words of transformers."""
     return TrainingArguments(
         output_dir=str(directory),
+        use_cpu=only_cpu(),
         num_train_epochs=section.epochs,
         max_steps=section.max_steps or -1,
         learning_rate=section.learning_rate,
@@ -81,7 +83,8 @@ def train_stage(
 
     """
     checkpoints = CheckpointCallback(stage_state)
-    checkpoint = latest_checkpoint(directory)
+    with processes().main_process_first():  # which clears away what a killed process left
+        checkpoint = latest_checkpoint(directory)
     if checkpoint is not None:
         checkpoints.restore(checkpoint)
         progress = read_progress(checkpoint)
@@ -107,6 +110,7 @@ def train_stage(
     checkpoints.trainer = trainer
     trainer.remove_callback(PrinterCallback)
     trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint is not None else None)
+    processes().wait_for_everyone()  # until the main process has marked the last checkpoint as complete
     ended = latest_checkpoint(directory)
     assert ended is not None, "CheckpointCallback saves when a stage ends"
     return read_progress(ended)

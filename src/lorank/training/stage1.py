@@ -98,6 +98,8 @@ def score_units(
         orthogonality_weight=section.orthogonality,
         path_seed=recipe.seed if section.train_on_path else None,
     )
+    rule = f"; rule: {during.stop_rule}" if during.stop_rule else ""
+    console.print(f"{STAGE}: ended, {during.ended}{rule}", highlight=False)
     if options.when == "after":
         for draw in range(len(batches)):
             during.add_batch(draw)

@@ -20,6 +20,7 @@ from lorank.training.checkpoints import latest_checkpoint, read_progress
 from lorank.training.data import TaskData, tokenize
 from lorank.training.metrics import choose_metrics
 from lorank.training.model import load_task_model
+from lorank.training.processes import only_cpu, processes
 from lorank.training.recipe import Recipe
 from lorank.training.stage import train_stage
 
@@ -91,10 +92,12 @@ def train_plan(
         tokenizer=tokenizer,
         console=console,
     )
-    partial = directory / ".adapter.partial"
-    shutil.rmtree(partial, ignore_errors=True)
-    model.save_pretrained(str(partial))
-    partial.rename(directory / "adapter")
+    if processes().is_main_process:
+        partial = directory / ".adapter.partial"
+        shutil.rmtree(partial, ignore_errors=True)
+        model.save_pretrained(str(partial))
+        partial.rename(directory / "adapter")
+    processes().wait_for_everyone()
 
 
 def evaluate_adapter(
@@ -122,6 +125,7 @@ def evaluate_adapter(
     rows = rows.select(np.argsort(rows["length"], kind="stable")).remove_columns("length")  # less padding
     arguments = TrainingArguments(
         output_dir=str(directory / "stage2"),
+        use_cpu=only_cpu(),
         per_device_eval_batch_size=64,
         bf16_full_eval=recipe.precision == "bf16",
         fp16_full_eval=recipe.precision == "fp16",

@@ -1,0 +1,37 @@
+"""Two gloo processes on the CPU: the run that `accelerate launch` and `torchrun` start."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import yaml
+from rich.console import Console
+
+from lorank import RankPlan
+from lorank.training.run import run
+
+
+def test_two_processes_share_one_run(tiny_recipe, tmp_path: Path) -> None:
+    recipe = tiny_recipe(baselines=["lora"])
+    (tmp_path / "recipe.yaml").write_text(yaml.safe_dump(recipe.model_dump(mode="json", exclude={"resolved"})))
+    launch = [
+        sys.executable,
+        "-m",
+        "torch.distributed.run",
+        "--standalone",
+        "--nproc_per_node",
+        "2",
+        "-m",
+        "lorank.cli",
+    ]
+    command = [*launch, "run", str(tmp_path / "recipe.yaml"), "--output-dir", str(tmp_path / "out")]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "GLOO_SOCKET_IFNAME": "lo", "TOKENIZERS_PARALLELISM": "false"}
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=300, check=False)
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert done.stdout.count("rank by layer and projection") == 1  # the first process prints, the other does not
+    # What they left is a finished run like any other.
+    result = run(recipe, tmp_path / "out", Console(quiet=True))
+    assert result.plan == RankPlan.load(tmp_path / "out" / "plan.json")
+    assert set(result.results) == {"i-lora", "lora"}
+    assert result.results["i-lora"]["stage1"]["passes"] == 9
