@@ -44,11 +44,14 @@ def run_command(
 ) -> None:
     """Score, allocate, train, evaluate and save. The same command again continues a run that was stopped."""
     with _clear_errors():
+        import transformers
+
         from lorank.report.tables import rank_table, result_table
         from lorank.training.processes import processes
         from lorank.training.recipe import load_recipe
         from lorank.training.run import run
 
+        transformers.utils.logging.set_verbosity_error()
         result = run(load_recipe(recipe, overrides or ()), output_dir or Path("runs") / recipe.stem, _progress)
         if not processes().is_main_process:
             return

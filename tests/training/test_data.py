@@ -1,5 +1,6 @@
 from pathlib import Path
 
+import datasets
 import pandas
 import pytest
 from datasets import Dataset
@@ -117,3 +118,24 @@ def test_pairs_are_encoded_together(tmp_path: Path, tiny_tokenizer) -> None:
     assert encoded["length"][0] == 7  # [CLS] the day [SEP] was fine [SEP]
     assert tokenize(data.train, tiny_tokenizer, 8)["length"][0] == 7
     assert set(encoded.column_names) >= {"input_ids", "attention_mask", "labels", "length"}
+
+
+def test_a_hub_data_sets_class_names_keep_their_numbers(tmp_path: Path, monkeypatch) -> None:
+    features = datasets.Features(
+        {"text": datasets.Value("string"), "label": datasets.ClassLabel(names=["no", "maybe", "a yes"])}
+    )
+    splits = {
+        "train": Dataset.from_dict({"text": ["a", "b", "c"], "label": [2, 0, 2]}, features=features),
+        "validation": Dataset.from_dict({"text": ["d"], "label": [1]}, features=features),
+    }
+    asked = []
+
+    def hub(name, config, split):
+        asked.append((name, config, split))
+        return splits[split]
+
+    monkeypatch.setattr(datasets, "load_dataset", hub)
+    data = load_task_data(DataSection(name="some/set", config="small"))
+    assert asked == [("some/set", "small", "train"), ("some/set", "small", "validation")]
+    assert data.label_names == ("no", "maybe", "a yes")
+    assert (data.train["labels"][:], data.test["labels"][:]) == ([2, 0, 2], [1])

@@ -1,6 +1,7 @@
 """The whole run on a tiny model: what it leaves behind, that it is exact, and that bad input costs nothing."""
 
 import json
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -10,7 +11,7 @@ import yaml
 from peft import PeftModel
 from rich.console import Console
 from safetensors.numpy import load_file
-from transformers import AutoModelForSequenceClassification
+from transformers import AutoModel, AutoModelForSequenceClassification, DebertaV2Config, MPNetConfig
 
 from lorank import ImportanceScores, LorankError, RankPlan
 from lorank.allocation import allocate
@@ -206,3 +207,33 @@ def test_the_same_seed_gives_the_same_bits_and_another_seed_does_not(tiny_recipe
         found.append(load_file(tmp_path / str(k) / "adapter" / "adapter_model.safetensors"))
     assert all(np.array_equal(found[0][key], found[1][key]) for key in found[0])
     assert any(not np.array_equal(found[0][key], found[2].get(key, 0)) for key in found[0])
+
+
+SIZES = {"vocab_size": 32, "hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 32}
+
+
+@pytest.mark.parametrize(
+    ("config", "heads"),
+    [
+        (MPNetConfig(**SIZES), {"classifier"}),
+        (DebertaV2Config(**SIZES, relative_attention=True, pos_att_type=["p2c", "c2p"]), {"classifier", "pooler"}),
+    ],
+    ids=["mpnet", "deberta"],
+)
+def test_other_encoders_run_and_reload_with_their_heads(
+    tiny_recipe, tiny_folder, tmp_path: Path, config, heads
+) -> None:
+    folder = tmp_path / "model"
+    shutil.copytree(tiny_folder, folder)
+    AutoModel.from_config(config).save_pretrained(folder)
+    run(tiny_recipe(model=str(folder)), tmp_path / "out", QUIET)
+    keys = load_file(tmp_path / "out" / "adapter" / "adapter_model.safetensors")
+    assert {key.removeprefix("base_model.model.").split(".")[0] for key in keys if ".lora_" not in key} == heads
+    # Two loads, two random heads underneath: what the adapter brings must cover all of what is random.
+    logits = []
+    for _ in range(2):
+        base = AutoModelForSequenceClassification.from_pretrained(folder, num_labels=2)
+        model = PeftModel.from_pretrained(base, tmp_path / "out" / "adapter").eval()
+        with torch.no_grad():
+            logits.append(model(input_ids=torch.arange(5, 15).reshape(2, 5)).logits)
+    assert torch.equal(*logits)

@@ -56,11 +56,16 @@ def load_task_data(section: DataSection) -> TaskData:
     raw = {"train": _load(section, "train"), "test": _load(section, "test")}
     for part, rows in raw.items():
         _check_columns(part, rows, section)
+    names: tuple[str, ...] = ()
+    numbers: dict[str, int] = {}
     if section.task == "classification":
         names = _class_names(raw["train"][section.label], section.label)
         numbers = {name: number for number, name in enumerate(names)}
-    else:
-        names, numbers = (), {}
+        feature = raw["train"].features[section.label]
+        if isinstance(
+            feature, datasets.ClassLabel
+        ):  # a hub data set: labels are numbers already, with names beside them
+            names, numbers = tuple(feature.names), {str(number): number for number in range(len(feature.names))}
     parts = {part: _clean(part, rows, section, numbers) for part, rows in raw.items()}
     return TaskData(parts["train"], parts["test"], names, {part: content_hash(rows) for part, rows in parts.items()})
 

@@ -163,7 +163,8 @@ def _carry_out(
         scores = ImportanceScores.load(scores_file)
     else:
         if METHODS[method].trained == "triplets":
-            scores = score_units(recipe, data, targets, tokenizer, folder / "stage1", console, provenance)
+            own = {**provenance, "method": method}
+            scores = score_units(recipe, data, targets, tokenizer, folder / "stage1", console, own)
         else:
             units = max(recipe.stage1.initial_rank, min(min(t.d_in, t.d_out) for t in targets))
             scores = uniform_scores(costs, units, {**provenance, "method": method, "preset": None, "scoring": None})
@@ -182,6 +183,9 @@ def _carry_out(
             limits |= {"rank_by": "score"}
         plan = allocate(scores, budget, scale=recipe.scale, **limits)
         plan.save(plan_file)
+    for path, named in ((scores_file, scores.unit_costs), (plan_file, plan.unit_costs)):
+        if difference := _first_difference(dict(named), costs):
+            raise OutputError(f"{path} is for another model or other targets: {difference}; remove it to make it again")
     if not evaluation_file.exists():
         if not (folder / "adapter").exists():
             train_plan(recipe, data, plan, tokenizer, folder, console, f"stage 2, {method}")

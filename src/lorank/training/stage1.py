@@ -190,8 +190,8 @@ class ScoringCallback(TrainerCallback):
         rule = self.recipe.stage1.stop_when_stable
         if rule is None:
             return None
-        windows = f"{rule.windows} windows of {rule.window} scoring batches in a row"
-        return f"{windows} move less than {rule.share:.1%} of the plan's parameters"
+        windows = "1 window" if rule.windows == 1 else f"{rule.windows} windows in a row"
+        return f"{windows} of {rule.window} scoring batches moved less than {rule.share:.1%} of the plan's parameters"
 
     def add_batch(self, draw: int) -> None:
         """Score one batch."""
