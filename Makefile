@@ -1,7 +1,6 @@
 # Everything happens in .venv; nothing outside of this folder is touched but pip's cache.
 PYTHON ?= python3
 BIN := .venv/bin
-# Two threads of OpenMP on two cores; a test run must not fight itself.
 export TOKENIZERS_PARALLELISM := false
 
 .PHONY: quickstart test check slow clean

@@ -48,6 +48,7 @@ def test_every_form_means_the_number_of_parameters_it_says(text: str | int, para
         "r=2M",
         "nan",
         "inf",
+        "1e99999",
     ],
 )
 def test_a_budget_that_cannot_be_read_says_what_is_allowed(text: str) -> None:

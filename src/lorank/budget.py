@@ -19,7 +19,7 @@ FORMS = '"0.33M" or 330000 (adapter parameters), "0.06%" (of the base model), "r
 _SUFFIXES = {"": 1, "k": 10**3, "m": 10**6, "b": 10**9, "g": 10**9}
 _PREFIXES: dict[str, BudgetKind] = {"r": "uniform rank", "rank": "total rank", "beta": "pruning ratio"}
 _FORM = re.compile(
-    r"(?:(?P<prefix>r|rank|beta)\s*=\s*)?(?P<number>[0-9_]*\.?[0-9]+(?:e[+-]?\d+)?)\s*(?P<suffix>[kmbg%]?)", re.I
+    r"(?:(?P<prefix>r|rank|beta)\s*=\s*)?(?P<number>[0-9_]*\.?[0-9]+(?:e[+-]?\d{1,2})?)\s*(?P<suffix>[kmbg%]?)", re.I
 )
 
 

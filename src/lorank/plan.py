@@ -28,6 +28,8 @@ class RankPlan:
         budget_parameters: the adapter parameters that it means.
         scale: `alpha / r`, the factor of `B A`; the same for every module, whatever its rank. Changing it with the
             rank that is left hurts (AdaLoRA's authors, methods note 4.6), so alpha follows the rank.
+        alpha: None; or one alpha for every module, so that each is scaled by `alpha / r_m` in place of `scale`
+            (reading A13, `active`).
         provenance: JSON values: scores, method, limits.
 
     Raises:
@@ -41,6 +43,7 @@ class RankPlan:
     budget_parameters: int
     scale: float = 2.0
     provenance: Mapping[str, Any] = field(default_factory=dict)
+    alpha: float | None = None
 
     def __post_init__(self) -> None:
         if not self.ranks:
@@ -78,8 +81,9 @@ class RankPlan:
     def lora_config(self, **options: Any) -> "LoraConfig":
         """Make the plain PEFT config of this plan: modules of rank 0 carry no adapter.
 
-        `r` is the largest rank and `lora_alpha = scale · r`, so an engine that ignores patterns still scales every
-        module right; `rank_pattern` and `alpha_pattern` are keyed by the anchored full name.
+        `r` is the largest rank and `lora_alpha = scale · r`, so an engine that ignores patterns and scales by
+        `lora_alpha / r` of the config (vLLM) scales every module right. One that divides by each tensor's own rank
+        (llama.cpp, TensorRT-LLM) does not. `rank_pattern` and `alpha_pattern` are keyed by the anchored full name.
 
         Args:
             **options: passed on to `peft.LoraConfig` (`task_type`, `lora_dropout`, `modules_to_save`, ...).
@@ -99,12 +103,13 @@ class RankPlan:
         if not adapted:
             raise PlanError("every rank in the plan is 0, so there is no adapter to make; allocate a larger budget")
         largest = max(adapted.values())
+        alphas = {name: self.scale * rank if self.alpha is None else self.alpha for name, rank in adapted.items()}
         return LoraConfig(
             r=largest,
-            lora_alpha=_whole(self.scale * largest),
+            lora_alpha=_whole(self.scale * largest if self.alpha is None else self.alpha),
             target_modules=list(adapted),
             rank_pattern={f"^{re.escape(name)}$": rank for name, rank in adapted.items()},
-            alpha_pattern={f"^{re.escape(name)}$": _whole(self.scale * rank) for name, rank in adapted.items()},
+            alpha_pattern={f"^{re.escape(name)}$": _whole(alpha) for name, alpha in alphas.items()},
             **options,
         )
 
@@ -116,6 +121,7 @@ class RankPlan:
             "budget": {"asked": self.budget, "parameters": self.budget_parameters, "spent": self.spent},
             "total_rank": self.total_rank,
             "scale": self.scale,
+            "alpha": self.alpha,
             "modules": {name: {"rank": self.ranks[name], "unit_cost": self.unit_costs[name]} for name in self.ranks},
             "provenance": dict(self.provenance),
         }
@@ -152,6 +158,7 @@ class RankPlan:
             budget=content["budget"]["asked"],
             budget_parameters=content["budget"]["parameters"],
             scale=content["scale"],
+            alpha=content["alpha"],
             provenance=content["provenance"],
         )
 

@@ -112,6 +112,12 @@ def test_one_drawn_node_has_the_sweep_as_its_mean(rule) -> None:
     assert torch.allclose(mean, swept.batch_scores(random_batch()), atol=1e-6)
 
 
+def test_a_loss_scale_is_divided_out_again() -> None:
+    model, adapter = triplet_model()
+    plain = PathScorer(model, adapter).batch_scores(random_batch())
+    assert torch.equal(PathScorer(model, adapter, loss_scale=1024.0).batch_scores(random_batch()), plain)
+
+
 def test_module_granularity_gives_every_unit_its_modules_score() -> None:
     model, adapter = triplet_model()
     units = scorer_of(model, adapter, draw="sweep").batch_scores(random_batch()).split(list(adapter.ranks))

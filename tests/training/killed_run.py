@@ -11,6 +11,7 @@ from peft import PeftModel
 from rich.console import Console
 
 import lorank.training.run as run_module
+from lorank.scores import ImportanceScores
 from lorank.training.recipe import load_recipe
 from lorank.training.trainer import StageTrainer
 
@@ -39,6 +40,8 @@ def main(recipe: str, directory: str, where: str, count: int) -> None:
         kill_in(StageTrainer, "training_step", count, lambda self, *_: self.stage.startswith(where))
     elif where == "checkpoint":  # adapter written, optimizer not yet
         kill_in(StageTrainer, "_save_optimizer_and_scheduler", count)
+    elif where == "scores":  # stage 1 is finished, its scores are not written
+        kill_in(ImportanceScores, "save", 1)
     elif where == "cut":  # scores are saved; the first call is the check of the limits
         kill_in(run_module, "allocate", 2, after=True)
     elif where == "plan":  # written under its temporary name, not renamed

@@ -7,11 +7,13 @@ from lorank.training.metrics import choose_metrics
 
 def test_classification_by_hand() -> None:
     labels, predicted = np.array([1, 1, 0, 0, 1]), np.array([1, 0, 0, 1, 1])
-    metrics = choose_metrics("classification", None)
+    metrics = choose_metrics("classification", None, classes=2)
     assert metrics["accuracy"](labels, predicted) == pytest.approx(0.6)
     assert metrics["f1"](labels, predicted) == pytest.approx(2 / 3)  # of class 1, as GLUE counts
     assert metrics["matthews"](labels, predicted) == pytest.approx((2 * 1 - 1 * 1) / np.sqrt(3 * 3 * 2 * 2))
-    three = np.array([0, 1, 2])
+    # With three classes it is the mean over them, whatever was predicted.
+    metrics, three = choose_metrics("classification", ["f1"], classes=3), np.array([0, 1, 2])
+    assert metrics["f1"](labels, predicted) == pytest.approx((1 / 2 + 2 / 3) / 2)
     assert metrics["f1"](three, np.array([0, 1, 1])) == pytest.approx((1 + 2 / 3 + 0) / 3)
 
 

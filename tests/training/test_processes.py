@@ -27,7 +27,7 @@ def test_two_processes_share_one_run(tiny_recipe, tmp_path: Path) -> None:
     ]
     command = [*launch, "run", str(tmp_path / "recipe.yaml"), "--output-dir", str(tmp_path / "out")]
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "GLOO_SOCKET_IFNAME": "lo", "TOKENIZERS_PARALLELISM": "false"}
-    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=300, check=False)
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=120, check=False)
     assert done.returncode == 0, done.stderr[-3000:]
     assert done.stdout.count("rank by layer and projection") == 1  # the first process prints, the other does not
     # What they left is a finished run like any other.

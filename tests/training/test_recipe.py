@@ -51,6 +51,7 @@ def test_overrides_are_applied_as_yaml(tmp_path: Path) -> None:
         ("data.test=null", "test file is missing"),
         ("data.name=glue", "not both"),
         ("stage2", "key=value"),
+        ("stage2.scheduler=cosin", r"did you mean cosine\?"),
         ("stage2.epochs=[", "not YAML"),
     ],
 )
@@ -65,6 +66,12 @@ def test_files_that_are_no_recipe_are_refused(tmp_path: Path, content: str) -> N
         load_recipe(written(tmp_path, content))
     with pytest.raises(LorankError, match="no such recipe"):
         load_recipe(tmp_path / "other.yaml")
+
+
+@pytest.mark.parametrize("stage1", [{"stop_when_stable": {}}, {"pruning": "cubic"}])
+def test_scores_after_stage_1_can_neither_end_nor_prune_it(stage1) -> None:
+    with pytest.raises(LorankError, match="use 'during'"):
+        make_recipe({**MINIMAL, "scoring": {"when": "after"}, "stage1": stage1})
 
 
 def test_a_missing_key_is_named() -> None:

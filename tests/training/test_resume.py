@@ -18,27 +18,28 @@ from lorank import RankPlan
 from lorank.training.run import run
 
 STEPS = 10
-POINTS = ("stage 1", "checkpoint", "cut", "plan", "stage 2", "adapter")
+# Dropout everywhere, so that the random streams matter; a stopping rule, so that its state does; accumulated gradients
+# and steps enough to come into a second epoch.
+DURING = {
+    "preset": "loss-per-parameter",
+    "lora_dropout": 0.2,
+    "stage1": {
+        "max_steps": STEPS,
+        "gradient_accumulation": 2,
+        "stop_when_stable": {"share": 0.001, "window": 2, "windows": 2},
+    },
+    "stage2": {"max_steps": STEPS, "gradient_accumulation": 2},
+}
+# What follows a finished stage 1 must find device and autocast as if it had just been trained.
+AFTER = {"preset": "loss-per-parameter", "precision": "bf16", "scoring": {"when": "after"}}
+CASES = [(DURING, ("stage 1", "checkpoint", "cut", "plan", "stage 2", "adapter")), (AFTER, ("scores", "stage 2"))]
 
 
-@pytest.fixture(scope="module")
-def counts() -> dict[str, int]:
+@pytest.mark.parametrize(("changes", "points"), CASES, ids=["scores-during", "scores-after-bf16"])
+def test_a_killed_run_ends_as_the_uninterrupted_one(tiny_recipe, changes, points, tmp_path: Path) -> None:
+    recipe = tiny_recipe(**changes)
     # At random, a new point each time the tests run; a failure names it.
-    return {point: random.SystemRandom().randint(1, STEPS if point.startswith("stage") else 5) for point in POINTS}
-
-
-@pytest.fixture
-def recipe(tiny_recipe):
-    # Dropout everywhere, so that the random streams matter; a stopping rule, so that its state does.
-    return tiny_recipe(
-        preset="loss-per-parameter",
-        lora_dropout=0.2,
-        stage1={"max_steps": STEPS, "stop_when_stable": {"share": 0.001, "window": 2, "windows": 2}},
-        stage2={"max_steps": STEPS},
-    )
-
-
-def test_a_killed_run_ends_as_the_uninterrupted_one(recipe, counts, tmp_path: Path) -> None:
+    counts = {point: random.SystemRandom().randint(1, STEPS if point.startswith("stage") else 5) for point in points}
     path = tmp_path / "recipe.yaml"
     path.write_text(yaml.safe_dump(recipe.model_dump(mode="json", exclude={"resolved"})))
     environment = {**os.environ, "OMP_NUM_THREADS": str(torch.get_num_threads()), "TOKENIZERS_PARALLELISM": "false"}

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import torch
 import yaml
+from filelock import FileLock
 from peft import PeftModel
 from rich.console import Console
 from safetensors.numpy import load_file
@@ -15,6 +16,9 @@ from transformers import AutoModel, AutoModelForSequenceClassification, DebertaV
 
 from lorank import ImportanceScores, LorankError, RankPlan
 from lorank.allocation import allocate
+from lorank.errors import LorankWarning
+from lorank.scoring.path import PathScorer
+from lorank.training import metrics as metrics_module
 from lorank.training.recipe import load_recipe
 from lorank.training.run import run
 
@@ -65,7 +69,7 @@ def test_a_run_leaves_a_plain_peft_adapter_within_the_budget(tiny_recipe, tmp_pa
     # Scores carry where they come from, and the plan follows from them alone.
     scores = ImportanceScores.load(out / "scores.safetensors")
     assert scores.standard_errors is not None
-    assert scores.provenance["scoring_batches"] == 9
+    assert scores.provenance["scoring_batches"] == 5  # of 10 steps, those after the warm-up
     assert scores.provenance["loss_reduction"] != 0
     assert allocate(scores, "r=1", rank_by="score-per-parameter").ranks == plan.ranks
 
@@ -132,6 +136,14 @@ def test_a_foreign_directory_and_changed_data_are_refused(tiny_recipe, tiny_data
         ({"model": "/no/such/model"}, "cannot be loaded"),
         ({"data": {"train": "/no/such/file.tsv"}}, "no such file"),
         ({"scoring": {"fraction": 0.01}}, "less than one batch"),
+        ({"scoring": {"every": 50}}, "leave none to score at"),
+        ({"data": {"max_length": 64}}, "has 32 positions"),
+        ({"targets": ["query", "classifier"]}, "part of the head"),
+        ({"report_to": "wandbb"}, "allowed: none"),
+        (
+            {"precision": "fp16", "stage2": {"weight_decay": 0.1, "scheduler": "cosine_with_min_lr"}},
+            "refuses|fp16|cannot|lr",
+        ),
         ({"scoring": {"fraction": 0.97}}, "leaves"),
     ],
 )
@@ -145,6 +157,51 @@ def test_bad_input_stops_before_anything_is_loaded_or_written(
     with pytest.raises(LorankError, match=message):
         run(tiny_recipe(**changes), tmp_path / "out", QUIET)
     assert not (tmp_path / "out").exists()
+
+
+def test_a_directory_in_use_and_a_file_in_its_place_are_refused(tiny_recipe, tmp_path: Path) -> None:
+    (tmp_path / "out").mkdir()
+    with FileLock(tmp_path / "out" / ".lock"), pytest.raises(LorankError, match="in use by another lorank process"):
+        run(tiny_recipe(), tmp_path / "out", QUIET)
+    (tmp_path / "file").write_text("")
+    with pytest.raises(LorankError, match="is a file"):
+        run(tiny_recipe(), tmp_path / "file", QUIET)
+
+
+def test_a_checkpoint_with_a_head_for_other_labels_gets_a_new_one(tiny_recipe, tiny_folder, tmp_path: Path) -> None:
+    folder = tmp_path / "model"
+    shutil.copytree(tiny_folder, folder)
+    AutoModelForSequenceClassification.from_pretrained(tiny_folder, num_labels=5).save_pretrained(folder)
+    run(tiny_recipe(model=str(folder)), tmp_path / "out", QUIET)
+    assert (
+        load_file(tmp_path / "out/adapter/adapter_model.safetensors")["base_model.model.classifier.weight"].shape[0]
+        == 2
+    )
+    (folder / "model.safetensors").write_bytes((folder / "model.safetensors").read_bytes()[:1000])
+    with pytest.raises(LorankError, match="cannot be loaded"):
+        run(tiny_recipe(model=str(folder)), tmp_path / "again", QUIET)
+
+
+def test_a_loss_that_is_not_finite_is_named_before_scores_are_cut(tiny_recipe, tmp_path: Path) -> None:
+    rule = {"share": 0.01, "window": 2, "windows": 1}
+    with pytest.raises(LorankError, match="stage 1: the loss is not finite at step"):
+        run(tiny_recipe(stage1={"learning_rate": 1e30, "stop_when_stable": rule}), tmp_path, QUIET)
+
+
+def test_a_metric_that_is_not_defined_is_recorded_as_null(tiny_recipe, tiny_data, tmp_path: Path, monkeypatch) -> None:
+    monkeypatch.setitem(metrics_module.CLASSIFICATION, "accuracy", lambda labels, predicted: float("nan"))
+    with pytest.warns(LorankWarning, match="accuracy is not defined"):
+        result = run(tiny_recipe(), tmp_path, QUIET)
+    assert result.results["i-lora"]["metrics"]["accuracy"] is None
+    assert "accuracy" in json.loads((tmp_path / "metrics.json").read_text())["results"]["i-lora"]["metrics"]
+
+
+def test_the_plan_states_the_scale_that_is_trained(tiny_recipe, tmp_path: Path) -> None:
+    result = run(tiny_recipe(stage2={"scale_by": "target"}, budget="r=1.5"), tmp_path, QUIET)
+    config = json.loads((tmp_path / "adapter" / "adapter_config.json").read_text())
+    assert config["lora_alpha"] / config["r"] == pytest.approx(result.plan.scale)
+    # alpha is 2 * 2; the mean rank of the plan takes the place of the initial rank.
+    assert result.plan.scale == pytest.approx(4 * len(result.plan.ranks) / result.plan.total_rank)
 
 
 def test_a_damaged_scores_file_is_refused_not_overwritten(tiny_recipe, tmp_path: Path) -> None:
@@ -178,7 +235,8 @@ def test_every_reading_runs(tiny_recipe, tmp_path: Path, changes) -> None:
     assert 0 < result.plan.spent <= result.plan.budget_parameters
     if changes.get("stage2", {}).get("scale_by") == "active":
         config = json.loads((tmp_path / "adapter" / "adapter_config.json").read_text())
-        assert (config["lora_alpha"], config["alpha_pattern"]) == (4.0, {})
+        assert config["lora_alpha"] == 4  # scale 2 at the initial rank 2, whatever the rank that is left
+        assert set(config["alpha_pattern"].values()) == {4} == {result.plan.alpha}
 
 
 def test_regression_runs(tiny_recipe, tiny_data, tmp_path: Path) -> None:
@@ -198,6 +256,20 @@ def test_stage_1_ends_early_when_the_cut_is_stable_and_says_by_which_rule(tiny_r
     assert stage1["steps"] == 7  # warm-up 3, then two windows of 2
     assert stage1["ended"] == "stable at step 7 of 30"
     assert "less than 100.0%" in stage1["stop_rule"]
+
+
+def test_scores_that_are_not_finite_stop_stage_1_before_they_are_saved(
+    tiny_recipe, tmp_path: Path, monkeypatch
+) -> None:
+    real = PathScorer.batch_scores
+    monkeypatch.setattr(
+        PathScorer,
+        "batch_scores",
+        lambda self, batch, draw: real(self, batch, draw) * (1 if draw < 5 else float("inf")),
+    )
+    with pytest.raises(LorankError, match="scores are not finite at step 8"):
+        run(tiny_recipe(), tmp_path, QUIET)
+    assert (tmp_path / "stage1" / "checkpoint-4").exists()
 
 
 def test_the_same_seed_gives_the_same_bits_and_another_seed_does_not(tiny_recipe, tmp_path: Path) -> None:

@@ -32,7 +32,7 @@ def allocate(
     Units are walked from the most important down and taken whenever they still fit, so the plan
 
     - never spends more than the budget, and no unit more would fit (within the limits);
-    - spends no less when the budget grows; where all units cost the same, no rank shrinks either;
+    - with one global threshold spends no less when the budget grows, and where all units cost the same no rank shrinks;
     - does not depend on the order of the modules, nor on the unit of the scores.
 
     Ties go to the lower unit of a module first, then to the module that comes first by name (`layer.2` before

@@ -39,7 +39,7 @@ def result_table(results: Mapping[str, Mapping[str, Any]], asked: int) -> Table:
             method,
             f"{asked:,}",
             f"{result['adapter_parameters']:,}",
-            *(f"{result['metrics'][metric]:.4f}" for metric in metrics),
+            *("-" if result["metrics"][m] is None else f"{result['metrics'][m]:.4f}" for m in metrics),
             f"{first['steps']} steps + {first['passes']} scoring passes, {first['seconds']:.0f} s" if first else "-",
             f"{result['steps']} steps, {result['seconds']:.0f} s",
         )

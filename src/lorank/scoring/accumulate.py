@@ -4,6 +4,8 @@ from typing import Literal
 
 import torch
 
+from lorank.errors import LorankError
+
 Accumulation = Literal["mean", "sum", "ema", "last"]
 
 
@@ -76,5 +78,5 @@ class ScoreAccumulator:
 
     def _state(self) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
         if self._mean is None or self._squares is None or self._recent is None:
-            raise RuntimeError("no scoring batch was taken in yet")
+            raise LorankError("no batch was scored yet, so there are no scores; score at least one")
         return self._mean, self._squares, self._recent

@@ -50,6 +50,7 @@ class PathScorer:
         baseline: Sequence[torch.Tensor] | None = None,
         loss: LossFunction = model_loss,
         seed: int = 0,
+        loss_scale: float = 1.0,
     ) -> None:
         """Prepare to score.
 
@@ -60,8 +61,11 @@ class PathScorer:
             baseline: θ0 for `options.baseline == "initial"`, one tensor for each of `adapter.factors(options.moved)`.
             loss: scalar loss of a batch, mean over its examples.
             seed: of the drawn path coefficients.
+            loss_scale: factor of the loss in the backward pass, divided out of its gradients; above 1 it keeps small
+                fp16 gradients from vanishing.
 
         """
+        self.loss_scale = loss_scale
         self.model, self.adapter, self.loss, self.seed = model, adapter, loss, seed
         self.options = options or PathScoreOptions()
         self.baseline = baseline
@@ -113,11 +117,12 @@ class PathScorer:
         for alpha, weight in points:
             with path_point(adapter, alpha, moved=options.moved, baseline=baseline):
                 # A module that did not run on this batch (an expert, say) has no gradient: it scores 0 here.
-                found = torch.autograd.grad(self.loss(self.model, batch), factors, materialize_grads=True)
+                loss = self.loss(self.model, batch) * self.loss_scale
+                found = torch.autograd.grad(loss, factors, materialize_grads=True)
             gradients = [_at_least_fp32(gradient) for gradient in found]
             if options.parameter_factor == "none":
                 gradients = list(torch._foreach_abs(gradients))
-            weighted = list(torch._foreach_mul(gradients, weight))
+            weighted = list(torch._foreach_mul(gradients, weight / self.loss_scale))
             total = weighted if total is None else list(torch._foreach_add(total, weighted))
         if total is None:
             raise LorankError("a path needs at least one node")

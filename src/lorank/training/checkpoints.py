@@ -3,7 +3,7 @@
 import json
 import shutil
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Protocol
@@ -13,6 +13,7 @@ from safetensors.torch import load_file, save_file
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
 from lorank.artefact import write_json
+from lorank.errors import OutputError, TrainingError
 
 _MARKER = "stage.json"
 _TENSORS = "stage_state.safetensors"
@@ -37,7 +38,12 @@ class StageProgress:
 
 
 class StageState(Protocol):
-    """What a stage keeps beside model, optimizer and random state."""
+    """What a stage keeps beside model, optimizer and random state.
+
+    `check_finite` is set by `train_stage` before training: to be called before the state is acted on.
+    """
+
+    check_finite: Callable[[], None]
 
     def state(self) -> tuple[dict[str, torch.Tensor], dict[str, Any]]:
         """Tensors, and JSON values."""
@@ -60,8 +66,18 @@ def latest_checkpoint(directory: Path) -> Path | None:
 
 
 def read_progress(checkpoint: Path) -> StageProgress:
-    """How far the stage had come at a complete checkpoint."""
-    return StageProgress(**json.loads((checkpoint / _MARKER).read_text(encoding="utf-8")))
+    """How far the stage had come at a complete checkpoint.
+
+    Raises:
+        OutputError: its marker was damaged after it was written.
+
+    """
+    try:
+        return StageProgress(**json.loads((checkpoint / _MARKER).read_text(encoding="utf-8")))
+    except (ValueError, TypeError) as error:
+        raise OutputError(
+            f"{checkpoint / _MARKER}: damaged ({error}); remove {checkpoint} to go on without it"
+        ) from None
 
 
 class CheckpointCallback(TrainerCallback):
@@ -93,7 +109,23 @@ class CheckpointCallback(TrainerCallback):
         if control.should_training_stop:
             control.should_save = True
         if control.should_save or control.should_log:
-            self.trainer.check_finite()
+            self.check_finite()
+
+    def check_finite(self) -> None:
+        """Loss, weights and the stage's own tensors; one host sync each.
+
+        Raises:
+            TrainingError: says what is not finite, and at which step.
+
+        """
+        self.trainer.check_finite()
+        tensors = {} if self.stage_state is None else self.stage_state.state()[0]
+        if not all(bool(torch.isfinite(tensor).all()) for tensor in tensors.values()):
+            where, step = self.trainer.args.output_dir, self.trainer.state.global_step
+            raise TrainingError(
+                f"{self.trainer.stage}: the scores are not finite at step {step}; nothing was saved since, "
+                f"the last checkpoint is kept in {where}. Lower the learning rate, or use precision fp32"
+            )
 
     def on_save(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
         """Complete the checkpoint that transformers has just written."""

@@ -3,12 +3,13 @@
 import csv
 import hashlib
 import json
+import math
 import random
 import sys
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import datasets
 from datasets import Dataset
@@ -17,14 +18,9 @@ from transformers import PreTrainedTokenizerBase
 from lorank.errors import DataError
 from lorank.training.recipe import DataSection
 
-# GLUE-style tsv files hold bare quotes, and "null" and "NA" are words: nothing is quoted and nothing is missing.
-_TABLES: dict[str, tuple[str, dict[str, Any]]] = {
-    ".csv": ("csv", {"keep_default_na": False}),
-    ".tsv": ("csv", {"keep_default_na": False, "sep": "\t", "quoting": csv.QUOTE_NONE}),
-    ".jsonl": ("json", {}),
-    ".json": ("json", {}),
-    ".parquet": ("parquet", {}),
-}
+# Delimiter, and whether quotes mean anything: in GLUE-style tsv files they are part of the text.
+_TABLES: dict[str, tuple[str, Literal[0, 3]]] = {".csv": (",", csv.QUOTE_MINIMAL), ".tsv": ("\t", csv.QUOTE_NONE)}
+_BUILDERS = {".jsonl": "json", ".json": "json", ".parquet": "parquet"}
 
 
 @dataclass(frozen=True)
@@ -56,18 +52,13 @@ def load_task_data(section: DataSection) -> TaskData:
     raw = {"train": _load(section, "train"), "test": _load(section, "test")}
     for part, rows in raw.items():
         _check_columns(part, rows, section)
-    names: tuple[str, ...] = ()
-    numbers: dict[str, int] = {}
-    if section.task == "classification":
-        names = _class_names(raw["train"][section.label], section.label)
-        numbers = {name: number for number, name in enumerate(names)}
-        feature = raw["train"].features[section.label]
-        if isinstance(
-            feature, datasets.ClassLabel
-        ):  # a hub data set: labels are numbers already, with names beside them
-            names, numbers = tuple(feature.names), {str(number): number for number in range(len(feature.names))}
-    parts = {part: _clean(part, rows, section, numbers) for part, rows in raw.items()}
-    return TaskData(parts["train"], parts["test"], names, {part: content_hash(rows) for part, rows in parts.items()})
+    labels = _Labels.of(raw["train"], section)
+    parts = {part: _clean(part, rows, section, labels) for part, rows in raw.items()}
+    if section.task == "regression" and len(set(parts["test"]["labels"])) < 2:
+        raise DataError("data.test: correlation needs at least two different labels; these are all the same")
+    return TaskData(
+        parts["train"], parts["test"], labels.names, {part: content_hash(rows) for part, rows in parts.items()}
+    )
 
 
 def content_hash(rows: Dataset) -> str:
@@ -93,7 +84,7 @@ def hold_out(rows: Dataset, fraction: float, seed: int) -> tuple[Dataset, Datase
     contents = sorted(by_content)
     random.Random(f"{seed}/scoring set").shuffle(contents)
     wanted, held = round(fraction * len(rows)), list[int]()
-    for content in contents:
+    for content in contents[:-1]:  # the last is left to train on
         if len(held) >= wanted:
             break
         held += by_content[content]
@@ -122,24 +113,47 @@ def tokenize(rows: Dataset, tokenizer: PreTrainedTokenizerBase, max_length: int)
 def _load(section: DataSection, part: str) -> Dataset:
     if not sys.stderr.isatty():
         datasets.disable_progress_bars()
+    path = Path(str(section.train if part == "train" else section.test))
+    suffix = path.suffix.lower()
     try:
         if section.name is not None:
             split = section.train_split if part == "train" else section.test_split
             return datasets.load_dataset(section.name, section.config, split=split)
-        path = Path(str(section.train if part == "train" else section.test))
         if not path.is_file():
             raise DataError(f"data.{part}: {path}: no such file (looked in {Path.cwd()})")
         if path.stat().st_size == 0:
             raise DataError(f"data.{part}: {path} is empty; it needs a header and examples")
-        if path.suffix not in _TABLES:
-            raise DataError(f"data.{part}: {path} is of unknown kind {path.suffix!r}; allowed: {', '.join(_TABLES)}")
-        builder, options = _TABLES[path.suffix]
-        return datasets.load_dataset(builder, data_files=str(path), split="train", **options)
+        if suffix in _TABLES:
+            return _read_table(path, part, *_TABLES[suffix])
+        if suffix in _BUILDERS:
+            return datasets.load_dataset(_BUILDERS[suffix], data_files=str(path), split="train")
+        raise DataError(
+            f"data.{part}: {path} is of unknown kind {suffix!r}; allowed: {', '.join([*_TABLES, *_BUILDERS])}"
+        )
     except DataError:
         raise
-    except Exception as error:  # datasets raises many kinds, pandas' and arrow's among them
+    except Exception as error:  # datasets raises many kinds, arrow's and the hub's among them
         cause = error.__cause__ or error
         raise DataError(f"data.{part}: cannot be read ({type(cause).__name__}: {str(cause).strip()[:300]})") from error
+
+
+def _read_table(path: Path, part: str, delimiter: str, quoting: Literal[0, 3]) -> Dataset:
+    """Every cell as the text that it is: guessing types would read `null` or `01` differently from file to file."""
+    csv.field_size_limit(2**31 - 1)
+    with path.open(encoding="utf-8-sig", newline="") as file:
+        reader = csv.reader(file, delimiter=delimiter, quoting=quoting, strict=True)
+        header = next(reader)
+        rows = []
+        for row in reader:
+            if len(row) == len(header):
+                rows.append(row)
+            elif row:  # an empty line is no example
+                raise DataError(
+                    f"data.{part}: {path}, line {reader.line_num} has {len(row)} fields where the header has {len(header)}"
+                )
+    if len(set(header)) < len(header):
+        raise DataError(f"data.{part}: {path} names a column twice: {', '.join(header)}")
+    return Dataset.from_dict({name: [row[k] for row in rows] for k, name in enumerate(header)})
 
 
 def _check_columns(part: str, rows: Dataset, section: DataSection) -> None:
@@ -150,53 +164,76 @@ def _check_columns(part: str, rows: Dataset, section: DataSection) -> None:
         raise DataError(f"data.{part} has no examples; it needs at least one")
 
 
-def _class_names(labels: Any, column: str) -> tuple[str, ...]:
-    values = set(labels)
-    if None in values or "" in values:
-        raise DataError(
-            f"data.label: training example {list(labels).index(None if None in values else '')} has no {column!r}"
-        )
-    if any(isinstance(value, float) and not value.is_integer() for value in values):
-        raise DataError(f"data.label: {column!r} holds fractions, which are not classes; use data.task=regression")
-    if len(values) < 2:
-        raise DataError(
-            f"data.label: {column!r} has the single class {values.pop()!r}; a classifier needs at least two"
-        )
-    numeric = all(isinstance(value, (int, float)) for value in values)
-    return tuple(_class_name(value) for value in sorted(values, key=(lambda v: v) if numeric else str))
+@dataclass(frozen=True)
+class _Labels:
+    """Labels as numbers. Classes are what the training data has, in order: whole numbers by size, else by name."""
+
+    column: str
+    regression: bool
+    names: tuple[str, ...]
+    numbers: Mapping[str, int]
+    whole: bool
+
+    @classmethod
+    def of(cls, rows: Dataset, section: DataSection) -> "_Labels":
+        column = section.label
+        if section.task == "regression":
+            return cls(column, True, (), {}, False)
+        feature = rows.features[column]
+        if isinstance(
+            feature, datasets.ClassLabel
+        ):  # a hub data set: labels are numbers already, with names beside them
+            return cls(column, False, tuple(feature.names), {str(k): k for k in range(len(feature.names))}, True)
+        values = list(rows[column])
+        for row, value in enumerate(values):
+            if not isinstance(value, (str, int, float)) or value == "":
+                raise DataError(
+                    f"data.label: train example {row} has {value!r} in {column!r}; a text or a number is allowed"
+                )
+        parsed = [_number(value) for value in values]
+        whole = all(number.is_integer() for number in parsed)
+        if not whole and all(number == number for number in parsed):
+            raise DataError(f"data.label: {column!r} holds fractions, which are not classes; use data.task=regression")
+        found = {str(int(n)) for n in parsed} if whole else {str(value) for value in values}
+        if len(found) < 2:
+            raise DataError(
+                f"data.label: {column!r} has the single class {found.pop()!r}; a classifier needs at least two"
+            )
+        names = sorted(found, key=int) if whole else sorted(found)
+        return cls(column, False, tuple(names), {name: k for k, name in enumerate(names)}, whole)
+
+    def number(self, part: str, row: int, value: Any) -> int | float:
+        parsed = _number(value)
+        if self.regression:
+            if not math.isfinite(parsed):
+                raise DataError(
+                    f"data.label: {part} example {row} has {value!r} in {self.column!r}; regression needs numbers"
+                )
+            return parsed
+        name = str(int(parsed)) if self.whole and parsed.is_integer() else str(value)
+        if name not in self.numbers:
+            known = ", ".join(self.names[:20])
+            raise DataError(
+                f"data.label: {part} example {row} has label {value!r}, which no training example has; known: {known}"
+            )
+        return self.numbers[name]
 
 
-def _class_name(value: Any) -> str:
-    return str(int(value)) if isinstance(value, float) and value.is_integer() else str(value)
+def _number(value: Any) -> float:
+    """The value as a number; NaN if it is none."""
+    try:
+        return float(value)
+    except (TypeError, ValueError):
+        return math.nan
 
 
-def _clean(part: str, rows: Dataset, section: DataSection, numbers: Mapping[str, int]) -> Dataset:
-    columns = [rows[column] for column in section.text]
+def _clean(part: str, rows: Dataset, section: DataSection, labels: _Labels) -> Dataset:
+    columns = [list(rows[column]) for column in section.text]
     for column, texts in zip(section.text, columns, strict=True):
         for row, text in enumerate(texts):
             if not isinstance(text, str):
                 raise DataError(f"data.text: {part} example {row} has {text!r} in {column!r}; texts are allowed")
-    labels = [_label(part, row, value, section, numbers) for row, value in enumerate(rows[section.label])]
+    numbers = [labels.number(part, row, value) for row, value in enumerate(rows[section.label])]
     content = [hashlib.sha256(json.dumps(texts).encode()).hexdigest() for texts in zip(*columns, strict=True)]
-    cleaned = {f"text_{number}": list(texts) for number, texts in enumerate(columns, 1)}
-    return Dataset.from_dict({**cleaned, "labels": labels, "content": content})
-
-
-def _label(part: str, row: int, value: Any, section: DataSection, numbers: Mapping[str, int]) -> int | float:
-    if section.task == "regression":
-        try:
-            number = float(value)
-        except (TypeError, ValueError):
-            number = float("nan")
-        if number - number != 0:  # NaN or infinite
-            raise DataError(
-                f"data.label: {part} example {row} has {value!r} in {section.label!r}; regression needs numbers"
-            )
-        return number
-    name = _class_name(value)
-    if name not in numbers:
-        known = ", ".join(list(numbers)[:20])
-        raise DataError(
-            f"data.label: {part} example {row} has label {value!r}, which no training example has; known: {known}"
-        )
-    return numbers[name]
+    cleaned = {f"text_{number}": texts for number, texts in enumerate(columns, 1)}
+    return Dataset.from_dict({**cleaned, "labels": numbers, "content": content})

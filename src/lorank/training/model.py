@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 import torch
 import transformers
+from safetensors import SafetensorError
 from torch import nn
 from transformers import (
     AutoConfig,
@@ -21,6 +22,9 @@ from transformers import (
 
 from lorank.errors import RecipeError
 from lorank.training.recipe import Recipe
+
+# What transformers raises for names, files and packages that are missing or damaged.
+NOT_LOADABLE = (OSError, ValueError, RuntimeError, ImportError, KeyError, SafetensorError)
 
 
 @dataclass(frozen=True)
@@ -46,7 +50,7 @@ def load_tokenizer(recipe: Recipe) -> PreTrainedTokenizerBase:
     """
     try:
         tokenizer = AutoTokenizer.from_pretrained(recipe.model, trust_remote_code=recipe.trust_remote_code)
-    except (OSError, ValueError) as error:
+    except NOT_LOADABLE as error:
         raise _not_loadable(recipe.model, error) from None
     if tokenizer.pad_token is None:
         tokenizer.pad_token = tokenizer.eos_token
@@ -54,7 +58,9 @@ def load_tokenizer(recipe: Recipe) -> PreTrainedTokenizerBase:
 
 
 def load_task_model(recipe: Recipe, label_names: Sequence[str]) -> TaskModel:
-    """Load the base model in fp32 with a freshly initialised head (one output for regression).
+    """Load the base model in fp32 with a head on top (one output for regression).
+
+    The head is new, unless the checkpoint has one of the same shape, as `from_pretrained` does it; it is trained whole.
 
     Raises:
         RecipeError: the model cannot be loaded.
@@ -68,9 +74,10 @@ def load_task_model(recipe: Recipe, label_names: Sequence[str]) -> TaskModel:
                 config=config,
                 dtype=torch.float32,
                 output_loading_info=True,
+                ignore_mismatched_sizes=True,  # a head for another number of labels
                 trust_remote_code=recipe.trust_remote_code,
             )
-    except (OSError, ValueError) as error:
+    except NOT_LOADABLE as error:
         raise _not_loadable(recipe.model, error) from None
     if model.config.pad_token_id is None:
         model.config.pad_token_id = load_tokenizer(recipe).pad_token_id
@@ -89,13 +96,23 @@ def load_without_weights(name: str, *, trust_remote_code: bool = False) -> nn.Mo
     """
     try:
         config = AutoConfig.from_pretrained(name, trust_remote_code=trust_remote_code)
-    except (OSError, ValueError) as error:
+    except NOT_LOADABLE as error:
         raise _not_loadable(name, error) from None
+    own_code = getattr(config, "auto_map", None) or {} if trust_remote_code else {}
     for family in (AutoModelForSequenceClassification, AutoModelForSeq2SeqLM, AutoModelForCausalLM, AutoModel):
-        if type(config) in family._model_mapping:
+        if type(config) in family._model_mapping or family.__name__ in own_code:
             with torch.device("meta"), _quiet_loading():
                 return family.from_config(config, trust_remote_code=trust_remote_code)
     raise _not_loadable(name, ValueError(f"no model class for {config.model_type!r}"))
+
+
+def longest_input(model: nn.Module) -> int | None:
+    """How many tokens the learned position embeddings of a model allow; None where positions are relative."""
+    for name, module in model.named_modules():
+        if isinstance(module, nn.Embedding) and name.endswith(("position_embeddings", "wpe")):
+            # RoBERTa and MPNet count positions from behind the padding index.
+            return module.num_embeddings - (0 if module.padding_idx is None else module.padding_idx + 1)
+    return None
 
 
 def base_parameters(model: nn.Module) -> int:
@@ -120,7 +137,7 @@ def head_modules(model: nn.Module, missing_keys: Sequence[str] = ()) -> tuple[st
 def _task_config(recipe: Recipe, label_names: Sequence[str]) -> PreTrainedConfig:
     try:
         config = AutoConfig.from_pretrained(recipe.model, trust_remote_code=recipe.trust_remote_code)
-    except (OSError, ValueError) as error:
+    except NOT_LOADABLE as error:
         raise _not_loadable(recipe.model, error) from None
     if recipe.data.task == "regression":
         config.num_labels, config.problem_type = 1, "regression"

@@ -7,12 +7,18 @@ from typing import Any, Literal, get_args
 
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+from transformers import SchedulerType
 
 from lorank.allocation.top_b import RankBy, Scope
 from lorank.budget import Budget
 from lorank.errors import BudgetError, RecipeError
 from lorank.methods import METHODS
 from lorank.scoring.options import PathScoreOptions
+
+# `reduce_lr_on_plateau` would need an evaluation while training, on data that is kept for the end.
+SCHEDULERS = tuple(
+    scheduler.value for scheduler in SchedulerType if scheduler.value not in ("reduce_lr_on_plateau", "greedy")
+)
 
 
 class _Section(BaseModel):
@@ -22,7 +28,7 @@ class _Section(BaseModel):
 class DataSection(_Section):
     """Where examples come from: two files, or a hub name with two splits."""
 
-    train: str | None = Field(None, description="csv, tsv, jsonl or parquet file to train on")
+    train: str | None = Field(None, description="csv, tsv (quotes are text), jsonl or parquet file to train on")
     test: str | None = Field(None, description="file that is evaluated once at the end; never scored or stopped on")
     name: str | None = Field(None, description="hub name instead of files, for example nyu-mll/glue")
     config: str | None = Field(None, description="configuration of the hub data set, for example cola")
@@ -169,13 +175,21 @@ class Recipe(_Section):
         for name in (self.method, *self.baselines):
             if name not in METHODS:
                 raise ValueError(f"method {name!r} is unknown{_nearest(name, METHODS)}; allowed: {', '.join(METHODS)}")
+        if self.scoring.when == "after" and (
+            self.stage1.stop_when_stable is not None or self.stage1.pruning == "cubic"
+        ):
+            raise ValueError("scoring.when 'after' leaves no scores to stop or prune stage 1 by; use 'during'")
+        for section in (self.stage1, self.stage2):
+            if section.scheduler not in SCHEDULERS:
+                hint = _nearest(section.scheduler, SCHEDULERS)
+                raise ValueError(f"scheduler {section.scheduler!r} is unknown{hint}; allowed: {', '.join(SCHEDULERS)}")
         limits = self.allocation
         if limits.max_rank is not None and limits.max_rank < limits.min_rank:
             raise ValueError(f"allocation.max_rank {limits.max_rank} is below allocation.min_rank {limits.min_rank}")
         return self
 
     @property
-    def text_budget(self) -> Budget:
+    def read_budget(self) -> Budget:
         """The budget, read."""
         return Budget.parse(self.budget)
 

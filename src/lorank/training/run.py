@@ -5,21 +5,20 @@ stopped.
 """
 
 import json
-import platform
-import warnings
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from importlib.metadata import version
 from pathlib import Path
+from tempfile import gettempdir
 from typing import Any
 
-import yaml
 from rich.console import Console
 from transformers import PreTrainedTokenizerBase
+from transformers.integrations.integration_utils import INTEGRATION_TO_CALLBACK
 
 from lorank.allocation.top_b import allocate, uniform_scores
-from lorank.artefact import write_atomically, write_json
-from lorank.errors import BudgetError, LorankWarning, OutputError
+from lorank.artefact import write_json
+from lorank.errors import BudgetError, OutputError, RecipeError, TargetError
 from lorank.methods import METHODS
 from lorank.plan import RankPlan
 from lorank.report.rank_map import draw_rank_map
@@ -27,11 +26,13 @@ from lorank.scores import ImportanceScores
 from lorank.targets import Target, find_targets, unit_costs
 from lorank.training.data import TaskData, load_task_data
 from lorank.training.metrics import choose_metrics
-from lorank.training.model import base_parameters, load_tokenizer, load_without_weights
+from lorank.training.model import base_parameters, head_modules, load_tokenizer, load_without_weights, longest_input
+from lorank.training.output import claimed, first_difference
 from lorank.training.processes import processes
 from lorank.training.recipe import Recipe
+from lorank.training.stage import training_arguments
 from lorank.training.stage1 import score_units, split_for_scoring
-from lorank.training.stage2 import Evaluation, evaluate_adapter, train_plan
+from lorank.training.stage2 import Evaluation, evaluate_adapter, scaled_plan, train_plan
 
 VERSIONS = ("lorank", "torch", "transformers", "peft", "accelerate", "datasets", "numpy")
 
@@ -69,31 +70,25 @@ def run(recipe: Recipe, directory: str | Path, console: Console | None = None) -
     data = load_task_data(recipe.data)
     if METHODS[recipe.method].trained == "triplets":
         split_for_scoring(recipe, data.train)
-    tokenizer = load_tokenizer(recipe)
-    with processes().main_process_first():
-        _claim(directory, recipe, data, provenance)
-
+    work = _Work(recipe, data, targets, load_tokenizer(recipe), console, provenance)
     results: dict[str, dict[str, Any]] = {}
-    plan: RankPlan | None = None
-    for method in (recipe.method, *recipe.baselines):
-        folder = directory if plan is None else directory / "baselines" / method
-        own_plan, evaluation, scores = _carry_out(method, recipe, data, targets, tokenizer, folder, console, provenance)
-        results[method] = asdict(evaluation)
-        if "stage1" in scores.provenance:
-            results[method]["stage1"] = {**scores.provenance["stage1"], "passes": scores.provenance["scoring_passes"]}
-        plan = plan or own_plan
-    assert plan is not None
-
-    write_json(
-        directory / "metrics.json",
-        {
-            "budget": {"asked": plan.budget, "parameters": plan.budget_parameters, "spent": plan.spent},
-            "method": recipe.method,
-            "preset": recipe.preset,
-            "results": results,
-        },
-    )
-    draw_rank_map(plan, directory / "ranks.png", rank_map_title(recipe, plan))
+    with claimed(directory, recipe, data, provenance):
+        for method in (recipe.method, *recipe.baselines):
+            folder = directory if method == recipe.method else directory / "baselines" / method
+            scores = work.scores(method, folder)
+            plan = work.plan(method, folder, scores)
+            results[method] = asdict(work.evaluation(method, folder, plan))
+            if "stage1" in scores.provenance:
+                results[method]["stage1"] = {
+                    **scores.provenance["stage1"],
+                    "passes": scores.provenance["scoring_passes"],
+                }
+        plan = RankPlan.load(directory / "plan.json")
+        if processes().is_main_process:
+            budget = {"asked": plan.budget, "parameters": plan.budget_parameters, "spent": plan.spent}
+            found = {"budget": budget, "method": recipe.method, "preset": recipe.preset, "results": results}
+            write_json(directory / "metrics.json", found)
+            draw_rank_map(plan, directory / "ranks.png", rank_map_title(recipe, plan))
     return RunResult(directory, plan, results)
 
 
@@ -106,22 +101,32 @@ def rank_map_title(recipe: Recipe, plan: RankPlan) -> str:
 
 
 def check_model(recipe: Recipe) -> tuple[tuple[Target, ...], dict[str, Any]]:
-    """Check targets, budget, limits and metrics on the model's config alone; no weights are loaded.
+    """Check whatever the recipe and the model's config decide: no weights are loaded, nothing is written.
 
     Returns:
         The targets, and the provenance that scores and plan carry.
 
     Raises:
-        LorankError: any of them does not fit.
+        LorankError: targets, budget, limits, metrics, text length or training options that do not fit.
 
     """
     choose_metrics(recipe.data.task, recipe.metrics)
+    _check_training_options(recipe)
     model = load_without_weights(recipe.model, trust_remote_code=recipe.trust_remote_code)
+    positions = longest_input(model)
+    if positions is not None and recipe.data.max_length > positions:
+        raise RecipeError(
+            f"data.max_length is {recipe.data.max_length}, but {recipe.model} has {positions} positions; lower it"
+        )
     targets = find_targets(model, recipe.targets)
+    heads = tuple(f"{head}." for head in head_modules(model))
+    if inside := [target.name for target in targets if f"{target.name}.".startswith(heads)]:
+        raise TargetError(
+            f"targets match {inside[0]!r}, part of the head, which is trained whole; name the others more closely"
+        )
     costs, size = unit_costs(targets), base_parameters(model)
-    initial = recipe.stage1.initial_rank
-    parameters = recipe.text_budget.parameters(costs, base_parameters=size, initial_rank=initial)
-    limits = recipe.allocation
+    initial, limits = recipe.stage1.initial_rank, recipe.allocation
+    parameters = recipe.read_budget.parameters(costs, base_parameters=size, initial_rank=initial)
     most = min(initial, limits.max_rank or initial) // limits.multiple_of * limits.multiple_of
     if METHODS[recipe.method].trained == "triplets" and parameters > most * sum(costs.values()):
         raise BudgetError(
@@ -131,114 +136,100 @@ def check_model(recipe: Recipe) -> tuple[tuple[Target, ...], dict[str, Any]]:
     provenance = {
         "model": recipe.model,
         "base_parameters": size,
-        "method": recipe.method,
         "preset": recipe.preset,
         "seed": recipe.seed,
-        "scoring": recipe.scoring.model_dump(),
         "versions": {name: version(name) for name in VERSIONS},
     }
-    # The limits are tried on equal scores now, not after an hour of stage 1.
-    allocate(uniform_scores(costs, initial, provenance), recipe.budget, **limits.model_dump())
+    for method in (recipe.method, *recipe.baselines):
+        # The limits are tried on equal scores now, not after an hour of stage 1.
+        units = initial if METHODS[method].trained == "triplets" else _uniform_units(recipe, targets)
+        _allocate(method, recipe, uniform_scores(costs, units, provenance))
     return targets, provenance
 
 
-def _carry_out(
-    method: str,
-    recipe: Recipe,
-    data: TaskData,
-    targets: tuple[Target, ...],
-    tokenizer: PreTrainedTokenizerBase,
-    folder: Path,
-    console: Console,
-    provenance: Mapping[str, Any],
-) -> tuple[RankPlan, Evaluation, ImportanceScores]:
-    """Scores, plan, adapter and evaluation of one method, each read back if it is there already."""
-    costs = unit_costs(targets)
-    scores_file, plan_file, evaluation_file = (
-        folder / "scores.safetensors",
-        folder / "plan.json",
-        folder / "evaluation.json",
-    )
-    if scores_file.exists():
-        scores = ImportanceScores.load(scores_file)
-    else:
-        if METHODS[method].trained == "triplets":
-            own = {**provenance, "method": method}
-            scores = score_units(recipe, data, targets, tokenizer, folder / "stage1", console, own)
-        else:
-            units = max(recipe.stage1.initial_rank, min(min(t.d_in, t.d_out) for t in targets))
-            scores = uniform_scores(costs, units, {**provenance, "method": method, "preset": None, "scoring": None})
-        scores.save(scores_file)
-    if plan_file.exists():
-        plan = RankPlan.load(plan_file)
-    else:
-        budget: str | int = recipe.budget
-        limits = recipe.allocation.model_dump()
-        if METHODS[method].trained == "nothing":
-            # β is a share of what stage 1 starts with, which a method without a stage 1 knows only from the recipe.
-            initial = recipe.stage1.initial_rank
-            budget = recipe.text_budget.parameters(
-                costs, base_parameters=provenance["base_parameters"], initial_rank=initial
-            )
-            limits |= {"rank_by": "score"}
-        plan = allocate(scores, budget, scale=recipe.scale, **limits)
-        plan.save(plan_file)
-    for path, named in ((scores_file, scores.unit_costs), (plan_file, plan.unit_costs)):
-        if difference := _first_difference(dict(named), costs):
-            raise OutputError(f"{path} is for another model or other targets: {difference}; remove it to make it again")
-    if not evaluation_file.exists():
-        if not (folder / "adapter").exists():
-            train_plan(recipe, data, plan, tokenizer, folder, console, f"stage 2, {method}")
-        console.print(f"evaluating {method} on {len(data.test):,} test examples", highlight=False)
-        evaluation = evaluate_adapter(recipe, data, plan, tokenizer, folder)
-        write_json(evaluation_file, asdict(evaluation))
-    evaluation = Evaluation(**json.loads(evaluation_file.read_text(encoding="utf-8")))
-    return plan, evaluation, scores
+def _check_training_options(recipe: Recipe) -> None:
+    known = ("none", "all", *INTEGRATION_TO_CALLBACK)
+    if recipe.report_to not in known:
+        raise RecipeError(f"report_to is {recipe.report_to!r}; allowed: {', '.join(known)}")
+    for name, section in (("stage1", recipe.stage1), ("stage2", recipe.stage2)):
+        try:
+            training_arguments(recipe, section, Path(gettempdir()))
+        except (ValueError, ImportError) as error:
+            raise RecipeError(f"{name}: transformers refuses these options: {error}") from None
 
 
-def _claim(directory: Path, recipe: Recipe, data: TaskData, provenance: Mapping[str, Any]) -> None:
-    """Write the resolved recipe, or make sure that the one that stands there is this one.
+def _uniform_units(recipe: Recipe, targets: tuple[Target, ...]) -> int:
+    """Units that uniform LoRA may take in a module: it has no stage 1 that limits them, only the matrices do."""
+    return max(recipe.stage1.initial_rank, min(min(target.d_in, target.d_out) for target in targets))
 
-    Raises:
-        OutputError: the directory holds something else.
 
+def _allocate(method: str, recipe: Recipe, scores: ImportanceScores) -> RankPlan:
+    limits = recipe.allocation.model_dump()
+    budget: str | int = recipe.budget
+    if METHODS[method].trained == "nothing":
+        # Uniform means equal ranks: not equal worth per parameter, and no shares by layer.
+        limits |= {"rank_by": "score", "scope": "global"}
+        # β is a share of what stage 1 starts with, which a method without a stage 1 knows only from the recipe.
+        size, initial = scores.provenance["base_parameters"], recipe.stage1.initial_rank
+        budget = recipe.read_budget.parameters(scores.unit_costs, base_parameters=size, initial_rank=initial)
+    return scaled_plan(recipe, allocate(scores, budget, scale=recipe.scale, **limits))
+
+
+@dataclass(frozen=True)
+class _Work:
+    """The parts of a run, for one method after the other; what a part has left in its folder is read back.
+
+    The first of several processes writes; each part ends with all of them waiting for it and reading the same file.
     """
-    path = directory / "recipe.yaml"
-    content = recipe.model_dump(mode="json", exclude={"resolved"})
-    resolved = {
-        "data": dict(data.hashes),
-        "labels": list(data.label_names),
-        "base_parameters": provenance["base_parameters"],
-        "versions": provenance["versions"],
-        "python": platform.python_version(),
-    }
-    if not path.exists():
-        if directory.exists() and any(not entry.name.startswith(".") for entry in directory.iterdir()):
-            raise OutputError(f"{directory} is not empty and holds no recipe.yaml; give another --output-dir")
-        text = yaml.safe_dump({**content, "resolved": resolved}, sort_keys=False, allow_unicode=True)
-        write_atomically(path, lambda temporary: temporary.write_text(text, encoding="utf-8"))
-        return
-    try:
-        stands = yaml.safe_load(path.read_text(encoding="utf-8"))
-        before = stands.pop("resolved")
-    except (yaml.YAMLError, AttributeError, KeyError, TypeError):
-        raise OutputError(f"{path} was not written by lorank or was damaged; give another --output-dir") from None
-    if difference := _first_difference(stands, content):
-        raise OutputError(
-            f"{directory} belongs to another recipe: {difference}; give another --output-dir, or remove it"
-        )
-    if difference := _first_difference(before["data"], resolved["data"]):
-        raise OutputError(
-            f"{directory}: the data changed since this run began: {difference}; give another --output-dir"
-        )
-    if difference := _first_difference(before["versions"], resolved["versions"]):
-        warnings.warn(f"{directory}: versions changed since this run began: {difference}", LorankWarning, stacklevel=3)
 
+    recipe: Recipe
+    data: TaskData
+    targets: tuple[Target, ...]
+    tokenizer: PreTrainedTokenizerBase
+    console: Console
+    provenance: Mapping[str, Any]
 
-def _first_difference(before: Any, now: Any, key: str = "") -> str | None:
-    if isinstance(before, Mapping) and isinstance(now, Mapping):
-        for name in (*now, *(set(before) - set(now))):
-            if found := _first_difference(before.get(name), now.get(name), f"{key}.{name}".strip(".")):
-                return found
-        return None
-    return None if before == now else f"{key} was {before!r}, now {now!r}"
+    def scores(self, method: str, folder: Path) -> ImportanceScores:
+        path, costs = folder / "scores.safetensors", unit_costs(self.targets)
+        if not path.exists():
+            if METHODS[method].trained == "triplets":
+                own = {**self.provenance, "method": method, "scoring": self.recipe.scoring.model_dump()}
+                directory = folder / "stage1"
+                scores = score_units(self.recipe, self.data, self.targets, self.tokenizer, directory, self.console, own)
+            else:
+                own = {**self.provenance, "method": method, "preset": None}
+                scores = uniform_scores(costs, _uniform_units(self.recipe, self.targets), own)
+            if processes().is_main_process:
+                scores.save(path)
+        processes().wait_for_everyone()
+        scores = ImportanceScores.load(path)
+        if difference := first_difference(dict(scores.unit_costs), costs):
+            raise OutputError(f"{path} is for another model or other targets: {difference}; remove it to score again")
+        return scores
+
+    def plan(self, method: str, folder: Path, scores: ImportanceScores) -> RankPlan:
+        path = folder / "plan.json"
+        if not path.exists():
+            plan = _allocate(method, self.recipe, scores)
+            if processes().is_main_process:
+                plan.save(path)
+        processes().wait_for_everyone()
+        plan = RankPlan.load(path)
+        if plan.provenance.get("scores") != scores.fingerprint:
+            raise OutputError(f"{path} was made from other scores than those in {folder}; remove it to allocate again")
+        return plan
+
+    def evaluation(self, method: str, folder: Path, plan: RankPlan) -> Evaluation:
+        path = folder / "evaluation.json"
+        if not path.exists():
+            if not (folder / "adapter").exists():
+                train_plan(self.recipe, self.data, plan, self.tokenizer, folder, self.console, f"stage 2, {method}")
+            self.console.print(f"evaluating {method} on {len(self.data.test):,} test examples", highlight=False)
+            evaluation = evaluate_adapter(self.recipe, self.data, plan, self.tokenizer, folder)
+            if processes().is_main_process:
+                write_json(path, asdict(evaluation))
+        processes().wait_for_everyone()
+        try:
+            return Evaluation(**json.loads(path.read_text(encoding="utf-8")))
+        except (ValueError, TypeError) as error:
+            raise OutputError(f"{path}: damaged ({error}); remove it to evaluate again") from None

@@ -87,11 +87,6 @@ def train_stage(
         checkpoint = latest_checkpoint(directory)
     if checkpoint is not None:
         checkpoints.restore(checkpoint)
-        progress = read_progress(checkpoint)
-        if progress.finished:
-            set_peft_model_state_dict(model, load_file(checkpoint / "adapter_model.safetensors"))
-            return progress
-        console.print(f"{name}: continuing at step {progress.step} from {checkpoint}")
     arguments = training_arguments(recipe, section, directory)
     lengths = rows["length"]
     batch = section.batch_size * section.gradient_accumulation
@@ -108,7 +103,17 @@ def train_stage(
         callbacks=[*callbacks, _LogLine(name, console), checkpoints],
     )
     checkpoints.trainer = trainer
+    if stage_state is not None:
+        stage_state.check_finite = checkpoints.check_finite
     trainer.remove_callback(PrinterCallback)
+    if checkpoint is not None:
+        progress = read_progress(checkpoint)
+        if progress.finished:
+            set_peft_model_state_dict(model, load_file(checkpoint / "adapter_model.safetensors"))
+            # Device and autocast as after training, so that what follows is the same to the bit.
+            trainer.accelerator.prepare_model(model, evaluation_mode=True)
+            return progress
+        console.print(f"{name}: continuing at step {progress.step} from {checkpoint}", highlight=False)
     trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint is not None else None)
     processes().wait_for_everyone()  # until the main process has marked the last checkpoint as complete
     ended = latest_checkpoint(directory)

@@ -1,12 +1,16 @@
 """Stage 1: train triplet adapters, score their units on the held-out scoring set (I-LoRA, section 1.4, phase 1)."""
 
+import math
 import random
-from collections.abc import Mapping
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
+from accelerate.utils import broadcast
 from datasets import Dataset
 from peft import LoraConfig, TaskType, get_peft_model
 from rich.console import Console
@@ -33,6 +37,7 @@ from lorank.scoring.path import Batch, PathScorer, model_loss
 from lorank.targets import Target, unit_costs
 from lorank.training.data import TaskData, content_hash, hold_out, tokenize
 from lorank.training.model import load_task_model
+from lorank.training.processes import processes
 from lorank.training.recipe import Recipe
 from lorank.training.stage import train_stage
 
@@ -80,6 +85,7 @@ def score_units(
         # Taken before any checkpoint is loaded, so a resumed run has the same initial values.
         baseline=capture(adapter, options.moved) if options.baseline == "initial" else None,
         seed=recipe.seed,
+        loss_scale=1024.0 if recipe.precision == "fp16" else 1.0,
     )
     batches = ScoringBatches(tokenize(scoring_rows, tokenizer, recipe.data.max_length), tokenizer, recipe)
     during = ScoringCallback(recipe, targets, scorer, batches, console, provenance)
@@ -98,25 +104,26 @@ def score_units(
         orthogonality_weight=section.orthogonality,
         path_seed=recipe.seed if section.train_on_path else None,
     )
+    began = time.monotonic()
     rule = f"; rule: {during.stop_rule}" if during.stop_rule else ""
     console.print(f"{STAGE}: ended, {during.ended}{rule}", highlight=False)
     if options.when == "after":
         for draw in range(len(batches)):
             during.add_batch(draw)
+    scores = during.scores()
+    reduction = loss_reduction(scorer, batches) if options.parameter_factor == "signed" else None
     found = {
         "scoring_set": content_hash(scoring_rows),
         "scoring_examples": len(scoring_rows),
         "scoring_passes": during.accumulator.count * scorer.passes_per_batch,
         "stage1": {
             "steps": progress.step,
-            "seconds": progress.seconds,
+            "seconds": round(progress.seconds + time.monotonic() - began, 3),
             "ended": during.ended,
             "stop_rule": during.stop_rule,
         },
     }
-    if options.parameter_factor == "signed":
-        found["loss_reduction"] = loss_reduction(scorer, batches)
-    return during.scores(found)
+    return replace(scores, provenance={**scores.provenance, **found, "loss_reduction": reduction})
 
 
 def split_for_scoring(recipe: Recipe, rows: Dataset) -> tuple[Dataset, Dataset]:
@@ -141,7 +148,21 @@ def split_for_scoring(recipe: Recipe, rows: Dataset) -> tuple[Dataset, Dataset]:
             f"scoring.fraction {options.fraction} leaves {len(train)} of {len(rows)} examples to train stage 1 on, less than "
             f"one batch of {recipe.stage1.batch_size}; lower scoring.fraction or stage1.batch_size"
         )
+    steps = recipe.stage1.max_steps or math.ceil(recipe.stage1.epochs * steps_per_epoch(recipe, len(train)))
+    counted = (steps - int(options.warmup * steps)) // options.every
+    if options.when == "during" and counted < 1:
+        raise DataError(
+            f"stage 1 has {steps} steps, of which scoring.warmup {options.warmup} and scoring.every {options.every} leave none "
+            "to score at; lower them or train stage 1 longer"
+        )
     return train, scoring
+
+
+def steps_per_epoch(recipe: Recipe, examples: int) -> int:
+    """Optimizer steps in which stage 1 sees every example once."""
+    section = recipe.stage1
+    micro_batches = math.ceil(examples / (section.batch_size * processes().num_processes))
+    return math.ceil(micro_batches / section.gradient_accumulation)
 
 
 class ScoringBatches:
@@ -151,6 +172,7 @@ class ScoringBatches:
         self.size, self.seed = recipe.scoring.batch_size, recipe.seed
         self._rows = rows.remove_columns("length")
         self._collate = DataCollatorWithPadding(tokenizer)
+        self._order: tuple[int, list[int]] | None = None
 
     def __len__(self) -> int:
         """How many batches there are until examples come again."""
@@ -158,10 +180,13 @@ class ScoringBatches:
 
     def batch(self, draw: int, device: torch.device) -> Batch:
         """Batch number `draw`, padded, on `device`."""
-        order = list(range(len(self._rows)))
-        random.Random(f"{self.seed}/scoring batches/{draw // len(self)}").shuffle(order)
-        start = draw % len(self) * self.size
-        rows = [self._rows[index] for index in order[start : start + self.size]]
+        time_round, start = draw // len(self), draw % len(self) * self.size
+        if self._order is None or self._order[0] != time_round:
+            order = list(range(len(self._rows)))
+            random.Random(f"{self.seed}/scoring batches/{time_round}").shuffle(order)
+            self._order = time_round, order
+        columns = self._rows[self._order[1][start : start + self.size]]
+        rows = [dict(zip(columns, row, strict=True)) for row in zip(*columns.values(), strict=True)]
         return {key: value.to(device) for key, value in self._collate(rows).items()}
 
 
@@ -183,6 +208,7 @@ class ScoringCallback(TrainerCallback):
         self.window_ranks: dict[str, int] | None = None
         self.moved_shares: list[float] = []
         self.ended = "all steps done"
+        self.check_finite: Callable[[], None] = lambda: None
 
     @property
     def stop_rule(self) -> str | None:
@@ -198,14 +224,15 @@ class ScoringCallback(TrainerCallback):
         device = self.scorer.adapter.lambdas[0].device
         self.accumulator.add(self.scorer.batch_scores(self.batches.batch(draw, device), draw))
 
-    def scores(self, found: Mapping[str, Any] | None = None) -> ImportanceScores:
-        """The scores so far; one host sync."""
+    def scores(self) -> ImportanceScores:
+        """The scores so far; one host sync. With several processes, those of the first."""
+        self.check_finite()
         errors = self.accumulator.standard_error()
         return ImportanceScores(
             self._by_module(self.accumulator.value()),
             self.costs,
             None if errors is None else self._by_module(errors),
-            {**self.provenance, "scoring_batches": self.accumulator.count, **(found or {})},
+            {**self.provenance, "scoring_batches": self.accumulator.count},
         )
 
     def cut(self, budget: str | int | None = None) -> RankPlan:
@@ -233,7 +260,7 @@ class ScoringCallback(TrainerCallback):
         final = self.cut().budget_parameters
         plan = self.cut(cubic_budget(step, start=initial, final=final, first_step=first, last_step=last))
         kept = {}
-        for name, values in self._by_module(self.accumulator.value()).items():
+        for name, values in self.scores().scores.items():
             keep = torch.zeros(len(values), dtype=torch.bool)
             keep[torch.from_numpy(np.argsort(-values, kind="stable")[: plan.ranks[name]].copy())] = True
             kept[name] = keep
@@ -255,6 +282,8 @@ class ScoringCallback(TrainerCallback):
 
     def _by_module(self, units: torch.Tensor) -> dict[str, np.ndarray]:
         names, ranks = self.scorer.adapter.names, self.scorer.adapter.ranks
+        # Kernels may differ in the last bit from process to process; what is decided must not.
+        units = broadcast(units.contiguous())
         return {n: part.double().cpu().numpy() for n, part in zip(names, units.split(list(ranks)), strict=True)}
 
     def state(self) -> tuple[dict[str, torch.Tensor], dict[str, Any]]:

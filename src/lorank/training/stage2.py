@@ -1,20 +1,22 @@
 """Stage 2: a plain PEFT LoRA with the plan's ranks, freshly initialised, on the whole training set; and its evaluation."""
 
+import math
 import shutil
 import sys
+import warnings
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
 import torch
 from datasets import Dataset
-from peft import LoraConfig, PeftModel, TaskType, get_peft_model
+from peft import PeftModel, TaskType, get_peft_model
 from peft.tuners.lora import LoraLayer
 from rich.console import Console
 from safetensors import safe_open
 from transformers import DataCollatorWithPadding, PreTrainedTokenizerBase, Trainer, TrainingArguments, set_seed
 
-from lorank.errors import PlanError
+from lorank.errors import LorankWarning, PlanError
 from lorank.plan import RankPlan
 from lorank.training.checkpoints import latest_checkpoint, read_progress
 from lorank.training.data import TaskData, tokenize
@@ -30,7 +32,7 @@ class Evaluation:
     """How a saved adapter did on the test part.
 
     Attributes:
-        metrics: name -> value.
+        metrics: name -> value; None where it is not defined (a correlation of constant predictions).
         loss: mean task loss.
         adapter_parameters: counted in the adapter's file, heads left out.
         steps: optimizer steps of stage 2.
@@ -38,28 +40,23 @@ class Evaluation:
 
     """
 
-    metrics: dict[str, float]
-    loss: float
+    metrics: dict[str, float | None]
+    loss: float | None
     adapter_parameters: int
     steps: int
     seconds: float
 
 
-def stage2_config(recipe: Recipe, plan: RankPlan, heads: tuple[str, ...] = ()) -> LoraConfig:
-    """Plain LoRA config of the plan, with the scale of reading A13.
+def scaled_plan(recipe: Recipe, plan: RankPlan) -> RankPlan:
+    """The plan with the scale of reading A13.
 
     With `alpha = scale · r_init`: `initial` scales every module by `alpha / r_init`, `target` by alpha over the mean
     rank of the plan, `active` by alpha over the module's own rank.
     """
-    options = {"lora_dropout": recipe.lora_dropout, "modules_to_save": list(heads), "task_type": TaskType.SEQ_CLS}
     alpha = recipe.scale * recipe.stage1.initial_rank
-    if recipe.stage2.scale_by == "initial":
-        return plan.lora_config(**options)
     if recipe.stage2.scale_by == "target":
-        return replace(plan, scale=alpha * len(plan.ranks) / plan.total_rank).lora_config(**options)
-    config = plan.lora_config(**options)
-    config.lora_alpha, config.alpha_pattern = alpha, {}
-    return config
+        return replace(plan, scale=alpha * len(plan.ranks) / plan.total_rank)
+    return replace(plan, alpha=alpha) if recipe.stage2.scale_by == "active" else plan
 
 
 def train_plan(
@@ -80,7 +77,10 @@ def train_plan(
     """
     set_seed(recipe.seed)
     task = load_task_model(recipe, data.label_names)
-    model = get_peft_model(task.model, stage2_config(recipe, plan, task.heads))
+    config = plan.lora_config(
+        lora_dropout=recipe.lora_dropout, modules_to_save=list(task.heads), task_type=TaskType.SEQ_CLS
+    )
+    model = get_peft_model(task.model, config)
     _check_ranks(model, plan)
     train_stage(
         name=name,
@@ -127,8 +127,8 @@ def evaluate_adapter(
         output_dir=str(directory / "stage2"),
         use_cpu=only_cpu(),
         per_device_eval_batch_size=64,
-        bf16_full_eval=recipe.precision == "bf16",
-        fp16_full_eval=recipe.precision == "fp16",
+        bf16=recipe.precision == "bf16",
+        fp16=recipe.precision == "fp16",
         report_to="none",
         disable_tqdm=not sys.stderr.isatty(),
         label_names=["labels"],
@@ -136,15 +136,26 @@ def evaluate_adapter(
     )
     trainer = Trainer(model=model, args=arguments, data_collator=DataCollatorWithPadding(tokenizer))
     output = trainer.predict(rows, metric_key_prefix="test")
-    logits, labels = np.asarray(output.predictions), np.asarray(output.label_ids)
+    # Encoder-decoders return more than logits; these come first.
+    first = output.predictions[0] if isinstance(output.predictions, tuple) else output.predictions
+    logits, labels = np.asarray(first), np.asarray(output.label_ids)
     predicted = logits.reshape(-1) if recipe.data.task == "regression" else logits.argmax(-1)
-    metrics = {
-        name: metric(labels, predicted) for name, metric in choose_metrics(recipe.data.task, recipe.metrics).items()
-    }
+    chosen = choose_metrics(recipe.data.task, recipe.metrics, len(data.label_names))
+    metrics = {name: _defined(name, metric(labels, predicted)) for name, metric in chosen.items()}
+    loss = _defined("loss", float(output.metrics["test_loss"]))
     checkpoint = latest_checkpoint(directory / "stage2")
     assert checkpoint is not None, "stage 2 leaves a checkpoint when it ends"
     progress = read_progress(checkpoint)
-    return Evaluation(metrics, float(output.metrics["test_loss"]), parameters, progress.step, progress.seconds)
+    return Evaluation(metrics, loss, parameters, progress.step, progress.seconds)
+
+
+def _defined(name: str, value: float) -> float | None:
+    if math.isfinite(value):
+        return value
+    warnings.warn(
+        f"{name} is not defined for these predictions ({value}); it is recorded as null", LorankWarning, stacklevel=3
+    )
+    return None
 
 
 def adapter_parameters(directory: Path) -> int:

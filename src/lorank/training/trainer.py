@@ -69,7 +69,7 @@ class StageTrainer(Trainer):
         # Every micro-batch then weighs the same, and Trainer divides loss and regulariser alike by their number.
         self.model_accepts_loss_kwargs = False
         self._first_bad_step = torch.tensor(-1, device=self.args.device)
-        # First in the list: the epoch must be set, and NaN found, before any other callback acts on the step.
+        # First in the list: the epoch must be set before the order is asked for.
         self.callback_handler.callbacks.insert(0, _SetEpoch(order))
 
     def _get_train_sampler(self, train_dataset: Any = None) -> SeededOrder:
