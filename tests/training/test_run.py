@@ -12,7 +12,7 @@ from filelock import FileLock
 from peft import PeftModel
 from rich.console import Console
 from safetensors.numpy import load_file
-from transformers import AutoModel, AutoModelForSequenceClassification, DebertaV2Config, MPNetConfig
+from transformers import AutoModel, AutoModelForSequenceClassification, DebertaV2Config, MarianConfig, MPNetConfig
 
 from lorank import ImportanceScores, LorankError, RankPlan
 from lorank.allocation import allocate
@@ -153,6 +153,14 @@ def test_bad_input_stops_before_anything_is_loaded_or_written(
     with pytest.raises(LorankError, match=message):
         run(tiny_recipe(**changes), tmp_path / "out", QUIET)
     assert not (tmp_path / "out").exists()
+
+
+def test_an_architecture_without_a_classifier_is_refused_at_once(tiny_recipe, tiny_folder, tmp_path: Path) -> None:
+    folder = tmp_path / "model"
+    shutil.copytree(tiny_folder, folder)
+    MarianConfig(vocab_size=32, pad_token_id=0).save_pretrained(folder)
+    with pytest.raises(LorankError, match="'marian' has no classifier class"):
+        run(tiny_recipe(model=str(folder)), tmp_path / "out", QUIET)
 
 
 def test_a_directory_in_use_and_a_file_in_its_place_are_refused(tiny_recipe, tmp_path: Path) -> None:

@@ -84,11 +84,11 @@ def load_task_model(recipe: Recipe, label_names: Sequence[str]) -> TaskModel:
     return TaskModel(model, head_modules(model, loading["missing_keys"]))
 
 
-def load_without_weights(name: str, *, trust_remote_code: bool = False) -> nn.Module:
+def load_without_weights(name: str, *, trust_remote_code: bool = False, classifier: bool = False) -> nn.Module:
     """Build a model from its config alone, on the meta device: names and shapes, no weights, no download of them.
 
-    The class is the one that `lorank run` trains (sequence classification) where the architecture has it, else
-    sequence-to-sequence, causal or the bare model.
+    The class is the one that `lorank run` trains (sequence classification) where the architecture has it, else, unless
+    a `classifier` is wanted, sequence-to-sequence, causal or the bare model.
 
     Raises:
         RecipeError: there is no config under that name, or no class for it.
@@ -99,11 +99,14 @@ def load_without_weights(name: str, *, trust_remote_code: bool = False) -> nn.Mo
     except NOT_LOADABLE as error:
         raise _not_loadable(name, error) from None
     own_code = getattr(config, "auto_map", None) or {} if trust_remote_code else {}
-    for family in (AutoModelForSequenceClassification, AutoModelForSeq2SeqLM, AutoModelForCausalLM, AutoModel):
+    others = () if classifier else (AutoModelForSeq2SeqLM, AutoModelForCausalLM, AutoModel)
+    for family in (AutoModelForSequenceClassification, *others):
         if type(config) in family._model_mapping or family.__name__ in own_code:
             with torch.device("meta"), _quiet_loading():
                 return family.from_config(config, trust_remote_code=trust_remote_code)
-    raise _not_loadable(name, ValueError(f"no model class for {config.model_type!r}"))
+    raise _not_loadable(
+        name, ValueError(f"{config.model_type!r} has no {'classifier' if classifier else 'model'} class")
+    )
 
 
 def longest_input(model: nn.Module) -> int | None:

@@ -112,7 +112,7 @@ def check_model(recipe: Recipe) -> tuple[tuple[Target, ...], dict[str, Any]]:
     """
     choose_metrics(recipe.data.task, recipe.metrics)
     _check_training_options(recipe)
-    model = load_without_weights(recipe.model, trust_remote_code=recipe.trust_remote_code)
+    model = load_without_weights(recipe.model, trust_remote_code=recipe.trust_remote_code, classifier=True)
     positions = longest_input(model)
     if positions is not None and recipe.data.max_length > positions:
         raise RecipeError(
