@@ -46,7 +46,7 @@ def test_peft_adapts_exactly_the_plan(ranks: tuple[int, ...]) -> None:
 def test_the_config_says_the_same_scale_to_engines_that_ignore_patterns() -> None:
     config = some_plan().lora_config(lora_dropout=0.1)
     assert (config.r, config.lora_alpha, config.lora_dropout) == (3, 4.5, 0.1)
-    assert config.rank_pattern[r"^bert\.encoder\.layer\.1\.attention\.self\.query$"] == 3
+    assert config.rank_pattern["^bert.encoder.layer.1.attention.self.query$"] == 3
     with pytest.raises(LorankError, match="decided by the plan"):
         some_plan().lora_config(r=4)
     with pytest.raises(LorankError, match="every rank"):

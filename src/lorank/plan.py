@@ -1,7 +1,6 @@
 """RankPlan: which module gets which rank, what was asked and what was spent; and the PEFT config that it means."""
 
 import json
-import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -108,8 +107,8 @@ class RankPlan:
             r=largest,
             lora_alpha=_whole(self.scale * largest if self.alpha is None else self.alpha),
             target_modules=list(adapted),
-            rank_pattern={f"^{re.escape(name)}$": rank for name, rank in adapted.items()},
-            alpha_pattern={f"^{re.escape(name)}$": _whole(alpha) for name, alpha in alphas.items()},
+            rank_pattern={f"^{name}$": rank for name, rank in adapted.items()},
+            alpha_pattern={f"^{name}$": _whole(alpha) for name, alpha in alphas.items()},
             **options,
         )
 
