@@ -19,7 +19,7 @@ app = typer.Typer(
     rich_markup_mode=None,
 )
 # Where there is no terminal, tables keep their full width in a log.
-_out = Console(width=None if sys.stdout.isatty() else 120)
+_out = Console(width=None if sys.stdout.isatty() else 140)
 _progress = Console(stderr=True, width=None if sys.stderr.isatty() else 200)
 
 
