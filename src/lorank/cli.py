@@ -55,10 +55,8 @@ def run_command(
         result = run(load_recipe(recipe, overrides or ()), output_dir or Path("runs") / recipe.stem, _progress)
         if not processes().is_main_process:
             return
-        recipe_used = result.plan.provenance
-        _out.print(
-            f"{recipe_used['method']}, preset {recipe_used['preset']}, budget {result.plan.budget}", highlight=False
-        )
+        made_by = result.plan.provenance
+        _out.print(f"{made_by['method']}, preset {made_by['preset']}, budget {result.plan.budget}", highlight=False)
         _out.print(rank_table(result.plan))
         _out.print(result_table(result.results, result.plan.budget_parameters))
         for name, what in {

@@ -93,12 +93,13 @@ class CheckpointCallback(TrainerCallback):
         self.seconds_before = 0.0
         self._began = 0.0
 
-    def restore(self, checkpoint: Path) -> None:
-        """Continue time and the stage's own state from a complete checkpoint."""
+    def restore(self, checkpoint: Path) -> StageProgress:
+        """Continue time and the stage's own state from a complete checkpoint; tells how far it had come."""
         progress = read_progress(checkpoint)
         self.seconds_before = progress.seconds
         if self.stage_state is not None:
             self.stage_state.restore(load_file(checkpoint / _TENSORS), progress.details)
+        return progress
 
     def on_train_begin(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
         """Start the clock."""

@@ -30,8 +30,9 @@ from lorank.training.model import base_parameters, head_modules, load_tokenizer,
 from lorank.training.output import claimed, first_difference
 from lorank.training.processes import processes
 from lorank.training.recipe import Recipe
+from lorank.training.scoring_set import split_for_scoring
 from lorank.training.stage import training_arguments
-from lorank.training.stage1 import score_units, split_for_scoring
+from lorank.training.stage1 import score_units
 from lorank.training.stage2 import Evaluation, evaluate_adapter, scaled_plan, train_plan
 
 VERSIONS = ("lorank", "torch", "transformers", "peft", "accelerate", "datasets", "numpy")

@@ -85,8 +85,6 @@ def train_stage(
     checkpoints = CheckpointCallback(stage_state)
     with processes().main_process_first():  # which clears away what a killed process left
         checkpoint = latest_checkpoint(directory)
-    if checkpoint is not None:
-        checkpoints.restore(checkpoint)
     arguments = training_arguments(recipe, section, directory)
     lengths = rows["length"]
     batch = section.batch_size * section.gradient_accumulation
@@ -107,7 +105,7 @@ def train_stage(
         stage_state.check_finite = checkpoints.check_finite
     trainer.remove_callback(PrinterCallback)
     if checkpoint is not None:
-        progress = read_progress(checkpoint)
+        progress = checkpoints.restore(checkpoint)
         if progress.finished:
             set_peft_model_state_dict(model, load_file(checkpoint / "adapter_model.safetensors"))
             # Device and autocast as after training, so that what follows is the same to the bit.

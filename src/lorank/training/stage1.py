@@ -1,7 +1,5 @@
 """Stage 1: train triplet adapters, score their units on the held-out scoring set (I-LoRA, section 1.4, phase 1)."""
 
-import math
-import random
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import replace
@@ -11,11 +9,9 @@ from typing import Any
 import numpy as np
 import torch
 from accelerate.utils import broadcast
-from datasets import Dataset
 from peft import LoraConfig, TaskType, get_peft_model
 from rich.console import Console
 from transformers import (
-    DataCollatorWithPadding,
     PreTrainedTokenizerBase,
     TrainerCallback,
     TrainerControl,
@@ -28,17 +24,17 @@ from lorank.adapter.path import capture, path_point
 from lorank.adapter.triplet import TripletAdapter, triplet_config
 from lorank.allocation.schedule import cubic_budget
 from lorank.allocation.top_b import allocate
-from lorank.errors import DataError, TargetError
+from lorank.errors import TargetError
 from lorank.plan import RankPlan
 from lorank.scores import ImportanceScores
 from lorank.scoring.accumulate import ScoreAccumulator
 from lorank.scoring.options import PathScoreOptions
-from lorank.scoring.path import Batch, PathScorer, model_loss
+from lorank.scoring.path import PathScorer, model_loss
 from lorank.targets import Target, unit_costs
-from lorank.training.data import TaskData, content_hash, hold_out, tokenize
+from lorank.training.data import TaskData, content_hash, tokenize
 from lorank.training.model import load_task_model
-from lorank.training.processes import processes
 from lorank.training.recipe import Recipe
+from lorank.training.scoring_set import ScoringBatches, split_for_scoring
 from lorank.training.stage import train_stage
 
 STAGE = "stage 1"
@@ -126,70 +122,6 @@ def score_units(
     return replace(scores, provenance={**scores.provenance, **found, "loss_reduction": reduction})
 
 
-def split_for_scoring(recipe: Recipe, rows: Dataset) -> tuple[Dataset, Dataset]:
-    """What stage 1 trains on, and the scoring set; cheap, so that it can be checked before anything expensive.
-
-    Raises:
-        DataError: a side too small for one batch.
-
-    """
-    options = recipe.scoring
-    if options.source == "training":
-        train = scoring = rows
-    else:
-        train, scoring = hold_out(rows, options.fraction, recipe.seed)
-    if len(scoring) < options.batch_size:
-        raise DataError(
-            f"scoring.fraction {options.fraction} holds out {len(scoring)} of {len(rows)} examples, less than one batch of "
-            f"{options.batch_size}; raise scoring.fraction or lower scoring.batch_size"
-        )
-    if len(train) < recipe.stage1.batch_size:
-        raise DataError(
-            f"scoring.fraction {options.fraction} leaves {len(train)} of {len(rows)} examples to train stage 1 on, less than "
-            f"one batch of {recipe.stage1.batch_size}; lower scoring.fraction or stage1.batch_size"
-        )
-    steps = recipe.stage1.max_steps or math.ceil(recipe.stage1.epochs * steps_per_epoch(recipe, len(train)))
-    counted = (steps - int(options.warmup * steps)) // options.every
-    if options.when == "during" and counted < 1:
-        raise DataError(
-            f"stage 1 has {steps} steps, of which scoring.warmup {options.warmup} and scoring.every {options.every} leave none "
-            "to score at; lower them or train stage 1 longer"
-        )
-    return train, scoring
-
-
-def steps_per_epoch(recipe: Recipe, examples: int) -> int:
-    """Optimizer steps in which stage 1 sees every example once."""
-    section = recipe.stage1
-    micro_batches = math.ceil(examples / (section.batch_size * processes().num_processes))
-    return math.ceil(micro_batches / section.gradient_accumulation)
-
-
-class ScoringBatches:
-    """Batches of the scoring set by number: full ones only, reshuffled each time round, a function of seed and number."""
-
-    def __init__(self, rows: Dataset, tokenizer: PreTrainedTokenizerBase, recipe: Recipe) -> None:
-        self.size, self.seed = recipe.scoring.batch_size, recipe.seed
-        self._rows = rows.remove_columns("length")
-        self._collate = DataCollatorWithPadding(tokenizer)
-        self._order: tuple[int, list[int]] | None = None
-
-    def __len__(self) -> int:
-        """How many batches there are until examples come again."""
-        return len(self._rows) // self.size
-
-    def batch(self, draw: int, device: torch.device) -> Batch:
-        """Batch number `draw`, padded, on `device`."""
-        time_round, start = draw // len(self), draw % len(self) * self.size
-        if self._order is None or self._order[0] != time_round:
-            order = list(range(len(self._rows)))
-            random.Random(f"{self.seed}/scoring batches/{time_round}").shuffle(order)
-            self._order = time_round, order
-        columns = self._rows[self._order[1][start : start + self.size]]
-        rows = [dict(zip(columns, row, strict=True)) for row in zip(*columns.values(), strict=True)]
-        return {key: value.to(device) for key, value in self._collate(rows).items()}
-
-
 class ScoringCallback(TrainerCallback):
     """Scores a batch every few optimizer steps, prunes on the way or ends the stage where the recipe asks for it."""
 
@@ -235,10 +167,9 @@ class ScoringCallback(TrainerCallback):
             {**self.provenance, "scoring_batches": self.accumulator.count},
         )
 
-    def cut(self, budget: str | int | None = None) -> RankPlan:
-        """The plan that the scores so far mean."""
-        limits = self.recipe.allocation.model_dump()
-        return allocate(self.scores(), budget or self.recipe.budget, scale=self.recipe.scale, **limits)
+    def cut(self, scores: ImportanceScores, budget: str | int) -> RankPlan:
+        """The plan that scores mean under the recipe's limits."""
+        return allocate(scores, budget, scale=self.recipe.scale, **self.recipe.allocation.model_dump())
 
     def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
         """Score, then prune or stop where it is due."""
@@ -257,10 +188,11 @@ class ScoringCallback(TrainerCallback):
     def _prune(self, step: int, first: int, last: int) -> None:
         """Switch off the least important triplets at the budget of this step (reading A8); they may come back."""
         initial = self.recipe.stage1.initial_rank * sum(self.costs.values())
-        final = self.cut().budget_parameters
-        plan = self.cut(cubic_budget(step, start=initial, final=final, first_step=first, last_step=last))
+        scores = self.scores()
+        final = self.cut(scores, self.recipe.budget).budget_parameters
+        plan = self.cut(scores, cubic_budget(step, start=initial, final=final, first_step=first, last_step=last))
         kept = {}
-        for name, values in self.scores().scores.items():
+        for name, values in scores.scores.items():
             keep = torch.zeros(len(values), dtype=torch.bool)
             keep[torch.from_numpy(np.argsort(-values, kind="stable")[: plan.ranks[name]].copy())] = True
             kept[name] = keep
@@ -269,7 +201,7 @@ class ScoringCallback(TrainerCallback):
     def _is_stable(self, step: int) -> bool:
         rule = self.recipe.stage1.stop_when_stable
         assert rule is not None
-        plan = self.cut()
+        plan = self.cut(self.scores(), self.recipe.budget)
         if self.window_ranks is not None:
             before = RankPlan(self.window_ranks, self.costs, plan.budget, plan.budget_parameters)
             self.moved_shares.append(plan.moved_share(before))

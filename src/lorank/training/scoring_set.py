@@ -1,0 +1,78 @@
+"""The scoring set: held out of the training data, disjoint from what stage 1 trains on, served in numbered batches."""
+
+import math
+import random
+
+import torch
+from datasets import Dataset
+from transformers import DataCollatorWithPadding, PreTrainedTokenizerBase
+
+from lorank.errors import DataError
+from lorank.scoring.path import Batch
+from lorank.training.data import hold_out
+from lorank.training.processes import processes
+from lorank.training.recipe import Recipe
+
+
+def split_for_scoring(recipe: Recipe, rows: Dataset) -> tuple[Dataset, Dataset]:
+    """What stage 1 trains on, and the scoring set; cheap, so that it can be checked before anything expensive.
+
+    Raises:
+        DataError: a side too small for one batch.
+
+    """
+    options = recipe.scoring
+    if options.source == "training":
+        train = scoring = rows
+    else:
+        train, scoring = hold_out(rows, options.fraction, recipe.seed)
+    if len(scoring) < options.batch_size:
+        raise DataError(
+            f"scoring.fraction {options.fraction} holds out {len(scoring)} of {len(rows)} examples, less than one batch of "
+            f"{options.batch_size}; raise scoring.fraction or lower scoring.batch_size"
+        )
+    if len(train) < recipe.stage1.batch_size:
+        raise DataError(
+            f"scoring.fraction {options.fraction} leaves {len(train)} of {len(rows)} examples to train stage 1 on, less than "
+            f"one batch of {recipe.stage1.batch_size}; lower scoring.fraction or stage1.batch_size"
+        )
+    steps = recipe.stage1.max_steps or math.ceil(recipe.stage1.epochs * steps_per_epoch(recipe, len(train)))
+    counted = (steps - int(options.warmup * steps)) // options.every
+    if options.when == "during" and counted < 1:
+        raise DataError(
+            f"stage 1 has {steps} steps, of which scoring.warmup {options.warmup} and scoring.every {options.every} leave none "
+            "to score at; lower them or train stage 1 longer"
+        )
+    return train, scoring
+
+
+def steps_per_epoch(recipe: Recipe, examples: int) -> int:
+    """Optimizer steps in which stage 1 sees every example once."""
+    section = recipe.stage1
+    micro_batches = math.ceil(examples / (section.batch_size * processes().num_processes))
+    return math.ceil(micro_batches / section.gradient_accumulation)
+
+
+class ScoringBatches:
+    """Batches of the scoring set by number: full ones only, reshuffled each time round, a function of seed and number."""
+
+    def __init__(self, rows: Dataset, tokenizer: PreTrainedTokenizerBase, recipe: Recipe) -> None:
+        self.size, self.seed = recipe.scoring.batch_size, recipe.seed
+        self._rows = rows.remove_columns("length")
+        self._collate = DataCollatorWithPadding(tokenizer)
+        self._order: tuple[int, list[int]] | None = None
+
+    def __len__(self) -> int:
+        """How many batches there are until examples come again."""
+        return len(self._rows) // self.size
+
+    def batch(self, draw: int, device: torch.device) -> Batch:
+        """Batch number `draw`, padded, on `device`."""
+        time_round, start = draw // len(self), draw % len(self) * self.size
+        if self._order is None or self._order[0] != time_round:
+            order = list(range(len(self._rows)))
+            random.Random(f"{self.seed}/scoring batches/{time_round}").shuffle(order)
+            self._order = time_round, order
+        columns = self._rows[self._order[1][start : start + self.size]]
+        rows = [dict(zip(columns, row, strict=True)) for row in zip(*columns.values(), strict=True)]
+        return {key: value.to(device) for key, value in self._collate(rows).items()}
