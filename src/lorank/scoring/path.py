@@ -93,6 +93,9 @@ class PathScorer:
     def batch_scores(self, batch: Batch, draw: int = 0) -> torch.Tensor:
         """Score every unit on one batch: `(units,)` in the order of `adapter.names`, fp32 (fp64 for fp64 adapters)."""
         points = self.drawn_points(draw)
+        if self.baseline is not None:  # captured, perhaps, before the model was moved to its device
+            factors = self.adapter.factors(self.options.moved)
+            self.baseline = [start.to(factor.device) for start, factor in zip(self.baseline, factors, strict=True)]
         with self._scoring_mode(draw):
             if self.options.path_scope == "global":
                 return torch.cat(self._module_scores(self.adapter, self.baseline, batch, points))
