@@ -16,8 +16,9 @@ if TYPE_CHECKING:
     from lorank.budget import Budget
     from lorank.plan import RankPlan
     from lorank.scores import ImportanceScores
+    from lorank.training.rank_allocation import RankAllocation
 
-__all__ = ["Budget", "ImportanceScores", "LorankError", "RankPlan", "__version__", "allocate"]
+__all__ = ["Budget", "ImportanceScores", "LorankError", "RankAllocation", "RankPlan", "__version__", "allocate"]
 __version__ = version("lorank")
 
 _HOME = {
@@ -25,6 +26,7 @@ _HOME = {
     "Budget": "lorank.budget",
     "RankPlan": "lorank.plan",
     "ImportanceScores": "lorank.scores",
+    "RankAllocation": "lorank.training.rank_allocation",
 }
 
 

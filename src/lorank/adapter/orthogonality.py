@@ -28,3 +28,36 @@ def orthogonality(adapter: TripletAdapter) -> torch.Tensor:
         gram = wide @ wide.mT
         norms.append(torch.linalg.matrix_norm(gram - torch.eye(rank, dtype=gram.dtype, device=gram.device)))
     return torch.cat(norms).mean()
+
+
+@torch.no_grad()
+def add_orthogonality_gradient(adapter: TripletAdapter, weight: float, *, off_diagonal: bool = False) -> None:
+    """Add the gradient of `weight · orthogonality(adapter)` to `.grad`: no loss is touched, so none is inflated.
+
+    For a wide factor W (P transposed, or Q), n factors and `E = WWᵀ - I`: `weight · 2/n · E W / ‖E‖_F`. Factors without
+    a gradient (they took no part in this step) are left out; where `E` is zero the gradient is zero.
+
+    Args:
+        adapter: whose P and Q have gradients that are not scaled.
+        weight: γ.
+        off_diagonal: `E` is the off-diagonal part of `WWᵀ` alone (IGU-LoRA's code, methods note 2.9, item 16).
+
+    """
+    by_shape: dict[torch.Size, list[tuple[torch.Tensor, torch.Tensor]]] = defaultdict(list)
+    count = 0
+    for factor, transposed in (*((p, True) for p in adapter.p), *((q, False) for q in adapter.q)):
+        if factor.numel():
+            count += 1
+            if factor.grad is not None:
+                wide, gradient = (factor.T, factor.grad.T) if transposed else (factor, factor.grad)
+                by_shape[wide.shape].append((wide, gradient))
+    for (rank, _), pairs in by_shape.items():
+        wide = torch.stack([matrix.to(torch.promote_types(matrix.dtype, torch.float32)) for matrix, _ in pairs])
+        gram = wide @ wide.mT
+        eye = torch.eye(rank, dtype=gram.dtype, device=gram.device)
+        excess = gram * (1 - eye) if off_diagonal else gram - eye
+        norm = torch.linalg.matrix_norm(excess, keepdim=True)
+        pull = torch.where(norm > 0, excess / norm, 0.0) @ wide * (2 * weight / count)
+        torch._foreach_add_(
+            [gradient for _, gradient in pairs], [p.to(g.dtype) for p, (_, g) in zip(pull, pairs, strict=True)]
+        )

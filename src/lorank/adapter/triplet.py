@@ -4,7 +4,7 @@
 `(P[:, i], λ[i], Q[i, :])`: one unit of rank.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -28,6 +28,8 @@ class TripletLinear(LoraLinear):
     """
 
     adapter_layer_names = (*LoraLinear.adapter_layer_names, "lora_lambda")
+    # Factor of every adapter's output while training; IGU-LoRA's code draws it anew for each micro-batch.
+    training_gain: float = 1.0
 
     def update_layer(self, adapter_name: str, r: int, lora_alpha: int, config: LoraConfig, **kwargs: Any) -> None:
         """Add the adapter `adapter_name` of rank `r` (PEFT calls this)."""
@@ -49,9 +51,36 @@ class TripletLinear(LoraLinear):
 
     def get_delta_weight(self, adapter: str) -> torch.Tensor:
         """`scale · P diag(λ) Q`, shape of the base weight, in the adapter's dtype; what merging adds."""
+        if adapter not in self.lora_lambda:
+            return super().get_delta_weight(adapter)
         left = self.lora_B[adapter].weight * (self.lora_lambda[adapter] * self.scaling[adapter])
         delta = left @ self.lora_A[adapter].weight
         return delta.T if self.fan_in_fan_out else delta
+
+    def resize(self, adapter_name: str, rank: int) -> None:
+        """Give one adapter's parameters another rank, in place; the values are then anything."""
+        values, q, p = self.factors_of(adapter_name)
+        values.data = values.data.new_empty(rank)
+        q.data = q.data.new_empty(rank, self.in_features)
+        p.data = p.data.new_empty(self.out_features, rank)
+        self.set_rank(adapter_name, rank)
+
+    def set_rank(self, adapter_name: str, rank: int) -> None:
+        """Write down the rank that the parameters of one adapter have."""
+        self.r[adapter_name] = self.lora_A[adapter_name].out_features = self.lora_B[adapter_name].in_features = rank
+
+    def factors_of(self, adapter_name: str) -> tuple[nn.Parameter, nn.Parameter, nn.Parameter]:
+        """λ, Q and P of one adapter."""
+        return self.lora_lambda[adapter_name], self.lora_A[adapter_name].weight, self.lora_B[adapter_name].weight
+
+    def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any, **kwargs: Any) -> None:
+        # A checkpoint written after triplets were cut away has fewer of them. Trainer loads it before any callback is
+        # asked, so the layer itself follows the shapes of what it is given.
+        for name, values in self.lora_lambda.items():
+            found = state_dict.get(f"{prefix}lora_lambda.{name}")
+            if found is not None and len(found) != len(values):
+                self.resize(name, len(found))
+        super()._load_from_state_dict(state_dict, prefix, *args, **kwargs)
 
     def forward(self, x: torch.Tensor, *args: Any, **kwargs: Any) -> torch.Tensor:
         """Base layer plus every active adapter, `W x + P ((λ · scale) ∘ (Q dropout(x)))`; x is `(..., d_in)`."""
@@ -62,10 +91,14 @@ class TripletLinear(LoraLinear):
         result = self.base_layer(x, *args, **kwargs)
         dtype = result.dtype
         for name in self.active_adapters:
-            if name in self.lora_lambda:
-                q, p = self.lora_A[name].weight, self.lora_B[name].weight
-                narrow = linear(self.lora_dropout[name](self._cast_input_dtype(x, q.dtype)), q)
-                result = result + linear(narrow * (self.lora_lambda[name] * self.scaling[name]), p)
+            if name not in self.lora_A or not self.r[name]:
+                continue
+            q, p = self.lora_A[name].weight, self.lora_B[name].weight
+            gain: Any = self.scaling[name]
+            if name in self.lora_lambda:  # otherwise a plain LoRA adapter beside the triplets
+                gain = self.lora_lambda[name] * (gain * self.training_gain if self.training else gain)
+            narrow = linear(self.lora_dropout[name](self._cast_input_dtype(x, q.dtype)), q)
+            result = result + linear(narrow * gain, p)
         return result.to(dtype)
 
 
@@ -93,6 +126,8 @@ class TripletAdapter:
         p: `(d_out, r_m)` each.
         lambdas: `(r_m,)` each.
         q: `(r_m, d_in)` each.
+        layers: the modules that hold them.
+        adapter_name: PEFT's name of the adapter.
 
     """
 
@@ -100,6 +135,8 @@ class TripletAdapter:
     p: tuple[nn.Parameter, ...]
     lambdas: tuple[nn.Parameter, ...]
     q: tuple[nn.Parameter, ...]
+    layers: tuple[TripletLinear, ...]
+    adapter_name: str
 
     @classmethod
     def of(cls, model: nn.Module, adapter_name: str = "default") -> "TripletAdapter":
@@ -125,6 +162,8 @@ class TripletAdapter:
             tuple(layer.lora_B[adapter_name].weight for layer in layers.values()),
             tuple(layer.lora_lambda[adapter_name] for layer in layers.values()),
             tuple(layer.lora_A[adapter_name].weight for layer in layers.values()),
+            tuple(layers.values()),
+            adapter_name,
         )
 
     @property
@@ -136,10 +175,14 @@ class TripletAdapter:
         """The parameters that a path moves: every λ, or with `"all"` every λ, then every P, then every Q."""
         return self.lambdas if moved == "lambda" else (*self.lambdas, *self.p, *self.q)
 
-    def only(self, index: int) -> "TripletAdapter":
-        """The same view on module number `index` alone."""
-        keep = slice(index, index + 1)
-        return TripletAdapter(self.names[keep], self.p[keep], self.lambdas[keep], self.q[keep])
+    def only(self, *indices: int) -> "TripletAdapter":
+        """The same view on the modules with these numbers alone."""
+
+        def pick(items: Sequence[Any]) -> tuple[Any, ...]:
+            return tuple(items[index] for index in indices)
+
+        parts = (self.names, self.p, self.lambdas, self.q, self.layers)
+        return TripletAdapter(*(pick(part) for part in parts), self.adapter_name)
 
     @torch.no_grad()
     def switch_off(self, kept: Mapping[str, torch.Tensor]) -> None:

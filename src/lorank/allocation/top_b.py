@@ -71,14 +71,14 @@ def allocate(
             "lower min_rank or raise the budget"
         )
 
-    blocks = _blocks(scores, max_rank, min_rank, multiple_of, rank_by)
+    blocks = _blocks(scores.scores, costs, max_rank, min_rank, multiple_of, rank_by)
     ranks = dict(floor)
     if scope == "layer":
         whole = sum(cost for *_, cost in blocks)
         layer_of = {name: (place.stack, place.layer) for name, place in places(costs).items()}
         for layer in sorted(set(layer_of.values()), key=str):
             own = [block for block in blocks if layer_of[block[0]] == layer]
-            share = (parameters - spent) * sum(cost for *_, cost in own) // whole if whole else 0
+            share = int((parameters - spent) * sum(cost for *_, cost in own) // whole) if whole else 0
             _take(own, ranks, share, multiple_of)
     elif scope != "global":
         raise AllocationError(f"scope is {scope!r}; allowed: 'global', 'layer'")
@@ -106,36 +106,75 @@ def allocate(
     return plan
 
 
+def top_ranks(
+    scores: Mapping[str, np.ndarray],
+    costs: Mapping[str, float],
+    budget: float,
+    *,
+    min_rank: int = 0,
+    rank_by: RankBy = "score",
+    fill: bool = True,
+) -> dict[str, int]:
+    """Ranks of one cut while training goes on: the walk of `allocate` over whatever costs the budget is counted in.
+
+    Args:
+        scores: module name -> scores of its units that are left.
+        costs: module name -> cost of a unit: parameters, or 1 for a budget in ranks, or any weight above zero.
+        budget: what the kept units may cost.
+        min_rank: every module keeps at least this, or all that it has.
+        rank_by: as `allocate`.
+        fill: go on behind the first unit that does not fit, so that no unit more would fit; False stops there, as the
+            published codes do, which drop the least important until the rest fits.
+
+    """
+    ranks = {name: min(min_rank, len(values)) for name, values in scores.items()}
+    left = budget - sum(rank * costs[name] for name, rank in ranks.items())
+    _take(_blocks(scores, costs, None, min_rank, 1, rank_by), ranks, left, 1, fill)
+    return ranks
+
+
+def best_units(scores: np.ndarray, rank: int) -> np.ndarray:
+    """Positions of the `rank` best units of a module, ascending; of equal ones the lower."""
+    return np.sort(np.argsort(-scores, kind="stable")[:rank])
+
+
 # A block of `multiple_of` units: module, rank of the module before the block, cost.
-_Block = tuple[str, int, int]
+_Block = tuple[str, int, float]
 
 
 def _blocks(
-    scores: ImportanceScores, max_rank: int | None, min_rank: int, multiple_of: int, rank_by: RankBy
+    scores: Mapping[str, np.ndarray],
+    costs: Mapping[str, float],
+    max_rank: int | None,
+    min_rank: int,
+    multiple_of: int,
+    rank_by: RankBy,
 ) -> list[_Block]:
     """All blocks above `min_rank`, most important first."""
     if rank_by not in ("score", "score-per-parameter"):
         raise AllocationError(f"rank_by is {rank_by!r}; allowed: 'score', 'score-per-parameter'")
-    found: list[tuple[float, int, Any, str, int]] = []
-    for name, values in scores.scores.items():
+    found: list[tuple[float, int, Any, str, float]] = []
+    for name, values in scores.items():
         best_first = np.sort(values)[::-1]
         top = len(best_first) if max_rank is None else min(max_rank, len(best_first))
-        cost = scores.unit_costs[name]
+        cost, order = costs[name], natural_order(name)
         for start in range(min_rank, top - multiple_of + 1, multiple_of):
             worth = float(best_first[start : start + multiple_of].mean())
             if rank_by == "score-per-parameter":
                 worth /= cost
-            found.append((-worth, start, natural_order(name), name, cost * multiple_of))
+            found.append((-worth, start, order, name, cost * multiple_of))
     found.sort()
     return [(name, start, cost) for _, start, _, name, cost in found]
 
 
-def _take(blocks: list[_Block], ranks: dict[str, int], budget: int, multiple_of: int) -> None:
+def _take(blocks: list[_Block], ranks: dict[str, int], budget: float, multiple_of: int, fill: bool = True) -> None:
     """Walk the blocks in order; take each that still fits. A module's blocks cost the same, so none is skipped over."""
     for name, _, cost in blocks:
         if cost <= budget:
             ranks[name] += multiple_of
             budget -= cost
+        elif not fill:
+            return
 
 
 def _check_limits(scores: ImportanceScores, max_rank: int | None, min_rank: int, multiple_of: int) -> None:

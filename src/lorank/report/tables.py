@@ -32,16 +32,17 @@ def result_table(results: Mapping[str, Mapping[str, Any]], asked: int) -> Table:
     for metric in metrics:
         table.add_column(metric, justify="right")
     table.add_column("stage 1", justify="right")
-    table.add_column("stage 2", justify="right")
+    table.add_column("training of the adapter", justify="right")
     for method, result in results.items():
         first = result.get("stage1")
+        beside = f" + {result['scoring_passes']} scoring passes" if result.get("scoring_passes") else ""
         table.add_row(
             method,
             f"{asked:,}",
             f"{result['adapter_parameters']:,}",
             *("-" if result["metrics"][m] is None else f"{result['metrics'][m]:.4f}" for m in metrics),
             f"{first['steps']} steps + {first['passes']} scoring passes, {first['seconds']:.0f} s" if first else "-",
-            f"{result['steps']} steps, {result['seconds']:.0f} s",
+            f"{result['steps']} steps{beside}, {result['seconds']:.0f} s",
         )
     return table
 

@@ -26,6 +26,69 @@ def model_loss(model: nn.Module, batch: Batch) -> torch.Tensor:
     return loss
 
 
+def path_integral(
+    model: nn.Module,
+    adapter: TripletAdapter,
+    batch: Batch,
+    points: Sequence[tuple[float, float]],
+    factors: Sequence[torch.Tensor],
+    *,
+    moved: str = "lambda",
+    baseline: Sequence[torch.Tensor] | None = None,
+    absolute: bool = False,
+    loss: LossFunction = model_loss,
+    loss_scale: float = 1.0,
+) -> tuple[list[torch.Tensor], list[torch.Tensor]]:
+    """`Σ_k w_k ∂L(θ(α_k))/∂f` for every factor f, one forward and backward pass a point; and the losses `L(θ(α_k))`.
+
+    Args:
+        model: forward pass gives the loss.
+        adapter: the triplets that the path moves.
+        batch: of the scoring set, or of training.
+        points: path coefficients with their weights.
+        factors: what is differentiated by; shapes of the result.
+        moved: see `path_point`.
+        baseline: see `path_point`.
+        absolute: sum `w_k |∂L/∂f|` in place of the signed gradients.
+        loss: scalar loss of a batch.
+        loss_scale: factor in the backward pass, divided out again.
+
+    """
+    if not points:
+        raise LorankError("a path needs at least one node; give at least one path coefficient")
+    total: list[torch.Tensor] | None = None
+    losses = []
+    for alpha, weight in points:
+        with path_point(adapter, alpha, moved=moved, baseline=baseline):
+            value = loss(model, batch)
+            # A module that did not run on this batch (an expert, say) has no gradient: it scores 0 here.
+            found = torch.autograd.grad(value * loss_scale, list(factors), materialize_grads=True)
+        gradients = [at_least_fp32(gradient) for gradient in found]
+        if absolute:
+            gradients = list(torch._foreach_abs(gradients))
+        weighted = list(torch._foreach_mul(gradients, weight / loss_scale))
+        total = weighted if total is None else list(torch._foreach_add(total, weighted))
+        losses.append(value.detach())
+    assert total is not None
+    return total, losses
+
+
+@contextmanager
+def undisturbed(model: nn.Module, adapter: TripletAdapter, *, dropout_seed: int | None = None) -> Iterator[None]:
+    """No dropout (or, with a seed, dropout of its own), and no draw from the random streams that training uses."""
+    modes = [(module, module.training) for module in model.modules()]
+    devices = sorted({p.device.index for p in adapter.lambdas if p.device.type == "cuda"})
+    try:
+        model.train(dropout_seed is not None)
+        with torch.random.fork_rng(devices=devices):
+            if dropout_seed is not None:
+                torch.manual_seed(dropout_seed)
+            yield
+    finally:
+        for module, training in modes:
+            module.training = training
+
+
 class PathScorer:
     """Scores all units of rank on one batch of the scoring set.
 
@@ -96,7 +159,8 @@ class PathScorer:
         if self.baseline is not None:  # captured, perhaps, before the model was moved to its device
             factors = self.adapter.factors(self.options.moved)
             self.baseline = [start.to(factor.device) for start, factor in zip(self.baseline, factors, strict=True)]
-        with self._scoring_mode(draw):
+        seed = random.Random(f"{self.seed}/dropout/{draw}").getrandbits(63)
+        with undisturbed(self.model, self.adapter, dropout_seed=seed if self.options.dropout else None):
             if self.options.path_scope == "global":
                 return torch.cat(self._module_scores(self.adapter, self.baseline, batch, points))
             scores = []
@@ -116,21 +180,20 @@ class PathScorer:
         options, modules = self.options, len(adapter.names)
         # Integrated gradients are made of the moved factors alone; the plain norm looks at all three.
         factors = adapter.factors("all" if options.parameter_factor == "none" else options.moved)
-        total: list[torch.Tensor] | None = None
-        for alpha, weight in points:
-            with path_point(adapter, alpha, moved=options.moved, baseline=baseline):
-                # A module that did not run on this batch (an expert, say) has no gradient: it scores 0 here.
-                loss = self.loss(self.model, batch) * self.loss_scale
-                found = torch.autograd.grad(loss, factors, materialize_grads=True)
-            gradients = [_at_least_fp32(gradient) for gradient in found]
-            if options.parameter_factor == "none":
-                gradients = list(torch._foreach_abs(gradients))
-            weighted = list(torch._foreach_mul(gradients, weight / self.loss_scale))
-            total = weighted if total is None else list(torch._foreach_add(total, weighted))
-        if total is None:
-            raise LorankError("a path needs at least one node")
+        total, _ = path_integral(
+            self.model,
+            adapter,
+            batch,
+            points,
+            factors,
+            moved=options.moved,
+            baseline=baseline,
+            absolute=options.parameter_factor == "none",
+            loss=self.loss,
+            loss_scale=self.loss_scale,
+        )
         if options.parameter_factor != "none":
-            moved = [_at_least_fp32(d) for d in displacement(adapter, moved=options.moved, baseline=baseline)]
+            moved = [at_least_fp32(d) for d in displacement(adapter, moved=options.moved, baseline=baseline)]
             total = list(torch._foreach_mul(total, moved))
             if options.parameter_factor == "absolute":
                 total = list(torch._foreach_abs(total))
@@ -144,23 +207,9 @@ class PathScorer:
             units = [unit.mean().expand_as(unit) for unit in units]
         return list(torch._foreach_mul(units, sign))
 
-    @contextmanager
-    def _scoring_mode(self, draw: int) -> Iterator[None]:
-        """No dropout (unless asked for), and no draw from the random streams that training uses."""
-        modes = [(module, module.training) for module in self.model.modules()]
-        devices = sorted({p.device.index for p in self.adapter.lambdas if p.device.type == "cuda"})
-        try:
-            self.model.train(self.options.dropout)
-            with torch.random.fork_rng(devices=devices):
-                if self.options.dropout:
-                    torch.manual_seed(random.Random(f"{self.seed}/dropout/{draw}").getrandbits(63))
-                yield
-        finally:
-            for module, training in modes:
-                module.training = training
 
-
-def _at_least_fp32(tensor: torch.Tensor) -> torch.Tensor:
+def at_least_fp32(tensor: torch.Tensor) -> torch.Tensor:
+    """The same values, in fp32 unless they are finer already."""
     return tensor.to(torch.promote_types(tensor.dtype, torch.float32))
 
 

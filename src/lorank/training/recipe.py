@@ -12,8 +12,9 @@ from transformers import SchedulerType
 from lorank.allocation.top_b import RankBy, Scope
 from lorank.budget import Budget
 from lorank.errors import BudgetError, RecipeError
-from lorank.methods import METHODS
+from lorank.methods import METHODS, Method
 from lorank.scoring.options import PathScoreOptions
+from lorank.training.pruning import PruningOptions
 
 # `reduce_lr_on_plateau` would need an evaluation while training, on data that is kept for the end.
 SCHEDULERS = tuple(
@@ -127,9 +128,10 @@ class Recipe(_Section):
     """A whole run. `seed` decides every draw; on CPU a recipe gives the same bits each time."""
 
     model: str = Field(description="hub name or folder of the base model")
-    method: str = Field("i-lora", description="i-lora, or lora for uniform ranks")
+    method: str = Field("i-lora", description="i-lora, igu-lora, adalora, or lora for uniform ranks")
     preset: str | None = Field(
-        None, description="named choices of the method: paper or loss-per-parameter; null is paper"
+        None,
+        description="named choices of the method: paper, official, recommended, loss-per-parameter; null: its default",
     )
     budget: str = Field(description="adapter parameters: 0.33M, 0.06%, r=2, rank=144 or beta=0.5")
     data: DataSection
@@ -158,6 +160,7 @@ class Recipe(_Section):
     trust_remote_code: bool = Field(False, description="let the code that comes with a hub model run")
     scoring: ScoringSection = ScoringSection()
     allocation: AllocationSection = AllocationSection()
+    pruning: PruningOptions = PruningOptions()
     stage1: Stage1Section = Stage1Section()
     stage2: Stage2Section = Stage2Section()
     resolved: dict[str, Any] | None = Field(None, description="written by lorank into the recipe of a run; not read")
@@ -183,6 +186,8 @@ class Recipe(_Section):
             if section.scheduler not in SCHEDULERS:
                 hint = _nearest(section.scheduler, SCHEDULERS)
                 raise ValueError(f"scheduler {section.scheduler!r} is unknown{hint}; allowed: {', '.join(SCHEDULERS)}")
+        if METHODS[self.method].trained == "pruned triplets":
+            check_limits(self.pruning, self.allocation)
         limits = self.allocation
         if limits.max_rank is not None and limits.max_rank < limits.min_rank:
             raise ValueError(f"allocation.max_rank {limits.max_rank} is below allocation.min_rank {limits.min_rank}")
@@ -231,13 +236,7 @@ def make_recipe(content: Mapping[str, Any]) -> Recipe:
     method = METHODS.get(str(content.get("method", "i-lora")))
     filled = dict(content)
     if method is not None:
-        preset = content.get("preset") or method.default_preset
-        if preset not in method.presets:
-            hint = _nearest(str(preset), method.presets)
-            raise RecipeError(
-                f"preset {preset!r} of {method.name} is unknown{hint}; allowed: {', '.join(method.presets)}"
-            )
-        filled["preset"] = preset
+        preset = filled["preset"] = _preset(method, content.get("preset"))
         for section, choices in method.presets[preset].items():
             own = content.get(section)
             if own is None or isinstance(own, Mapping):
@@ -246,6 +245,63 @@ def make_recipe(content: Mapping[str, Any]) -> Recipe:
         return Recipe(**filled)
     except ValidationError as error:
         raise RecipeError("\n".join(_explain(problem) for problem in error.errors())) from None
+
+
+def choose_options(
+    method: str, preset: str | None, options: Mapping[str, Any]
+) -> tuple[str, PruningOptions, dict[str, Any]]:
+    """Options of allocation during training: the preset's, and over them those given.
+
+    Returns:
+        The preset's name, the pruning options, and the limits of the last cut.
+
+    Raises:
+        RecipeError: a method that does not allocate while it trains, an unknown preset or key, a bad value.
+
+    """
+    known = [name for name, one in METHODS.items() if one.trained == "pruned triplets"]
+    if method not in known:
+        raise RecipeError(
+            f"method {method!r} does not allocate while it trains{_nearest(method, known)}; allowed: {', '.join(known)}"
+        )
+    chosen = _preset(METHODS[method], preset)
+    sections = METHODS[method].presets[chosen]
+    limits = {key: value for key, value in options.items() if key in AllocationSection.model_fields}
+    pruning = {key: value for key, value in options.items() if key not in limits}
+    allowed = [*PruningOptions.model_fields, *AllocationSection.model_fields]
+    for key in pruning:
+        if key not in allowed:
+            raise RecipeError(f"{key}: unknown option{_nearest(key, allowed)}; allowed: {', '.join(allowed)}")
+    try:
+        own = PruningOptions(**{**sections.get("pruning", {}), **pruning})
+        section = AllocationSection(**{**sections.get("allocation", {}), **limits})
+        check_limits(own, section)
+    except ValidationError as error:
+        raise RecipeError("\n".join(_explain(problem) for problem in error.errors())) from None
+    except ValueError as error:
+        raise RecipeError(str(error)) from None
+    return chosen, own, section.model_dump()
+
+
+def check_limits(pruning: PruningOptions, limits: AllocationSection) -> None:
+    """Refuse limits that a cut counted in ranks does not look at.
+
+    Raises:
+        ValueError: names them.
+
+    """
+    if pruning.budget_in == "ranks" and (limits.max_rank, limits.multiple_of, limits.scope) != (None, 1, "global"):
+        raise ValueError(
+            "allocation.max_rank, multiple_of and scope are for pruning.budget_in: parameters; leave them out"
+        )
+
+
+def _preset(method: Method, preset: Any) -> str:
+    chosen = preset or method.default_preset
+    if chosen not in method.presets:
+        hint = _nearest(str(chosen), method.presets)
+        raise RecipeError(f"preset {chosen!r} of {method.name} is unknown{hint}; allowed: {', '.join(method.presets)}")
+    return str(chosen)
 
 
 def _set(content: dict[str, Any], keys: list[str], value: Any) -> None:

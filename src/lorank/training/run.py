@@ -24,11 +24,13 @@ from lorank.plan import RankPlan
 from lorank.report.rank_map import draw_rank_map
 from lorank.scores import ImportanceScores
 from lorank.targets import Target, find_targets, unit_costs
+from lorank.training.checkpoints import latest_checkpoint, read_progress
 from lorank.training.data import TaskData, load_task_data
 from lorank.training.metrics import choose_metrics
 from lorank.training.model import base_parameters, head_modules, load_tokenizer, load_without_weights, longest_input
 from lorank.training.output import claimed, first_difference
 from lorank.training.processes import processes
+from lorank.training.pruned_stage import allocate_in_training, pruning_of
 from lorank.training.recipe import Recipe
 from lorank.training.scoring_set import split_for_scoring
 from lorank.training.stage import training_arguments
@@ -76,14 +78,11 @@ def run(recipe: Recipe, directory: str | Path, console: Console | None = None) -
     with claimed(directory, recipe, data, provenance):
         for method in (recipe.method, *recipe.baselines):
             folder = directory if method == recipe.method else directory / "baselines" / method
+            work.allocate_in_training(method, folder)
             scores = work.scores(method, folder)
             plan = work.plan(method, folder, scores)
             results[method] = asdict(work.evaluation(method, folder, plan))
-            if "stage1" in scores.provenance:
-                results[method]["stage1"] = {
-                    **scores.provenance["stage1"],
-                    "passes": scores.provenance["scoring_passes"],
-                }
+            results[method].update(work.cost_of_scores(method, folder, scores))
         plan = RankPlan.load(directory / "plan.json")
         if processes().is_main_process:
             budget = {"asked": plan.budget, "parameters": plan.budget_parameters, "spent": plan.spent}
@@ -129,7 +128,7 @@ def check_model(recipe: Recipe) -> tuple[tuple[Target, ...], dict[str, Any]]:
     initial, limits = recipe.stage1.initial_rank, recipe.allocation
     parameters = recipe.read_budget.parameters(costs, base_parameters=size, initial_rank=initial)
     most = min(initial, limits.max_rank or initial) // limits.multiple_of * limits.multiple_of
-    if METHODS[recipe.method].trained == "triplets" and parameters > most * sum(costs.values()):
+    if METHODS[recipe.method].trained != "nothing" and parameters > most * sum(costs.values()):
         raise BudgetError(
             f"budget {recipe.budget} is {parameters:,} parameters, but at most rank {most} in every module is on offer "
             f"({most * sum(costs.values()):,}); raise stage1.initial_rank (now {initial}) or allocation.max_rank, or ask for less"
@@ -143,7 +142,7 @@ def check_model(recipe: Recipe) -> tuple[tuple[Target, ...], dict[str, Any]]:
     }
     for method in (recipe.method, *recipe.baselines):
         # The limits are tried on equal scores now, not after an hour of stage 1.
-        units = initial if METHODS[method].trained == "triplets" else _uniform_units(recipe, targets)
+        units = _uniform_units(recipe, targets) if METHODS[method].trained == "nothing" else initial
         _allocate(method, recipe, uniform_scores(costs, units, provenance))
     return targets, provenance
 
@@ -190,6 +189,35 @@ class _Work:
     console: Console
     provenance: Mapping[str, Any]
 
+    def allocate_in_training(self, method: str, folder: Path) -> None:
+        """For a method that allocates while it trains: leaves scores and plan, and the adapter if that is kept."""
+        if METHODS[method].trained != "pruned triplets":
+            return
+        made = folder / ("plan.json" if self.retrains(method) else "adapter")
+        if not (made.exists() and (folder / "plan.json").exists()):
+            own = {**self.provenance, "preset": pruning_of(self.recipe, method)[0]}
+            allocate_in_training(
+                self.recipe, method, self.data, self.targets, self.tokenizer, folder, self.console, own
+            )
+
+    def retrains(self, method: str) -> bool:
+        """Whether a second stage trains the plan from a fresh start."""
+        pruned = METHODS[method].trained == "pruned triplets"
+        return not pruned or pruning_of(self.recipe, method)[1].ending == "retrain"
+
+    def cost_of_scores(self, method: str, folder: Path, scores: ImportanceScores) -> dict[str, Any]:
+        """What came before, or beside, the training of the adapter."""
+        made = scores.provenance
+        if "stage1" in made:
+            return {"stage1": {**made["stage1"], "passes": made["scoring_passes"]}}
+        if METHODS[method].trained != "pruned triplets":
+            return {}
+        checkpoint = latest_checkpoint(folder / "stage1")
+        if not self.retrains(method) or checkpoint is None:
+            return {"scoring_passes": made["scoring_passes"]}
+        progress = read_progress(checkpoint)
+        return {"stage1": {"steps": progress.step, "seconds": progress.seconds, "passes": made["scoring_passes"]}}
+
     def scores(self, method: str, folder: Path) -> ImportanceScores:
         path, costs = folder / "scores.safetensors", unit_costs(self.targets)
         if not path.exists():
@@ -226,7 +254,8 @@ class _Work:
             if not (folder / "adapter").exists():
                 train_plan(self.recipe, self.data, plan, self.tokenizer, folder, self.console, f"stage 2, {method}")
             self.console.print(f"evaluating {method} on {len(self.data.test):,} test examples", highlight=False)
-            evaluation = evaluate_adapter(self.recipe, self.data, plan, self.tokenizer, folder)
+            stage = "stage2" if self.retrains(method) else "stage1"
+            evaluation = evaluate_adapter(self.recipe, self.data, plan, self.tokenizer, folder, stage)
             if processes().is_main_process:
                 write_json(path, asdict(evaluation))
         processes().wait_for_everyone()

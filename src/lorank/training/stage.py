@@ -108,6 +108,7 @@ def train_stage(
         progress = checkpoints.restore(checkpoint)
         if progress.finished:
             set_peft_model_state_dict(model, load_file(checkpoint / "adapter_model.safetensors"))
+            _end_again(trainer, callbacks, checkpoint)
             # Device and autocast as after training, so that what follows is the same to the bit.
             trainer.accelerator.prepare_model(model, evaluation_mode=True)
             return progress
@@ -117,6 +118,16 @@ def train_stage(
     ended = latest_checkpoint(directory)
     assert ended is not None, "CheckpointCallback saves when a stage ends"
     return read_progress(ended)
+
+
+def _end_again(trainer: StageTrainer, callbacks: Sequence[TrainerCallback], checkpoint: Path) -> None:
+    """Let callbacks do what they do at the end of training; its results were lost with a killed process."""
+    trainer.state = TrainerState.load_from_json(str(checkpoint / "trainer_state.json"))
+    trainer.create_optimizer()
+    known = {"model": trainer.model, "optimizer": trainer.optimizer, "train_dataloader": trainer.get_train_dataloader()}
+    for callback in callbacks:
+        callback.on_train_begin(trainer.args, trainer.state, trainer.control, **known)
+        callback.on_train_end(trainer.args, trainer.state, trainer.control, **known)
 
 
 class _LogLine(TrainerCallback):

@@ -35,8 +35,8 @@ class Evaluation:
         metrics: name -> value; None where it is not defined (a correlation of constant predictions).
         loss: mean task loss.
         adapter_parameters: counted in the adapter's file, heads left out.
-        steps: optimizer steps of stage 2.
-        seconds: training time of stage 2.
+        steps: optimizer steps of the stage that trained it.
+        seconds: training time of that stage.
 
     """
 
@@ -106,8 +106,11 @@ def evaluate_adapter(
     plan: RankPlan,
     tokenizer: PreTrainedTokenizerBase,
     directory: Path,
+    stage: str = "stage2",
 ) -> Evaluation:
     """Load `directory/adapter` through plain PEFT, as its user will, and evaluate it on the test part.
+
+    Steps and seconds are those of `directory/stage`, which trained it.
 
     Raises:
         PlanError: the file does not hold the parameters that the plan spends.
@@ -143,8 +146,8 @@ def evaluate_adapter(
     chosen = choose_metrics(recipe.data.task, recipe.metrics, len(data.label_names))
     metrics = {name: _defined(name, metric(labels, predicted)) for name, metric in chosen.items()}
     loss = _defined("loss", float(output.metrics["test_loss"]))
-    checkpoint = latest_checkpoint(directory / "stage2")
-    assert checkpoint is not None, "stage 2 leaves a checkpoint when it ends"
+    checkpoint = latest_checkpoint(directory / stage)
+    assert checkpoint is not None, "a stage leaves a checkpoint when it ends"
     progress = read_progress(checkpoint)
     return Evaluation(metrics, loss, parameters, progress.step, progress.seconds)
 

@@ -1,0 +1,200 @@
+"""From a plain PEFT LoRA to triplets and back: `B A` becomes `P diag(λ) Q`, and a finished adapter is folded again."""
+
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+import torch
+from peft import PeftModel
+from peft.tuners.lora import Linear as LoraLinear
+from peft.tuners.lora import LoraLayer
+from torch import nn
+from transformers.pytorch_utils import Conv1D
+
+from lorank.adapter.triplet import TripletAdapter, TripletLinear
+from lorank.errors import AdapterError
+
+# Starts that put nothing into the adapter which fresh triplets would lose.
+_PLAIN_STARTS = (True, False, "gaussian")
+
+
+def trained_adapter(model: nn.Module) -> str:
+    """Name of the one LoRA adapter of `model` that is trained.
+
+    Raises:
+        AdapterError: there is none, or more than one, or it is of another PEFT type.
+
+    """
+    if not isinstance(model, PeftModel):
+        raise AdapterError(
+            f"{type(model).__name__} has no adapters, so there is nothing to allocate; "
+            "wrap it first: get_peft_model(model, LoraConfig(r=8, ...))"
+        )
+    trained = sorted(
+        {
+            name
+            for layer in model.modules()
+            if isinstance(layer, LoraLayer)
+            for name in (*layer.lora_A, *layer.lora_embedding_A)
+            if any(parameter.requires_grad for parameter in _tensors(layer, name))
+        }
+    )
+    if len(trained) != 1:
+        kinds = ", ".join(f"{name} ({config.peft_type.value})" for name, config in model.peft_config.items())
+        found = f"{len(trained)} LoRA adapters that train ({', '.join(trained)})" if trained else "no LoRA that trains"
+        raise AdapterError(
+            f"the model has {found}; exactly one is needed, set by LoraConfig. Its adapters are: {kinds}"
+        )
+    if model.peft_config[trained[0]].peft_type.value != "LORA":
+        raise AdapterError(
+            f"adapter {trained[0]!r} is {model.peft_config[trained[0]].peft_type.value}; give a plain LoraConfig, "
+            "lorank brings its own triplets"
+        )
+    return trained[0]
+
+
+@torch.no_grad()
+def to_triplets(model: PeftModel, adapter_name: str, *, initial_lambda: float = 0.0) -> TripletAdapter:
+    """Make triplets of a LoRA adapter, in place; modules and their parameters A and B stay the same objects.
+
+    An adapter that does nothing yet (`B = 0`) starts as AdaLoRA's: P, Q ~ N(0, 0.02) and `λ = initial_lambda`. A trained
+    one keeps its function: `B A = U diag(σ) Vᵀ`, `P = U`, `λ = σ`, `Q = Vᵀ` (IGU-LoRA, methods note 2.1). Triplets that
+    are there already stay, but for a start of `initial_lambda`.
+
+    Raises:
+        AdapterError: a layer that has no triplet form (embedding, convolution, DoRA, bias, expert tensors), or a special
+            start (`init_lora_weights`) that fresh triplets would silently lose.
+
+    """
+    start = model.peft_config[adapter_name].init_lora_weights
+    layers = dict(_lora_layers(model, adapter_name))
+    if not layers:
+        raise AdapterError(f"no layer carries an adapter {adapter_name!r}; check target_modules of its LoraConfig")
+    for name, layer in layers.items():
+        _check(name, layer, adapter_name)
+    for layer in layers.values():
+        if isinstance(layer, TripletLinear) and adapter_name in layer.lora_lambda:
+            values = layer.lora_lambda[adapter_name]
+            if not bool(values.any()):
+                values.fill_(initial_lambda)
+            continue
+        a, b = layer.lora_A[adapter_name].weight, layer.lora_B[adapter_name].weight
+        fresh = not bool(b.any())
+        if fresh and start not in _PLAIN_STARTS:
+            raise AdapterError(
+                f"init_lora_weights is {start!r}, a start that triplets would lose; use init_lora_weights=True"
+            )
+        if not isinstance(layer, TripletLinear):
+            layer.lora_lambda = nn.ParameterDict()
+            layer.plain_class = type(layer)
+            layer.__class__ = TripletLinear
+        values = torch.full((len(a),), initial_lambda, dtype=a.dtype, device=a.device)
+        layer.lora_lambda[adapter_name] = nn.Parameter(values)
+        if fresh:
+            nn.init.normal_(a, std=0.02)
+            nn.init.normal_(b, std=0.02)
+        else:
+            u, sigma, v = _svd_of_product(b, a)
+            b.copy_(u)
+            a.copy_(v)
+            layer.lora_lambda[adapter_name].copy_(sigma)
+    return TripletAdapter.of(model, adapter_name)
+
+
+@torch.no_grad()
+def fold_to_lora(model: PeftModel, adapter: TripletAdapter, scale: float) -> None:
+    """Make a plain, compact PEFT LoRA of the triplets, in place: the same function, `B A · scale = s · P diag(λ) Q`.
+
+    `A = √|λ| Q` and `B = sign(λ) √|λ| P · s / scale` (IGU-LoRA's rebuilding, methods note 2.1), computed in at least fp32.
+    Modules of rank 0 lose the adapter, and go back to their base layer if they have no other. The PEFT config then says
+    what is there: target modules, `rank_pattern`, `alpha_pattern` keyed by `^full.name$`.
+
+    Args:
+        model: carries `adapter`.
+        adapter: its triplets; afterwards the view is of no more use.
+        scale: `alpha / r` of every module afterwards.
+
+    Raises:
+        AdapterError: every rank is 0.
+
+    """
+    adapter_name = adapter.adapter_name
+    ranks = dict(zip(adapter.names, adapter.ranks, strict=True))
+    if not any(ranks.values()):
+        raise AdapterError("every rank is 0, so there is no adapter to fold; allocate a larger budget")
+    base = model.get_base_model()
+    for name, layer in zip(adapter.names, adapter.layers, strict=True):
+        values, q, p = layer.factors_of(adapter_name)
+        wide = values.to(torch.promote_types(values.dtype, torch.float32))
+        root = wide.abs().sqrt()
+        q.copy_(root[:, None] * q.to(wide.dtype))
+        p.copy_(p.to(wide.dtype) * (wide.sign() * root * (layer.scaling[adapter_name] / scale)))
+        del layer.lora_lambda[adapter_name]
+        layer.scaling[adapter_name], layer.lora_alpha[adapter_name] = scale, scale * ranks[name]
+        if not ranks[name]:
+            active = layer._active_adapter
+            layer.delete_adapter(adapter_name)
+            layer._active_adapter = active  # deleting makes another adapter the active one
+        if not layer.lora_lambda:
+            layer.__class__ = getattr(layer, "plain_class", LoraLinear)
+            del layer.lora_lambda
+        if not layer.lora_A:
+            parent, _, child = name.rpartition(".")
+            setattr(base.get_submodule(parent), child, layer.get_base_layer())
+    _describe(model.peft_config[adapter_name], ranks, scale)
+
+
+def _describe(config: Any, ranks: Mapping[str, int], scale: float) -> None:
+    """Write the ranks into a LoraConfig, as `RankPlan.lora_config` does for a new one."""
+    adapted = {name: rank for name, rank in ranks.items() if rank}
+    config.r, config.lora_alpha = max(adapted.values()), _whole(scale * max(adapted.values()))
+    config.rank_pattern = {f"^{name}$": rank for name, rank in adapted.items()}
+    config.alpha_pattern = {f"^{name}$": _whole(scale * rank) for name, rank in adapted.items()}
+    config.target_modules, config.exclude_modules = set(adapted), None
+    config.layers_to_transform = config.layers_pattern = None
+    config.use_rslora = False  # its factor is part of the scale now
+    config._custom_modules = None
+
+
+def _whole(alpha: float) -> float | int:
+    return int(alpha) if float(alpha).is_integer() else alpha
+
+
+def _svd_of_product(b: torch.Tensor, a: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """`U (d_out, r)`, `σ (r,)` and `Vᵀ (r, d_in)` of `B A`, by QR of both, so nothing of size d x d is made."""
+    wide = torch.promote_types(b.dtype, torch.float32)
+    left, upper = torch.linalg.qr(b.to(wide))
+    right, lower = torch.linalg.qr(a.to(wide).T)
+    u, sigma, v = torch.linalg.svd(upper @ lower.T)
+    return left @ u, sigma, v @ right.T
+
+
+def _tensors(layer: LoraLayer, adapter_name: str) -> Iterator[nn.Parameter]:
+    for held in (layer.lora_A, layer.lora_embedding_A):
+        if adapter_name in held:
+            item = held[adapter_name]
+            yield from item.parameters() if isinstance(item, nn.Module) else (item,)
+
+
+def _lora_layers(model: PeftModel, adapter_name: str) -> Iterator[tuple[str, LoraLayer]]:
+    for name, layer in model.get_base_model().named_modules():
+        if isinstance(layer, LoraLayer) and any(True for _ in _tensors(layer, adapter_name)):
+            yield name, layer
+
+
+def _check(name: str, layer: LoraLayer, adapter_name: str) -> None:
+    linear = isinstance(layer.get_base_layer(), (nn.Linear, Conv1D)) and adapter_name in layer.lora_A
+    if not linear or hasattr(layer, "parameter_name"):  # `target_parameters` adapts a tensor, not a layer
+        raise AdapterError(
+            f"{name!r} is adapted by {type(layer).__name__} on {type(layer.get_base_layer()).__name__}; ranks are allocated "
+            "to linear layers only, leave it out of target_modules"
+        )
+    if getattr(layer, "lora_variant", {}) or any(getattr(layer, "lora_bias", {}).values()):
+        raise AdapterError(
+            f"{name!r} uses DoRA, another LoRA variant or lora_bias; triplets have none of them, leave it off"
+        )
+    if (rank := layer.r[adapter_name]) > min(layer.in_features, layer.out_features):
+        raise AdapterError(
+            f"{name!r} has rank {rank}, above its {min(layer.in_features, layer.out_features)} dimensions; lower r"
+        )
+    if layer.merged:
+        raise AdapterError(f"{name!r} is merged into its base layer; unmerge it before training")

@@ -1,0 +1,45 @@
+"""AdaLoRA: smoothed sensitivity times its uncertainty, a cubic budget curve, pruned while it trains."""
+
+from lorank.methods.method import Method
+
+ADALORA = Method(
+    name="adalora",
+    reference="Zhang et al., AdaLoRA, ICLR 2023, arXiv 2303.10512, eq. 4 to 14",
+    trained="pruned triplets",
+    presets={
+        # PEFT's RankAllocator, step by step: new weights times the gradient of the step, every step, every entry.
+        "paper": {
+            "pruning": {
+                "estimator": "training-pass",
+                "sign": "batch",
+                "measured": "after-step",
+                "state": "element",
+                "every": 1,
+                "window": 1,
+                "score": "product",
+                "lambda_score": "scored",
+                "curve": "cubic",
+                "budget_in": "ranks",
+                "orthogonality": 0.1,
+                "ending": "continue",
+            },
+            "allocation": {"rank_by": "score"},
+        },
+        # Same score, from one number for each unit (its three sums are equal), in parameters.
+        "recommended": {
+            "pruning": {
+                "estimator": "training-pass",
+                "sign": "batch",
+                "measured": "before-step",
+                "state": "triplet",
+                "every": 1,
+                "window": 1,
+                "score": "product",
+                "budget_in": "parameters",
+                "ending": "continue",
+            },
+            "allocation": {"rank_by": "score"},
+        },
+    },
+    default_preset="paper",
+)

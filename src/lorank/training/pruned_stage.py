@@ -1,0 +1,84 @@
+"""A stage that allocates while it trains (IGU-LoRA, AdaLoRA): RankAllocation in the Trainer of a run."""
+
+import shutil
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from peft import LoraConfig, TaskType, get_peft_model
+from rich.console import Console
+from transformers import PreTrainedTokenizerBase, set_seed
+
+from lorank.targets import Target
+from lorank.training.data import TaskData, tokenize
+from lorank.training.model import load_task_model
+from lorank.training.processes import processes
+from lorank.training.pruning import PruningOptions
+from lorank.training.rank_allocation import RankAllocation
+from lorank.training.recipe import Recipe, choose_options
+from lorank.training.stage import train_stage
+
+
+def pruning_of(recipe: Recipe, method: str) -> tuple[str, PruningOptions, dict[str, Any]]:
+    """Preset, options and limits: the recipe's for its own method, the default preset's for a baseline."""
+    if method == recipe.method:
+        assert recipe.preset is not None, "make_recipe names the preset"
+        return recipe.preset, recipe.pruning, recipe.allocation.model_dump()
+    return choose_options(method, None, {})
+
+
+def allocate_in_training(
+    recipe: Recipe,
+    method: str,
+    data: TaskData,
+    targets: tuple[Target, ...],
+    tokenizer: PreTrainedTokenizerBase,
+    directory: Path,
+    console: Console,
+    provenance: Mapping[str, Any],
+) -> None:
+    """Train with allocation, or continue; write scores, plan and heat map, and with `ending: continue` the adapter.
+
+    Raises:
+        TrainingError: a loss that is not finite, or nothing to allocate by.
+
+    """
+    set_seed(recipe.seed)
+    task = load_task_model(recipe, data.label_names)
+    section = recipe.stage1
+    config = LoraConfig(
+        r=section.initial_rank,
+        lora_alpha=recipe.scale * section.initial_rank,
+        target_modules=[target.name for target in targets],
+        lora_dropout=recipe.lora_dropout,
+        modules_to_save=list(task.heads),
+        task_type=TaskType.SEQ_CLS,
+    )
+    model = get_peft_model(task.model, config)
+    preset, options, limits = pruning_of(recipe, method)
+    allocation = RankAllocation(
+        method,
+        recipe.budget,
+        preset=preset,
+        output_dir=directory,
+        provenance=provenance,
+        **options.model_dump(),
+        **limits,
+    )
+    train_stage(
+        name=method if options.ending == "continue" else f"stage 1, {method}",
+        recipe=recipe,
+        section=section,
+        directory=directory / "stage1",
+        model=model,
+        rows=tokenize(data.train, tokenizer, recipe.data.max_length),
+        tokenizer=tokenizer,
+        console=console,
+        callbacks=[allocation],
+    )
+    if options.ending == "continue" and processes().is_main_process:
+        partial = directory / ".adapter.partial"
+        shutil.rmtree(partial, ignore_errors=True)
+        model.save_pretrained(str(partial))
+        partial.rename(directory / "adapter")
+    processes().wait_for_everyone()
