@@ -6,7 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from lorank import ImportanceScores, LorankError, allocate
-from lorank.allocation.top_b import uniform_scores
+from lorank.allocation.top_b import best_units, top_ranks, uniform_scores
 from lorank.errors import LorankWarning
 
 pytestmark = pytest.mark.filterwarnings("ignore::lorank.errors.LorankWarning")
@@ -163,3 +163,30 @@ def test_a_budget_above_all_units_is_said() -> None:
     scores = ImportanceScores({"a": np.ones(2)}, {"a": 1})
     with pytest.warns(LorankWarning, match="pays for more units"):
         assert allocate(scores, 5).ranks == {"a": 2}
+
+
+def test_a_cut_counted_in_ranks_is_the_global_top_b() -> None:
+    scores = {"a": np.array([5.0, 1.0, 4.0]), "b": np.array([3.0, 2.0])}
+    ones = {"a": 1.0, "b": 1.0}
+    assert [top_ranks(scores, ones, budget) for budget in (0, 1, 3, 4.9, 9)] == [
+        {"a": 0, "b": 0},
+        {"a": 1, "b": 0},
+        {"a": 2, "b": 1},
+        {"a": 2, "b": 2},
+        {"a": 3, "b": 2},
+    ]
+    assert top_ranks(scores, ones, 2, min_rank=1) == {"a": 1, "b": 1}
+
+
+def test_stopping_at_the_first_unit_that_does_not_fit() -> None:
+    """The published codes drop the least important until the rest fits; going on finds cheaper units behind."""
+    scores = {"dear": np.array([3.0, 1.0]), "cheap": np.array([4.0, 0.5])}
+    costs = {"dear": 3.0, "cheap": 1.0}
+    assert top_ranks(scores, costs, 3, fill=False) == {"dear": 0, "cheap": 1}
+    assert top_ranks(scores, costs, 3, fill=True) == {"dear": 0, "cheap": 2}
+
+
+def test_best_units_are_given_in_order_and_ties_go_to_the_lower() -> None:
+    assert best_units(np.array([1.0, 5.0, 3.0, 5.0]), 3).tolist() == [1, 2, 3]
+    assert best_units(np.array([2.0, 2.0, 2.0]), 2).tolist() == [0, 1]
+    assert best_units(np.array([2.0]), 0).tolist() == []

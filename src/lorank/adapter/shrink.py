@@ -15,8 +15,9 @@ from lorank.errors import LorankWarning
 def shrink(adapter: TripletAdapter, kept: Mapping[str, torch.Tensor], optimizer: Any = None) -> None:
     """Keep the triplets `kept[name]` (indices `(r_new,)`, ascending) of every module and forget the others.
 
-    The parameters stay the same objects, so optimizer, gradient hooks and every view of the adapter stay valid; their
-    gradients are dropped. A triplet whose λ is already zero leaves no trace: outputs are the same before and after.
+    The smaller tensors are new parameters, which take the places of the old ones in the model, in `adapter` and in the
+    optimizer: a graph of the last step that somebody still holds remembers the shapes of the old ones. Gradients are
+    dropped. A triplet whose λ is already zero leaves no trace: outputs are the same before and after.
 
     Args:
         adapter: is changed in place.
@@ -28,25 +29,32 @@ def shrink(adapter: TripletAdapter, kept: Mapping[str, torch.Tensor], optimizer:
     inner = optimizer
     while hasattr(inner, "optimizer"):  # accelerate's wrapper
         inner = inner.optimizer
+    new: dict[nn.Parameter, nn.Parameter] = {}
     for name, layer in zip(adapter.names, adapter.layers, strict=True):
-        values, q, p = layer.factors_of(adapter.adapter_name)
-        index = kept[name].to(values.device)
-        if len(index) == len(values):
+        old = layer.factors_of(adapter.adapter_name)
+        index = kept[name].to(old[0].device)
+        if len(index) == len(old[0]):
             continue
-        for parameter, dim in ((values, 0), (q, 0), (p, 1)):
-            shape = parameter.shape
-            parameter.data = parameter.data.index_select(dim, index)
-            parameter.grad = None
+        smaller = []
+        for parameter, dim in zip(old, (0, 0, 1), strict=True):
+            part = nn.Parameter(parameter.data.index_select(dim, index), requires_grad=parameter.requires_grad)
+            new[parameter] = part
+            smaller.append(part)
             if inner is not None and parameter in inner.state:
-                _slice_state(inner.state, parameter, shape, dim, index)
-        layer.set_rank(adapter.adapter_name, len(index))
+                state = inner.state.pop(parameter)
+                if _slice_state(state, parameter.shape, dim, index):
+                    inner.state[part] = state
+        layer.replace_factors(adapter.adapter_name, *smaller)
+    for group in () if inner is None else inner.param_groups:
+        group["params"] = [new.get(parameter, parameter) for parameter in group["params"]]
+    adapter.refresh()
 
 
-def _slice_state(state: Any, parameter: nn.Parameter, shape: torch.Size, dim: int, index: torch.Tensor) -> None:
-    own = state[parameter]
-    for key, value in own.items():
+def _slice_state(state: dict[str, Any], shape: torch.Size, dim: int, index: torch.Tensor) -> bool:
+    """Slice what has the parameter's shape; False where something cannot be sliced."""
+    for key, value in state.items():
         if isinstance(value, torch.Tensor) and value.shape == shape:
-            own[key] = value.index_select(dim, index.to(value.device))
+            state[key] = value.index_select(dim, index.to(value.device))
         elif isinstance(value, torch.Tensor) and value.numel() > 1:
             warnings.warn(
                 f"the optimizer keeps {key!r} of shape {tuple(value.shape)} for a parameter of shape {tuple(shape)}, "
@@ -54,5 +62,5 @@ def _slice_state(state: Any, parameter: nn.Parameter, shape: torch.Size, dim: in
                 LorankWarning,
                 stacklevel=3,
             )
-            state.pop(parameter)
-            return
+            return False
+    return True

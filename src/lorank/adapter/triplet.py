@@ -4,7 +4,7 @@
 `(P[:, i], λ[i], Q[i, :])`: one unit of rank.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -69,6 +69,12 @@ class TripletLinear(LoraLinear):
         """Write down the rank that the parameters of one adapter have."""
         self.r[adapter_name] = self.lora_A[adapter_name].out_features = self.lora_B[adapter_name].in_features = rank
 
+    def replace_factors(self, adapter_name: str, values: nn.Parameter, q: nn.Parameter, p: nn.Parameter) -> None:
+        """Put other parameters in place of λ, Q and P of one adapter; the rank is theirs."""
+        self.lora_lambda[adapter_name] = values
+        self.lora_A[adapter_name].weight, self.lora_B[adapter_name].weight = q, p
+        self.set_rank(adapter_name, len(values))
+
     def factors_of(self, adapter_name: str) -> tuple[nn.Parameter, nn.Parameter, nn.Parameter]:
         """λ, Q and P of one adapter."""
         return self.lora_lambda[adapter_name], self.lora_A[adapter_name].weight, self.lora_B[adapter_name].weight
@@ -117,9 +123,11 @@ def triplet_config(config: LoraConfig) -> LoraConfig:
     return config
 
 
-@dataclass(frozen=True)
+@dataclass
 class TripletAdapter:
     """All triplet factors of one adapter of a model, as parallel lists; units are numbered through the lists.
+
+    The lists are read once, because they are used at every step; `refresh` reads them again.
 
     Attributes:
         names: full names of the adapted modules in the base model.
@@ -157,14 +165,14 @@ class TripletAdapter:
                 f"{type(base).__name__} carries no triplet adapter {adapter_name!r}; "
                 "make one with get_peft_model(model, triplet_config(LoraConfig(...)))"
             )
-        return cls(
-            tuple(layers),
-            tuple(layer.lora_B[adapter_name].weight for layer in layers.values()),
-            tuple(layer.lora_lambda[adapter_name] for layer in layers.values()),
-            tuple(layer.lora_A[adapter_name].weight for layer in layers.values()),
-            tuple(layers.values()),
-            adapter_name,
-        )
+        found = cls(tuple(layers), (), (), (), tuple(layers.values()), adapter_name)
+        found.refresh()
+        return found
+
+    def refresh(self) -> None:
+        """Read the parameters again, after some were replaced."""
+        factors = [layer.factors_of(self.adapter_name) for layer in self.layers]
+        self.lambdas, self.q, self.p = (tuple(part) for part in zip(*factors, strict=True))
 
     @property
     def ranks(self) -> tuple[int, ...]:
@@ -177,12 +185,14 @@ class TripletAdapter:
 
     def only(self, *indices: int) -> "TripletAdapter":
         """The same view on the modules with these numbers alone."""
-
-        def pick(items: Sequence[Any]) -> tuple[Any, ...]:
-            return tuple(items[index] for index in indices)
-
-        parts = (self.names, self.p, self.lambdas, self.q, self.layers)
-        return TripletAdapter(*(pick(part) for part in parts), self.adapter_name)
+        return TripletAdapter(
+            tuple(self.names[index] for index in indices),
+            tuple(self.p[index] for index in indices),
+            tuple(self.lambdas[index] for index in indices),
+            tuple(self.q[index] for index in indices),
+            tuple(self.layers[index] for index in indices),
+            self.adapter_name,
+        )
 
     @torch.no_grad()
     def switch_off(self, kept: Mapping[str, torch.Tensor]) -> None:

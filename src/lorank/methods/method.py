@@ -15,7 +15,8 @@ class Method:
         trained: what is trained while scoring: `"triplets"` that stay until one cut; `"pruned triplets"`, cut on the way; or
             `"nothing"`, for a method that needs no scores.
         presets: preset name -> recipe sections with the other four choices: the score and its smoothing (`scoring`),
-            when the cut falls (`stage1`, or both in `pruning`), how scores become ranks (`allocation`). A recipe overrides any of it.
+            when the cut falls (`stage1`, or both in `pruning`), how scores become ranks (`allocation`). A recipe
+            overrides any of it.
         default_preset: the one that is used when a recipe names none.
 
     """

@@ -1,4 +1,6 @@
-"""Sensitivity over time: EMA of its mean and of its deviation, and the score made of both (AdaLoRA, eq. 9 to 13; IGU-LoRA, eq. 9 to 11).
+"""Sensitivity over time: EMA of its mean and of its deviation, and the score made of both.
+
+AdaLoRA, eq. 9 to 13; IGU-LoRA, eq. 9 to 11.
 
 Each function has a `_plain` form, one tensor and one formula at a time: the specification. The form in use does the same
 for a whole list of tensors in a few fused operations.

@@ -80,5 +80,6 @@ def write_results(scores: ImportanceScores, plan: RankPlan, directory: Path) -> 
     plan.save(directory / "plan.json")
     made = plan.provenance
     spent = f"{plan.spent:,} of {plan.budget_parameters:,} parameters"
-    title = f"{made['method']} ({made['preset']}) · {Path(str(made['model'])).name}\nbudget {plan.budget}: {spent}, total rank {plan.total_rank}"
+    name = f"{made['method']} ({made['preset']}) · {Path(str(made['model'])).name}"
+    title = f"{name}\nbudget {plan.budget}: {spent}, total rank {plan.total_rank}"
     draw_rank_map(plan, directory / "ranks.png", title)

@@ -27,6 +27,7 @@ from lorank.training.allocator import Allocator
 from lorank.training.cut_rules import CutRules
 from lorank.training.ground import survey
 from lorank.training.measuring import PathMeasure
+from lorank.training.pruning import PruningOptions
 from lorank.training.recipe import choose_options
 
 
@@ -145,12 +146,7 @@ class RankAllocation(TrainerCallback, ExportableState):
         steps = max(1, state.max_steps)
         o = self.options
         schedule = CutSchedule.of_run(steps, o.begin, o.end, o.interval)
-        window = o.window
-        if window == "epoch":
-            sized = isinstance(train_dataloader, Sized)
-            window = max(1, (len(train_dataloader) // args.gradient_accumulation_steps if sized else steps) // o.every)
-        elif isinstance(window, float):
-            window = max(1, round(window * steps / o.every))
+        window = _window(o, steps, train_dataloader, args.gradient_accumulation_steps)
         first_score = (2 if "ratio" in o.score else 1) * window * o.every
         if first_score >= schedule.last:
             raise AllocationError(
@@ -298,6 +294,15 @@ def _check_setup(args: TrainingArguments, adapter: TripletAdapter, optimizer: An
         raise TrainingError(
             "load_best_model_at_end could bring back tensors that shrink='every' has cut since; use shrink='last'"
         )
+
+
+def _window(options: PruningOptions, steps: int, batches: Any, accumulation: int) -> int:
+    """Scored mini-batches in an aggregate."""
+    window = options.window
+    if isinstance(window, str):
+        epoch = len(batches) // accumulation if isinstance(batches, Sized) else steps
+        return max(1, epoch // options.every)
+    return window if isinstance(window, int) else max(1, round(window * steps / options.every))
 
 
 def _unscale(optimizer: Any) -> None:
