@@ -7,9 +7,18 @@ from typing import Any
 
 import pytest
 import torch
+from datasets import Dataset
 from peft import LoraConfig, PeftModel, TaskType, get_peft_model
 from tokenizers import Tokenizer, models, pre_tokenizers, processors
-from transformers import AutoTokenizer, BertConfig, BertForSequenceClassification, PreTrainedTokenizerFast, set_seed
+from transformers import (
+    AutoTokenizer,
+    BertConfig,
+    BertForSequenceClassification,
+    PreTrainedTokenizerFast,
+    Trainer,
+    TrainingArguments,
+    set_seed,
+)
 
 from lorank.adapter.triplet import TripletAdapter, triplet_config
 from lorank.training.recipe import Recipe, make_recipe
@@ -99,6 +108,31 @@ def triplet_model(rank: int = 3, dtype: torch.dtype = torch.float64, **config: A
         for factor in adapter.factors("all"):
             factor.copy_(torch.randn_like(factor) * 0.3)
     return model, adapter
+
+
+def tiny_trainer(
+    folder: Path, *callbacks: Any, model: PeftModel | None = None, r: int = 4, rows: int = 96, **options: Any
+) -> Trainer:
+    """Trainer of a plain PEFT LoRA on tiny BERT (with its dropout): is token 7 in the text? 20 steps of 8 texts."""
+    set_seed(0)
+    if model is None:
+        base = BertForSequenceClassification(tiny_config(num_labels=2, initializer_range=0.3))
+        lora = LoraConfig(
+            r=r,
+            lora_alpha=2 * r,
+            lora_dropout=0.1,
+            target_modules=r".*layer.*\.(query|value|dense)",
+            task_type=TaskType.SEQ_CLS,
+        )
+        model = get_peft_model(base, lora)
+    source = torch.Generator().manual_seed(0)
+    ids = torch.randint(5, 21, (rows, 8), generator=source)
+    labels = (ids == 7).any(1).long()
+    data = Dataset.from_dict({"input_ids": ids.tolist(), "labels": labels.tolist()})
+    usual = {"max_steps": 20, "per_device_train_batch_size": 8, "learning_rate": 1e-2, "use_cpu": True, "save_steps": 3}
+    quiet = {"report_to": "none", "disable_tqdm": True, "logging_steps": 5, "seed": 3}
+    arguments = TrainingArguments(str(folder), **{**usual, **quiet, **options})
+    return Trainer(model, arguments, train_dataset=data, eval_dataset=data.select(range(16)), callbacks=list(callbacks))
 
 
 def random_batch(size: int = 4, length: int = 7, seed: int = 0) -> dict[str, torch.Tensor]:

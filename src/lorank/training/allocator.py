@@ -92,7 +92,8 @@ class Allocator:
             self.measured += 1
         if self.finished is not None:
             if self._masks is not None:
-                torch._foreach_mul_(list(self.adapter.lambdas), self._masks)
+                with torch.no_grad():
+                    torch._foreach_mul_(list(self.adapter.lambdas), self._masks)
             return None
         return self.cut(step, optimizer) if self.schedule.is_due(step) and self.ready else None
 
@@ -104,6 +105,8 @@ class Allocator:
 
         """
         last = step >= self.schedule.last if last is None else last
+        if last and self.path is not None:
+            self.check = self.path.check()
         alive = self._unit_scores(step)
         for name, values in alive.items():
             self.scores[name][self.units[name]] = values
@@ -121,8 +124,6 @@ class Allocator:
         if last:
             self.finished = step
             self.smoothed.clear()
-            if self.path is not None:
-                self.check = self.path.check()
         return self._scalars(step, alive)
 
     def finish(self, step: int, optimizer: Any) -> tuple[ImportanceScores, RankPlan]:

@@ -52,7 +52,8 @@ class CutRules:
         costs, start, final = self._curve()
         first, last, curve = self.schedule.first, self.schedule.last, self.options.curve
         budget = budget_at(step, start=start, final=final, first_step=first, last_step=last, curve=curve)
-        return top_ranks(alive, costs, budget, **self._walk())
+        # Rounded down as in AdaLoRA's code; what is left of a binary fraction must not cost a whole unit.
+        return top_ranks(alive, costs, math.floor(budget + 1e-9), **self._walk())
 
     def last_plan(self, alive: Mapping[str, np.ndarray]) -> RankPlan:
         """The plan of the last cut, inside every limit.
