@@ -36,7 +36,7 @@ def kill_in(
 
 
 def main(recipe: str, directory: str, where: str, count: int) -> None:
-    if where.startswith("stage"):
+    if where.startswith(("stage", "igu-lora")):
         kill_in(StageTrainer, "training_step", count, lambda self, *_: self.stage.startswith(where))
     elif where == "checkpoint":  # adapter written, optimizer not yet
         kill_in(StageTrainer, "_save_optimizer_and_scheduler", count)

@@ -263,12 +263,15 @@ def test_nothing_passes_for_an_allocation_that_is_none() -> None:
         ours.after_step(1, None)
     with pytest.raises(TrainingError, match="before there was anything to allocate by"):
         ours.finish(5, None)
-    for value, said in ((0.0, "every score is 0"), (float("nan"), "not finite")):
-        ours = allocator(*triplets(), "adalora", CutSchedule(0, 9, 1), "r=2")
-        for factor in ours.adapter.factors("all"):
-            factor.grad = torch.full_like(factor, value)
+    for value, step, said in ((0.0, 9, "every score is 0"), (float("nan"), 5, "not finite")):
+        ours = allocator(*triplets(), "adalora", CutSchedule(4, 9, 5), "r=2")
+        for number in range(1, step):
+            for factor in ours.adapter.factors("all"):
+                factor.grad = torch.full_like(factor, value)
+            ours.after_step(number, None)  # zero scores are no reason to cut, before the last cut
+        assert sum(ours.adapter.ranks) == RANK * len(ours.adapter.names)
         with pytest.raises(TrainingError, match=said):
-            ours.after_step(1, None)
+            ours.after_step(step, None)
 
 
 def test_a_module_without_gradient_scores_zero() -> None:

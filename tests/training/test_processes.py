@@ -5,6 +5,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
 import yaml
 from rich.console import Console
 
@@ -12,8 +13,10 @@ from lorank import RankPlan
 from lorank.training.run import run
 
 
-def test_two_processes_share_one_run(tiny_recipe, tmp_path: Path) -> None:
-    recipe = tiny_recipe(baselines=["lora"])
+@pytest.mark.parametrize("method", ["i-lora", "igu-lora"])
+def test_two_processes_share_one_run(method: str, tiny_recipe, tmp_path: Path) -> None:
+    more = {"pruning": {"every": 1}, "gradient_checkpointing": True} if method == "igu-lora" else {}
+    recipe = tiny_recipe(method=method, baselines=["lora"], **more)
     (tmp_path / "recipe.yaml").write_text(yaml.safe_dump(recipe.model_dump(mode="json", exclude={"resolved"})))
     launch = [
         sys.executable,
@@ -33,5 +36,9 @@ def test_two_processes_share_one_run(tiny_recipe, tmp_path: Path) -> None:
     # What they left is a finished run like any other.
     result = run(recipe, tmp_path / "out", Console(quiet=True))
     assert result.plan == RankPlan.load(tmp_path / "out" / "plan.json")
-    assert set(result.results) == {"i-lora", "lora"}
-    assert result.results["i-lora"]["stage1"]["passes"] == 9
+    assert set(result.results) == {method, "lora"}
+    if method == "i-lora":
+        assert result.results["i-lora"]["stage1"]["passes"] == 9
+    else:  # DDP holds gradients in buckets: λ is masked until the end, and then everything is cut
+        parameters = result.results["igu-lora"]["adapter_parameters"]
+        assert parameters == result.plan.spent <= result.plan.budget_parameters

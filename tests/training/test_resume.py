@@ -32,14 +32,25 @@ DURING = {
 }
 # What follows a finished stage 1 must find device and autocast as if it had just been trained.
 AFTER = {"preset": "loss-per-parameter", "precision": "bf16", "scoring": {"when": "after"}}
-CASES = [(DURING, ("stage 1", "checkpoint", "cut", "plan", "stage 2", "adapter")), (AFTER, ("scores", "stage 2"))]
+# Cut while training: killed in it, in writing a checkpoint, the plan, the adapter.
+PRUNED = {
+    "method": "igu-lora",
+    "lora_dropout": 0.2,
+    "pruning": {"every": 1, "shrink": "every", "estimator": "one-sample", "state": "element"},
+    "stage1": {"initial_rank": 3, "max_steps": STEPS, "gradient_accumulation": 2},
+}
+CASES = [
+    (DURING, ("stage 1", "checkpoint", "cut", "plan", "stage 2", "adapter")),
+    (AFTER, ("scores", "stage 2")),
+    (PRUNED, ("igu-lora", "checkpoint", "plan", "adapter")),
+]
 
 
-@pytest.mark.parametrize(("changes", "points"), CASES, ids=["scores-during", "scores-after-bf16"])
+@pytest.mark.parametrize(("changes", "points"), CASES, ids=["scores-during", "scores-after-bf16", "pruned"])
 def test_a_killed_run_ends_as_the_uninterrupted_one(tiny_recipe, changes, points, tmp_path: Path) -> None:
     recipe = tiny_recipe(**changes)
     # At random, a new point each time the tests run; a failure names it.
-    counts = {point: random.SystemRandom().randint(1, STEPS if point.startswith("stage") else 5) for point in points}
+    counts = {point: random.SystemRandom().randint(1, _latest(point)) for point in points}
     path = tmp_path / "recipe.yaml"
     path.write_text(yaml.safe_dump(recipe.model_dump(mode="json", exclude={"resolved"})))
     environment = {**os.environ, "OMP_NUM_THREADS": str(torch.get_num_threads()), "TOKENIZERS_PARALLELISM": "false"}
@@ -65,6 +76,11 @@ def test_a_killed_run_ends_as_the_uninterrupted_one(tiny_recipe, changes, points
         assert resumed[1].keys() == whole[1].keys()
         different = [key for key, values in whole[1].items() if not np.array_equal(values, resumed[1][key])]
         assert not different, f"weights after a kill in {point} at {counts[point]}: {different}"
+
+
+def _latest(point: str) -> int:
+    """Last count at which a kill can happen: micro-batches, or checkpoints written."""
+    return STEPS if point.startswith(("stage", "igu-lora")) else 3
 
 
 def artefacts(directory: Path) -> tuple[dict[str, int], dict[str, np.ndarray]]:

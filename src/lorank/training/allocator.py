@@ -97,17 +97,27 @@ class Allocator:
             return None
         return self.cut(step, optimizer) if self.schedule.is_due(step) and self.ready else None
 
-    def cut(self, step: int, optimizer: Any, *, last: bool | None = None) -> dict[str, float]:
-        """Keep the best units that the budget of this step pays for. One host sync.
+    def cut(self, step: int, optimizer: Any, *, last: bool | None = None) -> dict[str, float] | None:
+        """Keep the best units that the budget of this step pays for, and say what to log. One host sync.
+
+        Nothing is cut, and None returned, while every score is zero: λ starts there, and a learning rate that warms up
+        leaves it there for a while.
 
         Raises:
-            TrainingError: scores that are not finite, or all zero.
+            TrainingError: scores that are not finite, or at the last cut still all zero.
 
         """
         last = step >= self.schedule.last if last is None else last
         if last and self.path is not None:
             self.check = self.path.check()
         alive = self._unit_scores(step)
+        if not any(values.any() for values in alive.values()):
+            if not last:
+                return None
+            raise TrainingError(
+                f"every score is 0 at step {step}: the adapter has no influence on the loss; check that it is active, that "
+                "target_modules take part in the forward pass, and that the learning rate is above 0"
+            )
         for name, values in alive.items():
             self.scores[name][self.units[name]] = values
         self.ranks = dict(self.rules.last_plan(alive).ranks) if last else self.rules.ranks_at(step, alive)
@@ -275,11 +285,6 @@ class Allocator:
         if not np.isfinite(flat).all():
             raise TrainingError(
                 f"scores are not finite at step {step}; lower the learning rate, raise its warm-up, or use bf16 in place of fp16"
-            )
-        if not flat.any():
-            raise TrainingError(
-                f"every score is 0 at step {step}: the adapter has no influence on the loss; check that it is active, that "
-                "target_modules take part in the forward pass, and that the learning rate is above 0"
             )
         return dict(zip(self.adapter.names, np.split(flat, np.cumsum(self.adapter.ranks)[:-1]), strict=True))
 

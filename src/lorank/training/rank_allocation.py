@@ -42,10 +42,6 @@ class RankAllocation(TrainerCallback, ExportableState):
 
     Checkpoints of the Trainer hold everything: `trainer.train(resume_from_checkpoint=...)` goes on exactly.
 
-    Attributes:
-        plan: which module got which rank; after training.
-        scores: importance of every unit; after training.
-
     """
 
     def __init__(
@@ -81,14 +77,38 @@ class RankAllocation(TrainerCallback, ExportableState):
         self.preset, self.options, self.limits = choose_options(method, preset, options)
         self.loss, self.output_dir = loss, None if output_dir is None else Path(output_dir)
         self.provenance = {**(provenance or {}), "method": method, "preset": self.preset}
-        self.plan: RankPlan | None = None
-        self.scores: ImportanceScores | None = None
+        self._plan: RankPlan | None = None
+        self._scores: ImportanceScores | None = None
         self.allocator: Allocator | None = None
         self._adapter: TripletAdapter | None = None
         self._beside: dict[str, torch.Tensor] = {}
         self._random_seed = 0
         self._micro_batch = 0
         self._latest: dict[str, float] = {}
+
+    @property
+    def plan(self) -> RankPlan:
+        """Which module got which rank.
+
+        Raises:
+            TrainingError: training has not ended yet.
+
+        """
+        if self._plan is None:
+            raise TrainingError("there is no plan before training ends; call trainer.train() first")
+        return self._plan
+
+    @property
+    def scores(self) -> ImportanceScores:
+        """Importance of every unit at its last cut.
+
+        Raises:
+            TrainingError: training has not ended yet.
+
+        """
+        if self._scores is None:
+            raise TrainingError("there are no scores before training ends; call trainer.train() first")
+        return self._scores
 
     def prepare(self, model: nn.Module) -> None:
         """Make triplets of the adapter that trains, and check the budget. Called when a Trainer is made with the callback.
@@ -135,7 +155,7 @@ class RankAllocation(TrainerCallback, ExportableState):
         **_: Any,
     ) -> None:
         """Turn shares of the run into steps; continue from the checkpoint if the Trainer did."""
-        if self.plan is not None:
+        if self._plan is not None:
             return  # trained once already: the plan stands, the adapter is plain LoRA
         if self._adapter is None or trained_adapter(model) != self._adapter.adapter_name:
             raise TrainingError(
@@ -178,7 +198,7 @@ class RankAllocation(TrainerCallback, ExportableState):
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, optimizer: Any = None, **_: Any
     ) -> None:
         """Gradients are complete: measure, and add the regulariser's."""
-        if self.allocator is not None and self.plan is None:
+        if self.allocator is not None and self._plan is None:
             _unscale(optimizer)
             self.allocator.before_step(state.global_step + 1)
 
@@ -186,7 +206,7 @@ class RankAllocation(TrainerCallback, ExportableState):
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, optimizer: Any = None, **_: Any
     ) -> None:
         """Weights are new: cut if it is time."""
-        if self.allocator is None or self.plan is not None:
+        if self.allocator is None or self._plan is not None:
             return
         skipped = bool(getattr(optimizer, "step_was_skipped", False))
         logged = self.allocator.after_step(state.global_step + 1, optimizer, skipped=skipped)
@@ -216,12 +236,12 @@ class RankAllocation(TrainerCallback, ExportableState):
 
     def on_save(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
         """Complete the checkpoint that Trainer has just written."""
-        if self.allocator is not None and self.plan is None and state.is_world_process_zero:
+        if self.allocator is not None and self._plan is None and state.is_world_process_zero:
             write_state(self.allocator, args, state.global_step, self.allocator.adapter.adapter_name)
 
     def state(self) -> dict[str, Any]:
         """Small values, for `trainer_state.json`; tensors go into a file of their own beside it."""
-        values = self.allocator.state()[1] if self.allocator is not None and self.plan is None else None
+        values = self.allocator.state()[1] if self.allocator is not None and self._plan is None else None
         return {"args": {"method": self.method, "budget": str(self.budget)}, "attributes": {"saved": values}}
 
     def on_train_end(
@@ -239,15 +259,15 @@ class RankAllocation(TrainerCallback, ExportableState):
             TrainingError: training ended before anything could be scored.
 
         """
-        if self.plan is not None or self.allocator is None:
+        if self._plan is not None or self.allocator is None:
             return
         self._set_gain(1.0)
-        self.scores, self.plan = self.allocator.finish(state.global_step, optimizer)
-        fold_to_lora(model, self.allocator.adapter, self.plan.scale)
+        self._scores, self._plan = self.allocator.finish(state.global_step, optimizer)
+        fold_to_lora(model, self.allocator.adapter, self._plan.scale)
         if self.options.ending == "retrain":
             _start_again(model, self.allocator.adapter.adapter_name, self._beside)
         if state.is_world_process_zero:
-            write_results(self.scores, self.plan, self.output_dir or Path(args.output_dir))
+            write_results(self._scores, self._plan, self.output_dir or Path(args.output_dir))
 
     def _draw_gain(self, step: int) -> None:
         if self.options.train_on_path and self.allocator is not None and self.allocator.finished is None:

@@ -1,0 +1,54 @@
+"""TRL's SFTTrainer makes the adapter itself, from `peft_config`."""
+
+from pathlib import Path
+
+import pytest
+import torch
+from datasets import Dataset
+from peft import LoraConfig, PeftModel
+from transformers import AutoTokenizer, LlamaConfig, LlamaForCausalLM, set_seed
+
+from lorank import RankAllocation
+
+trl = pytest.importorskip("trl")
+
+
+def llama() -> LlamaForCausalLM:
+    set_seed(0)
+    sizes = {"hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2}
+    return LlamaForCausalLM(LlamaConfig(vocab_size=32, max_position_embeddings=64, pad_token_id=0, **sizes))
+
+
+@pytest.mark.parametrize("method", ["igu-lora", "adalora"])
+def test_one_callback_in_sft_trainer(method: str, tiny_folder: Path, tmp_path: Path) -> None:
+    rows = Dataset.from_dict({"text": ["the day was fine and warm", "the house looked cold and grim"] * 20})
+    arguments = trl.SFTConfig(
+        str(tmp_path),
+        max_steps=12,
+        per_device_train_batch_size=4,
+        learning_rate=1e-2,
+        max_length=16,
+        report_to="none",
+        use_cpu=True,
+        bf16=False,
+        save_steps=4,
+        logging_steps=4,
+    )
+    allocation = RankAllocation(method, "r=2", begin=0.2, end=0.6, **({"every": 1} if method == "igu-lora" else {}))
+    trainer = trl.SFTTrainer(
+        llama(),
+        arguments,
+        train_dataset=rows,
+        processing_class=AutoTokenizer.from_pretrained(tiny_folder, eos_token="[SEP]"),
+        peft_config=LoraConfig(r=4, target_modules="all-linear"),
+        callbacks=[allocation],
+    )
+    trainer.train()
+    assert allocation.plan is not None
+    assert len(allocation.plan.ranks) == 14
+    trainer.save_model(str(tmp_path / "final"))
+    loaded = PeftModel.from_pretrained(llama(), str(tmp_path / "final")).eval()
+    batch = {"input_ids": torch.arange(5, 17).reshape(2, 6)}
+    with torch.no_grad():
+        expected = trainer.model.eval()(**batch).logits
+        assert torch.allclose(loaded(**batch).logits, expected.float(), atol=1e-5)
