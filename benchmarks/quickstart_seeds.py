@@ -1,9 +1,10 @@
-"""The quickstart's recipe over several seeds, both presets of I-LoRA and uniform LoRA: is one run's difference noise?
+"""The quickstart's recipe over several seeds and methods: is one run's difference noise?
 
-usage: python benchmarks/quickstart_seeds.py [--seeds 0 1 2] [--json results/quickstart_seeds.json]
+usage: python benchmarks/quickstart_seeds.py [--methods i-lora | in-training] [--seeds 0 1 2] [--json FILE]
 
-Needs what `python examples/prepare_quickstart.py downloads` fetches. A run that was stopped is continued. Equal budget,
-scale, data order and stage-2 steps within a seed; I-LoRA's stage 1 comes on top and is shown.
+`i-lora`: both presets of I-LoRA, and uniform LoRA. `in-training`: examples/igu-lora.yaml with IGU-LoRA's and AdaLoRA's
+presets. Needs what `python examples/prepare_quickstart.py downloads` fetches. A run that was stopped is continued. Equal
+budget in parameters, scale, data order and steps of the adapter's training within a seed; what scoring costs on top is shown.
 """
 
 import argparse
@@ -16,21 +17,35 @@ from rich.console import Console
 from lorank.training.recipe import load_recipe
 from lorank.training.run import run
 
-PRESETS = {"loss-per-parameter": "[lora]", "paper": "[]"}  # the baseline need not run twice
+Runs = dict[str, tuple[str, list[str]]]
+# The baseline need not run twice.
+I_LORA: Runs = {
+    "loss-per-parameter": ("examples/quickstart.yaml", ["preset=loss-per-parameter", "baselines=[lora]"]),
+    "paper": ("examples/quickstart.yaml", ["preset=paper", "baselines=[]"]),
+}
+# `paper` averages over an epoch, and 150 steps are less than one; the official code prunes a longer run, and trains again.
+IN_TRAINING: Runs = {
+    "igu-lora-recommended": ("examples/igu-lora.yaml", []),
+    "igu-lora-paper": ("examples/igu-lora.yaml", ["preset=paper", "pruning.window=10"]),
+    "igu-lora-official": ("examples/igu-lora.yaml", ["preset=official"]),
+    "adalora-paper": ("examples/igu-lora.yaml", ["method=adalora", "preset=paper"]),
+    "adalora-recommended": ("examples/igu-lora.yaml", ["method=adalora", "preset=recommended"]),
+}
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
+    parser.add_argument("--methods", choices=("i-lora", "in-training"), default="i-lora")
     parser.add_argument("--json", type=Path)
     arguments = parser.parse_args()
     found: dict[str, list[dict[str, object]]] = {}
     for seed in arguments.seeds:
-        for preset, baselines in PRESETS.items():
-            overrides = [f"seed={seed}", f"preset={preset}", f"baselines={baselines}"]
-            result = run(load_recipe("examples/quickstart.yaml", overrides), f"runs/seeds/{preset}-{seed}", Console())
+        for key, (recipe, overrides) in (I_LORA if arguments.methods == "i-lora" else IN_TRAINING).items():
+            chosen = load_recipe(recipe, [f"seed={seed}", *overrides])
+            result = run(chosen, f"runs/seeds/{key}-{seed}", Console())
             for method, measured in result.results.items():
-                name = method if method == "lora" else f"{method}, {preset}"
+                name = method if method == "lora" else f"{method}, {chosen.preset}"
                 found.setdefault(name, []).append({"seed": seed, **measured})
     for name, runs in found.items():
         for metric in ("accuracy", "f1"):

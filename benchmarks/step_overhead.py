@@ -4,7 +4,8 @@ usage: python benchmarks/step_overhead.py [--shape minilm|110m] [--rank 8] [--ba
 
 All run in this process, turn and turn about: a round is one step of each on the same batch, in an order that rotates, and
 every ratio is taken within the round to PEFT's LoRA of the same rank, so that a machine that is busy for a while slows all
-alike. Printed: median and quartiles of the rounds' ratios. The steps are Trainer's: forward, backward, clip, AdamW; with
+alike. Printed: median and quartiles of the rounds' ratios, and the ratio of all rounds' time, in which the extra pass that
+IGU-LoRA makes every tenth step is counted too. The steps are Trainer's: forward, backward, clip, AdamW; with
 lorank's callback hooks called as Trainer calls them, regulariser included, a score every step and no cut; with PEFT's
 AdaLoRA `update_and_allocate` called as its documentation asks. `after the cut` is lorank once the ranks stand at half,
 beside a PEFT LoRA that has the same ranks. Random weights: speed does not depend on them. On a GPU the model runs in bf16
@@ -165,6 +166,7 @@ def measure(runners: dict[str, Runner], batch: dict[str, torch.Tensor], rounds: 
         found[name] = {
             "ratio_median": round(middle, 4),
             "ratio_quartiles": [round(low, 4), round(high, 4)],
+            "ratio_of_totals": round(sum(times[name]) / sum(times[base]), 4),
             "step_ms": round(1000 * statistics.median(times[name]), 2),
             "peak_mib": round(runners[name].peak_bytes(batch) / 2**20, 1),
         }

@@ -30,7 +30,7 @@ class AdapterError(LorankError):
 
 
 class RecipeError(LorankError):
-    """A recipe with an unknown key, a bad value, or choices that contradict each other."""
+    """A recipe, or options of RankAllocation, with an unknown key, a bad value, or choices that contradict each other."""
 
 
 class DataError(LorankError):

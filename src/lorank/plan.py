@@ -1,6 +1,7 @@
 """RankPlan: which module gets which rank, what was asked and what was spent; and the PEFT config that it means."""
 
 import json
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -105,10 +106,10 @@ class RankPlan:
         alphas = {name: self.scale * rank if self.alpha is None else self.alpha for name, rank in adapted.items()}
         return LoraConfig(
             r=largest,
-            lora_alpha=_whole(self.scale * largest if self.alpha is None else self.alpha),
+            lora_alpha=whole(self.scale * largest if self.alpha is None else self.alpha),
             target_modules=list(adapted),
-            rank_pattern={f"^{name}$": rank for name, rank in adapted.items()},
-            alpha_pattern={f"^{name}$": _whole(alpha) for name, alpha in alphas.items()},
+            rank_pattern={exactly(name): rank for name, rank in adapted.items()},
+            alpha_pattern={exactly(name): whole(alpha) for name, alpha in alphas.items()},
             **options,
         )
 
@@ -162,6 +163,13 @@ class RankPlan:
         )
 
 
-def _whole(alpha: float) -> float | int:
+def exactly(name: str) -> str:
+    """The pattern key that matches one full module name: `^full.module.name$`."""
+    # PEFT reads it as a regular expression; dots stay as they are, since a dot matches itself and names stay readable.
+    return f"^{re.escape(name)}$".replace(r"\.", ".").replace(r"\-", "-")
+
+
+def whole(alpha: float) -> float | int:
+    """Alpha as PEFT's config holds it: a whole number where it is one."""
     # Ollama reads lora_alpha as an unsigned integer, so a whole number is written as one.
     return int(alpha) if float(alpha).is_integer() else alpha

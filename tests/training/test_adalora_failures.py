@@ -18,7 +18,7 @@ from lorank.adapter.orthogonality import orthogonality
 from lorank.adapter.triplet import TripletAdapter
 from lorank.allocation.schedule import CutSchedule
 from lorank.errors import AllocationError, TrainingError
-from lorank.training.rank_allocation import _check_setup, _unscale
+from lorank.training.trainer_setup import check_setup, unscale
 
 OPTIONS: dict[str, Any] = {"method": "adalora", "begin": 0.2, "end": 0.6, "interval": 0.1}
 
@@ -181,13 +181,13 @@ def test_13_fp16_gradients_are_unscaled_once(clipped: bool) -> None:
     parameter.grad = torch.full((2,), 2048.0)
     if clipped:
         optimizer.scaler.unscale_(optimizer.optimizer)
-    _unscale(optimizer)
+    unscale(optimizer)
     assert parameter.grad.tolist() == [2.0, 2.0]
     optimizer.step()
     assert parameter.tolist() == [-1.0, -1.0]
     assert not optimizer.step_was_skipped
     parameter.grad = torch.full((2,), float("inf"))
-    _unscale(optimizer)
+    unscale(optimizer)
     optimizer.step()
     assert optimizer.step_was_skipped  # which is what on_optimizer_step asks
 
@@ -249,6 +249,6 @@ def test_18_sharded_training_is_refused_with_a_reason(kind: str, tmp_path: Path)
     arguments.distributed_state.distributed_type = type(arguments.distributed_state.distributed_type)[kind]
     try:
         with pytest.raises(TrainingError, match="whole parameters and gradients"):
-            _check_setup(arguments, adapter, torch.optim.SGD(model.parameters()), "last")
+            check_setup(arguments, adapter, torch.optim.SGD(model.parameters()), "last")
     finally:
         arguments.distributed_state.distributed_type = type(arguments.distributed_state.distributed_type)["NO"]

@@ -21,6 +21,7 @@ from lorank.training.allocator import Allocator
 from lorank.training.cut_rules import CutRules
 from lorank.training.ground import survey
 from lorank.training.recipe import choose_options
+from lorank.training.unit_scores import unit_scores
 
 TARGETS, RANK = ["query", "value", "intermediate.dense"], 4
 
@@ -212,7 +213,7 @@ def test_cutting_tensors_at_every_cut_keeps_the_right_state(state: str) -> None:
 
 
 def _units(one: Allocator) -> list[np.ndarray]:
-    return list(one._unit_scores(0).values())
+    return list(unit_scores(one.smoothed, one.adapter, one.options, 0).values())
 
 
 @pytest.mark.parametrize("method", ["igu-lora", "adalora"])

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from lorank import LorankError
 from lorank.training.data import hold_out, load_task_data, tokenize
-from lorank.training.recipe import DataSection
+from lorank.training.recipe_sections import DataSection
 
 ROWS = [("the day was fine", "good"), ('a "bare quote', "bad"), ("null", "good"), ("NA", "bad")]
 

@@ -9,9 +9,10 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from peft import AutoPeftModelForSequenceClassification, LoraConfig, PeftModel, TaskType, get_peft_model
+from peft import LoraConfig, PeftModel, get_peft_model
 from safetensors.torch import load_file
 from tests.conftest import random_batch, tiny_config, tiny_trainer
+from torch.utils._python_dispatch import TorchDispatchMode
 from transformers import (
     BertForSequenceClassification,
     EarlyStoppingCallback,
@@ -46,6 +47,19 @@ class Watch(TrainerCallback):
             model.train()
 
 
+class Stop(TrainerCallback):
+    """Ends training at a step, as early stopping does or as Ctrl-C does."""
+
+    def __init__(self, step: int, *, error: bool = False) -> None:
+        self.step, self.error = step, error
+
+    def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        if state.global_step == self.step:
+            if self.error:
+                raise KeyboardInterrupt
+            control.should_training_stop = True
+
+
 def logits(model: torch.nn.Module) -> torch.Tensor:
     with torch.no_grad():
         return model.eval()(**random_batch()).logits
@@ -73,7 +87,6 @@ def logits(model: torch.nn.Module) -> torch.Tensor:
 def test_one_callback_makes_a_compact_lora_of_the_same_function(options: dict[str, Any], tmp_path: Path) -> None:
     allocation, watch = RankAllocation(budget="r=2", **options), Watch()
     trainer = tiny_trainer(tmp_path, allocation, watch)
-    base = copy.deepcopy(trainer.model.get_base_model())
     trainer.train()
     plan = allocation.plan
     assert plan is not None
@@ -92,7 +105,6 @@ def test_one_callback_makes_a_compact_lora_of_the_same_function(options: dict[st
     assert torch.allclose(logits(trainer.model), watch.logits, rtol=1e-5, atol=1e-6)
     trainer.save_model(str(tmp_path / "final"))
     assert "lambda" not in "".join(load_file(tmp_path / "final" / "adapter_model.safetensors"))
-    del base
     set_seed(0)
     fresh = BertForSequenceClassification(tiny_config(num_labels=2, initializer_range=0.3))
     loaded = PeftModel.from_pretrained(fresh, str(tmp_path / "final"))
@@ -152,7 +164,7 @@ def test_a_finished_training_can_be_ended_again(tmp_path: Path) -> None:
 def test_checkpoints_that_cannot_be_continued_say_so(tmp_path: Path) -> None:
     tiny_trainer(tmp_path / "with", RankAllocation(budget="r=2", **ADALORA)).train()
     checkpoint = tmp_path / "with" / "checkpoint-9"
-    with pytest.raises(TrainingError, match="another allocation: its options"):
+    with pytest.raises(TrainingError, match="another allocation, options: estimator was"):
         tiny_trainer(tmp_path / "with", RankAllocation(budget="r=2", **IGU)).train(
             resume_from_checkpoint=str(checkpoint)
         )
@@ -189,10 +201,15 @@ def test_a_checkpoint_of_triplets_does_not_pass_for_a_lora(tmp_path: Path) -> No
     trainer = tiny_trainer(tmp_path, RankAllocation(budget="r=2", **ADALORA))
     trainer.train()
     fresh = BertForSequenceClassification(tiny_config(num_labels=2))
-    with pytest.raises((KeyError, ValueError)):
+    with pytest.raises(ValueError, match="triplets of lorank, not yet a LoRA"):
         PeftModel.from_pretrained(fresh, str(tmp_path / "checkpoint-9"))
-    with pytest.raises((KeyError, ValueError, OSError)):
-        AutoPeftModelForSequenceClassification.from_pretrained(str(tmp_path / "checkpoint-9"))
+    assert trainer.model.peft_config["default"].init_lora_weights is True
+    interrupted = tiny_trainer(tmp_path / "second", RankAllocation(budget="r=2", **ADALORA), Stop(5, error=True))
+    with pytest.raises(KeyboardInterrupt):
+        interrupted.train()
+    interrupted.save_model(str(tmp_path / "rescued"))
+    with pytest.raises(ValueError, match="triplets of lorank, not yet a LoRA"):
+        PeftModel.from_pretrained(fresh, str(tmp_path / "rescued"))
 
 
 def test_state_is_in_safetensors_and_json(tmp_path: Path) -> None:
@@ -336,39 +353,143 @@ def test_the_best_model_is_one_within_the_budget(tmp_path: Path) -> None:
 
 
 def test_stopping_early_makes_the_last_cut_then(tmp_path: Path) -> None:
-    class Stop(TrainerCallback):
-        def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
-            control.should_training_stop = state.global_step == 7
-
     allocation = RankAllocation(budget="r=2", **ADALORA)
-    trainer = tiny_trainer(tmp_path, allocation, Stop())
+    trainer = tiny_trainer(tmp_path, allocation, Stop(7))
     with pytest.warns(LorankWarning, match="ended at step 7, before the last cut at step 12"):
         trainer.train()
     assert allocation.plan.spent <= allocation.plan.budget_parameters
-    assert EarlyStoppingCallback  # which stops in the same way
+
+
+def test_no_patience_is_lost_before_the_last_cut(tmp_path: Path) -> None:
+    """Every evaluation is called worse than the best; patience counts from the last cut on."""
+    options = {"eval_strategy": "steps", "eval_steps": 1, "save_steps": 1, "load_best_model_at_end": True}
+    allocation = RankAllocation(budget="r=2", **ADALORA)
+    patience = EarlyStoppingCallback(2, early_stopping_threshold=100.0)
+    trainer = tiny_trainer(tmp_path, allocation, patience, metric_for_best_model="loss", save_total_limit=1, **options)
+    trainer.train()
+    # The first evaluation within the budget is that of step 12; two more are not 100 better.
+    assert trainer.state.global_step == 14
+    assert allocation.plan.provenance["last_cut"] == 12
+    assert int(trainer.state.best_model_checkpoint.rpartition("-")[2]) >= 12
 
 
 def test_training_that_never_scored_ends_with_an_error(tmp_path: Path) -> None:
-    class Stop(TrainerCallback):
-        def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
-            control.should_training_stop = True
-
+    allocation = RankAllocation("igu-lora", "r=2", every=5, **SHORT)
+    trainer = tiny_trainer(tmp_path, allocation, Stop(1))
     with pytest.raises(TrainingError, match="before there was anything to allocate by"):
-        tiny_trainer(tmp_path, RankAllocation(budget="r=2", every=5, **SHORT), Stop()).train()
+        trainer.train()
+    assert not trainer.model._forward_pre_hooks
+
+
+def test_few_scores_are_worth_a_warning(tmp_path: Path) -> None:
+    with pytest.warns(LorankWarning, match="decided by 2 scored mini-batches"):
+        tiny_trainer(tmp_path, RankAllocation("igu-lora", "r=2", every=5, **SHORT)).train()
+
+
+def test_one_allocation_is_for_one_model(tmp_path: Path) -> None:
+    """In a loop over seeds the second model would be a plain LoRA."""
+    allocation = RankAllocation(budget="r=2", **ADALORA)
+    tiny_trainer(tmp_path / "first", allocation).train()
+    with pytest.raises(TrainingError, match="make a new one for each model"):
+        tiny_trainer(tmp_path / "second", allocation)
+    with pytest.raises(TrainingError, match="two RankAllocation callbacks"):
+        tiny_trainer(tmp_path, RankAllocation(budget="r=2", **ADALORA), RankAllocation(budget="r=2", **IGU))
+
+
+def test_a_folded_adapter_does_not_take_a_checkpoint_of_triplets(tmp_path: Path) -> None:
+    trainer = tiny_trainer(tmp_path, RankAllocation(budget="r=2", **ADALORA))
+    trainer.train()
+    with pytest.raises(TrainingError, match="resume with a new model"):
+        trainer.train(resume_from_checkpoint=str(tmp_path / "checkpoint-15"))
+
+
+def test_an_interrupted_training_is_resumed_and_not_begun_again(tmp_path: Path) -> None:
+    stop = Stop(14, error=True)
+    allocation = RankAllocation(budget="r=2", **IGU)
+    trainer = tiny_trainer(tmp_path, allocation, stop)
+    with pytest.raises(KeyboardInterrupt):
+        trainer.train()
+    assert not trainer.model._forward_pre_hooks  # nothing listens after the last cut
+    stop.step = 0
+    with pytest.raises(TrainingError, match="has cut this adapter already"):
+        trainer.train()
+    trainer.train(resume_from_checkpoint=True)
+    whole = RankAllocation(budget="r=2", **IGU)
+    tiny_trainer(tmp_path / "whole", whole).train()
+    assert allocation.plan == whole.plan
+
+
+def test_a_training_can_be_made_longer_after_the_last_cut(tmp_path: Path) -> None:
+    first = RankAllocation(budget="r=2", **ADALORA)
+    tiny_trainer(tmp_path, first).train()
+    longer = RankAllocation(budget="r=2", **ADALORA)
+    trainer = tiny_trainer(tmp_path, longer, max_steps=25)
+    with pytest.raises(TrainingError, match="schedule of cuts"):
+        tiny_trainer(tmp_path, RankAllocation(budget="r=2", **ADALORA), max_steps=25).train(
+            resume_from_checkpoint=str(tmp_path / "checkpoint-9")
+        )
+    trainer.train(resume_from_checkpoint=str(tmp_path / "checkpoint-15"))
+    assert trainer.state.global_step == 25
+    assert longer.plan.ranks == first.plan.ranks
+
+
+def test_a_fresh_start_is_the_same_after_resuming(tmp_path: Path) -> None:
+    found = []
+    for resumed in (None, 9, 12):
+        allocation = RankAllocation(budget="r=2", ending="retrain", **IGU)
+        trainer = tiny_trainer(tmp_path, allocation)
+        trainer.train(resume_from_checkpoint=resumed and str(tmp_path / f"checkpoint-{resumed}"))
+        trained = {name: p.detach().clone() for name, p in trainer.model.named_parameters() if p.requires_grad}
+        found.append((allocation.plan, trained))
+    for plan, trained in found[1:]:
+        assert plan == found[0][0]
+        assert all(torch.equal(value, found[0][1][name]) for name, value in trained.items())
+    # The callback takes no part in the second training.
+    second = tiny_trainer(tmp_path / "second", allocation, model=trainer.model)
+    second.train()
+    assert second.state.global_step == 20
+
+
+def test_nothing_waits_for_the_device_but_a_cut(tmp_path: Path) -> None:
+    """Reads of single numbers from tensors, which wait for a GPU: none in lorank's hooks on a step without a cut."""
+    reads: dict[int, int] = {}
+
+    class Trap(TorchDispatchMode):
+        def __torch_dispatch__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+            reads[step] += function is torch.ops.aten._local_scalar_dense.default
+            return function(*args, **(kwargs or {}))
+
+    for options in (IGU, ADALORA, {**IGU, "preset": "official", **SHORT}):
+        allocation = RankAllocation(budget="r=2", **options)
+        for name in ("on_step_begin", "on_pre_optimizer_step", "on_optimizer_step", "on_step_end"):
+            inner = getattr(allocation, name)
+
+            def trapped(args: Any, state: Any, control: Any, inner: Any = inner, **known: Any) -> None:
+                nonlocal step
+                step = state.global_step
+                reads.setdefault(step, 0)
+                with Trap():
+                    inner(args, state, control, **known)
+
+            setattr(allocation, name, trapped)
+        reads.clear()
+        step = 0
+        tiny_trainer(tmp_path / str(options.get("preset")), allocation).train()
+        cuts = {5, 7, 9, 11}  # steps 6, 8, 10 and 12, counted from 0
+        assert {step for step, count in reads.items() if count} <= cuts
 
 
 def test_a_loss_of_ones_own(tmp_path: Path) -> None:
-    """A Trainer that computes its own loss: said clearly, and the loss can be given."""
-
-    def smoothing(**options: Any) -> Any:
-        return tiny_trainer(tmp_path, RankAllocation(budget="r=2", **options), label_smoothing_factor=0.1)
-
-    trainer = smoothing(**IGU)  # label smoothing takes the labels away before the model is called
-    with pytest.raises(TrainingError, match="this Trainer computes its own"):
+    """A Trainer that computes its own loss takes the labels away before the model is called: said clearly, and early."""
+    with pytest.raises(TrainingError, match="label smoothing takes the labels away"):
+        tiny_trainer(tmp_path, RankAllocation(budget="r=2", **IGU), label_smoothing_factor=0.1).train()
+    trainer = tiny_trainer(tmp_path, RankAllocation(budget="r=2", **IGU))
+    trainer.compute_loss_func = lambda outputs, labels, num_items_in_batch=None: outputs.logits.square().mean()
+    with pytest.raises(TrainingError, match="the Trainer computes its own"):
         trainer.train()
-    trainer = smoothing(**{**IGU, "loss": lambda model, inputs: model(**inputs).logits.square().mean()})
-    trainer.train()
-    assert trainer.callback_handler.callbacks[0].plan is not None
+    allocation = RankAllocation(budget="r=2", **{**IGU, "estimator": "training-pass"})
+    tiny_trainer(tmp_path, allocation, label_smoothing_factor=0.1).train()
+    assert allocation.plan.spent <= allocation.plan.budget_parameters
 
 
 def test_a_plan_is_made_once(tmp_path: Path) -> None:
@@ -422,20 +543,28 @@ def test_the_callback_must_come_with_the_trainer(tmp_path: Path) -> None:
         ({"budget": "r=5"}, BudgetError, r"starts with .*rank 4"),
         ({"budget": "3"}, BudgetError, "below one unit"),
         ({"min_rank": 3, "budget": "r=2"}, AllocationError, "min_rank"),
+        ({"min_rank": 3, "preset": "paper"}, AllocationError, "min_rank 3 alone costs"),
+        ({"min_rank": 5, "preset": "paper"}, AllocationError, "only 4 scored units"),
+        ({"budget": "rank=0.9", "preset": "paper"}, BudgetError, "no unit of rank|below one unit"),
+        ({"preset": "paper", "cost_weights": {"up_proj": 2.0}}, AllocationError, "no adapted module"),
+        ({"begin": 0.6, "end": 0.5}, RecipeError, "not before end"),
+        ({"interval": 0}, RecipeError, "interval is 0"),
+        ({"end": 1.5}, RecipeError, r"^end: .* or .*\(got 1\.5\)$"),
+        ({"window": "epochs"}, RecipeError, "^window: [^\n]*epoch"),
     ],
 )
 def test_bad_input_is_refused_before_anything_is_trained(
     options: dict[str, Any], error: type[LorankError], said: str, tmp_path: Path
 ) -> None:
     with pytest.raises(error, match=said):
-        tiny_trainer(tmp_path, RankAllocation(**{"budget": "r=2", **options}))
+        tiny_trainer(tmp_path, RankAllocation(**{"method": "igu-lora", "budget": "r=2", **options}))
 
 
 @pytest.mark.parametrize(
     ("options", "arguments", "error", "said"),
     [
         ({"end": 21}, {}, AllocationError, "the run has 20 steps"),
-        ({"begin": 0.7}, {}, AllocationError, "begin must come first"),
+        ({"begin": 13}, {}, AllocationError, "begin must come first"),
         ({"every": 12}, {}, AllocationError, "the last cut is at step 12 of 20"),
         ({"window": "epoch", "every": 1}, {"train_rows": 96}, AllocationError, "window 12"),
         (
@@ -450,7 +579,7 @@ def test_what_the_run_has_no_room_for(
     options: dict[str, Any], arguments: dict[str, Any], error: type[LorankError], said: str, tmp_path: Path
 ) -> None:
     rows = arguments.pop("train_rows", 96)
-    trainer = tiny_trainer(tmp_path, RankAllocation(budget="r=2", **options), rows=rows, **arguments)
+    trainer = tiny_trainer(tmp_path, RankAllocation("igu-lora", "r=2", **options), rows=rows, **arguments)
     with pytest.raises(error, match=said):
         trainer.train()
     assert trainer.state.global_step == 0
@@ -459,12 +588,12 @@ def test_what_the_run_has_no_room_for(
 def test_no_adapter_no_training(tmp_path: Path) -> None:
     base = BertForSequenceClassification(tiny_config(num_labels=2))
     with pytest.raises(AdapterError, match="get_peft_model"):
-        tiny_trainer(tmp_path, RankAllocation(budget="r=2"), model=base)
+        tiny_trainer(tmp_path, RankAllocation("igu-lora", "r=2"), model=base)
 
 
 def test_callbacks_are_not_to_be_replaced(tmp_path: Path) -> None:
     with pytest.raises(TrainingError, match="restores itself"):
-        tiny_trainer(tmp_path, RankAllocation(budget="r=2"), restore_callback_states_from_checkpoint=True)
+        tiny_trainer(tmp_path, RankAllocation("igu-lora", "r=2"), restore_callback_states_from_checkpoint=True)
 
 
 def test_a_trained_adapter_is_pruned_from_where_it_stands(tmp_path: Path) -> None:
@@ -477,4 +606,3 @@ def test_a_trained_adapter_is_pruned_from_where_it_stands(tmp_path: Path) -> Non
     second.train()
     assert allocation.plan.spent <= allocation.plan.budget_parameters
     assert np.isfinite(second.evaluate()["eval_loss"])
-    assert TaskType.SEQ_CLS.value == "SEQ_CLS"

@@ -12,9 +12,14 @@ from transformers.pytorch_utils import Conv1D
 
 from lorank.adapter.triplet import TripletAdapter, TripletLinear
 from lorank.errors import AdapterError
+from lorank.plan import exactly, whole
 
-# Starts that put nothing into the adapter which fresh triplets would lose.
-_PLAIN_STARTS = (True, False, "gaussian")
+# Starts that leave the base model alone, and of these the ones that fresh triplets do not lose.
+_STARTS = (True, False, "gaussian", "orthogonal", "eva")
+_NOTHING_LOST = (True, False, "gaussian")
+# In the config of an adapter of triplets, in place of its start: whatever is saved before it is folded looks like a LoRA, and
+# PEFT, which would load P and Q without λ, refuses it in these words.
+UNFINISHED = "triplets of lorank, not yet a LoRA: save the adapter after training has ended"
 
 
 def trained_adapter(model: nn.Module) -> str:
@@ -65,7 +70,15 @@ def to_triplets(model: PeftModel, adapter_name: str, *, initial_lambda: float = 
             start (`init_lora_weights`) that fresh triplets would silently lose.
 
     """
-    start = model.peft_config[adapter_name].init_lora_weights
+    config: Any = model.peft_config[adapter_name]
+    start = config.init_lora_weights
+    if start == UNFINISHED:
+        start = config.init_lora_weights = True
+    if start not in _STARTS:
+        raise AdapterError(
+            f"init_lora_weights is {start!r}, which changes the base weights by the rank an adapter starts with; ranks cannot "
+            "change after that, use init_lora_weights=True"
+        )
     layers = dict(_lora_layers(model, adapter_name))
     if not layers:
         raise AdapterError(f"no layer carries an adapter {adapter_name!r}; check target_modules of its LoraConfig")
@@ -79,7 +92,7 @@ def to_triplets(model: PeftModel, adapter_name: str, *, initial_lambda: float = 
             continue
         a, b = layer.lora_A[adapter_name].weight, layer.lora_B[adapter_name].weight
         fresh = not bool(b.any())
-        if fresh and start not in _PLAIN_STARTS:
+        if fresh and start not in _NOTHING_LOST:
             raise AdapterError(
                 f"init_lora_weights is {start!r}, a start that triplets would lose; use init_lora_weights=True"
             )
@@ -97,6 +110,7 @@ def to_triplets(model: PeftModel, adapter_name: str, *, initial_lambda: float = 
             b.copy_(u)
             a.copy_(v)
             layer.lora_lambda[adapter_name].copy_(sigma)
+    config.init_lora_weights = UNFINISHED
     return TripletAdapter.of(model, adapter_name)
 
 
@@ -146,17 +160,14 @@ def fold_to_lora(model: PeftModel, adapter: TripletAdapter, scale: float) -> Non
 def _describe(config: Any, ranks: Mapping[str, int], scale: float) -> None:
     """Write the ranks into a LoraConfig, as `RankPlan.lora_config` does for a new one."""
     adapted = {name: rank for name, rank in ranks.items() if rank}
-    config.r, config.lora_alpha = max(adapted.values()), _whole(scale * max(adapted.values()))
-    config.rank_pattern = {f"^{name}$": rank for name, rank in adapted.items()}
-    config.alpha_pattern = {f"^{name}$": _whole(scale * rank) for name, rank in adapted.items()}
+    config.r, config.lora_alpha = max(adapted.values()), whole(scale * max(adapted.values()))
+    config.rank_pattern = {exactly(name): rank for name, rank in adapted.items()}
+    config.alpha_pattern = {exactly(name): whole(scale * rank) for name, rank in adapted.items()}
     config.target_modules, config.exclude_modules = set(adapted), None
     config.layers_to_transform = config.layers_pattern = None
     config.use_rslora = False  # its factor is part of the scale now
+    config.init_lora_weights = True
     config._custom_modules = None
-
-
-def _whole(alpha: float) -> float | int:
-    return int(alpha) if float(alpha).is_integer() else alpha
 
 
 def _svd_of_product(b: torch.Tensor, a: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:

@@ -30,6 +30,7 @@ def shrink(adapter: TripletAdapter, kept: Mapping[str, torch.Tensor], optimizer:
     while hasattr(inner, "optimizer"):  # accelerate's wrapper
         inner = inner.optimizer
     new: dict[nn.Parameter, nn.Parameter] = {}
+    lost: set[str] = set()
     for name, layer in zip(adapter.names, adapter.layers, strict=True):
         old = layer.factors_of(adapter.adapter_name)
         index = kept[name].to(old[0].device)
@@ -42,25 +43,28 @@ def shrink(adapter: TripletAdapter, kept: Mapping[str, torch.Tensor], optimizer:
             smaller.append(part)
             if inner is not None and parameter in inner.state:
                 state = inner.state.pop(parameter)
-                if _slice_state(state, parameter.shape, dim, index):
+                lost |= (odd := _slice_state(state, parameter.shape, dim, index))
+                if not odd:
                     inner.state[part] = state
         layer.replace_factors(adapter.adapter_name, *smaller)
     for group in () if inner is None else inner.param_groups:
         group["params"] = [new.get(parameter, parameter) for parameter in group["params"]]
     adapter.refresh()
+    if lost:
+        warnings.warn(
+            f"{type(inner).__name__} keeps {', '.join(sorted(lost))} in another shape than its parameters, which cannot be cut "
+            "along; its state of the parameters that became smaller starts anew. AdamW carries its state through",
+            LorankWarning,
+            stacklevel=2,
+        )
 
 
-def _slice_state(state: dict[str, Any], shape: torch.Size, dim: int, index: torch.Tensor) -> bool:
-    """Slice what has the parameter's shape; False where something cannot be sliced."""
+def _slice_state(state: dict[str, Any], shape: torch.Size, dim: int, index: torch.Tensor) -> set[str]:
+    """Slice what has the parameter's shape; the names of what has another."""
+    odd = set()
     for key, value in state.items():
         if isinstance(value, torch.Tensor) and value.shape == shape:
             state[key] = value.index_select(dim, index.to(value.device))
         elif isinstance(value, torch.Tensor) and value.numel() > 1:
-            warnings.warn(
-                f"the optimizer keeps {key!r} of shape {tuple(value.shape)} for a parameter of shape {tuple(shape)}, "
-                "which cannot be cut along; its state of this parameter starts anew. AdamW carries its state through",
-                LorankWarning,
-                stacklevel=3,
-            )
-            return False
-    return True
+            odd.add(key)
+    return odd

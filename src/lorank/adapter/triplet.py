@@ -58,22 +58,17 @@ class TripletLinear(LoraLinear):
         return delta.T if self.fan_in_fan_out else delta
 
     def resize(self, adapter_name: str, rank: int) -> None:
-        """Give one adapter's parameters another rank, in place; the values are then anything."""
+        """Give one adapter parameters of another rank; the values are then anything."""
         values, q, p = self.factors_of(adapter_name)
-        values.data = values.data.new_empty(rank)
-        q.data = q.data.new_empty(rank, self.in_features)
-        p.data = p.data.new_empty(self.out_features, rank)
-        self.set_rank(adapter_name, rank)
-
-    def set_rank(self, adapter_name: str, rank: int) -> None:
-        """Write down the rank that the parameters of one adapter have."""
-        self.r[adapter_name] = self.lora_A[adapter_name].out_features = self.lora_B[adapter_name].in_features = rank
+        new = (values.new_empty(rank), q.new_empty(rank, self.in_features), p.new_empty(self.out_features, rank))
+        self.replace_factors(adapter_name, *(nn.Parameter(t, requires_grad=values.requires_grad) for t in new))
 
     def replace_factors(self, adapter_name: str, values: nn.Parameter, q: nn.Parameter, p: nn.Parameter) -> None:
         """Put other parameters in place of λ, Q and P of one adapter; the rank is theirs."""
         self.lora_lambda[adapter_name] = values
         self.lora_A[adapter_name].weight, self.lora_B[adapter_name].weight = q, p
-        self.set_rank(adapter_name, len(values))
+        rank = self.r[adapter_name] = len(values)
+        self.lora_A[adapter_name].out_features = self.lora_B[adapter_name].in_features = rank
 
     def factors_of(self, adapter_name: str) -> tuple[nn.Parameter, nn.Parameter, nn.Parameter]:
         """λ, Q and P of one adapter."""

@@ -62,7 +62,7 @@ class CutSchedule:
         if not 0 <= first < last:
             raise AllocationError(
                 f"pruning.begin {begin} is step {first} and pruning.end {end} is step {last} of {total}, which leaves no "
-                "room to prune in; begin must come first"
+                "room to prune in; begin must come first (1 is a step, 1.0 the whole run)"
             )
         return cls(first, last, max(1, _steps(interval, total)))
 

@@ -114,6 +114,7 @@ def top_ranks(
     min_rank: int = 0,
     rank_by: RankBy = "score",
     fill: bool = True,
+    within: tuple[Mapping[str, float], float] | None = None,
 ) -> dict[str, int]:
     """Ranks of one cut while training goes on: the walk of `allocate` over whatever costs the budget is counted in.
 
@@ -125,11 +126,20 @@ def top_ranks(
         rank_by: as `allocate`.
         fill: go on behind the first unit that does not fit, so that no unit more would fit; False stops there, as the
             published codes do, which drop the least important until the rest fits.
+        within: other costs and another budget besides; a unit that it does not pay for is passed over.
 
     """
     ranks = {name: min(min_rank, len(values)) for name, values in scores.items()}
     left = budget - sum(rank * costs[name] for name, rank in ranks.items())
-    _take(_blocks(scores, costs, None, min_rank, 1, rank_by), ranks, left, 1, fill)
+    besides, beside_left = within or (dict.fromkeys(costs, 0.0), 0.0)
+    beside_left -= sum(rank * besides[name] for name, rank in ranks.items())
+    for name, _, cost in _blocks(scores, costs, None, min_rank, 1, rank_by):
+        if cost > left and not fill:
+            break
+        if cost <= left and besides[name] <= beside_left:
+            ranks[name] += 1
+            left -= cost
+            beside_left -= besides[name]
     return ranks
 
 
@@ -161,20 +171,18 @@ def _blocks(
         for start in range(min_rank, top - multiple_of + 1, multiple_of):
             worth = float(best_first[start : start + multiple_of].mean())
             if rank_by == "score-per-parameter":
-                worth /= cost
+                worth = worth / cost if worth > 0 else worth * cost  # a loss is no smaller for costing more
             found.append((-worth, start, order, name, cost * multiple_of))
     found.sort()
     return [(name, start, cost) for _, start, _, name, cost in found]
 
 
-def _take(blocks: list[_Block], ranks: dict[str, int], budget: float, multiple_of: int, fill: bool = True) -> None:
+def _take(blocks: list[_Block], ranks: dict[str, int], budget: float, multiple_of: int) -> None:
     """Walk the blocks in order; take each that still fits. A module's blocks cost the same, so none is skipped over."""
     for name, _, cost in blocks:
         if cost <= budget:
             ranks[name] += multiple_of
             budget -= cost
-        elif not fill:
-            return
 
 
 def _check_limits(scores: ImportanceScores, max_rank: int | None, min_rank: int, multiple_of: int) -> None:

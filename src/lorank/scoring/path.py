@@ -75,11 +75,19 @@ def path_integral(
 
 @contextmanager
 def undisturbed(model: nn.Module, adapter: TripletAdapter, *, dropout_seed: int | None = None) -> Iterator[None]:
-    """No dropout (or, with a seed, dropout of its own), and no draw from the random streams that training uses."""
+    """No dropout (or, with a seed, dropout of its own), and no draw from the random streams that training uses.
+
+    Gradient checkpointing stays on, but for its reentrant form, which `torch.autograd.grad` cannot go through.
+    """
     modes = [(module, module.training) for module in model.modules()]
     devices = sorted({p.device.index for p in adapter.lambdas if p.device.type == "cuda"})
     try:
         model.train(dropout_seed is not None)
+        for module, training in modes:
+            # transformers checkpoints a layer while it is training; what is inside of it stays without dropout.
+            how = getattr(getattr(module, "_gradient_checkpointing_func", None), "keywords", {})
+            if getattr(module, "gradient_checkpointing", False) and not how.get("use_reentrant", True):
+                module.training = training
         with torch.random.fork_rng(devices=devices):
             if dropout_seed is not None:
                 torch.manual_seed(dropout_seed)

@@ -6,7 +6,7 @@ Each function has a `_plain` form, one tensor and one formula at a time: the spe
 for a whole list of tensors in a few fused operations.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Literal
 
 import torch
@@ -77,13 +77,28 @@ def combine(
     return mean if kind == "mean" else mean + weight * deviation
 
 
+def updates_needed(kind: ScoreKind) -> int:
+    """Updates before a score says anything: after one from zero a ratio is 1/β1 for every entry."""
+    return 2 if kind in ("ratio", "smoothed-ratio") else 1
+
+
 class SmoothedSensitivity:
     """Ī and Ū of a list of tensors, from sums over windows of M mini-batches (IGU-LoRA: `s_agg = 1/M Σ s`).
 
     Two copies of what is scored, in at least fp32; a window of more than one mini-batch needs a third for its sum.
     """
 
-    def __init__(self, mean_decay: float, deviation_decay: float, window: int, *, absolute: Absolute = "batch") -> None:
+    def __init__(
+        self,
+        mean_decay: float,
+        deviation_decay: float,
+        window: int,
+        *,
+        absolute: Absolute = "batch",
+        average: Callable[[Tensors], Tensors] = lambda tensors: tensors,
+    ) -> None:
+        """Start from zero; `average` is over processes that each measured a mini-batch of their own."""
+        self.average = average
         self.mean_decay, self.deviation_decay, self.window, self.absolute = (
             mean_decay,
             deviation_decay,
@@ -105,6 +120,7 @@ class SmoothedSensitivity:
         """
         if self.absolute == "batch":
             torch._foreach_abs_(sensitivities)
+        sensitivities = self.average(sensitivities)
         self.in_window += 1
         if self.window > 1:
             if self.sum:

@@ -1,6 +1,5 @@
 """What RankAllocation writes: its state into a checkpoint, plan, scores and heat map at the end."""
 
-import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -10,7 +9,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from transformers import TrainingArguments
 
-from lorank.artefact import checksum, write_atomically, write_json
+from lorank.artefact import checksum, write_atomically
 from lorank.errors import TrainingError
 from lorank.plan import RankPlan
 from lorank.report.rank_map import draw_rank_map
@@ -18,19 +17,19 @@ from lorank.scores import ImportanceScores
 from lorank.training.allocator import Allocator
 
 STATE = "rank_allocation.safetensors"
-# A checkpoint of triplets is no LoRA, though its files look like one: PEFT would load P and Q without λ. It refuses this.
-TRIPLETS = "LORANK_TRIPLETS"
 
 
-def write_state(allocator: Allocator, args: TrainingArguments, step: int, adapter_name: str) -> None:
+def write_state(allocator: Allocator, args: TrainingArguments, step: int) -> None:
     """Complete a checkpoint: EMA tensors, scores and unit numbers in a safetensors file beside Trainer's own."""
     checkpoint = Path(args.output_dir) / f"checkpoint-{step}"
     tensors, values = allocator.state()
     stamp = {"format": "lorank.rank_allocation", "version": "1", "belongs_to": checksum(values)}
     write_atomically(checkpoint / STATE, lambda temporary: save_file(tensors, temporary, stamp))
-    config = checkpoint / ("" if adapter_name == "default" else adapter_name) / "adapter_config.json"
-    if config.is_file():
-        write_json(config, {**json.loads(config.read_text(encoding="utf-8")), "peft_type": TRIPLETS})
+
+
+def holds_state(values: Mapping[str, Any] | None) -> bool:
+    """Whether a trainer state was written while an allocation was under way."""
+    return (values or {}).get("attributes", {}).get("saved") is not None
 
 
 def read_state(
@@ -47,12 +46,12 @@ def read_state(
         TrainingError: the checkpoint was written without RankAllocation, or its file is missing, damaged or another's.
 
     """
-    small = (values or {}).get("attributes", {}).get("saved")
-    if small is None:
+    if values is None or not holds_state(values):
         raise TrainingError(
             f"the checkpoint at step {step} was written without RankAllocation, so its ranks and scores are not in it; "
             "start anew, or resume without RankAllocation"
         )
+    small = values["attributes"]["saved"]
     places = [Path(args.output_dir) / f"checkpoint-{step}"]
     if isinstance(args.resume_from_checkpoint, str):
         places.insert(0, Path(args.resume_from_checkpoint))

@@ -7,8 +7,6 @@ from typing import Any
 
 import numpy as np
 import torch
-from accelerate.utils import broadcast, reduce
-from torch import nn
 
 from lorank.adapter.orthogonality import add_orthogonality_gradient
 from lorank.adapter.shrink import shrink
@@ -18,15 +16,19 @@ from lorank.errors import LorankWarning, TrainingError
 from lorank.plan import RankPlan
 from lorank.scores import ImportanceScores
 from lorank.scoring.estimators import QuadratureCheck
-from lorank.scoring.smoothing import Absolute, SmoothedSensitivity, combine, sensitivity
+from lorank.scoring.smoothing import Absolute, SmoothedSensitivity, updates_needed
 from lorank.training.cut_rules import CutRules
 from lorank.training.measuring import PathMeasure
+from lorank.training.output import first_difference
+from lorank.training.unit_scores import over_processes, signed, training_sensitivities, unit_scores
+
+FEW = 3  # scored mini-batches: below this chance has its say, and there is a warning
 
 
 class Allocator:
     """The state of one allocation. Steps are optimizer steps, counted from 1; micro-batches and skipped steps are not.
 
-    With several processes all of them do the same: scores are averaged over them and the first one's numbers decide.
+    With several processes all of them do the same: what each measured is averaged, and the first one's numbers decide.
     """
 
     def __init__(
@@ -52,7 +54,14 @@ class Allocator:
         self.ground, self.schedule, self.options = rules.ground, rules.schedule, rules.options
         ground, options = self.ground, self.options
         absolute: Absolute = {"batch": "batch", "window": "window"}.get(options.sign, "never")  # type: ignore[assignment]
-        self.smoothed = SmoothedSensitivity(options.mean_decay, options.deviation_decay, window, absolute=absolute)
+        self.smoothed = SmoothedSensitivity(
+            options.mean_decay,
+            options.deviation_decay,
+            window,
+            absolute=absolute,
+            # Gradients of training are averaged over processes already.
+            **({} if path is None else {"average": over_processes}),
+        )
         self.units = {name: np.arange(rank) for name, rank in ground.ranks.items()}
         self.scores = {name: np.full(rank, -np.inf) for name, rank in ground.ranks.items()}
         self.ranks = dict(ground.ranks)
@@ -65,17 +74,17 @@ class Allocator:
 
     @property
     def ready(self) -> bool:
-        """Whether there are scores to rank by. After one update from zero a ratio is 1/β1 for every entry."""
-        return self.smoothed.updates >= (2 if self.options.score in ("ratio", "smoothed-ratio") else 1)
+        """Whether there are scores to rank by."""
+        return self.smoothed.updates >= updates_needed(self.options.score)
 
     def before_step(self, step: int) -> None:
         """Between the backward pass and the optimizer's step; gradients are unscaled."""
         self._pending = None
         if self._measures(step):
             if self.path is not None:
-                self._pending = self._signed(self.path.sensitivities(self.measured))
+                self._pending = signed(self.path.sensitivities(self.measured), self.adapter, self.options)
             elif self.options.measured == "before-step":
-                self._pending = self._signed(self._training_sensitivities(step))
+                self._pending = training_sensitivities(self.adapter, self.options, step)
         if self.options.orthogonality > 0:
             off_diagonal = self.options.orthogonality_of == "off-diagonal"
             add_orthogonality_gradient(self.adapter, self.options.orthogonality, off_diagonal=off_diagonal)
@@ -86,7 +95,7 @@ class Allocator:
         if skipped:
             return None
         if self._measures(step) and self.path is None and self.options.measured == "after-step":
-            pending = self._signed(self._training_sensitivities(step))
+            pending = training_sensitivities(self.adapter, self.options, step)
         if pending is not None:
             self.smoothed.add(pending)
             self.measured += 1
@@ -108,9 +117,10 @@ class Allocator:
 
         """
         last = step >= self.schedule.last if last is None else last
-        if last and self.path is not None:
+        if last and self.path is not None and self.path.listening:
             self.check = self.path.check()
-        alive = self._unit_scores(step)
+            self.path.close()
+        alive = unit_scores(self.smoothed, self.adapter, self.options, step)
         if not any(values.any() for values in alive.values()):
             if not last:
                 return None
@@ -157,12 +167,16 @@ class Allocator:
                 stacklevel=3,
             )
             self.cut(step, optimizer, last=True)
+        if self.measured < FEW:
+            warnings.warn(
+                f"the ranks were decided by {self.measured} scored mini-batches; lower every, or train longer",
+                LorankWarning,
+                stacklevel=3,
+            )
         if self._masks is not None:  # several processes: cut away what was masked until now
             kept = {n: np.flatnonzero(m.cpu().numpy()) for n, m in zip(self.adapter.names, self._masks, strict=True)}
             self._masks = None
             self._shrink(kept, optimizer)
-        if self.path is not None:
-            self.path.close()
         return self._result()
 
     def _result(self) -> tuple[ImportanceScores, RankPlan]:
@@ -207,11 +221,17 @@ class Allocator:
 
         """
         own = self.state()[1]
-        for key in ("options", "initial_ranks", "parameters", "schedule"):
-            if values[key] != own[key]:
+        what = {"initial_ranks": "initial ranks", "parameters": "budget in parameters"}
+        if values["finished"] is None:  # later nothing is cut any more
+            what |= {
+                "options": "options",
+                "schedule": "schedule of cuts (give begin, end and interval in steps to train longer)",
+            }
+        for key, name in what.items():
+            if difference := first_difference(values[key], own[key]):
                 raise TrainingError(
-                    f"the checkpoint was written by another allocation: its {key} are {values[key]}, here they are {own[key]}; "
-                    "resume with the same RankAllocation, model and number of steps, or start anew"
+                    f"the checkpoint was written by another allocation, {name}: {difference.strip()}; resume with the same "
+                    "RankAllocation, model and number of steps, or start anew"
                 )
         device = self.adapter.lambdas[0].device
         held = {key.partition("/")[2]: t.to(device) for key, t in tensors.items() if key.startswith("smoothed/")}
@@ -225,68 +245,13 @@ class Allocator:
         self.logged_ranks = self.ranks
         if self.path is not None:
             self.path.restore(values["path"])
+            if self.finished is not None:
+                self.path.close()
         self.check = None if values["check"] is None else QuadratureCheck(**values["check"])
 
     def _measures(self, step: int) -> bool:
         wanted = step < self.schedule.last or not self.ready
         return self.finished is None and wanted and step % self.options.every == 0
-
-    def _scored_factors(self) -> tuple[nn.Parameter, ...]:
-        """λ, P, Q; without λ where it counts as |λ|; λ alone in triplet state."""
-        if self.options.state == "triplet":
-            return self.adapter.lambdas
-        scored = self.adapter.factors("all")
-        return scored[len(self.adapter.names) :] if self.options.lambda_score == "absolute" else scored
-
-    def _training_sensitivities(self, step: int) -> list[torch.Tensor]:
-        factors = self._scored_factors()
-        if all(factor.grad is None for factor in factors):
-            raise TrainingError(
-                f"no triplet has a gradient at step {step}, so nothing can be scored: the loss does not reach the adapter, or "
-                "gradients are kept elsewhere (DeepSpeed, FSDP); use one process or DDP, and check that the adapter is active"
-            )
-        # A module that did not run on this batch (an expert, say) has no gradient: it scores 0 here.
-        gradients = [torch.zeros_like(f) if f.grad is None else f.grad for f in factors]
-        if self.options.state == "triplet":
-            return sensitivity([torch.cat(list(factors))], [torch.cat(gradients)])
-        return sensitivity(factors, gradients)
-
-    def _signed(self, sensitivities: list[torch.Tensor]) -> list[torch.Tensor]:
-        if self.options.state == "triplet" and len(sensitivities) > 1:
-            sensitivities = [torch.cat(sensitivities)]
-        if self.options.sign == "loss-reduction":
-            torch._foreach_neg_(sensitivities)
-        elif self.options.sign == "gradient":
-            factors = [factor.detach() for factor in self._scored_factors()]
-            factors = [torch.cat(factors)] if self.options.state == "triplet" else factors
-            torch._foreach_mul_(
-                sensitivities, [factor.sign().to(s.dtype) for factor, s in zip(factors, sensitivities, strict=True)]
-            )
-        return sensitivities
-
-    def _unit_scores(self, step: int) -> dict[str, np.ndarray]:
-        """`S_i = s(λ_i) + mean_j s(P_ji) + mean_j s(Q_ij)` (AdaLoRA, eq. 9), or one score a unit in triplet state."""
-        o, modules = self.options, len(self.adapter.names)
-        found = [
-            combine(o.score, mean, deviation, epsilon=o.epsilon, weight=o.ucb_weight)
-            for mean, deviation in zip(self.smoothed.mean, self.smoothed.deviation, strict=True)
-        ]
-        if o.state == "triplet":
-            units = found[0]
-        else:
-            p, q = found[-2 * modules : -modules], found[-modules:]
-            units = torch.cat([left.mean(0) for left in p]) + torch.cat([right.mean(1) for right in q])
-            if o.lambda_score == "scored":
-                units = units + torch.cat(found[:modules])
-        if o.lambda_score == "absolute":
-            units = units + torch.cat([values.detach().abs() for values in self.adapter.lambdas])
-        units = broadcast(reduce(units.contiguous(), "mean"))
-        flat = units.double().cpu().numpy()
-        if not np.isfinite(flat).all():
-            raise TrainingError(
-                f"scores are not finite at step {step}; lower the learning rate, raise its warm-up, or use bf16 in place of fp16"
-            )
-        return dict(zip(self.adapter.names, np.split(flat, np.cumsum(self.adapter.ranks)[:-1]), strict=True))
 
     def _shrink(self, kept: Mapping[str, np.ndarray], optimizer: Any) -> None:
         device = self.adapter.lambdas[0].device
@@ -311,7 +276,8 @@ class Allocator:
         return {
             "rank_allocation/step": step,
             "rank_allocation/parameters": sum(rank * self.ground.costs[n] for n, rank in self.ranks.items()),
-            "rank_allocation/budget": self.ground.parameters,
+            "rank_allocation/budget": self.rules.budget_at(step),
+            "rank_allocation/final_budget": self.ground.parameters,
             "rank_allocation/total_rank": sum(self.ranks.values()),
             "rank_allocation/modules_changed": sum(
                 rank != self.logged_ranks[name] for name, rank in self.ranks.items()

@@ -10,8 +10,10 @@ import numpy as np
 from lorank.allocation.schedule import CutSchedule, budget_at
 from lorank.allocation.top_b import allocate, top_ranks
 from lorank.budget import Budget
+from lorank.errors import AllocationError
 from lorank.plan import RankPlan
 from lorank.scores import ImportanceScores
+from lorank.scoring.smoothing import updates_needed
 from lorank.training.pruning import PruningOptions
 
 
@@ -49,11 +51,8 @@ class CutRules:
 
     def ranks_at(self, step: int, alive: Mapping[str, np.ndarray]) -> dict[str, int]:
         """Ranks of a cut on the way."""
-        costs, start, final = self._curve()
-        first, last, curve = self.schedule.first, self.schedule.last, self.options.curve
-        budget = budget_at(step, start=start, final=final, first_step=first, last_step=last, curve=curve)
         # Rounded down as in AdaLoRA's code; what is left of a binary fraction must not cost a whole unit.
-        return top_ranks(alive, costs, math.floor(budget + 1e-9), **self._walk())
+        return top_ranks(alive, self._curve()[0], math.floor(self.budget_at(step) + 1e-9), **self._walk())
 
     def last_plan(self, alive: Mapping[str, np.ndarray]) -> RankPlan:
         """The plan of the last cut, inside every limit.
@@ -63,15 +62,17 @@ class CutRules:
         """
         if self.options.budget_in == "ranks":
             costs, _, final = self._curve()
-            ranks = top_ranks(alive, costs, final, **self._walk())
-            while Budget.parse(self.ground.budget).kind in ("parameters", "base fraction") and (
-                sum(rank * self.ground.costs[name] for name, rank in ranks.items()) > self.ground.parameters
-            ):
-                final -= 1
-                ranks = top_ranks(alive, costs, final, **self._walk())
-            return self.plan(ranks)
+            in_parameters = Budget.parse(self.ground.budget).kind in ("parameters", "base fraction")
+            within = (self.ground.costs, self.ground.parameters) if in_parameters else None
+            return self.plan(top_ranks(alive, costs, final, within=within, **self._walk()))
         scores = ImportanceScores(alive, self.ground.costs, None, self.ground.provenance)
         return allocate(scores, self.ground.parameters, scale=self.ground.scale, **self.ground.limits)
+
+    def budget_at(self, step: int) -> float:
+        """What the curve leaves at a step, in its own costs."""
+        _, start, final = self._curve()
+        first, last, curve = self.schedule.first, self.schedule.last, self.options.curve
+        return budget_at(step, start=start, final=final, first_step=first, last_step=last, curve=curve)
 
     def plan(self, ranks: Mapping[str, int], provenance: Mapping[str, Any] | None = None) -> RankPlan:
         """The plan of these ranks."""
@@ -96,5 +97,33 @@ class CutRules:
         return {"min_rank": limits["min_rank"], "rank_by": limits["rank_by"], "fill": self.options.fill}
 
 
+def ends_with(name: str, end: str) -> bool:
+    """Whether a module's full name is `end`, or ends with it as PEFT's target_modules do."""
+    return name == end or name.endswith(f".{end}")
+
+
 def _weight(name: str, weights: Mapping[str, float]) -> float:
-    return next((weight for end, weight in weights.items() if name == end or name.endswith(f".{end}")), 1.0)
+    return next((weight for end, weight in weights.items() if ends_with(name, end)), 1.0)
+
+
+def schedule_of(options: PruningOptions, steps: int, steps_per_epoch: int) -> tuple[CutSchedule, int]:
+    """When a run of so many optimizer steps cuts, and how many mini-batches make a window.
+
+    Raises:
+        AllocationError: no room to prune in, or no score before the last cut.
+
+    """
+    schedule = CutSchedule.of_run(steps, options.begin, options.end, options.interval)
+    every, asked = options.every, options.window
+    if isinstance(asked, str):
+        window = max(1, steps_per_epoch // every)
+    else:
+        window = asked if isinstance(asked, int) else max(1, round(asked * steps / every))
+    first = updates_needed(options.score) * window * every
+    if first >= schedule.last:
+        said = f"{window} ({asked})" if window != asked else str(window)
+        raise AllocationError(
+            f"the last cut is at step {schedule.last} of {steps}, but the first scores need {first} steps (every {every}, "
+            f"window {said}, score {options.score}); lower every or window, raise end, or train longer"
+        )
+    return schedule, window

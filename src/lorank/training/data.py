@@ -16,7 +16,7 @@ from datasets import Dataset
 from transformers import PreTrainedTokenizerBase
 
 from lorank.errors import DataError
-from lorank.training.recipe import DataSection
+from lorank.training.recipe_sections import DataSection
 
 # Delimiter, and whether quotes mean anything: in GLUE-style tsv files they are part of the text.
 _TABLES: dict[str, tuple[str, Literal[0, 3]]] = {".csv": (",", csv.QUOTE_MINIMAL), ".tsv": ("\t", csv.QUOTE_NONE)}

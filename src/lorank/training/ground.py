@@ -9,11 +9,12 @@ from peft import PeftModel
 from peft.tuners.lora import LoraLayer
 from torch import nn
 
+from lorank.allocation.schedule import CutSchedule
 from lorank.allocation.top_b import allocate
 from lorank.budget import Budget
-from lorank.errors import BudgetError
+from lorank.errors import AllocationError, BudgetError
 from lorank.scores import ImportanceScores
-from lorank.training.cut_rules import Ground
+from lorank.training.cut_rules import CutRules, Ground, ends_with
 from lorank.training.pruning import PruningOptions
 
 VERSIONS = ("lorank", "torch", "transformers", "peft", "accelerate", "datasets", "numpy")
@@ -54,9 +55,21 @@ def survey(
         "versions": {name: version(name) for name in VERSIONS},
     }
     ground = Ground(ranks, costs, str(budget), parameters, limits, max(scalings), {**found, **provenance})
-    if options.budget_in == "parameters":
-        equal = ImportanceScores({name: np.ones(rank) for name, rank in ranks.items()}, costs)
-        allocate(equal, parameters, **limits)
+    if unmatched := [end for end in options.cost_weights if not any(ends_with(name, end) for name in costs)]:
+        raise AllocationError(
+            f"cost_weights name {unmatched[0]!r}, which no adapted module is or ends with; see target_modules"
+        )
+    if options.ending == "retrain" and max(scalings) != min(scalings):
+        raise AllocationError(
+            f"the adapter's modules are scaled by {min(scalings):g} to {max(scalings):g} (alpha_pattern, rank_pattern), which a "
+            "fresh start does not keep; use one scale, or ending='continue'"
+        )
+    # The limits are tried on equal scores now, not after the training.
+    equal = {name: np.ones(rank) for name, rank in ranks.items()}
+    allocate(ImportanceScores(equal, costs), parameters, **limits)
+    plan = CutRules(ground, options, CutSchedule(0, 1, 1)).last_plan(equal)
+    if not plan.total_rank:
+        raise BudgetError(f"budget {budget} pays for no unit of rank in this curve; ask for more")
     return ground
 
 

@@ -6,6 +6,7 @@ from contextlib import contextmanager
 from typing import Any
 
 import torch
+from accelerate.utils import broadcast
 from torch import nn
 
 from lorank.adapter.triplet import TripletAdapter
@@ -18,7 +19,7 @@ from lorank.scoring.estimators import (
     intervals_for,
     layer_groups,
 )
-from lorank.scoring.path import LossFunction, undisturbed
+from lorank.scoring.path import undisturbed
 from lorank.targets import places
 from lorank.training.pruning import PruningOptions
 
@@ -35,7 +36,6 @@ class PathMeasure:
         options: PruningOptions,
         *,
         seed: int,
-        loss: LossFunction | None = None,
         loss_scale: float = 1.0,
     ) -> None:
         """Listen to what the model is trained on.
@@ -45,12 +45,10 @@ class PathMeasure:
             adapter: its triplets.
             options: estimator, intervals, moved, path_scope, state and lambda_score.
             seed: of the drawn path coefficients.
-            loss: `(model, inputs) -> scalar`; None is the loss that the model itself returns.
             loss_scale: factor in the backward pass, divided out again.
 
         """
         self.model, self.adapter, self.options, self.seed, self.loss_scale = model, adapter, options, seed, loss_scale
-        self.loss: LossFunction = loss or _own_loss
         self.intervals = options.intervals if isinstance(options.intervals, int) else None
         self.passes = 0
         self._batch: Mapping[str, Any] | None = None
@@ -59,12 +57,18 @@ class PathMeasure:
         if options.path_scope == "layer":
             placed = places(adapter.names)
             self._groups = layer_groups([(placed[name].stack, placed[name].layer) for name in adapter.names])
+        self._listening = True
         self._listener = model.register_forward_pre_hook(self._remember, with_kwargs=True)
+
+    @property
+    def listening(self) -> bool:
+        """Whether batches are still remembered."""
+        return self._listening
 
     def close(self) -> None:
         """Stop listening."""
         self._listener.remove()
-        self._batch = None
+        self._batch, self._listening = None, False
 
     def sensitivities(self, number: int) -> list[torch.Tensor]:
         """Signed `w · ∫g` of λ, P and Q (as the state needs them) for scored mini-batch `number`."""
@@ -84,7 +88,7 @@ class PathMeasure:
                 groups=self._groups,
                 moved=self.options.moved,
                 wrt=wrt,
-                loss=self.loss,
+                loss=_own_loss,
                 loss_scale=self.loss_scale,
             )
         self.passes += len(points) * len(self._groups or [()])
@@ -93,10 +97,10 @@ class PathMeasure:
         return found
 
     def check(self) -> QuadratureCheck | None:
-        """Quadrature check on the last batch, with the estimator's N (made even); None where no batch is at hand."""
+        """Quadrature check on the last batch, with the estimator's N (made even) where it has one; None without a batch."""
         if self._batch is None:
             return None
-        intervals = self.intervals or FIRST_INTERVALS
+        intervals = FIRST_INTERVALS if self.options.estimator == "single-pass" else self.intervals or FIRST_INTERVALS
         with self._own_passes():
             return self._check(self._last_batch(), intervals + intervals % 2)
 
@@ -110,8 +114,11 @@ class PathMeasure:
 
     def _choose_intervals(self, batch: Mapping[str, Any]) -> None:
         check = self._check(batch, FIRST_INTERVALS)
-        if check.richardson_error < float("inf"):  # at λ = 0 there is no path yet
-            self.intervals = max(self.intervals or 2, intervals_for(self.options.tolerance, check))
+        # At λ = 0 there is no path yet. Of several processes the first one's batch decides.
+        wanted = intervals_for(self.options.tolerance, check) if check.richardson_error < float("inf") else 0
+        wanted = int(broadcast(torch.tensor(wanted, device=self.adapter.lambdas[0].device)))
+        if wanted:
+            self.intervals = max(self.intervals or 2, wanted)
 
     def _check(self, batch: Mapping[str, Any], intervals: int) -> QuadratureCheck:
         self.passes += intervals + 1
@@ -121,7 +128,7 @@ class PathMeasure:
             batch,
             intervals,
             moved=self.options.moved,
-            loss=self.loss,
+            loss=_own_loss,
             loss_scale=self.loss_scale,
         )
 
@@ -153,7 +160,7 @@ def _own_loss(model: nn.Module, batch: Mapping[str, Any]) -> torch.Tensor:
     loss: torch.Tensor | None = getattr(model(**batch), "loss", None)
     if loss is None:
         raise TrainingError(
-            "the model returns no loss from what it is trained on: this Trainer computes its own. Give it to lorank, "
-            "RankAllocation(loss=lambda model, inputs: ...), or use estimator='training-pass', which needs none"
+            "the model returns no loss for what it is called with: the Trainer computes its own (compute_loss, "
+            "compute_loss_func). Use estimator='training-pass', which scores by the gradients of whatever loss is trained on"
         )
     return loss

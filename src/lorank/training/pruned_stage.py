@@ -1,5 +1,6 @@
 """A stage that allocates while it trains (IGU-LoRA, AdaLoRA): RankAllocation in the Trainer of a run."""
 
+import math
 import shutil
 from collections.abc import Mapping
 from pathlib import Path
@@ -9,13 +10,16 @@ from peft import LoraConfig, TaskType, get_peft_model
 from rich.console import Console
 from transformers import PreTrainedTokenizerBase, set_seed
 
+from lorank.methods import METHODS
 from lorank.targets import Target
+from lorank.training.cut_rules import schedule_of
 from lorank.training.data import TaskData, tokenize
 from lorank.training.model import load_task_model
 from lorank.training.processes import processes
 from lorank.training.pruning import PruningOptions
 from lorank.training.rank_allocation import RankAllocation
 from lorank.training.recipe import Recipe, choose_options
+from lorank.training.scoring_set import steps_per_epoch
 from lorank.training.stage import train_stage
 
 
@@ -25,6 +29,18 @@ def pruning_of(recipe: Recipe, method: str) -> tuple[str, PruningOptions, dict[s
         assert recipe.preset is not None, "make_recipe names the preset"
         return recipe.preset, recipe.pruning, recipe.allocation.model_dump()
     return choose_options(method, None, {})
+
+
+def check_schedule(recipe: Recipe, method: str, examples: int) -> None:
+    """Whether the stage is long enough to prune in, before anything is trained.
+
+    Raises:
+        AllocationError: it is not.
+
+    """
+    if METHODS[method].trained == "pruned triplets":
+        section, epoch = recipe.stage1, steps_per_epoch(recipe, examples)
+        schedule_of(pruning_of(recipe, method)[1], section.max_steps or math.ceil(section.epochs * epoch), epoch)
 
 
 def allocate_in_training(

@@ -86,6 +86,10 @@ class PruningOptions(BaseModel):
             raise ValueError("cost_weights must be above zero")
         if not self.fill and self.budget_in != "ranks":
             raise ValueError("fill: false is for budget_in: ranks; a budget in parameters is spent as far as units fit")
+        if isinstance(self.begin, float) and isinstance(self.end, float) and self.begin >= self.end:
+            raise ValueError(f"begin {self.begin} is not before end {self.end}")
+        if self.interval in (0, 0.0):
+            raise ValueError("interval is 0; it takes at least one step")
         if self.window in (0, 0.0):
             raise ValueError("window is 0; it takes at least one mini-batch")
         return self

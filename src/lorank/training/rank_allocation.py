@@ -1,34 +1,31 @@
 """RankAllocation: allocation during training as one callback of a Trainer (IGU-LoRA, AdaLoRA)."""
 
-import inspect
 import random
 import warnings
-from collections.abc import Iterator, Mapping, Sized
+import weakref
+from collections.abc import Mapping, Sized
 from pathlib import Path
 from typing import Any
 
 import torch
 from peft import PeftModel
-from peft.tuners.lora import LoraLayer
 from torch import nn
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
-from transformers.trainer_callback import CallbackHandler, ExportableState
+from transformers.trainer_callback import ExportableState
 
 from lorank.adapter.convert import fold_to_lora, to_triplets, trained_adapter
 from lorank.adapter.triplet import TripletAdapter
-from lorank.allocation.schedule import CutSchedule
 from lorank.budget import Budget
-from lorank.errors import AllocationError, TrainingError
+from lorank.errors import TrainingError
 from lorank.plan import RankPlan
 from lorank.scores import ImportanceScores
-from lorank.scoring.path import LossFunction
-from lorank.training.allocation_files import read_state, write_results, write_state
+from lorank.training.allocation_files import holds_state, read_state, write_results, write_state
 from lorank.training.allocator import Allocator
-from lorank.training.cut_rules import CutRules
+from lorank.training.cut_rules import CutRules, schedule_of
 from lorank.training.ground import survey
 from lorank.training.measuring import PathMeasure
-from lorank.training.pruning import PruningOptions
 from lorank.training.recipe import choose_options
+from lorank.training.trainer_setup import check_setup, come_first, start_again, trained_whole, unscale
 
 
 class RankAllocation(TrainerCallback, ExportableState):
@@ -46,11 +43,10 @@ class RankAllocation(TrainerCallback, ExportableState):
 
     def __init__(
         self,
-        method: str = "igu-lora",
-        budget: str | int | Budget = "r=4",
+        method: str,
+        budget: str | int | Budget,
         *,
         preset: str | None = None,
-        loss: LossFunction | None = None,
         output_dir: str | Path | None = None,
         provenance: Mapping[str, Any] | None = None,
         **options: Any,
@@ -61,8 +57,6 @@ class RankAllocation(TrainerCallback, ExportableState):
             method: `"igu-lora"` or `"adalora"`.
             budget: adapter parameters that the last cut leaves; see `lorank.Budget`.
             preset: of the method; None is its default. docs/in-training.md says what they are.
-            loss: `(model, inputs) -> scalar` for estimators with passes of their own, where the model's own loss is not
-                what is trained on.
             output_dir: for plan, scores and heat map; None is the Trainer's.
             provenance: JSON values that scores and plan carry besides their own.
             **options: over the preset's: those of `lorank.training.pruning.PruningOptions`, and `max_rank`, `min_rank`,
@@ -75,14 +69,15 @@ class RankAllocation(TrainerCallback, ExportableState):
         """
         self.method, self.budget = method, Budget.parse(budget)
         self.preset, self.options, self.limits = choose_options(method, preset, options)
-        self.loss, self.output_dir = loss, None if output_dir is None else Path(output_dir)
+        self.output_dir = None if output_dir is None else Path(output_dir)
         self.provenance = {**(provenance or {}), "method": method, "preset": self.preset}
         self._plan: RankPlan | None = None
         self._scores: ImportanceScores | None = None
         self.allocator: Allocator | None = None
         self._adapter: TripletAdapter | None = None
+        self._model: weakref.ref[nn.Module] | None = None
         self._beside: dict[str, torch.Tensor] = {}
-        self._random_seed = 0
+        self._seed = 0
         self._micro_batch = 0
         self._latest: dict[str, float] = {}
 
@@ -118,19 +113,22 @@ class RankAllocation(TrainerCallback, ExportableState):
         Raises:
             AdapterError: no adapter, several that train, or layers that have no triplet form.
             BudgetError: a budget that the adapter's initial ranks cannot fill.
+            AllocationError: limits that contradict each other or the budget.
+            TrainingError: it was prepared for another model.
 
         """
+        if self._model is not None:
+            if self._model() is model:
+                return
+            raise TrainingError("this RankAllocation belongs to another model; make a new one for each model")
         name = trained_adapter(model)
         assert isinstance(model, PeftModel)
-        if self._adapter is not None:
-            return
         layers = {n: m for n, m in model.get_base_model().named_modules() if name in getattr(m, "lora_A", {})}
         self._ground = survey(model, layers, name, self.budget, self.limits, self.options, self.provenance)
         self._adapter = to_triplets(model, name, initial_lambda=self.options.initial_lambda)
-        # PEFT takes tensors of rank 0 in a checkpoint for shards that were not gathered.
-        warnings.filterwarnings("ignore", message=r"Adapter .*LoRA tensor\(s\) have invalid shape")
+        self._model = weakref.ref(model)
         if self.options.ending == "retrain":
-            self._beside = {n: p.detach().cpu().clone() for n, p in _trained_whole(model)}
+            self._beside = {n: p.detach().cpu().clone() for n, p in trained_whole(model)}
 
     def on_init_end(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, model: Any = None, **_: Any
@@ -141,8 +139,8 @@ class RankAllocation(TrainerCallback, ExportableState):
                 "restore_callback_states_from_checkpoint would replace RankAllocation by a new one; set it to False: "
                 "RankAllocation restores itself"
             )
+        come_first(self)
         self.prepare(model)
-        _come_first(self)
 
     def on_train_begin(
         self,
@@ -155,33 +153,49 @@ class RankAllocation(TrainerCallback, ExportableState):
         **_: Any,
     ) -> None:
         """Turn shares of the run into steps; continue from the checkpoint if the Trainer did."""
-        if self._plan is not None:
-            return  # trained once already: the plan stands, the adapter is plain LoRA
-        if self._adapter is None or trained_adapter(model) != self._adapter.adapter_name:
+        saved = state.stateful_callbacks.get(type(self).__name__)
+        if self._plan is not None:  # trained once already: the plan stands, the adapter is plain LoRA
+            if state.global_step > 0 and holds_state(saved):
+                raise TrainingError(
+                    "this checkpoint holds triplets, but the model's adapter was folded when training ended, and the Trainer has "
+                    "just loaded the one into the other; resume with a new model, Trainer and RankAllocation"
+                )
+            return
+        if not isinstance(model, nn.Module) or self._model is None or self._model() is not model or not self._adapter:
             raise TrainingError(
                 "RankAllocation joined after the Trainer was made (add_callback, or model_init); give it to the Trainer's "
                 "constructor, callbacks=[RankAllocation(...)], with a model"
             )
-        _check_setup(args, self._adapter, optimizer, self.options.shrink)
-        steps = max(1, state.max_steps)
-        o = self.options
-        schedule = CutSchedule.of_run(steps, o.begin, o.end, o.interval)
-        window = _window(o, steps, train_dataloader, args.gradient_accumulation_steps)
-        first_score = (2 if "ratio" in o.score else 1) * window * o.every
-        if first_score >= schedule.last:
-            raise AllocationError(
-                f"the last cut is at step {schedule.last} of {steps}, but the first scores need {first_score} steps (every "
-                f"{o.every}, window {window}, score {o.score}); lower every or window, raise end, or train longer"
+        if self.allocator is not None and self.allocator.path is not None:
+            self.allocator.path.close()  # of a training that was interrupted
+        self._adapter.refresh()
+        check_setup(args, self._adapter, optimizer, self.options.shrink)
+        if (
+            state.global_step == 0
+            and dict(zip(self._adapter.names, self._adapter.ranks, strict=True)) != self._ground.ranks
+        ):
+            raise TrainingError(
+                "an earlier training, which did not end, has cut this adapter already; resume it from a checkpoint, or start "
+                "with a new model"
             )
+        steps, o = max(1, state.max_steps), self.options
+        epoch = (
+            len(train_dataloader) // args.gradient_accumulation_steps if isinstance(train_dataloader, Sized) else steps
+        )
+        schedule, window = schedule_of(o, steps, epoch)
         path = None
         if o.estimator != "training-pass":
             scale = 1024.0 if args.fp16 else 1.0
-            path = PathMeasure(model, self._adapter, o, seed=args.seed, loss=self.loss, loss_scale=scale)
+            if args.label_smoothing_factor:
+                raise TrainingError(
+                    f"label smoothing takes the labels away from the model, so estimator {o.estimator!r} cannot pass a batch "
+                    "again; use estimator='training-pass'"
+                )
+            path = PathMeasure(model, self._adapter, o, seed=args.seed, loss_scale=scale)
         rules = CutRules(self._ground, o, schedule)
         self.allocator = Allocator(self._adapter, rules, window, path, may_shrink=args.world_size == 1)
-        self._random_seed = args.seed
+        self._seed = args.seed
         if state.global_step > 0:
-            saved = state.stateful_callbacks.get(type(self).__name__)
             self.allocator.restore(*read_state(saved, args, state.global_step))
 
     def on_step_begin(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
@@ -199,7 +213,7 @@ class RankAllocation(TrainerCallback, ExportableState):
     ) -> None:
         """Gradients are complete: measure, and add the regulariser's."""
         if self.allocator is not None and self._plan is None:
-            _unscale(optimizer)
+            unscale(optimizer)
             self.allocator.before_step(state.global_step + 1)
 
     def on_optimizer_step(
@@ -214,15 +228,22 @@ class RankAllocation(TrainerCallback, ExportableState):
             return
         self._latest = logged
         if self.allocator.finished is not None:
-            control.should_log = True
+            control.should_log = args.logging_strategy != "no"
             self._set_gain(1.0)
-            # Models from before the last cut are above the budget: they do not compete for the best one.
-            state.best_metric = state.best_global_step = state.best_model_checkpoint = None
+            # PEFT takes tensors of rank 0 in a checkpoint for shards that were not gathered.
+            warnings.filterwarnings("ignore", message=r"Adapter .*LoRA tensor\(s\) have invalid shape")
+            _forget_best(state)
 
     def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
         """With `ending: retrain` the last cut ends this training."""
-        if self.options.ending == "retrain" and self.allocator is not None and self.allocator.finished is not None:
+        ended = self._plan is None and self.allocator is not None and self.allocator.finished is not None
+        if self.options.ending == "retrain" and ended:
             control.should_training_stop = True
+
+    def on_evaluate(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
+        """Models from before the last cut are above the budget: they do not compete, and no patience is lost on them."""
+        if self._plan is None and self.allocator is not None and self.allocator.finished is None:
+            _forget_best(state)
 
     def on_log(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, logs: Any = None, **_: Any
@@ -237,7 +258,7 @@ class RankAllocation(TrainerCallback, ExportableState):
     def on_save(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
         """Complete the checkpoint that Trainer has just written."""
         if self.allocator is not None and self._plan is None and state.is_world_process_zero:
-            write_state(self.allocator, args, state.global_step, self.allocator.adapter.adapter_name)
+            write_state(self.allocator, args, state.global_step)
 
     def state(self) -> dict[str, Any]:
         """Small values, for `trainer_state.json`; tensors go into a file of their own beside it."""
@@ -262,17 +283,25 @@ class RankAllocation(TrainerCallback, ExportableState):
         if self._plan is not None or self.allocator is None:
             return
         self._set_gain(1.0)
-        self._scores, self._plan = self.allocator.finish(state.global_step, optimizer)
-        fold_to_lora(model, self.allocator.adapter, self._plan.scale)
+        before_cut = self.allocator.finished is None
+        try:
+            scores, plan = self.allocator.finish(state.global_step, optimizer)
+        finally:
+            if self.allocator.path is not None:
+                self.allocator.path.close()
+        if before_cut:
+            _forget_best(state)  # it was measured before the cut
+        fold_to_lora(model, self.allocator.adapter, plan.scale)
+        self._scores, self._plan = scores, plan
         if self.options.ending == "retrain":
-            _start_again(model, self.allocator.adapter.adapter_name, self._beside)
+            start_again(model, self.allocator.adapter.adapter_name, self._beside, args.seed)
         if state.is_world_process_zero:
-            write_results(self._scores, self._plan, self.output_dir or Path(args.output_dir))
+            write_results(scores, plan, self.output_dir or Path(args.output_dir))
 
     def _draw_gain(self, step: int) -> None:
         if self.options.train_on_path and self.allocator is not None and self.allocator.finished is None:
             n = self.options.intervals if isinstance(self.options.intervals, int) else 20
-            drawn = random.Random(f"{self._random_seed}/gain/{step}/{self._micro_batch}").randint(1, n) / n
+            drawn = random.Random(f"{self._seed}/gain/{step}/{self._micro_batch}").randint(1, n) / n
             self._set_gain(drawn**3 if self.options.moved == "all" else drawn)
 
     def _set_gain(self, gain: float) -> None:
@@ -281,75 +310,5 @@ class RankAllocation(TrainerCallback, ExportableState):
                 layer.training_gain = gain
 
 
-def _come_first(callback: TrainerCallback) -> None:
-    """Move to the front of the Trainer's callbacks, before those that report: only then do they see what is logged here.
-
-    A callback is not told whose it is; the handler that is calling it knows.
-    """
-    frame = inspect.currentframe()
-    while frame is not None:
-        handler = frame.f_locals.get("self")
-        if isinstance(handler, CallbackHandler) and callback in handler.callbacks:
-            handler.callbacks.remove(callback)
-            handler.callbacks.insert(0, callback)
-            return
-        frame = frame.f_back
-
-
-def _check_setup(args: TrainingArguments, adapter: TripletAdapter, optimizer: Any, shrink: str) -> None:
-    """What would make an allocation impossible, or wrong without a word."""
-    kind = args.distributed_state.distributed_type.value if args.distributed_state is not None else "NO"
-    if kind in ("DEEPSPEED", "FSDP", "MEGATRON_LM", "TP"):
-        raise TrainingError(
-            f"RankAllocation needs whole parameters and gradients on every process, which {kind} does not keep; "
-            "use one process or DDP (torchrun, accelerate launch), or allocate first and train the plan with it"
-        )
-    optimised = {id(parameter) for group in optimizer.param_groups for parameter in group["params"]}
-    if any(id(values) not in optimised for values in adapter.lambdas):
-        raise TrainingError(
-            "the optimizer does not hold the triplets' λ: it was made before the adapter became triplets; call "
-            "RankAllocation.prepare(model) before you make the optimizer"
-        )
-    if args.load_best_model_at_end and shrink == "every":
-        raise TrainingError(
-            "load_best_model_at_end could bring back tensors that shrink='every' has cut since; use shrink='last'"
-        )
-
-
-def _window(options: PruningOptions, steps: int, batches: Any, accumulation: int) -> int:
-    """Scored mini-batches in an aggregate."""
-    window = options.window
-    if isinstance(window, str):
-        epoch = len(batches) // accumulation if isinstance(batches, Sized) else steps
-        return max(1, epoch // options.every)
-    return window if isinstance(window, int) else max(1, round(window * steps / options.every))
-
-
-def _unscale(optimizer: Any) -> None:
-    """Divide the loss scale out of fp16 gradients, unless clipping has done so."""
-    scaler = getattr(optimizer, "scaler", None)
-    if scaler is None or not scaler.is_enabled():
-        return
-    while hasattr(optimizer, "optimizer"):
-        optimizer = optimizer.optimizer
-    try:
-        scaler.unscale_(optimizer)
-    except RuntimeError as error:
-        if "already been called" not in str(error):
-            raise
-
-
-def _trained_whole(model: nn.Module) -> Iterator[tuple[str, nn.Parameter]]:
-    """What trains beside the adapter: heads, biases."""
-    return ((name, p) for name, p in model.named_parameters() if p.requires_grad and ".lora_" not in name)
-
-
-@torch.no_grad()
-def _start_again(model: PeftModel, adapter_name: str, beside: Mapping[str, torch.Tensor]) -> None:
-    """Give the folded adapter PEFT's fresh start, and what trained beside it the values from before training."""
-    for layer in model.modules():
-        if isinstance(layer, LoraLayer) and adapter_name in layer.lora_A:
-            layer.reset_lora_parameters(adapter_name, True)
-    for name, parameter in _trained_whole(model):
-        if name in beside:
-            parameter.copy_(beside[name])
+def _forget_best(state: TrainerState) -> None:
+    state.best_metric = state.best_global_step = state.best_model_checkpoint = None

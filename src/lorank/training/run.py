@@ -30,7 +30,7 @@ from lorank.training.metrics import choose_metrics
 from lorank.training.model import base_parameters, head_modules, load_tokenizer, load_without_weights, longest_input
 from lorank.training.output import claimed, first_difference
 from lorank.training.processes import processes
-from lorank.training.pruned_stage import allocate_in_training, pruning_of
+from lorank.training.pruned_stage import allocate_in_training, check_schedule, pruning_of
 from lorank.training.recipe import Recipe
 from lorank.training.scoring_set import split_for_scoring
 from lorank.training.stage import training_arguments
@@ -73,6 +73,8 @@ def run(recipe: Recipe, directory: str | Path, console: Console | None = None) -
     data = load_task_data(recipe.data)
     if METHODS[recipe.method].trained == "triplets":
         split_for_scoring(recipe, data.train)
+    for method in (recipe.method, *recipe.baselines):
+        check_schedule(recipe, method, len(data.train))
     work = _Work(recipe, data, targets, load_tokenizer(recipe), console, provenance)
     results: dict[str, dict[str, Any]] = {}
     with claimed(directory, recipe, data, provenance):

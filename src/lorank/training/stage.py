@@ -23,7 +23,8 @@ from transformers import (
 from lorank.adapter.triplet import TripletAdapter
 from lorank.training.checkpoints import CheckpointCallback, StageProgress, StageState, latest_checkpoint, read_progress
 from lorank.training.processes import only_cpu, processes
-from lorank.training.recipe import Recipe, TrainingSection
+from lorank.training.recipe import Recipe
+from lorank.training.recipe_sections import TrainingSection
 from lorank.training.trainer import SeededOrder, StageTrainer
 
 
@@ -140,8 +141,12 @@ class _LogLine(TrainerCallback):
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, logs: Any = None, **_: Any
     ) -> None:
         if args.disable_tqdm and state.is_world_process_zero and logs and "loss" in logs:
+            total = logs.get("rank_allocation/total_rank")
+            cut = (
+                f"  total rank {total}, {logs['rank_allocation/parameters']:,} parameters" if total is not None else ""
+            )
             self.console.print(
                 f"{self.name}: step {state.global_step}/{state.max_steps}  loss {float(logs['loss']):.4f}  "
-                f"lr {float(logs['learning_rate']):.2e}",
+                f"lr {float(logs['learning_rate']):.2e}{cut}",
                 highlight=False,
             )
