@@ -166,6 +166,20 @@ def test_what_has_no_triplet_form_is_refused(options: dict[str, Any], said: str 
         to_triplets(model, "default")
 
 
+def test_starts_that_change_the_base_weights_are_refused() -> None:
+    """The base was changed by the first r singular directions; after a cut PEFT would change it by fewer when it loads."""
+    for start in ("pissa", "olora"):
+        _, model = plain(init_lora_weights=start)
+        with pytest.raises(AdapterError, match="changes the base weights"):
+            to_triplets(model, "default")
+
+
+def test_an_adapter_on_embeddings_alone_is_refused() -> None:
+    _, model = plain(target_modules=["word_embeddings"])
+    with pytest.raises(AdapterError, match="linear layers only"):
+        to_triplets(model, trained_adapter(model))
+
+
 def test_a_start_that_would_be_lost_is_refused() -> None:
     _, model = plain()
     model.peft_config["default"].init_lora_weights = "eva"

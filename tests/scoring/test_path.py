@@ -9,7 +9,7 @@ from tests.conftest import random_batch, triplet_model
 from lorank import LorankError
 from lorank.adapter.path import capture, path_point
 from lorank.scoring.options import PathScoreOptions
-from lorank.scoring.path import PathScorer, model_loss
+from lorank.scoring.path import PathScorer, model_loss, undisturbed
 
 
 def scorer_of(model, adapter, start=None, **options) -> PathScorer:
@@ -151,6 +151,29 @@ def test_scoring_leaves_training_untouched() -> None:
     assert random.getstate() == before["python"]
     assert np.random.get_state()[1].tolist() == before["numpy"]
     assert optimizer.state_dict()["state"] == {}
+
+
+def test_gradient_checkpointing_saves_memory_while_scoring_too() -> None:
+    """And dropout stays off: transformers checkpoints only what is in training mode."""
+    model, adapter = triplet_model(lora_dropout=0.5)
+    saved: dict[bool, int] = {}
+    scores = []
+    for checkpointing in (False, True):
+        if checkpointing:
+            model.get_base_model().gradient_checkpointing_enable({"use_reentrant": False})
+        model.train()
+        sizes: list[int] = []
+
+        def kept(tensor: torch.Tensor, sizes: list[int] = sizes) -> torch.Tensor:
+            sizes.append(tensor.numel())
+            return tensor
+
+        with torch.autograd.graph.saved_tensors_hooks(kept, lambda tensor: tensor), undisturbed(model, adapter):
+            loss = model_loss(model, random_batch())
+            saved[checkpointing] = sum(sizes)
+            scores.append(torch.autograd.grad(loss, adapter.lambdas))
+    assert saved[True] < 0.5 * saved[False]
+    assert all(torch.equal(a, b) for a, b in zip(*scores, strict=True))
 
 
 def test_dropout_while_scoring_is_off_unless_asked_for_and_seeded() -> None:

@@ -57,24 +57,16 @@ def trained_adapter(model: nn.Module) -> str:
     return trained[0]
 
 
-@torch.no_grad()
-def to_triplets(model: PeftModel, adapter_name: str, *, initial_lambda: float = 0.0) -> TripletAdapter:
-    """Make triplets of a LoRA adapter, in place; modules and their parameters A and B stay the same objects.
-
-    An adapter that does nothing yet (`B = 0`) starts as AdaLoRA's: P, Q ~ N(0, 0.02) and `λ = initial_lambda`. A trained
-    one keeps its function: `B A = U diag(σ) Vᵀ`, `P = U`, `λ = σ`, `Q = Vᵀ` (IGU-LoRA, methods note 2.1). Triplets that
-    are there already stay, but for a start of `initial_lambda`.
+def adapted_layers(model: PeftModel, adapter_name: str) -> dict[str, LoraLayer]:
+    """Full names of the layers that carry the adapter, and the layers; all of them can be triplets.
 
     Raises:
-        AdapterError: a layer that has no triplet form (embedding, convolution, DoRA, bias, expert tensors), or a special
-            start (`init_lora_weights`) that fresh triplets would silently lose.
+        AdapterError: there is none, or one has no triplet form (embedding, convolution, DoRA, bias, expert tensors), or the
+            adapter's start (`init_lora_weights`) has changed the base weights.
 
     """
-    config: Any = model.peft_config[adapter_name]
-    start = config.init_lora_weights
-    if start == UNFINISHED:
-        start = config.init_lora_weights = True
-    if start not in _STARTS:
+    start = model.peft_config[adapter_name].init_lora_weights
+    if start not in (*_STARTS, UNFINISHED):
         raise AdapterError(
             f"init_lora_weights is {start!r}, which changes the base weights by the rank an adapter starts with; ranks cannot "
             "change after that, use init_lora_weights=True"
@@ -84,6 +76,24 @@ def to_triplets(model: PeftModel, adapter_name: str, *, initial_lambda: float = 
         raise AdapterError(f"no layer carries an adapter {adapter_name!r}; check target_modules of its LoraConfig")
     for name, layer in layers.items():
         _check(name, layer, adapter_name)
+    return layers
+
+
+@torch.no_grad()
+def to_triplets(model: PeftModel, adapter_name: str, *, initial_lambda: float = 0.0) -> TripletAdapter:
+    """Make triplets of a LoRA adapter, in place; modules and their parameters A and B stay the same objects.
+
+    An adapter that does nothing yet (`B = 0`) starts as AdaLoRA's: P, Q ~ N(0, 0.02) and `λ = initial_lambda`. A trained
+    one keeps its function: `B A = U diag(σ) Vᵀ`, `P = U`, `λ = σ`, `Q = Vᵀ` (IGU-LoRA, methods note 2.1). Triplets that
+    are there already stay, but for a start of `initial_lambda`.
+
+    Raises:
+        AdapterError: as `adapted_layers`, or a start of `A` that fresh triplets would silently lose.
+
+    """
+    layers = adapted_layers(model, adapter_name)
+    config: Any = model.peft_config[adapter_name]
+    start = config.init_lora_weights
     for layer in layers.values():
         if isinstance(layer, TripletLinear) and adapter_name in layer.lora_lambda:
             values = layer.lora_lambda[adapter_name]

@@ -13,7 +13,7 @@ from torch import nn
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 from transformers.trainer_callback import ExportableState
 
-from lorank.adapter.convert import fold_to_lora, to_triplets, trained_adapter
+from lorank.adapter.convert import adapted_layers, fold_to_lora, to_triplets, trained_adapter
 from lorank.adapter.triplet import TripletAdapter
 from lorank.budget import Budget
 from lorank.errors import TrainingError
@@ -123,8 +123,9 @@ class RankAllocation(TrainerCallback, ExportableState):
             raise TrainingError("this RankAllocation belongs to another model; make a new one for each model")
         name = trained_adapter(model)
         assert isinstance(model, PeftModel)
-        layers = {n: m for n, m in model.get_base_model().named_modules() if name in getattr(m, "lora_A", {})}
-        self._ground = survey(model, layers, name, self.budget, self.limits, self.options, self.provenance)
+        self._ground = survey(
+            model, adapted_layers(model, name), name, self.budget, self.limits, self.options, self.provenance
+        )
         self._adapter = to_triplets(model, name, initial_lambda=self.options.initial_lambda)
         self._model = weakref.ref(model)
         if self.options.ending == "retrain":
