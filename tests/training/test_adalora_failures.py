@@ -252,3 +252,34 @@ def test_18_sharded_training_is_refused_with_a_reason(kind: str, tmp_path: Path)
             check_setup(arguments, adapter, torch.optim.SGD(model.parameters()), "last")
     finally:
         arguments.distributed_state.distributed_type = type(arguments.distributed_state.distributed_type)["NO"]
+
+
+class EightBit(torch.nn.Linear):
+    """Stands for a quantised layer: whole numbers and a scale, turned back in the forward pass, in half precision."""
+
+    def __init__(self, full: torch.nn.Linear) -> None:
+        super().__init__(full.in_features, full.out_features)
+        self.scale = full.weight.detach().abs().max() / 127
+        self.weight = torch.nn.Parameter(
+            (full.weight.detach() / self.scale).round().to(torch.int8), requires_grad=False
+        )
+        self.bias = full.bias
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        dense = (self.weight * self.scale).to(torch.bfloat16)
+        return torch.nn.functional.linear(x.to(torch.bfloat16), dense, self.bias.to(torch.bfloat16)).to(x.dtype)
+
+
+def test_19_an_8_bit_base_trains_without_nan(tmp_path: Path) -> None:
+    """PEFT: NaN in 8-bit, and Half against Float (#1113, AdaLoRA #27). bitsandbytes itself needs a GPU and is not run here."""
+    set_seed(0)
+    base = BertForSequenceClassification(tiny_config(num_labels=2, initializer_range=0.3))
+    for layer in base.bert.encoder.layer:
+        attention = layer.attention.self
+        attention.query, attention.value = EightBit(attention.query), EightBit(attention.value)
+    lora = LoraConfig(r=4, target_modules=["query", "value"], task_type=TaskType.SEQ_CLS)
+    trainer, allocation = trained(tmp_path, model=get_peft_model(base, lora))
+    factors = [p for name, p in trainer.model.named_parameters() if "lora_" in name]
+    assert all(p.dtype == torch.float32 and bool(torch.isfinite(p).all()) for p in factors)
+    assert sum(p.numel() for p in factors) == allocation.plan.spent
+    assert bool(torch.isfinite(trainer.model.eval()(**random_batch()).logits).all())

@@ -186,12 +186,13 @@ class RankAllocation(TrainerCallback, ExportableState):
         schedule, window = schedule_of(o, steps, epoch)
         path = None
         if o.estimator != "training-pass":
-            scale = 1024.0 if args.fp16 else 1.0
             if args.label_smoothing_factor:
                 raise TrainingError(
                     f"label smoothing takes the labels away from the model, so estimator {o.estimator!r} cannot pass a batch "
                     "again; use estimator='training-pass'"
                 )
+            # Small fp16 gradients would vanish; the scaler that training has for that is not for passes of our own.
+            scale = 1.0 if getattr(optimizer, "scaler", None) is None else 1024.0
             path = PathMeasure(model, self._adapter, o, seed=args.seed, loss_scale=scale)
         rules = CutRules(self._ground, o, schedule)
         self.allocator = Allocator(self._adapter, rules, window, path, may_shrink=args.world_size == 1)
