@@ -20,16 +20,18 @@ from lorank.training.run import run
 Runs = dict[str, tuple[str, list[str]]]
 # The baseline need not run twice.
 I_LORA: Runs = {
-    "loss-per-parameter": ("examples/quickstart.yaml", ["preset=loss-per-parameter", "baselines=[lora]"]),
-    "paper": ("examples/quickstart.yaml", ["preset=paper", "baselines=[]"]),
+    "i-lora, loss-per-parameter": ("examples/quickstart.yaml", ["preset=loss-per-parameter", "baselines=[lora]"]),
+    "i-lora, paper": ("examples/quickstart.yaml", ["preset=paper", "baselines=[]"]),
 }
 # `paper` averages over an epoch, and 150 steps are less than one; the official code prunes a longer run, and trains again.
 IN_TRAINING: Runs = {
-    "igu-lora-recommended": ("examples/igu-lora.yaml", []),
-    "igu-lora-paper": ("examples/igu-lora.yaml", ["preset=paper", "pruning.window=10"]),
-    "igu-lora-official": ("examples/igu-lora.yaml", ["preset=official"]),
-    "adalora-paper": ("examples/igu-lora.yaml", ["method=adalora", "preset=paper"]),
-    "adalora-recommended": ("examples/igu-lora.yaml", ["method=adalora", "preset=recommended"]),
+    "igu-lora, recommended": ("examples/igu-lora.yaml", []),
+    # The control: the same training and the same cuts inside of each module, but every module ends with rank 2.
+    "igu-lora, recommended, uniform ranks": ("examples/igu-lora.yaml", ["allocation.min_rank=2", "allocation.max_rank=2"]),
+    "igu-lora, paper": ("examples/igu-lora.yaml", ["preset=paper", "pruning.window=10"]),
+    "igu-lora, official": ("examples/igu-lora.yaml", ["preset=official"]),
+    "adalora, paper": ("examples/igu-lora.yaml", ["method=adalora", "preset=paper"]),
+    "adalora, recommended": ("examples/igu-lora.yaml", ["method=adalora", "preset=recommended"]),
 }
 
 
@@ -43,16 +45,16 @@ def main() -> None:
     for seed in arguments.seeds:
         for key, (recipe, overrides) in (I_LORA if arguments.methods == "i-lora" else IN_TRAINING).items():
             chosen = load_recipe(recipe, [f"seed={seed}", *overrides])
-            result = run(chosen, f"runs/seeds/{key}-{seed}", Console())
+            result = run(chosen, f"runs/seeds/{key.replace(', ', '-').replace(' ranks', '')}-{seed}", Console())
             for method, measured in result.results.items():
-                name = method if method == "lora" else f"{method}, {chosen.preset}"
+                name = method if method == "lora" else key
                 found.setdefault(name, []).append({"seed": seed, **measured})
     for name, runs in found.items():
         for metric in ("accuracy", "f1"):
             values = [float(measured["metrics"][metric]) for measured in runs]  # type: ignore[index]
             spread = statistics.stdev(values) if len(values) > 1 else float("nan")
             each = " ".join(f"{value:.4f}" for value in values)
-            print(f"{name:<28}{metric:<10}{statistics.mean(values):.4f} ± {spread:.4f}   {each}")
+            print(f"{name:<38}{metric:<10}{statistics.mean(values):.4f} ± {spread:.4f}   {each}")
     if arguments.json:
         arguments.json.write_text(json.dumps(found, indent=1) + "\n")
 
