@@ -27,7 +27,10 @@ I_LORA: Runs = {
 IN_TRAINING: Runs = {
     "igu-lora, recommended": ("examples/igu-lora.yaml", []),
     # The control: the same training and the same cuts inside of each module, but every module ends with rank 2.
-    "igu-lora, recommended, uniform ranks": ("examples/igu-lora.yaml", ["allocation.min_rank=2", "allocation.max_rank=2"]),
+    "igu-lora, recommended, uniform ranks": (
+        "examples/igu-lora.yaml",
+        ["allocation.min_rank=2", "allocation.max_rank=2"],
+    ),
     "igu-lora, paper": ("examples/igu-lora.yaml", ["preset=paper", "pruning.window=10"]),
     "igu-lora, official": ("examples/igu-lora.yaml", ["preset=official"]),
     "adalora, paper": ("examples/igu-lora.yaml", ["method=adalora", "preset=paper"]),
