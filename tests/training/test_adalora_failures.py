@@ -107,7 +107,7 @@ def test_7_a_loss_of_ones_own_has_the_regulariser_too(tmp_path: Path) -> None:
 
     class Last(TrainerCallback):
         def on_step_end(self, args: Any, state: Any, control: Any, model: Any = None, **_: Any) -> None:
-            penalties[gamma] = float(orthogonality(TripletAdapter.of(model)))
+            penalties[gamma] = float(orthogonality(TripletAdapter.of(model)).detach())
 
     for gamma in (0.0, 1.0):
         allocation = RankAllocation(budget="r=2", orthogonality=gamma, **OPTIONS)
