@@ -5,8 +5,15 @@ import json
 import os
 import tempfile
 from collections.abc import Callable
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
+
+
+def versions() -> dict[str, str]:
+    """Versions of lorank and of what its results depend on, for provenance."""
+    names = ("lorank", "torch", "transformers", "peft", "accelerate", "datasets", "numpy")
+    return {name: version(name) for name in names}
 
 
 def write_atomically(path: Path, write: Callable[[Path], object]) -> None:

@@ -1,7 +1,6 @@
 """What a model with a fresh adapter offers: initial ranks, costs, and whether the budget fits; before anything is trained."""
 
 from collections.abc import Mapping
-from importlib.metadata import version
 from typing import Any
 
 import numpy as np
@@ -11,13 +10,12 @@ from torch import nn
 
 from lorank.allocation.schedule import CutSchedule
 from lorank.allocation.top_b import allocate
+from lorank.artefact import versions
 from lorank.budget import Budget
 from lorank.errors import AllocationError, BudgetError
 from lorank.scores import ImportanceScores
 from lorank.training.cut_rules import CutRules, Ground, ends_with
 from lorank.training.pruning import PruningOptions
-
-VERSIONS = ("lorank", "torch", "transformers", "peft", "accelerate", "datasets", "numpy")
 
 
 def survey(
@@ -52,7 +50,7 @@ def survey(
         "model": getattr(getattr(model, "config", None), "_name_or_path", "") or type(model.get_base_model()).__name__,
         "base_parameters": size,
         "pruning": options.model_dump(mode="json"),
-        "versions": {name: version(name) for name in VERSIONS},
+        "versions": versions(),
     }
     ground = Ground(ranks, costs, str(budget), parameters, limits, max(scalings), {**found, **provenance})
     if unmatched := [end for end in options.cost_weights if not any(ends_with(name, end) for name in costs)]:

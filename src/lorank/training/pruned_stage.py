@@ -1,12 +1,11 @@
 """A stage that allocates while it trains (IGU-LoRA, AdaLoRA): RankAllocation in the Trainer of a run."""
 
 import math
-import shutil
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from peft import LoraConfig, TaskType, get_peft_model
+from peft import get_peft_model
 from rich.console import Console
 from transformers import PreTrainedTokenizerBase, set_seed
 
@@ -20,7 +19,8 @@ from lorank.training.pruning import PruningOptions
 from lorank.training.rank_allocation import RankAllocation
 from lorank.training.recipe import Recipe, choose_options
 from lorank.training.scoring_set import steps_per_epoch
-from lorank.training.stage import train_stage
+from lorank.training.stage import initial_config, train_stage
+from lorank.training.stage2 import save_adapter
 
 
 def pruning_of(recipe: Recipe, method: str) -> tuple[str, PruningOptions, dict[str, Any]]:
@@ -62,15 +62,7 @@ def allocate_in_training(
     set_seed(recipe.seed)
     task = load_task_model(recipe, data.label_names)
     section = recipe.stage1
-    config = LoraConfig(
-        r=section.initial_rank,
-        lora_alpha=recipe.scale * section.initial_rank,
-        target_modules=[target.name for target in targets],
-        lora_dropout=recipe.lora_dropout,
-        modules_to_save=list(task.heads),
-        task_type=TaskType.SEQ_CLS,
-    )
-    model = get_peft_model(task.model, config)
+    model = get_peft_model(task.model, initial_config(recipe, targets, task.heads))
     preset, options, limits = pruning_of(recipe, method)
     allocation = RankAllocation(
         method,
@@ -92,9 +84,6 @@ def allocate_in_training(
         console=console,
         callbacks=[allocation],
     )
-    if options.ending == "continue" and processes().is_main_process:
-        partial = directory / ".adapter.partial"
-        shutil.rmtree(partial, ignore_errors=True)
-        model.save_pretrained(str(partial))
-        partial.rename(directory / "adapter")
-    processes().wait_for_everyone()
+    if options.ending == "continue":
+        save_adapter(model, directory)
+    processes().wait_for_everyone()  # until the first has written scores and plan

@@ -7,7 +7,6 @@ stopped.
 import json
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
-from importlib.metadata import version
 from pathlib import Path
 from tempfile import gettempdir
 from typing import Any
@@ -17,7 +16,7 @@ from transformers import PreTrainedTokenizerBase
 from transformers.integrations.integration_utils import INTEGRATION_TO_CALLBACK
 
 from lorank.allocation.top_b import allocate, uniform_scores
-from lorank.artefact import write_json
+from lorank.artefact import versions, write_json
 from lorank.errors import BudgetError, OutputError, RecipeError, TargetError
 from lorank.methods import METHODS
 from lorank.plan import RankPlan
@@ -36,8 +35,6 @@ from lorank.training.scoring_set import split_for_scoring
 from lorank.training.stage import training_arguments
 from lorank.training.stage1 import score_units
 from lorank.training.stage2 import Evaluation, evaluate_adapter, scaled_plan, train_plan
-
-VERSIONS = ("lorank", "torch", "transformers", "peft", "accelerate", "datasets", "numpy")
 
 
 @dataclass(frozen=True)
@@ -140,7 +137,7 @@ def check_model(recipe: Recipe) -> tuple[tuple[Target, ...], dict[str, Any]]:
         "base_parameters": size,
         "preset": recipe.preset,
         "seed": recipe.seed,
-        "versions": {name: version(name) for name in VERSIONS},
+        "versions": versions(),
     }
     for method in (recipe.method, *recipe.baselines):
         # The limits are tried on equal scores now, not after an hour of stage 1.

@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 from datasets import Dataset
-from peft import PeftModel, set_peft_model_state_dict
+from peft import LoraConfig, PeftModel, TaskType, set_peft_model_state_dict
 from rich.console import Console
 from safetensors.torch import load_file
 from transformers import (
@@ -21,6 +21,7 @@ from transformers import (
 )
 
 from lorank.adapter.triplet import TripletAdapter
+from lorank.targets import Target
 from lorank.training.checkpoints import CheckpointCallback, StageProgress, StageState, latest_checkpoint, read_progress
 from lorank.training.processes import only_cpu, processes
 from lorank.training.recipe import Recipe
@@ -56,6 +57,19 @@ def training_arguments(recipe: Recipe, section: TrainingSection, directory: Path
         dataloader_pin_memory=torch.cuda.is_available(),
         # Only said when asked for: the argument is being renamed in transformers, and its old name warns.
         **({"gradient_checkpointing": True} if recipe.gradient_checkpointing else {}),
+    )
+
+
+def initial_config(recipe: Recipe, targets: Sequence[Target], heads: Sequence[str]) -> LoraConfig:
+    """What stage 1 starts from: every target at the initial rank, heads trained whole."""
+    rank = recipe.stage1.initial_rank
+    return LoraConfig(
+        r=rank,
+        lora_alpha=recipe.scale * rank,
+        target_modules=[target.name for target in targets],
+        lora_dropout=recipe.lora_dropout,
+        modules_to_save=list(heads),
+        task_type=TaskType.SEQ_CLS,
     )
 
 

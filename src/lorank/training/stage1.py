@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import torch
 from accelerate.utils import broadcast
-from peft import LoraConfig, TaskType, get_peft_model
+from peft import get_peft_model
 from rich.console import Console
 from transformers import (
     PreTrainedTokenizerBase,
@@ -35,7 +35,7 @@ from lorank.training.data import TaskData, content_hash, tokenize
 from lorank.training.model import load_task_model
 from lorank.training.recipe import Recipe
 from lorank.training.scoring_set import ScoringBatches, split_for_scoring
-from lorank.training.stage import train_stage
+from lorank.training.stage import initial_config, train_stage
 
 STAGE = "stage 1"
 
@@ -60,15 +60,7 @@ def score_units(
     set_seed(recipe.seed)
     task = load_task_model(recipe, data.label_names)
     section, options = recipe.stage1, recipe.scoring
-    config = LoraConfig(
-        r=section.initial_rank,
-        lora_alpha=recipe.scale * section.initial_rank,
-        target_modules=[target.name for target in targets],
-        lora_dropout=recipe.lora_dropout,
-        modules_to_save=list(task.heads),
-        task_type=TaskType.SEQ_CLS,
-    )
-    model = get_peft_model(task.model, triplet_config(config))
+    model = get_peft_model(task.model, triplet_config(initial_config(recipe, targets, task.heads)))
     adapter = TripletAdapter.of(model)
     if set(adapter.names) != {target.name for target in targets}:
         raise TargetError(

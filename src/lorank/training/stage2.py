@@ -92,6 +92,11 @@ def train_plan(
         tokenizer=tokenizer,
         console=console,
     )
+    save_adapter(model, directory)
+
+
+def save_adapter(model: PeftModel, directory: Path) -> None:
+    """Save the adapter under `directory/adapter`, whole or not at all; every process waits for the first, which does it."""
     if processes().is_main_process:
         partial = directory / ".adapter.partial"
         shutil.rmtree(partial, ignore_errors=True)
