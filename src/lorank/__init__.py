@@ -14,15 +14,26 @@ from lorank.errors import LorankError
 if TYPE_CHECKING:
     from lorank.allocation import allocate
     from lorank.budget import Budget
+    from lorank.methods.score import score
     from lorank.plan import RankPlan
     from lorank.scores import ImportanceScores
     from lorank.training.rank_allocation import RankAllocation
 
-__all__ = ["Budget", "ImportanceScores", "LorankError", "RankAllocation", "RankPlan", "__version__", "allocate"]
+__all__ = [
+    "Budget",
+    "ImportanceScores",
+    "LorankError",
+    "RankAllocation",
+    "RankPlan",
+    "__version__",
+    "allocate",
+    "score",
+]
 __version__ = version("lorank")
 
 _HOME = {
     "allocate": "lorank.allocation",
+    "score": "lorank.methods.score",
     "Budget": "lorank.budget",
     "RankPlan": "lorank.plan",
     "ImportanceScores": "lorank.scores",

@@ -5,12 +5,15 @@ import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 from rich.console import Console
 
 from lorank.errors import LorankError
+
+if TYPE_CHECKING:
+    from lorank.training.run import RunResult
 
 app = typer.Typer(
     help="Adaptive-rank LoRA: which layer gets which rank, inside an exact parameter budget.",
@@ -34,6 +37,30 @@ def _clear_errors() -> Iterator[None]:
         raise typer.Exit(1) from None
 
 
+def _print_result(result: "RunResult") -> None:
+    from lorank.report.tables import rank_table, result_table, stability_lines
+    from lorank.training.processes import processes
+
+    if not processes().is_main_process:
+        return
+    made_by, method = result.plan.provenance, next(iter(result.results))
+    preset = f", preset {made_by['preset']}" if made_by.get("preset") else ""
+    _out.print(f"{method}{preset}, budget {result.plan.budget}", highlight=False)
+    _out.print(rank_table(result.plan))
+    for line in stability_lines(result.plan):
+        _out.print(line, highlight=False, soft_wrap=True)
+    _out.print(result_table(result.results, result.plan.budget_parameters))
+    for name, what in {
+        "adapter": "PEFT LoRA adapter",
+        "plan.json": "rank plan",
+        "ranks.png": "heat map",
+        "scores.safetensors": "importance scores",
+        "metrics.json": "metrics",
+    }.items():
+        if (result.directory / name).exists():
+            _out.print(f"{what:<20}{result.directory / name}", highlight=False, soft_wrap=True)
+
+
 @app.command("run")
 def run_command(
     recipe: Annotated[Path, typer.Argument(help="YAML recipe")],
@@ -46,27 +73,95 @@ def run_command(
     with _clear_errors():
         import transformers
 
-        from lorank.report.tables import rank_table, result_table
-        from lorank.training.processes import processes
         from lorank.training.recipe import load_recipe
         from lorank.training.run import run
 
         transformers.utils.logging.set_verbosity_error()
-        result = run(load_recipe(recipe, overrides or ()), output_dir or Path("runs") / recipe.stem, _progress)
-        if not processes().is_main_process:
-            return
-        made_by = result.plan.provenance
-        _out.print(f"{made_by['method']}, preset {made_by['preset']}, budget {result.plan.budget}", highlight=False)
-        _out.print(rank_table(result.plan))
-        _out.print(result_table(result.results, result.plan.budget_parameters))
-        for name, what in {
-            "adapter": "PEFT LoRA adapter",
-            "plan.json": "rank plan",
-            "ranks.png": "heat map",
-            "scores.safetensors": "importance scores",
-            "metrics.json": "metrics",
-        }.items():
-            _out.print(f"{what:<20}{result.directory / name}", highlight=False, soft_wrap=True)
+        _print_result(run(load_recipe(recipe, overrides or ()), output_dir or Path("runs") / recipe.stem, _progress))
+
+
+@app.command("score")
+def score_command(
+    recipe: Annotated[Path, typer.Argument(help="YAML recipe: model, data, targets, calibration")],
+    overrides: Annotated[
+        list[str] | None, typer.Argument(metavar="[KEY=VALUE]...", help="overrides, calibration.examples=128")
+    ] = None,
+    method: Annotated[
+        str | None, typer.Option(help="sensitivity-lora, gradient, magnitude or eva; default: the recipe's")
+    ] = None,
+    output: Annotated[Path, typer.Option(help="where the scores go")] = Path("scores.safetensors"),
+) -> None:
+    """Score the modules of a model before training. `lorank allocate` then makes plans for any budget of it."""
+    with _clear_errors():
+        import transformers
+
+        from lorank.report.tables import score_table
+        from lorank.training.one_shot import score_recipe
+        from lorank.training.recipe import load_recipe
+
+        transformers.utils.logging.set_verbosity_error()
+        chosen = [f"method={method}", "preset=null"] if method is not None else []
+        scores = score_recipe(load_recipe(recipe, [*(overrides or ()), *chosen]), output)
+        made = scores.provenance
+        _out.print(
+            f"{made['method']}, {made.get('examples', 'no')} examples, {made.get('seconds', 0):.1f} s", highlight=False
+        )
+        _out.print(score_table(scores))
+        _out.print(f"importance scores   {output}", highlight=False, soft_wrap=True)
+
+
+@app.command("allocate")
+def allocate_command(
+    scores: Annotated[Path, typer.Argument(help="scores.safetensors of `lorank score` or of a run")],
+    budget: Annotated[str, typer.Option(help='adapter parameters, "8.8M", "r=8", ...; several: "1M,2M,4M"')],
+    output: Annotated[Path, typer.Option(help="with several budgets: plan-1M.json, ...")] = Path("plan.json"),
+    max_rank: Annotated[int | None, typer.Option(help="upper limit for every module")] = None,
+    min_rank: Annotated[int, typer.Option(help="lower limit for every module")] = 0,
+    multiple_of: Annotated[int, typer.Option(help="every rank is a multiple of this")] = 1,
+    rank_by: Annotated[str, typer.Option(help="score, or score-per-parameter")] = "score",
+    scale: Annotated[float, typer.Option(help="alpha / r of every adapter")] = 2.0,
+    model: Annotated[
+        str | None, typer.Option(help="hub name or folder: check from its config that the scores are of this model")
+    ] = None,
+) -> None:
+    """Make rank plans from scores: no GPU, no weights; exact in parameters."""
+    with _clear_errors():
+        from lorank.allocation.files import allocate_file
+        from lorank.report.tables import change_table, rank_table, stability_lines
+
+        if model is not None:
+            from lorank.training.one_shot import check_scores
+
+            check_scores(scores, model)
+        limits = {"max_rank": max_rank, "min_rank": min_rank, "multiple_of": multiple_of, "rank_by": rank_by}
+        plans = allocate_file(scores, budget.split(","), output, scale=scale, **limits)
+        for plan in plans.values() if len(plans) == 1 else ():
+            _out.print(rank_table(plan))
+        _out.print(change_table(list(plans.values())))
+        for path, plan in plans.items():
+            for line in stability_lines(plan):
+                _out.print(f"{plan.budget}: {line}", highlight=False, soft_wrap=True)
+            _out.print(f"rank plan           {path}", highlight=False, soft_wrap=True)
+
+
+@app.command("train")
+def train_command(
+    recipe: Annotated[Path, typer.Argument(help="YAML recipe: model, data, stage2, baselines")],
+    plan: Annotated[Path, typer.Option(help="plan.json of `lorank allocate` or of a run")],
+    overrides: Annotated[list[str] | None, typer.Argument(metavar="[KEY=VALUE]...", help="stage2.epochs=1")] = None,
+    output_dir: Annotated[Path | None, typer.Option(help="default: runs/NAME_OF_RECIPE-NAME_OF_PLAN")] = None,
+) -> None:
+    """Train, evaluate and save the adapter of a plan. The same command again continues what was stopped."""
+    with _clear_errors():
+        import transformers
+
+        from lorank.plan import RankPlan
+        from lorank.training.recipe import load_recipe
+        from lorank.training.run import run_plan
+
+        transformers.utils.logging.set_verbosity_error()
+        directory = output_dir or Path("runs") / f"{recipe.stem}-{plan.stem}"
+        _print_result(run_plan(load_recipe(recipe, overrides or ()), RankPlan.load(plan), directory, _progress))
 
 
 @app.command("inspect")

@@ -1,17 +1,21 @@
 """Which linear layers can be adapted, what one unit of rank of each costs, and where each stands in the model.
 
-The only place in lorank that reads a dotted module name.
+The only place in lorank that reads a dotted module name. torch is loaded when a model is looked at, not before: allocating
+from a file of scores needs names alone.
 """
+
+from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from difflib import get_close_matches
-
-from torch import nn
-from transformers.pytorch_utils import Conv1D
+from typing import TYPE_CHECKING
 
 from lorank.errors import TargetError
+
+if TYPE_CHECKING:
+    from torch import nn
 
 
 @dataclass(frozen=True)
@@ -43,6 +47,9 @@ class Target:
 
 def _linear_shape(module: nn.Module) -> tuple[int, int] | None:
     """`(d_in, d_out)` of a linear layer (also of quantised subclasses, and of GPT-2's Conv1D), else None."""
+    from torch import nn
+    from transformers.pytorch_utils import Conv1D
+
     if isinstance(module, nn.Linear):
         return module.in_features, module.out_features
     if isinstance(module, Conv1D):
@@ -63,6 +70,8 @@ def find_targets(model: nn.Module, select: str | Sequence[str] | None = None) ->
         TargetError: nothing matches; the message names the nearest modules.
 
     """
+    from torch import nn
+
     linears = {name: shape for name, module in model.named_modules() if (shape := _linear_shape(module)) and name}
     if select is None:
         prefix = getattr(model, "base_model_prefix", "")

@@ -168,7 +168,7 @@ def test_gradient_checkpointing_saves_memory_while_scoring_too() -> None:
             sizes.append(tensor.numel())
             return tensor
 
-        with torch.autograd.graph.saved_tensors_hooks(kept, lambda tensor: tensor), undisturbed(model, adapter):
+        with torch.autograd.graph.saved_tensors_hooks(kept, lambda tensor: tensor), undisturbed(model):
             loss = model_loss(model, random_batch())
             saved[checkpointing] = sum(sizes)
             scores.append(torch.autograd.grad(loss, adapter.lambdas))

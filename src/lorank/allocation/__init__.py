@@ -1,5 +1,5 @@
 """Scores + budget + limits -> plan: pure functions, no model, no GPU."""
 
-from lorank.allocation.top_b import allocate
+from lorank.allocation.budgeted import allocate
 
 __all__ = ["allocate"]

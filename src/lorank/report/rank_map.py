@@ -1,11 +1,11 @@
 """Ranks laid out as layers x projections: the one picture of a plan that everybody reads."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
-from matplotlib.figure import Figure
-from matplotlib.ticker import MaxNLocator
 
 from lorank.artefact import write_atomically
 from lorank.plan import RankPlan
@@ -30,14 +30,20 @@ class RankGrid:
 
 def rank_grid(plan: RankPlan) -> RankGrid:
     """Lay the plan's ranks out. With several stacks (encoder and decoder) a row's name says which."""
-    placed = places(plan.ranks)
+    layers, projections, cells = grid_of(plan.ranks)
+    return RankGrid(layers, projections, np.array([[-1 if rank is None else rank for rank in row] for row in cells]))
+
+
+def grid_of(values: Mapping[str, Any]) -> tuple[tuple[str, ...], tuple[str, ...], list[list[Any]]]:
+    """Names of the layers, names of the projections, and the modules' values in that grid, None where there is none."""
+    placed = places(values)
     rows = list(dict.fromkeys((place.stack, place.layer) for place in placed.values()))
     columns = list(dict.fromkeys(place.projection for place in placed.values()))
     several = len({stack for stack, _ in rows}) > 1
-    ranks = np.full((len(rows), len(columns)), -1)
+    cells: list[list[Any]] = [[None] * len(columns) for _ in rows]
     for name, place in placed.items():
-        ranks[rows.index((place.stack, place.layer)), columns.index(place.projection)] = plan.ranks[name]
-    return RankGrid(tuple(_row_name(stack, layer, several) for stack, layer in rows), tuple(columns), ranks)
+        cells[rows.index((place.stack, place.layer))][columns.index(place.projection)] = values[name]
+    return tuple(_row_name(stack, layer, several) for stack, layer in rows), tuple(columns), cells
 
 
 def _row_name(stack: str, layer: int | None, several: bool) -> str:
@@ -49,6 +55,9 @@ def _row_name(stack: str, layer: int | None, several: bool) -> str:
 
 def draw_rank_map(plan: RankPlan, path: Path, title: str) -> None:
     """Draw the grid as a PNG: darker is more rank, the number is the rank, grey is a module without adapter."""
+    from matplotlib.figure import Figure
+    from matplotlib.ticker import MaxNLocator
+
     grid = rank_grid(plan)
     rows, columns = grid.ranks.shape
     figure = Figure(figsize=(max(5.5, 1.05 * columns + 1.6), max(3.2, 0.36 * rows + 1.9)), layout="constrained")

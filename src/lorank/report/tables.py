@@ -1,12 +1,13 @@
 """Tables for the terminal."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from rich.table import Table
 
 from lorank.plan import RankPlan
-from lorank.report.rank_map import rank_grid
+from lorank.report.rank_map import grid_of, rank_grid
+from lorank.scores import ImportanceScores
 from lorank.targets import Target, places
 
 
@@ -31,20 +32,89 @@ def result_table(results: Mapping[str, Mapping[str, Any]], asked: int) -> Table:
     metrics = list(next(iter(results.values()))["metrics"])
     for metric in metrics:
         table.add_column(metric, justify="right")
-    table.add_column("stage 1", justify="right")
+    table.add_column("before training", justify="right")
     table.add_column("training of the adapter", justify="right")
     for method, result in results.items():
-        first = result.get("stage1")
         beside = f" + {result['scoring_passes']} scoring passes" if result.get("scoring_passes") else ""
         table.add_row(
             method,
             f"{asked:,}",
             f"{result['adapter_parameters']:,}",
             *("-" if result["metrics"][m] is None else f"{result['metrics'][m]:.4f}" for m in metrics),
-            f"{first['steps']} steps + {first['passes']} scoring passes, {first['seconds']:.0f} s" if first else "-",
+            _before_training(result),
             f"{result['steps']} steps{beside}, {result['seconds']:.0f} s",
         )
     return table
+
+
+def _before_training(result: Mapping[str, Any]) -> str:
+    if first := result.get("stage1"):
+        return f"{first['steps']} steps + {first['passes']} scoring passes, {first['seconds']:.0f} s"
+    if seen := result.get("calibration"):
+        return f"{seen['examples']} examples scored, {seen['seconds']:.1f} s"
+    return "-"
+
+
+def score_table(scores: ImportanceScores) -> Table:
+    """Share of each module in the sum of all scores, in percent, by layer and projection; units are added up."""
+    total = sum(max(0.0, float(values.sum())) for values in scores.scores.values()) or 1.0
+    shares = {name: max(0.0, float(values.sum())) / total for name, values in scores.scores.items()}
+    layers, projections, cells = grid_of(shares)
+    table = Table(title="share of the scores in percent, by layer and projection", title_justify="left")
+    table.add_column("layer", justify="right", no_wrap=True)
+    for projection in projections:
+        table.add_column(projection, justify="right")
+    for layer, row in zip(layers, cells, strict=True):
+        table.add_row(layer, *("" if share is None else f"{100 * share:.1f}" for share in row))
+    return table
+
+
+def change_table(plans: Sequence[RankPlan]) -> Table:
+    """One row for each plan of the same scores: what it spends, and what changes from the plan before."""
+    table = Table(title="plans", title_justify="left")
+    table.add_column("budget", no_wrap=True)
+    for column in ("parameters", "spent", "total rank", "largest", "without adapter", "changed modules"):
+        table.add_column(column, justify="right")
+    table.add_column("most gained, most lost")
+    for number, plan in enumerate(plans):
+        gained = {n: r - plans[number - 1].ranks[n] for n, r in plan.ranks.items()} if number else {}
+        ends = sorted(gained, key=lambda name: gained[name])
+        told = (
+            [f"{name} {gained[name]:+d}" for name in dict.fromkeys((ends[-1], ends[0])) if gained[name]] if ends else []
+        )
+        table.add_row(
+            plan.budget,
+            f"{plan.budget_parameters:,}",
+            f"{plan.spent:,}",
+            str(plan.total_rank),
+            str(max(plan.ranks.values())),
+            str(sum(rank == 0 for rank in plan.ranks.values())),
+            str(sum(change != 0 for change in gained.values())) if number else "-",
+            "\n".join(told) or "-",
+        )
+    return table
+
+
+def stability_lines(plan: RankPlan) -> list[str]:
+    """How much of a plan other calibration examples would have moved, in words; empty where it is not known."""
+    found, lines = plan.provenance.get("stability", {}), []
+    modules = len(plan.ranks)
+
+    def said(spearman: float | None) -> str:
+        return "rank correlation of the scores " + ("not defined" if spearman is None else f"{spearman:.3f}")
+
+    if halves := found.get("halves"):
+        lines.append(
+            f"between the two halves of the calibration examples: {said(halves['spearman'])}, "
+            f"{halves['changed_modules']} of {modules} ranks differ, {100 * halves['moved_share']:.1f} % of the parameters move"
+        )
+    if draws := found.get("bootstrap"):
+        lines.append(
+            f"under a bootstrap of {draws['draws']} draws (medians): {said(draws['spearman'])}, "
+            f"{draws['changed_modules']} of {modules} ranks differ, {100 * draws['moved_share']:.1f} % of the parameters move "
+            f"({100 * draws['worst_moved_share']:.1f} % at the 95th percentile)"
+        )
+    return lines
 
 
 def target_table(targets: tuple[Target, ...]) -> Table:

@@ -1,4 +1,4 @@
-"""What can be chosen about path scores. The letters A1 to A15 are the open readings of I-LoRA's text (docs/i-lora.md)."""
+"""What can be chosen about scores. The letters A1 to A15 are the open readings of I-LoRA's text (docs/i-lora.md)."""
 
 from typing import Literal
 
@@ -31,3 +31,20 @@ class PathScoreOptions(BaseModel):
     accumulate: Literal["mean", "sum", "ema", "last"] = Field("mean", description="A7: how scoring batches add up")
     ema_decay: float = Field(0.85, gt=0, lt=1, description="decay of accumulate: ema")
     dropout: bool = Field(False, description="A14: keep dropout on while scoring")
+
+
+class CalibrationOptions(BaseModel):
+    """How modules are scored before training, in one pass over calibration examples (docs/sensitivity-lora.md)."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    estimator: Literal["gram", "fisher", "kfac", "hutchinson"] = Field(
+        "fisher", description="of the Hessian's diagonal, for sensitivity-lora"
+    )
+    trace_weight: float = Field(1.0, ge=0, description="exponent of the global metric, the trace")
+    topk_weight: float = Field(0.5, ge=0, description="exponent of the local metric top-k share")
+    effective_rank_weight: float = Field(0.5, ge=0, description="exponent of the local metric effective rank")
+    topk: float = Field(0.1, gt=0, le=1, description="share of a layer's input columns that the top-k share is of")
+    folds: int = Field(8, ge=2, description="parts of the calibration set: for standard errors and stability")
+    probes: int = Field(1, ge=1, description="random directions of every example, for estimator: hutchinson")
+    components: int = Field(16, ge=1, description="principal inputs of every module, for eva; no module gets more rank")

@@ -12,6 +12,7 @@ from lorank.adapter.path import displacement, path_point
 from lorank.adapter.triplet import TripletAdapter
 from lorank.errors import LorankError
 from lorank.scoring.options import PathScoreOptions
+from lorank.scoring.precision import at_least_fp32
 from lorank.scoring.quadrature import path_nodes
 
 Batch = Mapping[str, Any]
@@ -74,13 +75,13 @@ def path_integral(
 
 
 @contextmanager
-def undisturbed(model: nn.Module, adapter: TripletAdapter, *, dropout_seed: int | None = None) -> Iterator[None]:
+def undisturbed(model: nn.Module, *, dropout_seed: int | None = None) -> Iterator[None]:
     """No dropout (or, with a seed, dropout of its own), and no draw from the random streams that training uses.
 
     Gradient checkpointing stays on, but for its reentrant form, which `torch.autograd.grad` cannot go through.
     """
     modes = [(module, module.training) for module in model.modules()]
-    devices = sorted({p.device.index for p in adapter.lambdas if p.device.type == "cuda"})
+    devices = sorted({p.device.index for p in model.parameters() if p.device.type == "cuda"})
     try:
         model.train(dropout_seed is not None)
         for module, training in modes:
@@ -168,7 +169,7 @@ class PathScorer:
             factors = self.adapter.factors(self.options.moved)
             self.baseline = [start.to(factor.device) for start, factor in zip(self.baseline, factors, strict=True)]
         seed = random.Random(f"{self.seed}/dropout/{draw}").getrandbits(63)
-        with undisturbed(self.model, self.adapter, dropout_seed=seed if self.options.dropout else None):
+        with undisturbed(self.model, dropout_seed=seed if self.options.dropout else None):
             if self.options.path_scope == "global":
                 return torch.cat(self._module_scores(self.adapter, self.baseline, batch, points))
             scores = []
@@ -214,11 +215,6 @@ class PathScorer:
         if options.granularity == "module":
             units = [unit.mean().expand_as(unit) for unit in units]
         return list(torch._foreach_mul(units, sign))
-
-
-def at_least_fp32(tensor: torch.Tensor) -> torch.Tensor:
-    """The same values, in fp32 unless they are finer already."""
-    return tensor.to(torch.promote_types(tensor.dtype, torch.float32))
 
 
 def _reduce(matrix: torch.Tensor, dim: int, how: str) -> torch.Tensor:

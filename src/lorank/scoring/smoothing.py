@@ -11,7 +11,7 @@ from typing import Literal
 
 import torch
 
-from lorank.scoring.path import at_least_fp32
+from lorank.scoring.precision import at_least_fp32
 
 ScoreKind = Literal["product", "ratio", "smoothed-ratio", "mean", "ucb"]
 Absolute = Literal["batch", "window", "never"]

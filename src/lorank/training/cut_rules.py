@@ -7,8 +7,9 @@ from typing import Any
 
 import numpy as np
 
+from lorank.allocation.budgeted import allocate
 from lorank.allocation.schedule import CutSchedule, budget_at
-from lorank.allocation.top_b import allocate, top_ranks
+from lorank.allocation.top_b import top_ranks
 from lorank.budget import Budget
 from lorank.errors import AllocationError
 from lorank.plan import RankPlan

@@ -6,11 +6,11 @@ from typing import Any
 import numpy as np
 from peft import PeftModel
 from peft.tuners.lora import LoraLayer
-from torch import nn
 
+from lorank.allocation.budgeted import allocate
 from lorank.allocation.schedule import CutSchedule
-from lorank.allocation.top_b import allocate
 from lorank.artefact import versions
+from lorank.base_model import base_size
 from lorank.budget import Budget
 from lorank.errors import AllocationError, BudgetError
 from lorank.scores import ImportanceScores
@@ -69,14 +69,3 @@ def survey(
     if not plan.total_rank:
         raise BudgetError(f"budget {budget} pays for no unit of rank in this curve; ask for more")
     return ground
-
-
-def base_size(base: nn.Module) -> int:
-    """Parameters of the base model: no adapters, no head that is trained whole."""
-    total = 0
-    for name, parameter in base.named_parameters():
-        if ".lora_" in name or "modules_to_save." in name or "original_module." in name:
-            continue
-        # bitsandbytes packs two 4-bit weights into a byte.
-        total += parameter.numel() * (2 if type(parameter).__name__ == "Params4bit" else 1)
-    return total

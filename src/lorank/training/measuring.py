@@ -137,7 +137,7 @@ class PathMeasure:
         """Passes that are not remembered, without dropout, random streams untouched."""
         self._measuring = True
         try:
-            with undisturbed(self.model, self.adapter):
+            with undisturbed(self.model):
                 yield
         finally:
             self._measuring = False

@@ -1,12 +1,11 @@
 """The recipe: everything that decides a run, as YAML, with `key=value` overrides. Unknown keys are refused."""
 
 from collections.abc import Iterable, Mapping
-from difflib import get_close_matches
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import Any, Literal
 
 import yaml
-from pydantic import BaseModel, Field, ValidationError, field_validator, model_validator
+from pydantic import Field, ValidationError, field_validator, model_validator
 
 from lorank.budget import Budget
 from lorank.errors import BudgetError, RecipeError
@@ -15,19 +14,21 @@ from lorank.training.pruning import PruningOptions
 from lorank.training.recipe_sections import (
     SCHEDULERS,
     AllocationSection,
+    CalibrationSection,
     DataSection,
     ScoringSection,
     Section,
     Stage1Section,
     Stage2Section,
 )
+from lorank.validation import explain, nearest
 
 
 class Recipe(Section):
     """A whole run. `seed` decides every draw; on CPU a recipe gives the same bits each time."""
 
     model: str = Field(description="hub name or folder of the base model")
-    method: str = Field("i-lora", description="i-lora, igu-lora, adalora, or lora for uniform ranks")
+    method: str = Field("i-lora", description=f"one of {', '.join(METHODS)}; lora is uniform ranks")
     preset: str | None = Field(
         None,
         description="named choices of the method: paper, official, recommended, loss-per-parameter; null: its default",
@@ -58,6 +59,7 @@ class Recipe(Section):
     report_to: str = Field("none", description="tensorboard, wandb, ... as transformers names them")
     trust_remote_code: bool = Field(False, description="let the code that comes with a hub model run")
     scoring: ScoringSection = ScoringSection()
+    calibration: CalibrationSection = CalibrationSection()
     allocation: AllocationSection = AllocationSection()
     pruning: PruningOptions = PruningOptions()
     stage1: Stage1Section = Stage1Section()
@@ -76,14 +78,14 @@ class Recipe(Section):
     def _choices_agree(self) -> "Recipe":
         for name in (self.method, *self.baselines):
             if name not in METHODS:
-                raise ValueError(f"method {name!r} is unknown{_nearest(name, METHODS)}; allowed: {', '.join(METHODS)}")
+                raise ValueError(f"method {name!r} is unknown{nearest(name, METHODS)}; allowed: {', '.join(METHODS)}")
         if self.scoring.when == "after" and (
             self.stage1.stop_when_stable is not None or self.stage1.pruning == "cubic"
         ):
             raise ValueError("scoring.when 'after' leaves no scores to stop or prune stage 1 by; use 'during'")
         for section in (self.stage1, self.stage2):
             if section.scheduler not in SCHEDULERS:
-                hint = _nearest(section.scheduler, SCHEDULERS)
+                hint = nearest(section.scheduler, SCHEDULERS)
                 raise ValueError(f"scheduler {section.scheduler!r} is unknown{hint}; allowed: {', '.join(SCHEDULERS)}")
         if METHODS[self.method].trained == "pruned triplets":
             check_limits(self.pruning, self.allocation)
@@ -91,6 +93,10 @@ class Recipe(Section):
             raise ValueError(
                 f"pruning is for methods that prune while they train, {self.method} does not; leave it out"
             )
+        one_shot = any(METHODS[name].scorer for name in (self.method, *self.baselines))
+        if not one_shot and self.calibration != CalibrationSection():
+            known = ", ".join(name for name, method in METHODS.items() if method.scorer)
+            raise ValueError(f"calibration is for methods that score before training ({known}); leave it out")
         limits = self.allocation
         if limits.max_rank is not None and limits.max_rank < limits.min_rank:
             raise ValueError(f"allocation.max_rank {limits.max_rank} is below allocation.min_rank {limits.min_rank}")
@@ -147,7 +153,7 @@ def make_recipe(content: Mapping[str, Any]) -> Recipe:
     try:
         return Recipe(**filled)
     except ValidationError as error:
-        raise RecipeError(_explain_all(error)) from None
+        raise RecipeError(explain(error, Recipe)) from None
 
 
 def choose_options(
@@ -165,7 +171,7 @@ def choose_options(
     known = [name for name, one in METHODS.items() if one.trained == "pruned triplets"]
     if method not in known:
         raise RecipeError(
-            f"method {method!r} does not allocate while it trains{_nearest(method, known)}; allowed: {', '.join(known)}"
+            f"method {method!r} does not allocate while it trains{nearest(method, known)}; allowed: {', '.join(known)}"
         )
     chosen = _preset(METHODS[method], preset)
     sections = METHODS[method].presets[chosen]
@@ -174,13 +180,13 @@ def choose_options(
     allowed = [*PruningOptions.model_fields, *AllocationSection.model_fields]
     for key in pruning:
         if key not in allowed:
-            raise RecipeError(f"{key}: unknown option{_nearest(key, allowed)}; allowed: {', '.join(allowed)}")
+            raise RecipeError(f"{key}: unknown option{nearest(key, allowed)}; allowed: {', '.join(allowed)}")
     try:
         own = PruningOptions(**{**sections.get("pruning", {}), **pruning})
         section = AllocationSection(**{**sections.get("allocation", {}), **limits})
         check_limits(own, section)
     except ValidationError as error:
-        raise RecipeError(_explain_all(error)) from None
+        raise RecipeError(explain(error, Recipe)) from None
     except ValueError as error:
         raise RecipeError(str(error)) from None
     return chosen, own, section.model_dump()
@@ -202,7 +208,7 @@ def check_limits(pruning: PruningOptions, limits: AllocationSection) -> None:
 def _preset(method: Method, preset: Any) -> str:
     chosen = preset or method.default_preset
     if chosen not in method.presets:
-        hint = _nearest(str(chosen), method.presets)
+        hint = nearest(str(chosen), method.presets)
         raise RecipeError(f"preset {chosen!r} of {method.name} is unknown{hint}; allowed: {', '.join(method.presets)}")
     return str(chosen)
 
@@ -214,52 +220,3 @@ def _set(content: dict[str, Any], keys: list[str], value: Any) -> None:
             inner = content[key] = {}
         content = inner
     content[keys[-1]] = value
-
-
-def _explain_all(error: ValidationError) -> str:
-    """One line for each key; the forms that a value may have are put together."""
-    lines: dict[str, list[str]] = {}
-    for problem in error.errors():
-        key, reason, got = _explain(problem)
-        reasons = lines.setdefault(f"{key}|{got}", [])
-        if reason not in reasons:
-            reasons.append(reason)
-    return "\n".join(
-        f"{line.partition('|')[0]}: {' or '.join(reasons)}{line.partition('|')[2]}" for line, reasons in lines.items()
-    )
-
-
-def _explain(problem: Any) -> tuple[str, str, str]:
-    """Turn one pydantic problem into: key, what is allowed, what was got."""
-    forms = ("function-", "tuple[", "constrained-", "literal[", "lax-", "union[")
-    location = [str(part) for part in problem["loc"] if not str(part).startswith(forms)]
-    key = ".".join(location)
-    if problem["type"] == "extra_forbidden":
-        known = _known_keys(Recipe)
-        siblings = [k for k in known if k.rpartition(".")[0] == key.rpartition(".")[0]]
-        return key, f"unknown key{_nearest(key, siblings) or _nearest(location[-1], known)}", ""
-    if problem["type"] == "missing":
-        return key, "missing; every recipe needs it", ""
-    reason = problem["msg"].removeprefix("Value error, ")
-    got = "" if problem["type"] == "value_error" else f" (got {problem['input']!r})"
-    return key or "recipe", reason, got
-
-
-def _known_keys(section: type[BaseModel], prefix: str = "") -> list[str]:
-    keys = []
-    for name, info in section.model_fields.items():
-        keys.append(prefix + name)
-        for kind in (info.annotation, *get_args(info.annotation)):
-            if isinstance(kind, type) and issubclass(kind, BaseModel):
-                keys += _known_keys(kind, f"{prefix}{name}.")
-    return keys
-
-
-def _nearest(got: str, known: Iterable[str]) -> str:
-    """` (did you mean ...?)`, or nothing; a key's last part alone may match too."""
-    options = list(known)
-    near = get_close_matches(got, options, 1, 0.6)
-    if not near:
-        tails = {option.rpartition(".")[2]: option for option in options}
-        near = [tails[tail] for tail in get_close_matches(got.rpartition(".")[2], list(tails), 1, 0.6)]
-    return f" (did you mean {near[0]}?)" if near else ""

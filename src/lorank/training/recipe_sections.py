@@ -6,7 +6,7 @@ from pydantic import BaseModel, ConfigDict, Field, field_validator, model_valida
 from transformers import SchedulerType
 
 from lorank.allocation.top_b import RankBy, Scope
-from lorank.scoring.options import PathScoreOptions
+from lorank.scoring.options import CalibrationOptions, PathScoreOptions
 
 # `reduce_lr_on_plateau` would need an evaluation while training, on data that is kept for the end.
 SCHEDULERS = tuple(
@@ -59,6 +59,13 @@ class ScoringSection(PathScoreOptions):
     when: Literal["during", "after"] = Field("during", description="A12: while stage 1 trains, or one pass at its end")
     every: int = Field(1, ge=1, description="A12: score one batch every this many optimizer steps")
     warmup: float = Field(0.1, ge=0, lt=1, description="A12: share of stage 1 before scores count")
+
+
+class CalibrationSection(CalibrationOptions):
+    """On which examples the frozen model is scored, for methods that score before training, and how."""
+
+    examples: int = Field(256, ge=1, description="training examples that are scored on; all where there are fewer")
+    batch_size: int = Field(16, ge=1, description="examples at a time; changes speed and memory, not the scores")
 
 
 class AllocationSection(Section):

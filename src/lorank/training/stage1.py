@@ -22,8 +22,8 @@ from transformers import (
 
 from lorank.adapter.path import capture, path_point
 from lorank.adapter.triplet import TripletAdapter, triplet_config
+from lorank.allocation.budgeted import allocate
 from lorank.allocation.schedule import cubic_budget
-from lorank.allocation.top_b import allocate
 from lorank.errors import TargetError
 from lorank.plan import RankPlan
 from lorank.scores import ImportanceScores

@@ -4,6 +4,7 @@ import math
 import shutil
 import sys
 import warnings
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -67,8 +68,11 @@ def train_plan(
     directory: Path,
     console: Console,
     name: str,
+    start: Callable[[PeftModel], None] | None = None,
 ) -> None:
     """Train the plan's adapter, or continue, and save it under `directory/adapter`, whole or not at all.
+
+    `start` sets the fresh adapter to where training begins, if that is not PEFT's own start.
 
     Raises:
         PlanError: PEFT did not adapt exactly the plan's modules.
@@ -82,6 +86,8 @@ def train_plan(
     )
     model = get_peft_model(task.model, config)
     _check_ranks(model, plan)
+    if start is not None:
+        start(model)
     train_stage(
         name=name,
         recipe=recipe,

@@ -1,0 +1,139 @@
+"""From scores to a plan for a budget: one door for both rules, top-b of units and proportional to modules."""
+
+import warnings
+from collections.abc import Mapping
+from typing import Any, get_args
+
+from lorank.allocation.proportional import proportional_ranks
+from lorank.allocation.stability import plan_stability
+from lorank.allocation.top_b import RankBy, Scope, top_b_ranks
+from lorank.budget import Budget
+from lorank.errors import AllocationError, LorankWarning
+from lorank.plan import RankPlan
+from lorank.scores import ImportanceScores
+
+
+def allocate(
+    scores: ImportanceScores,
+    budget: str | int | Budget,
+    *,
+    max_rank: int | None = None,
+    min_rank: int = 0,
+    multiple_of: int = 1,
+    rank_by: RankBy = "score",
+    scope: Scope = "global",
+    scale: float = 2.0,
+) -> RankPlan:
+    """Give each module a rank, within the budget to the parameter; neither a model nor a GPU is needed.
+
+    Scores of units (I-LoRA) are cut at a quantile (I-LoRA, section 1.4: `S < τ` is dropped), made exact: units are walked
+    from the most important down and taken whenever they still fit. Scores of modules (Sensitivity-LoRA) are turned into
+    proportional ranks, see `lorank.allocation.proportional`. In both cases the plan
+
+    - never spends more than the budget, and no unit more would fit (within the limits);
+    - does not depend on the order of the modules, nor on the unit of the scores;
+    - for units under one global threshold, spends no less when the budget grows, and where all units cost the same no rank
+      shrinks. (Proportional ranks can give a module a unit less for a larger budget.)
+
+    Ties go to the lower unit of a module first, then to the module that comes first by name (`layer.2` before
+    `layer.10`), so equal scores give equal ranks and spread the remainder from the first layer on.
+
+    Where the scores know what they would have been on other calibration examples, the plan's provenance says under
+    `stability` how much of it would have moved, see `lorank.allocation.stability`.
+
+    Args:
+        scores: of every unit, or of every module. A module cannot get more rank than it has scored units, or than its matrix.
+        budget: see `lorank.Budget`. `%` and `beta` use the base size and the number of scored units.
+        max_rank: upper limit for every module.
+        min_rank: every module gets at least this.
+        multiple_of: every rank is a multiple of this; a block of units is worth the mean of its scores.
+        rank_by: `"score"` (the papers), or `"score-per-parameter"`: divided by the cost of the unit, so that a unit of
+            a wide matrix must be worth more to be kept.
+        scope: `"global"` (one threshold for all, reading A6) or, for scores of units, `"layer"`: each transformer block
+            gets the share of the budget that it has of all units' cost; what this leaves over is spent globally.
+        scale: `alpha / r` that the plan records.
+
+    Raises:
+        BudgetError: the budget cannot be read, or pays for no unit.
+        AllocationError: limits that contradict each other or that the budget cannot pay for.
+
+    """
+    asked = Budget.parse(budget)
+    costs = dict(scores.unit_costs)
+    limits: dict[str, Any] = {"max_rank": max_rank, "min_rank": min_rank, "multiple_of": multiple_of}
+    limits |= {"rank_by": rank_by, "scope": scope}
+    most = scores.max_ranks or {name: len(values) for name, values in scores.scores.items()}
+    _check_limits(scores, most, **limits)
+    parameters = asked.parameters(
+        costs,
+        base_parameters=scores.provenance.get("base_parameters"),
+        initial_rank=None if scores.of_modules else max(most.values()),
+    )
+    floor = min_rank * sum(costs.values())
+    if floor > parameters:
+        raise AllocationError(
+            f"min_rank {min_rank} alone costs {floor:,} parameters, above the budget {asked} = {parameters:,}; "
+            "lower min_rank or raise the budget"
+        )
+    ranks = _ranks(scores, parameters, limits)
+    made_from = {**scores.provenance, "scores": scores.fingerprint, **limits}
+    plan = RankPlan(ranks, costs, str(asked), parameters, scale, made_from)
+    if scores.resamples:
+        stability = plan_stability(scores, plan, lambda resample: _ranks(resample, parameters, limits))
+        plan = RankPlan(ranks, costs, str(asked), parameters, scale, {**made_from, "stability": stability})
+    cap = {name: _blocks_of(limit, max_rank, multiple_of) for name, limit in most.items()}
+    if all(ranks[name] >= cap[name] for name in ranks) and parameters - plan.spent >= min(costs.values()):
+        mend = "raise max_rank" if scores.of_modules else "raise max_rank, or score with a higher initial rank"
+        warnings.warn(
+            f"the budget {asked} = {parameters:,} parameters pays for more units than there are within the limits; "
+            f"the plan spends {plan.spent:,}: {mend}",
+            LorankWarning,
+            stacklevel=2,
+        )
+    return plan
+
+
+def _ranks(scores: ImportanceScores, parameters: int, limits: Mapping[str, Any]) -> dict[str, int]:
+    if scores.max_ranks is None:
+        return top_b_ranks(scores, parameters, **limits)
+    per = scores.unit_costs if limits["rank_by"] == "score-per-parameter" else dict.fromkeys(scores.unit_costs, 1)
+    worth = {name: float(values[0]) / per[name] for name, values in scores.scores.items()}
+    cap = {name: min(limit, limits["max_rank"] or limit) for name, limit in scores.max_ranks.items()}
+    return proportional_ranks(
+        worth, scores.unit_costs, parameters, cap, min_rank=limits["min_rank"], multiple_of=limits["multiple_of"]
+    )
+
+
+def _blocks_of(most: int, max_rank: int | None, multiple_of: int) -> int:
+    """The highest rank within the limits."""
+    return min(most, max_rank or most) // multiple_of * multiple_of
+
+
+def _check_limits(
+    scores: ImportanceScores,
+    most: Mapping[str, int],
+    max_rank: int | None,
+    min_rank: int,
+    multiple_of: int,
+    rank_by: str,
+    scope: str,
+) -> None:
+    for key, value, allowed in (("rank_by", rank_by, get_args(RankBy)), ("scope", scope, get_args(Scope))):
+        if value not in allowed:
+            raise AllocationError(f"{key} is {value!r}; allowed: {', '.join(map(repr, allowed))}")
+    if scope == "layer" and scores.of_modules:
+        raise AllocationError("scope 'layer' cuts scores of units, these are of modules; leave it at 'global'")
+    if multiple_of < 1:
+        raise AllocationError(f"multiple_of is {multiple_of}; allowed: whole numbers from 1")
+    if min_rank < 0 or min_rank % multiple_of:
+        raise AllocationError(f"min_rank is {min_rank}; allowed: 0 or a multiple of multiple_of = {multiple_of}")
+    if max_rank is not None and max_rank < max(min_rank, multiple_of):
+        raise AllocationError(
+            f"max_rank is {max_rank}, below {'min_rank' if max_rank < min_rank else 'multiple_of'} = "
+            f"{max(min_rank, multiple_of)}; raise one or lower the other"
+        )
+    short = {name: limit for name, limit in most.items() if limit < min_rank}
+    if short:
+        name = min(short)
+        what = "is a matrix of rank {}" if scores.of_modules else "has only {} scored units"
+        raise AllocationError(f"min_rank is {min_rank}, but {name!r} {what.format(short[name])}; lower min_rank")

@@ -1,0 +1,82 @@
+"""`lorank.score`: the door to every scorer that looks at the frozen model."""
+
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+from peft.tuners.tuners_utils import BaseTunerLayer
+from pydantic import ValidationError
+from torch import nn
+
+from lorank.artefact import versions
+from lorank.base_model import base_size
+from lorank.errors import RecipeError, TargetError
+from lorank.methods import METHODS
+from lorank.scores import ImportanceScores
+from lorank.scoring.batches import Batch, SummedLoss, summed_loss
+from lorank.scoring.one_shot import Subject
+from lorank.scoring.options import CalibrationOptions
+from lorank.targets import find_targets
+from lorank.validation import explain, nearest
+
+
+def score(
+    model: nn.Module,
+    dataloader: Iterable[Batch] | None = None,
+    method: str = "sensitivity-lora",
+    *,
+    targets: str | Sequence[str] | None = None,
+    loss: SummedLoss = summed_loss,
+    seed: int = 0,
+    provenance: dict[str, Any] | None = None,
+    **options: Any,
+) -> ImportanceScores:
+    """Score the linear layers of a model before any training, in one pass over a few calibration batches.
+
+    The model is left as it was: weights, gradients, training mode, random streams.
+
+    Args:
+        model: the base model as it will be trained (any dtype, quantised, spread over devices), before `get_peft_model`.
+        dataloader: mappings of model inputs, with `labels` where the score needs a loss; iterated once. A few hundred
+            examples of the training data serve. `"magnitude"` needs none.
+        method: `"sensitivity-lora"`, `"gradient"`, `"magnitude"` or `"eva"`.
+        targets: which layers, see `lorank.targets.find_targets`; None takes every linear layer inside the blocks.
+        loss: for models whose `labels` and `loss` are not transformers': a function of model and batch that returns the sum
+            of the losses of all targets and the number of targets of each example, `(examples,)` on the CPU.
+        seed: of what is drawn: Hutchinson's directions, and the bootstrap.
+        provenance: JSON values to record with the scores.
+        **options: of the method, see `lorank.scoring.options.CalibrationOptions`: `estimator="gram"`, `folds=16`, ...
+
+    Returns:
+        Scores for `lorank.allocate`, with standard errors and resamples where examples were looked at.
+
+    Raises:
+        RecipeError: an unknown method or option.
+        TargetError: no layer matches, or the model has adapters already.
+        DataError: no batches, or no labels where they are needed.
+        ScoresError: a layer that never ran, or something that is not finite.
+
+    """
+    known = {name: one.scorer for name, one in METHODS.items() if one.scorer is not None}
+    scorer = known.get(method)
+    if scorer is None:
+        why = (
+            "scores while it trains: use `lorank run` or lorank.RankAllocation"
+            if method in METHODS
+            else f"is unknown{nearest(method, known)}"
+        )
+        raise RecipeError(f"method {method!r} {why}; to score a frozen model: {', '.join(known)}")
+    preset = METHODS[method].presets[METHODS[method].default_preset].get("calibration", {})
+    try:
+        chosen = CalibrationOptions(**{**preset, **options})
+    except ValidationError as error:
+        raise RecipeError(explain(error, CalibrationOptions)) from None
+    if adapted := next((name for name, module in model.named_modules() if isinstance(module, BaseTunerLayer)), None):
+        raise TargetError(f"{adapted!r} carries an adapter already; score the base model, before get_peft_model")
+    found = {
+        "method": method,
+        "model": getattr(getattr(model, "config", None), "_name_or_path", "") or type(model).__name__,
+        "base_parameters": base_size(model),
+        "versions": versions(),
+        **(provenance or {}),
+    }
+    return scorer(Subject(model, find_targets(model, targets), dataloader, chosen, loss, seed, found))

@@ -1,0 +1,228 @@
+"""One pass over the calibration examples: column sums of a score for every layer, `O(d_in)` numbers each, streamed."""
+
+from collections.abc import Iterable, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass, field
+from typing import Literal
+
+import torch
+from accelerate.utils import send_to_device
+from peft.utils.integrations import dequantize_module_weight
+from torch import nn
+from torch.nn.attention import SDPBackend, sdpa_kernel
+from transformers.pytorch_utils import Conv1D
+
+from lorank.errors import DataError, ScoresError
+from lorank.scoring.batches import Batch, SummedLoss, examples_in, summed_loss, with_distinct_lengths
+from lorank.scoring.curvature.fisher import squared_gradient_columns
+from lorank.scoring.curvature.gram import input_energy
+from lorank.scoring.curvature.hutchinson import OuterProductProbes
+from lorank.scoring.curvature.kfac import output_energy
+from lorank.scoring.gradient import weighted_gradient_columns
+from lorank.scoring.path import undisturbed
+from lorank.scoring.precision import at_least_fp32
+from lorank.scoring.watch import Watch, Watching, frozen
+from lorank.targets import Target
+
+Quantity = Literal["gram", "fisher", "kfac", "hutchinson", "gradient"]
+
+
+@dataclass
+class CalibrationSums:
+    """What one pass leaves: sums over the examples of each fold. Example number k of the set is in fold `k mod folds`.
+
+    Attributes:
+        columns: module name -> `(folds, d_in)`: input energies for `gram` and `kfac`, else sums of the quantity.
+        outputs: module name -> `(folds,)`: output-gradient energies; `kfac` alone.
+        tokens: module name -> `(folds,)`: real tokens that went in; `gram` and `kfac`.
+        targets: `(folds,)`: targets that the loss counted.
+        examples: number of examples that were used.
+        batches: number of batches that they came in.
+
+    """
+
+    targets: torch.Tensor
+    columns: dict[str, torch.Tensor] = field(default_factory=dict)
+    outputs: dict[str, torch.Tensor] = field(default_factory=dict)
+    tokens: dict[str, torch.Tensor] = field(default_factory=dict)
+    examples: int = 0
+    batches: int = 0
+
+
+def calibrate(
+    model: nn.Module,
+    targets: Sequence[Target],
+    batches: Iterable[Batch],
+    quantity: Quantity,
+    *,
+    folds: int = 8,
+    seed: int = 0,
+    probes: int = 1,
+    loss: SummedLoss = summed_loss,
+) -> CalibrationSums:
+    """Run the model over the batches and add up `quantity` for every target.
+
+    Weights are frozen meanwhile, so no gradient of a weight is made but those of single examples inside an estimator; the
+    model is left as it was. Gradient checkpointing stays on if the model is in training mode with it.
+
+    Args:
+        model: in any dtype, quantised or spread over devices; the first target's inputs need not require gradients.
+        targets: the layers.
+        batches: mappings of model inputs; an example is a row.
+        quantity: what is added up: `lorank.scoring.curvature`, `lorank.scoring.gradient`.
+        folds: parts of the calibration set that are summed apart.
+        seed: of Hutchinson's probes.
+        probes: Hutchinson's probes of every example.
+        loss: sum of the losses of a batch, and the targets of each example.
+
+    Raises:
+        DataError: no batches, no labels where they are needed, not one target.
+        ScoresError: a layer that never ran, that sees no rows of examples, or whose inputs are not finite.
+
+    """
+    watching = _Summing(model, targets, quantity, folds, OuterProductProbes(targets, seed))
+    device = next(parameter.device for parameter in model.parameters() if parameter.device.type != "meta")
+    with frozen(model), watching, undisturbed(model), ExitStack() as stack:
+        if quantity == "gram":
+            stack.enter_context(torch.no_grad())
+        if quantity == "hutchinson":  # the fused kernels of attention have no second derivative
+            stack.enter_context(sdpa_kernel(SDPBackend.MATH))
+        for batch in batches:
+            count = examples_in(batch)
+            if watching.masked:
+                batch = with_distinct_lengths(model, batch)
+            inputs = send_to_device(batch, device)
+            for probe in range(probes if quantity == "hutchinson" else 1):
+                watching.one_batch(inputs, count, probe, loss)
+            watching.sums.examples += count
+            watching.sums.batches += 1
+    watching.check()
+    if quantity == "hutchinson":
+        torch._foreach_div_(list(watching.sums.columns.values()), probes)
+    return watching.sums
+
+
+class _Summing(Watching):
+    """What is looked at, and the sums that it adds to."""
+
+    def __init__(
+        self, model: nn.Module, targets: Sequence[Target], quantity: Quantity, folds: int, probes: OuterProductProbes
+    ) -> None:
+        super().__init__(model, targets)
+        self.quantity, self.folds, self.probes = quantity, folds, probes
+        self.masked = quantity in ("gram", "kfac")  # the others see padding only where the loss does
+        self.sums = CalibrationSums(torch.zeros(folds, dtype=torch.float64))
+        self._start = torch.zeros((), requires_grad=True)
+        self._bad: dict[str, torch.Tensor] = {}  # in the order in which layers ran first
+        self._bad_loss = torch.tensor(False)
+        self._forward, self._fold_of = False, torch.empty(0, dtype=torch.long)
+        self._calls: dict[str, int] = {}
+        self._pairs: dict[str, list[tuple[torch.Tensor, torch.Tensor]]] = {}
+
+    def one_batch(self, batch: Batch, count: int, probe: int, loss: SummedLoss) -> None:
+        """Forward and, where gradients are needed, backward."""
+        examples = range(self.sums.examples, self.sums.examples + count)
+        self.begin(batch, count, masked=self.masked)
+        self._fold_of = torch.tensor([example % self.folds for example in examples])
+        self._calls, self._pairs = {}, {}
+        if self.quantity == "hutchinson":
+            self.probes.draw(examples, probe)
+        self._forward = True
+        if self.quantity == "gram":
+            self.model(**batch)
+            self.sums.targets.index_add_(0, self._fold_of, torch.ones(count, dtype=torch.float64))
+            return
+        total, counts = loss(self.model, batch)
+        self._forward = False  # what runs from here on is recomputed by gradient checkpointing
+        if probe == 0:
+            self.sums.targets.index_add_(0, self._fold_of, counts.double())
+        if not counts.sum():
+            return
+        self._bad_loss = self._bad_loss | ~torch.isfinite(total.detach()).to(self._bad_loss.device)
+        if self.quantity == "hutchinson":
+            for name, columns in self.probes.columns(total).items():
+                self._add(self.sums.columns, name, columns)
+        elif total.requires_grad:
+            total.backward()
+            for name in list(self._pairs):  # of a layer's several calls some had no part in the loss
+                self._add_gradient(name)
+
+    def ran(self, name: str, x: torch.Tensor, output: torch.Tensor) -> torch.Tensor:
+        """Look at the inputs, and see to it that the output gradient will be shown."""
+        if self._forward:
+            self._calls[name] = self._calls.get(name, 0) + 1
+            seen = self.once(x, lambda: self._inputs(x, name))
+            bad = ~torch.isfinite(seen).all()
+            self._bad[name] = self._bad[name] | bad if name in self._bad else bad
+            if self.masked:
+                self._add(self.sums.columns, name, seen)
+                mask = self.mask(x, name)
+                length = self.rows(x, name).shape[1]
+                self._add(self.sums.tokens, name, torch.full((self.count,), length) if mask is None else mask.sum(1))
+        if self.quantity == "gram":
+            return output
+        if self.quantity == "hutchinson":
+            return self.probes.move(name, self.rows(x, name), self.rows(output, name)).reshape(output.shape)
+        return Watch.apply(output, x, self._start, lambda x, delta: self._gradient(name, x, delta))
+
+    def _inputs(self, x: torch.Tensor, name: str) -> torch.Tensor:
+        """Energies of an input, or a number that is finite if the input is."""
+        if self.masked:
+            return input_energy(self.rows(x, name), self.mask(x, name))
+        return x.sum(dtype=torch.promote_types(x.dtype, torch.float32))
+
+    def _gradient(self, name: str, x: torch.Tensor, delta: torch.Tensor) -> None:
+        """Output gradient of one call; a layer that ran several times is looked at when all its calls are there."""
+        pairs = self._pairs.setdefault(name, [])
+        pairs.append((self.rows(x, name), self.rows(delta, name)))
+        if len(pairs) == self._calls[name]:
+            self._add_gradient(name)
+
+    def _add_gradient(self, name: str) -> None:
+        pairs = self._pairs.pop(name)
+        inputs, deltas = (torch.cat(part, 1) if len(part) > 1 else part[0] for part in zip(*pairs, strict=True))
+        if self.quantity == "kfac":
+            self._add(self.sums.outputs, name, output_energy(deltas))
+        elif self.quantity == "fisher":
+            self._add(self.sums.columns, name, squared_gradient_columns(inputs, deltas))
+        else:
+            weight = weight_of(self.model.get_submodule(name))
+            self._add(self.sums.columns, name, weighted_gradient_columns(inputs, deltas, weight))
+
+    def _add(self, sums: dict[str, torch.Tensor], name: str, values: torch.Tensor) -> None:
+        """Add the examples' values `(examples, ...)` to their folds."""
+        values = at_least_fp32(values.detach())
+        if name not in sums:
+            sums[name] = values.new_zeros(self.folds, *values.shape[1:])
+        sums[name].index_add_(0, self._fold_of.to(values.device), values.to(sums[name].device))
+
+    def check(self) -> None:
+        """Raise what a pass found; the only wait for the device."""
+        if not self.sums.batches:
+            raise DataError("the calibration loader gave no batch; give at least one")
+        if not self.sums.targets.sum():
+            raise DataError("not one label of the calibration examples counts (all are -100); give labelled examples")
+        for name in (target.name for target in self.targets if target.name not in self._bad):
+            raise ScoresError(
+                f"{name!r} never ran in the forward pass of the calibration batches, so its sensitivity is not known; leave it "
+                "out by targets=, or give batches that use it"
+            )
+        for name, bad in self._bad.items():
+            if bool(bad):
+                raise ScoresError(f"the inputs of {name!r} are not finite; use a wider dtype, or look at its weights")
+        if bool(self._bad_loss):
+            raise ScoresError("the loss of a calibration batch is not finite; use a wider dtype, or check its labels")
+        for sums in (self.sums.columns, self.sums.outputs):
+            for name, values in sums.items():
+                if not bool(torch.isfinite(values).all()):
+                    raise ScoresError(f"gradients at the outputs of {name!r} are not finite; use a wider dtype")
+
+
+def weight_of(module: nn.Module) -> torch.Tensor:
+    """Weights `(d_out, d_in)` of a linear layer, dequantised."""
+    weight = dequantize_module_weight(module) if hasattr(module.weight, "quant_state") else module.weight
+    if weight.device.type == "meta":
+        raise ScoresError(
+            f"{type(module).__name__} has its weights elsewhere (offloaded); load the model whole to score it"
+        )
+    return weight.detach().T if isinstance(module, Conv1D) else weight.detach()

@@ -1,0 +1,62 @@
+"""The diagonal of the true Hessian by Hutchinson's estimator, with probes that are outer products."""
+
+import random
+from collections.abc import Sequence
+
+import torch
+
+from lorank.targets import Target
+
+
+class OuterProductProbes:
+    """Random directions `v = a bᵀ` in the weights of every module, each example with its own.
+
+    For `a`, `b` of random signs `E[v vᵀ] = 1`, as Hutchinson's estimator needs: `E[v ∘ H v] = diag H`. With the weights
+    at `W + a (b ∘ s)ᵀ` the second derivatives by `s: (d_in,)` sum up the columns that are wanted,
+
+        `E[∂/∂s_j Σ_k ∂L/∂s_k] = E[Σ_{i,i',k} a_i b_j a_i' b_k ∂²L/∂W_ij ∂W_i'k] = Σ_i h_ij`   at `s = 0`.
+
+    So neither the direction nor the gradient nor the product `H v` is ever as large as `W`; frozen and quantised weights
+    are not differentiated at all. All modules are moved at once: what that adds has expectation zero. Because each example
+    has a direction of its own, drawn from its number, the estimate does not depend on how examples are put into batches.
+    """
+
+    def __init__(self, targets: Sequence[Target], seed: int) -> None:
+        self.seed = seed
+        self._place: dict[str, tuple[int, int, int]] = {}
+        self._total = 0
+        for target in sorted(targets, key=lambda target: target.name):
+            self._place[target.name] = self._total, target.d_in, target.d_out
+            self._total += target.d_in + target.d_out
+        self._signs = torch.empty(0)
+        self._steps: dict[str, torch.Tensor] = {}
+
+    def draw(self, examples: Sequence[int], probe: int) -> None:
+        """Draw the directions of a batch; `examples` are the numbers of its examples in the calibration set."""
+        signs = []
+        for example in examples:
+            generator = torch.Generator()
+            generator.manual_seed(random.Random(f"{self.seed}/probe/{probe}/{example}").getrandbits(63))
+            signs.append(torch.randint(0, 2, (self._total,), generator=generator, dtype=torch.int8))
+        self._signs = torch.stack(signs) * 2 - 1
+        self._steps = {}
+
+    def move(self, name: str, x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
+        """Output of module `name` with its weights moved by `s`, which is zero: `y + a ((b ∘ s) · x)`."""
+        start, d_in, d_out = self._place[name]
+        signs = self._signs[:, start : start + d_in + d_out].to(x.device, x.dtype)
+        b, a = signs[:, :d_in], signs[:, d_in:]
+        if name not in self._steps:
+            self._steps[name] = torch.zeros_like(b, requires_grad=True)
+        along = torch.bmm(x, (b * self._steps[name])[:, :, None])
+        return y + (along * a[:, None, :]).to(y.dtype)
+
+    def columns(self, loss: torch.Tensor) -> dict[str, torch.Tensor]:
+        """Estimates `(examples, d_in)` of each module that ran, from the summed loss of the batch."""
+        steps = list(self._steps.values())
+        first = torch.autograd.grad(loss, steps, create_graph=True, materialize_grads=True)
+        total = torch.stack([gradient.sum().to(loss.device, torch.float64) for gradient in first]).sum()
+        if not total.requires_grad:  # linear in all weights
+            return {name: torch.zeros_like(step) for name, step in self._steps.items()}
+        second = torch.autograd.grad(total, steps, materialize_grads=True)
+        return dict(zip(self._steps, second, strict=True))

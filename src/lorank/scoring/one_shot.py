@@ -1,0 +1,201 @@
+"""Scores of modules from the frozen model, before any training: what `lorank.score` calls."""
+
+import time
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import torch
+from torch import nn
+
+from lorank.errors import DataError, ScoresError
+from lorank.scores import ImportanceScores
+from lorank.scoring.batches import Batch, SummedLoss, summed_loss
+from lorank.scoring.calibration import CalibrationSums, calibrate, weight_of
+from lorank.scoring.options import CalibrationOptions
+from lorank.scoring.spectrum import combined, effective_rank, topk_share
+from lorank.targets import Target, unit_costs
+
+BOOTSTRAP_DRAWS = 32
+
+
+@dataclass(frozen=True)
+class Subject:
+    """What is scored, and on what.
+
+    Attributes:
+        model: the base model, without adapters.
+        targets: layers that can be adapted.
+        batches: calibration batches, or None.
+        options: of the calibration pass.
+        loss: see `lorank.score`.
+        seed: of Hutchinson's directions and of the bootstrap.
+        provenance: JSON values that the scores carry on.
+
+    """
+
+    model: nn.Module
+    targets: Sequence[Target]
+    batches: Iterable[Batch] | None
+    options: CalibrationOptions
+    loss: SummedLoss = summed_loss
+    seed: int = 0
+    provenance: Mapping[str, Any] = field(default_factory=dict)
+
+    def needed_batches(self) -> Iterable[Batch]:
+        """The batches.
+
+        Raises:
+            DataError: there are none.
+
+        """
+        if self.batches is None:
+            raise DataError("this score needs calibration batches; give a loader, or use method='magnitude'")
+        return self.batches
+
+    def scores(self, values: Mapping[str, np.ndarray], **rest: Any) -> ImportanceScores:
+        """Scores of these targets, with provenance."""
+        made = {**self.provenance, **rest.pop("provenance", {})}
+        return ImportanceScores(values, unit_costs(self.targets), provenance=made, **rest)
+
+
+def sensitivity_scores(subject: Subject) -> ImportanceScores:
+    """Sensitivity-LoRA: `ΔE ≈ ½ Σ h_ii δ_i²`, so what a layer's Hessian diagonal holds is how much the loss minds its change.
+
+    `S_m = norm(tr H_m)^a · norm(topk_m)^b · norm(effective rank_m)^c`, see `lorank.scoring.spectrum`; the diagonal by
+    `options.estimator`, one pass. arXiv 2509.09119 as far as it is known (methods note 3): trace, "Topk", "Effective Rank"
+    and proportional ranks are the paper's, everything else a choice that docs/sensitivity-lora.md lists.
+
+    Raises:
+        DataError: no batches, or none with labels for an estimator that needs them.
+        ScoresError: as `lorank.scoring.calibration.calibrate`, or no layer is sensitive at all.
+
+    """
+    options, estimator = subject.options, subject.options.estimator
+
+    def columns_of(sums: CalibrationSums, target: Target, weights: torch.Tensor) -> torch.Tensor:
+        columns = _mean(sums.columns, target, weights, sums.tokens.get(target.name, sums.targets))
+        if estimator == "gram":
+            return 2 * target.d_out * columns
+        if estimator == "kfac":
+            return columns * _mean(sums.outputs, target, weights, sums.targets)
+        return columns
+
+    def score(columns: Sequence[torch.Tensor]) -> torch.Tensor:
+        trace = torch.stack([each.sum(-1) for each in columns], -1)
+        share = torch.stack([topk_share(each, options.topk) for each in columns], -1)
+        rank = torch.stack([effective_rank(each) for each in columns], -1)
+        weights = (options.trace_weight, options.topk_weight, options.effective_rank_weight)
+        return combined(list(zip((trace, share, rank), weights, strict=True)))
+
+    return _calibrated(subject, estimator, columns_of, score, {"estimator": estimator})
+
+
+def gradient_scores(subject: Subject) -> ImportanceScores:
+    """Mean of `|w · g|` over the weights of a layer and the calibration examples, `g` the gradient of one example's loss.
+
+    GoRA (arXiv 2502.12171) takes the mean of `|W ∘ G|` with G over a few batches; here an example is a batch of its own,
+    so that no gradient of a whole weight has to be kept, and the score does not depend on how examples are batched.
+
+    Raises:
+        DataError: as `sensitivity_scores`.
+        ScoresError: as `sensitivity_scores`.
+
+    """
+
+    def columns_of(sums: CalibrationSums, target: Target, weights: torch.Tensor) -> torch.Tensor:
+        return _mean(sums.columns, target, weights, sums.targets) / (target.d_in * target.d_out)
+
+    return _calibrated(
+        subject, "gradient", columns_of, lambda columns: torch.stack([each.sum(-1) for each in columns], -1), {}
+    )
+
+
+@torch.no_grad()
+def magnitude_scores(subject: Subject) -> ImportanceScores:
+    """Mean `|w|` of a layer: needs no data, and says nothing about the task; a control."""
+    values = {}
+    for target in subject.targets:
+        mean = weight_of(subject.model.get_submodule(target.name)).abs().mean(dtype=torch.float64)
+        if not bool(torch.isfinite(mean)):
+            raise ScoresError(f"weights of {target.name!r} are not finite; load the model again")
+        values[target.name] = np.array([float(mean)])
+    return subject.scores(values, max_ranks=_max_ranks(subject.targets))
+
+
+def _calibrated(
+    subject: Subject, quantity: Any, columns_of: Any, score: Any, provenance: Mapping[str, Any]
+) -> ImportanceScores:
+    """One pass, the score of it, and of every resample of its examples."""
+    options, began = subject.options, time.perf_counter()
+    sums = calibrate(
+        subject.model,
+        subject.targets,
+        subject.needed_batches(),
+        quantity,
+        folds=options.folds,
+        seed=subject.seed,
+        probes=options.probes,
+        loss=subject.loss,
+    )
+    draws, used = resampling(sums.targets, subject.seed)
+    scored = score([columns_of(sums, target, draws) for target in subject.targets]).numpy()
+    if not scored[0].any():
+        raise ScoresError(
+            "no layer is sensitive on these calibration examples (every score is 0); look at their labels"
+        )
+    names = [target.name for target in subject.targets]
+    found: dict[str, Any] = {}
+    if used > 1:
+        # A bootstrap of n folds is narrower than their spread by √(1 - 1/n).
+        spread = scored[3:].std(0, ddof=1) * (used / (used - 1)) ** 0.5
+        found["standard_errors"] = {name: spread[k : k + 1] for k, name in enumerate(names)}
+        parts = {"halves": scored[1:3], "bootstrap": scored[3:]}
+        found["resamples"] = {kind: {name: part[:, k] for k, name in enumerate(names)} for kind, part in parts.items()}
+    made = {
+        "calibration": options.model_dump(mode="json"),
+        "examples": sums.examples,
+        "batches": sums.batches,
+        "seconds": round(time.perf_counter() - began, 3),
+    }
+    if quantity != "gram":
+        made["counted_targets"] = int(sums.targets.sum())
+    return subject.scores(
+        {name: scored[0, k : k + 1] for k, name in enumerate(names)},
+        max_ranks=_max_ranks(subject.targets),
+        provenance={**provenance, **made},
+        **found,
+    )
+
+
+def resampling(targets: torch.Tensor, seed: int) -> tuple[torch.Tensor, int]:
+    """Weights of the folds `(1 + 2 + draws, folds)`: all once; every other fold and the rest; drawn with replacement.
+
+    Returns:
+        The weights, float64 (a single row if there are fewer than two folds with targets), and how many folds have targets.
+
+    """
+    used = torch.nonzero(targets)[:, 0]
+    rows = torch.zeros(1 + 2 + BOOTSTRAP_DRAWS if len(used) > 1 else 1, len(targets), dtype=torch.float64)
+    rows[0, used] = 1
+    if len(used) > 1:
+        rows[1, used[::2]] = rows[2, used[1::2]] = 1
+        drawn = np.random.default_rng(seed).multinomial(len(used), np.ones(len(used)) / len(used), BOOTSTRAP_DRAWS)
+        rows[3:, used] = torch.from_numpy(drawn).double()
+    return rows, len(used)
+
+
+def _mean(
+    sums: Mapping[str, torch.Tensor], target: Target, weights: torch.Tensor, counts: torch.Tensor
+) -> torch.Tensor:
+    """`(weights @ sums) / (weights @ counts)`, `(draws, d_in)` float64 on the CPU; 0 for a layer without a part in the loss."""
+    if target.name not in sums:
+        return torch.zeros(len(weights), target.d_in, dtype=torch.float64)
+    summed = sums[target.name].double().cpu()
+    each = summed[:, None] if summed.ndim == 1 else summed
+    return (weights @ each) / (weights @ counts.double().cpu())[:, None]
+
+
+def _max_ranks(targets: Sequence[Target]) -> dict[str, int]:
+    return {target.name: min(target.d_in, target.d_out) for target in targets}

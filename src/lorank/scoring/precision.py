@@ -1,0 +1,8 @@
+"""Scores are kept in fp32, whatever the model computes in."""
+
+import torch
+
+
+def at_least_fp32(tensor: torch.Tensor) -> torch.Tensor:
+    """The same values, in fp32 unless they are finer already."""
+    return tensor.to(torch.promote_types(tensor.dtype, torch.float32))

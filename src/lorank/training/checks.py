@@ -1,0 +1,117 @@
+"""What can be refused before any weights are loaded: targets, budget, limits, text length, options of transformers."""
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from tempfile import gettempdir
+from typing import Any
+
+import numpy as np
+from transformers.integrations.integration_utils import INTEGRATION_TO_CALLBACK
+
+from lorank.allocation.budgeted import allocate
+from lorank.allocation.top_b import uniform_scores
+from lorank.artefact import versions
+from lorank.errors import BudgetError, RecipeError, TargetError
+from lorank.methods import METHODS
+from lorank.plan import RankPlan
+from lorank.scores import ImportanceScores
+from lorank.targets import Target, find_targets, unit_costs
+from lorank.training.metrics import choose_metrics
+from lorank.training.model import base_parameters, head_modules, load_without_weights, longest_input
+from lorank.training.recipe import Recipe
+from lorank.training.stage import training_arguments
+from lorank.training.stage2 import scaled_plan
+
+
+def check_model(recipe: Recipe, methods: Sequence[str]) -> tuple[tuple[Target, ...], dict[str, Any]]:
+    """Check whatever the recipe and the model's config decide for these methods: no weights are loaded, nothing is written.
+
+    Returns:
+        The targets, and the provenance that scores and plan carry.
+
+    Raises:
+        LorankError: targets, budget, limits, metrics, text length or training options that do not fit.
+
+    """
+    choose_metrics(recipe.data.task, recipe.metrics)
+    _check_training_options(recipe)
+    model = load_without_weights(recipe.model, trust_remote_code=recipe.trust_remote_code, classifier=True)
+    positions = longest_input(model)
+    if positions is not None and recipe.data.max_length > positions:
+        raise RecipeError(
+            f"data.max_length is {recipe.data.max_length}, but {recipe.model} has {positions} positions; lower it"
+        )
+    targets = find_targets(model, recipe.targets)
+    heads = tuple(f"{head}." for head in head_modules(model))
+    if inside := [target.name for target in targets if f"{target.name}.".startswith(heads)]:
+        raise TargetError(
+            f"targets match {inside[0]!r}, part of the head, which is trained whole; name the others more closely"
+        )
+    costs, size = unit_costs(targets), base_parameters(model)
+    initial, limits = recipe.stage1.initial_rank, recipe.allocation
+    parameters = recipe.read_budget.parameters(costs, base_parameters=size, initial_rank=initial)
+    most = min(initial, limits.max_rank or initial) // limits.multiple_of * limits.multiple_of
+    trains = any(METHODS[method].trained != "nothing" for method in methods)
+    if trains and parameters > most * sum(costs.values()):
+        raise BudgetError(
+            f"budget {recipe.budget} is {parameters:,} parameters, but at most rank {most} in every module is on offer "
+            f"({most * sum(costs.values()):,}); raise stage1.initial_rank (now {initial}) or allocation.max_rank, or ask for less"
+        )
+    provenance = {
+        "model": recipe.model,
+        "base_parameters": size,
+        "preset": recipe.preset,
+        "seed": recipe.seed,
+        "versions": versions(),
+    }
+    for method in methods:
+        # The limits are tried on equal scores now, not after an hour of stage 1.
+        allocate_for(method, recipe, equal_scores(method, recipe, targets, provenance))
+    return targets, provenance
+
+
+def _check_training_options(recipe: Recipe) -> None:
+    known = ("none", "all", *INTEGRATION_TO_CALLBACK)
+    if recipe.report_to not in known:
+        raise RecipeError(f"report_to is {recipe.report_to!r}; allowed: {', '.join(known)}")
+    for name, section in (("stage1", recipe.stage1), ("stage2", recipe.stage2)):
+        try:
+            training_arguments(recipe, section, Path(gettempdir()))
+        except (ValueError, ImportError) as error:
+            raise RecipeError(f"{name}: transformers refuses these options: {error}") from None
+
+
+def equal_scores(
+    method: str, recipe: Recipe, targets: tuple[Target, ...], provenance: Mapping[str, Any]
+) -> ImportanceScores:
+    """Scores of the shape that the method will give, all alike: uniform LoRA's scores, and a trial of the limits."""
+    costs = unit_costs(targets)
+    if METHODS[method].trained != "nothing":
+        return uniform_scores(costs, recipe.stage1.initial_rank, provenance)
+    largest = {target.name: min(target.d_in, target.d_out) for target in targets}
+    if METHODS[method].scored == "modules":
+        return ImportanceScores({name: np.ones(1) for name in costs}, costs, None, provenance, largest)
+    if METHODS[method].scorer is not None:
+        return uniform_scores(costs, recipe.calibration.components, provenance)
+    # Uniform LoRA has no stage 1 that limits the units of a module, only its matrix does.
+    return uniform_scores(costs, max(recipe.stage1.initial_rank, min(largest.values())), provenance)
+
+
+def allocate_for(method: str, recipe: Recipe, scores: ImportanceScores) -> RankPlan:
+    """The plan of a method within the recipe's budget and limits.
+
+    Raises:
+        AllocationError: limits that cannot be honoured.
+
+    """
+    limits, budget = recipe.allocation.model_dump(), recipe.budget
+    if METHODS[method].trained != "nothing":
+        return scaled_plan(recipe, allocate(scores, budget, scale=recipe.scale, **limits))
+    if METHODS[method].scorer is None or method != recipe.method:
+        # How another method ranks its scores is not this one's: uniform means equal ranks, not equal worth per parameter.
+        own = METHODS[method].presets[METHODS[method].default_preset].get("allocation", {})
+        limits |= {"rank_by": "score", "scope": "global", **own}
+    # β is a share of what stage 1 starts with, which a method without a stage 1 knows only from the recipe.
+    size, initial = scores.provenance["base_parameters"], recipe.stage1.initial_rank
+    parameters = recipe.read_budget.parameters(scores.unit_costs, base_parameters=size, initial_rank=initial)
+    return scaled_plan(recipe, allocate(scores, parameters, scale=recipe.scale, **limits))

@@ -1,0 +1,50 @@
+"""`lorank score`: a recipe's model scored before training, into a file; and whether such a file is of a model."""
+
+from pathlib import Path
+
+from lorank.errors import RecipeError
+from lorank.methods import METHODS
+from lorank.scores import ImportanceScores
+from lorank.targets import find_targets, unit_costs
+from lorank.training.calibration_set import score_frozen
+from lorank.training.checks import check_model
+from lorank.training.data import load_task_data
+from lorank.training.model import load_tokenizer, load_without_weights
+from lorank.training.processes import processes
+from lorank.training.recipe import Recipe
+
+
+def score_recipe(recipe: Recipe, output: Path) -> ImportanceScores:
+    """Score the model of a recipe on its calibration set and write the scores.
+
+    Raises:
+        RecipeError: a method that does not score a frozen model.
+        LorankError: bad input, found before anything expensive.
+
+    """
+    if METHODS[recipe.method].scorer is None:
+        known = ", ".join(name for name, method in METHODS.items() if method.scorer)
+        raise RecipeError(
+            f"method {recipe.method} does not score a frozen model, its scores come from `lorank run`; to score before training "
+            f"give --method, one of {known}"
+        )
+    targets, provenance = check_model(recipe, (recipe.method,))
+    data = load_task_data(recipe.data)
+    scores = score_frozen(recipe, recipe.method, data, targets, load_tokenizer(recipe), provenance)
+    if processes().is_main_process:
+        scores.save(output)
+    return scores
+
+
+def check_scores(path: Path, model: str) -> None:
+    """Refuse scores that are not of this model's modules; its config alone is read.
+
+    Raises:
+        ScoresError: names the first module that differs.
+
+    """
+    scores = ImportanceScores.load(path)
+    loaded = load_without_weights(model)
+    there = unit_costs(find_targets(loaded, r".*"))
+    # Scores of some of the modules are fine, scores of none but other names are not.
+    scores.check_modules({name: cost for name, cost in there.items() if name in scores.unit_costs} or there)

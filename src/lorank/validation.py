@@ -1,0 +1,56 @@
+"""What pydantic found wrong, in words: the key, what is allowed, what was got, and the nearest valid key."""
+
+from collections.abc import Iterable
+from difflib import get_close_matches
+from typing import Any, get_args
+
+from pydantic import BaseModel, ValidationError
+
+
+def explain(error: ValidationError, section: type[BaseModel]) -> str:
+    """What is wrong with options of `section`: one line for each key; the forms that a value may have are put together."""
+    lines: dict[str, list[str]] = {}
+    for problem in error.errors():
+        key, reason, got = _explain(problem, section)
+        reasons = lines.setdefault(f"{key}|{got}", [])
+        if reason not in reasons:
+            reasons.append(reason)
+    return "\n".join(
+        f"{line.partition('|')[0]}: {' or '.join(reasons)}{line.partition('|')[2]}" for line, reasons in lines.items()
+    )
+
+
+def _explain(problem: Any, section: type[BaseModel]) -> tuple[str, str, str]:
+    """Turn one pydantic problem into: key, what is allowed, what was got."""
+    forms = ("function-", "tuple[", "constrained-", "literal[", "lax-", "union[")
+    location = [str(part) for part in problem["loc"] if not str(part).startswith(forms)]
+    key = ".".join(location)
+    if problem["type"] == "extra_forbidden":
+        known = _known_keys(section)
+        siblings = [k for k in known if k.rpartition(".")[0] == key.rpartition(".")[0]]
+        return key, f"unknown key{nearest(key, siblings) or nearest(location[-1], known)}", ""
+    if problem["type"] == "missing":
+        return key, "missing; every recipe needs it", ""
+    reason = problem["msg"].removeprefix("Value error, ")
+    got = "" if problem["type"] == "value_error" else f" (got {problem['input']!r})"
+    return key or "recipe", reason, got
+
+
+def _known_keys(section: type[BaseModel], prefix: str = "") -> list[str]:
+    keys = []
+    for name, info in section.model_fields.items():
+        keys.append(prefix + name)
+        for kind in (info.annotation, *get_args(info.annotation)):
+            if isinstance(kind, type) and issubclass(kind, BaseModel):
+                keys += _known_keys(kind, f"{prefix}{name}.")
+    return keys
+
+
+def nearest(got: str, known: Iterable[str]) -> str:
+    """` (did you mean ...?)`, or nothing; a key's last part alone may match too."""
+    options = list(known)
+    near = get_close_matches(got, options, 1, 0.6)
+    if not near:
+        tails = {option.rpartition(".")[2]: option for option in options}
+        near = [tails[tail] for tail in get_close_matches(got.rpartition(".")[2], list(tails), 1, 0.6)]
+    return f" (did you mean {near[0]}?)" if near else ""

@@ -1,0 +1,57 @@
+import pytest
+import torch
+from tests.scoring.curvature.networks import Stack, column_sums, hessian_columns, mean_columns, summed
+
+from lorank.scoring.curvature.hutchinson import OuterProductProbes
+
+
+@pytest.mark.parametrize("how", ["squares", "classes"])
+def test_the_mean_over_directions_is_the_hessian_of_a_two_layer_network(how: str) -> None:
+    model = Stack(4, 5, 3, how=how)
+    x = torch.randn(8, 4, dtype=torch.float64)
+    labels = torch.randn(8, 3, dtype=torch.float64) if how == "squares" else torch.tensor([0, 1, 2, 0, 1, 2, 0, 1])
+    batch = {"x": x, "labels": labels}
+    draws = [column_sums(model, [batch], "hutchinson", probes=25, seed=seed) for seed in range(40)]
+    for layer, name in enumerate(("layers.0", "layers.1")):
+        found = torch.stack([mean_columns(sums, name) for sums in draws])
+        error = found.std(0) / len(draws) ** 0.5
+        gap = (found.mean(0) - hessian_columns(model, batch, layer)).abs()
+        assert bool((gap < 4 * error).all()), (gap / error).tolist()
+
+
+def test_one_direction_gives_the_product_of_the_dense_hessian_with_it() -> None:
+    model = Stack(3, 4, 2)
+    x, labels = torch.randn(1, 3, dtype=torch.float64), torch.randn(1, 2, dtype=torch.float64)
+    probes = OuterProductProbes(model.targets()[:1], seed=5)
+    probes.draw([0], 0)
+    signs = probes._signs[0].double()
+    b, a = signs[:3], signs[3:]
+    model.layers[0].register_forward_hook(
+        lambda _, args, output: probes.move("layers.0", args[0][:, None], output[:, None])[:, 0]
+    )
+    found = probes.columns(model.losses(x, labels).sum())["layers.0"][0]
+
+    plain = Stack(3, 4, 2)
+    first, second = (layer.weight.detach() for layer in plain.layers)
+
+    def loss(weight: torch.Tensor) -> torch.Tensor:
+        return (torch.tanh(x @ weight.T) @ second.T - labels).square().sum()
+
+    along = torch.einsum("ijkl,kl->ij", torch.func.hessian(loss)(first), torch.outer(a, b))
+    torch.testing.assert_close(found, (along * torch.outer(a, b)).sum(0))
+
+
+def test_a_network_that_is_linear_in_its_weights_up_to_the_loss_needs_one_direction_for_its_trace_on_average() -> None:
+    # Linear regression: H = 2 E[x xᵀ] ⊗ 1, so v' H v for v = a bᵀ is 2 d_out (b · x)², whose mean over b is 2 d_out ‖x‖².
+    model, x = Stack(4, 3), torch.randn(500, 4, dtype=torch.float64)
+    batch = {"x": x, "labels": torch.zeros(500, 3, dtype=torch.float64)}
+    found = mean_columns(column_sums(model, [batch], "hutchinson", probes=8))
+    assert float(found.sum()) == pytest.approx(6 * float(x.square().sum(1).mean()), rel=0.1)
+
+
+def test_a_loss_linear_in_all_weights_has_no_curvature() -> None:
+    model = Stack(4, 3)
+    model.losses = lambda x, labels: model(x).sum(1)  # type: ignore[method-assign]
+    batch = {"x": torch.randn(2, 4, dtype=torch.float64), "labels": torch.zeros(2)}
+    assert summed(model, batch)[0].requires_grad
+    assert not mean_columns(column_sums(model, [batch], "hutchinson")).any()

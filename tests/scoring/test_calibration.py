@@ -1,0 +1,356 @@
+"""The pass over calibration batches on transformers models: split, padding, labels, what goes wrong, and what is left behind."""
+
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+import torch
+from tests.conftest import random_batch, tiny_config
+from torch import nn
+from transformers import (
+    AlbertConfig,
+    AlbertForSequenceClassification,
+    BartConfig,
+    BartForConditionalGeneration,
+    BertForSequenceClassification,
+    GPT2Config,
+    GPT2LMHeadModel,
+    LlamaConfig,
+    LlamaForCausalLM,
+    PreTrainedModel,
+    set_seed,
+)
+
+from lorank.errors import DataError, ScoresError
+from lorank.scoring.calibration import CalibrationSums, Quantity, calibrate
+from lorank.scoring.one_shot import resampling
+from lorank.targets import find_targets
+
+QUANTITIES: tuple[Quantity, ...] = ("gram", "fisher", "kfac", "hutchinson", "gradient")
+Batches = list[dict[str, torch.Tensor]]
+
+
+def encoder() -> PreTrainedModel:
+    return BertForSequenceClassification(tiny_config(num_labels=2, initializer_range=0.3))
+
+
+def decoder() -> PreTrainedModel:
+    sizes = {"hidden_size": 16, "intermediate_size": 24, "num_hidden_layers": 2, "num_attention_heads": 4}
+    return LlamaForCausalLM(LlamaConfig(vocab_size=32, num_key_value_heads=2, initializer_range=0.3, **sizes))
+
+
+def gpt2() -> PreTrainedModel:
+    return GPT2LMHeadModel(
+        GPT2Config(vocab_size=32, n_positions=32, n_embd=16, n_layer=2, n_head=2, initializer_range=0.3)
+    )
+
+
+def encoder_decoder() -> PreTrainedModel:
+    ends = {"encoder_layers": 2, "decoder_layers": 2, "encoder_ffn_dim": 24, "decoder_ffn_dim": 24}
+    heads = {"encoder_attention_heads": 2, "decoder_attention_heads": 2, "pad_token_id": 1}
+    return BartForConditionalGeneration(
+        BartConfig(vocab_size=32, d_model=16, max_position_embeddings=32, init_std=0.3, **ends, **heads)
+    )
+
+
+MODELS = {"encoder": encoder, "decoder": decoder, "gpt2": gpt2, "encoder-decoder": encoder_decoder}
+
+
+def make(kind: str) -> PreTrainedModel:
+    set_seed(0)
+    return MODELS[kind]().double()
+
+
+def example(kind: str, number: int) -> dict[str, list[int]]:
+    """One example of random length; prompt tokens of a decoder carry no label."""
+    source = torch.Generator().manual_seed(number)
+    length = int(torch.randint(3, 12, (), generator=source))
+    ids = torch.randint(5, 31, (length,), generator=source).tolist()
+    if kind == "encoder":
+        return {"input_ids": ids, "labels": [number % 2]}
+    if kind == "encoder-decoder":
+        return {"input_ids": ids, "labels": torch.randint(5, 31, (number % 4 + 2,), generator=source).tolist()}
+    return {"input_ids": ids, "labels": [-100, *ids[1:]]}
+
+
+def collate(kind: str, examples: list[dict[str, list[int]]]) -> dict[str, torch.Tensor]:
+    def padded(rows: list[list[int]], value: int) -> torch.Tensor:
+        longest = max(map(len, rows))
+        return torch.tensor([row + [value] * (longest - len(row)) for row in rows])
+
+    ids = [one["input_ids"] for one in examples]
+    labels = padded([one["labels"] for one in examples], -100)
+    mask = padded([[1] * len(row) for row in ids], 0)
+    return {
+        "input_ids": padded(ids, 1),
+        "attention_mask": mask,
+        "labels": labels[:, 0] if kind == "encoder" else labels,
+    }
+
+
+def batches_of(kind: str, count: int, size: int) -> Batches:
+    rows = [example(kind, number) for number in range(count)]
+    return [collate(kind, rows[start : start + size]) for start in range(0, count, size)]
+
+
+def means(sums: CalibrationSums) -> dict[str, torch.Tensor]:
+    """What scores are made of: means over the resamples of the folds."""
+    weights, _ = resampling(sums.targets, 0)
+    parts = {("columns", name): weights @ value.double() for name, value in sums.columns.items()}
+    parts |= {("outputs", name): weights @ value.double() for name, value in sums.outputs.items()}
+    return {
+        str(key): value
+        for key, value in (parts | {("tokens", n): weights @ v.double() for n, v in sums.tokens.items()}).items()
+    }
+
+
+@pytest.mark.parametrize("quantity", QUANTITIES)
+@pytest.mark.parametrize("kind", MODELS)
+def test_one_batch_of_64_equals_four_of_16_and_ragged_ones(kind: str, quantity: Quantity) -> None:
+    model = make(kind)
+    targets = find_targets(model)
+    whole, quarters, ragged = (calibrate(model, targets, batches_of(kind, 64, size), quantity) for size in (64, 16, 23))
+    torch.testing.assert_close(means(quarters), means(whole), rtol=1e-7, atol=1e-10)
+    torch.testing.assert_close(means(ragged), means(whole), rtol=1e-7, atol=1e-10)
+    torch.testing.assert_close(quarters.targets, whole.targets)
+
+
+def test_every_query_key_value_and_cross_attention_layer_is_seen_with_its_own_tokens() -> None:
+    model, batches = make("encoder-decoder"), batches_of("encoder-decoder", 6, 3)
+    sums = calibrate(model, find_targets(model), batches, "gram")
+    encoder_tokens = sum(int(batch["attention_mask"].sum()) for batch in batches)
+    decoder_tokens = sum(int((batch["labels"] != -100).sum()) for batch in batches)
+    counted = {name: int(tokens.sum()) for name, tokens in sums.tokens.items()}
+    for name, tokens in counted.items():
+        crossing = "encoder_attn.k_proj" in name or "encoder_attn.v_proj" in name
+        assert tokens == (encoder_tokens if ".encoder." in name or crossing else decoder_tokens), name
+
+
+def test_equal_lengths_of_encoder_and_decoder_are_told_apart() -> None:
+    model = make("encoder-decoder")
+    ids = torch.tensor([[5, 6, 7, 1], [8, 9, 10, 11]])
+    batch = {
+        "input_ids": ids,
+        "attention_mask": (ids != 1).long(),
+        "labels": torch.tensor([[5, -100, -100, -100], [7, 8, 9, 1]]),
+    }
+    sums = calibrate(model, find_targets(model), [batch], "gram")
+    assert int(sums.tokens["model.encoder.layers.0.fc1"].sum()) == 7
+    assert int(sums.tokens["model.decoder.layers.0.fc1"].sum()) == 5
+    assert int(sums.tokens["model.decoder.layers.0.encoder_attn.k_proj"].sum()) == 7
+
+
+def test_masked_labels_are_not_targets_and_a_causal_model_does_not_predict_the_first_token() -> None:
+    model, batches = make("decoder"), batches_of("decoder", 6, 3)
+    batches[0]["labels"][0] = -100
+    sums = calibrate(model, find_targets(model), batches, "fisher")
+    assert int(sums.targets.sum()) == sum(int((batch["labels"][:, 1:] != -100).sum()) for batch in batches)
+    without = calibrate(model, find_targets(model), [{k: v[1:] for k, v in batches[0].items()}, batches[1]], "fisher")
+    name = "model.layers.1.mlp.up_proj"
+    torch.testing.assert_close(sums.columns[name].sum(0), without.columns[name].sum(0))
+
+
+@pytest.mark.parametrize("quantity", ["fisher", "gradient"])
+def test_a_layer_that_runs_several_times_has_one_gradient(quantity: Quantity) -> None:
+    sizes = {
+        "hidden_size": 8,
+        "embedding_size": 8,
+        "intermediate_size": 12,
+        "num_attention_heads": 2,
+        "num_hidden_layers": 3,
+    }
+    set_seed(0)
+    model = AlbertForSequenceClassification(AlbertConfig(vocab_size=32, initializer_range=0.3, **sizes)).double().eval()
+    batch = random_batch(size=3)
+    sums = calibrate(model, find_targets(model), [batch], quantity)
+    layer = "albert.encoder.albert_layer_groups.0.albert_layers.0.ffn"
+    weight = model.get_submodule(layer).weight
+    expected = torch.zeros(weight.shape[1], dtype=torch.float64)
+    for one in range(3):
+        (gradient,) = torch.autograd.grad(model(**{k: v[one : one + 1] for k, v in batch.items()}).loss, [weight])
+        expected += (gradient.square() if quantity == "fisher" else (weight.detach() * gradient).abs()).sum(0)
+    torch.testing.assert_close(sums.columns[layer].sum(0), expected)
+
+
+@pytest.mark.parametrize("reentrant", [False, True])
+@pytest.mark.parametrize("quantity", ["fisher", "kfac", "gradient", "hutchinson"])
+def test_gradient_checkpointing_changes_nothing(quantity: Quantity, reentrant: bool) -> None:
+    model, batches = make("decoder"), batches_of("decoder", 6, 3)
+    plain = calibrate(model, find_targets(model), batches, quantity)
+    model.train()
+    model.gradient_checkpointing_enable({"use_reentrant": reentrant})
+    torch.testing.assert_close(
+        means(calibrate(model, find_targets(model), batches, quantity)), means(plain), rtol=1e-7, atol=1e-10
+    )
+
+
+def test_checkpointed_layers_keep_no_inputs() -> None:
+    model, batch = make("decoder"), collate("decoder", [example("decoder", k) for k in range(8)])
+
+    def kept_bytes() -> int:
+        kept: dict[int, int] = {}
+
+        def keep(tensor: torch.Tensor) -> torch.Tensor:
+            kept[tensor.untyped_storage().data_ptr()] = tensor.untyped_storage().nbytes()
+            return tensor
+
+        from lorank.scoring import calibration
+
+        one_batch = calibration._Summing.one_batch
+
+        def watched(self: Any, *arguments: Any) -> None:
+            with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
+                one_batch(self, *arguments)
+
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(calibration._Summing, "one_batch", watched)
+            calibrate(model, find_targets(model), [batch], "fisher")
+        return sum(kept.values())
+
+    whole = kept_bytes()
+    model.train()
+    model.gradient_checkpointing_enable({"use_reentrant": False})
+    assert kept_bytes() < 0.8 * whole
+
+
+@pytest.mark.parametrize("quantity", QUANTITIES)
+def test_the_model_is_left_as_it_was(quantity: Quantity) -> None:
+    model = make("decoder").train()
+    model.get_submodule("model.layers.0").requires_grad_(False)
+    before = {name: parameter.detach().clone() for name, parameter in model.named_parameters()}
+    trained = {name for name, parameter in model.named_parameters() if parameter.requires_grad}
+    state, modes = torch.get_rng_state(), [module.training for module in model.modules()]
+    calibrate(model, find_targets(model), batches_of("decoder", 4, 2), quantity)
+    assert trained == {name for name, parameter in model.named_parameters() if parameter.requires_grad}
+    assert all(parameter.grad is None for parameter in model.parameters())
+    assert torch.equal(state, torch.get_rng_state())
+    assert modes == [module.training for module in model.modules()]
+    assert model.config.use_cache
+    assert not any(module._forward_hooks for module in model.modules())
+    torch.testing.assert_close(dict(model.named_parameters()), before, rtol=0, atol=0)
+
+
+@pytest.mark.parametrize("quantity", ["fisher", "kfac", "gradient", "hutchinson"])
+def test_no_gradient_of_a_weight_is_kept_and_state_is_as_wide_as_the_inputs(quantity: Quantity) -> None:
+    model = make("encoder")
+    sums = calibrate(model, find_targets(model), batches_of("encoder", 8, 4), quantity, folds=4)
+    for target in find_targets(model):
+        held = sums.columns[target.name].numel() + sums.outputs.get(target.name, torch.zeros(0)).numel()
+        assert held <= 4 * (target.d_in + 1)
+
+
+@pytest.mark.parametrize("quantity", QUANTITIES)
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32])
+def test_half_precision_is_summed_in_fp32_and_is_near(quantity: Quantity, dtype: torch.dtype) -> None:
+    model, batches = make("encoder"), batches_of("encoder", 16, 8)
+    exact = calibrate(model, find_targets(model), batches, quantity)
+    rough = calibrate(model.to(dtype), find_targets(model), batches, quantity)
+    assert all(value.dtype == torch.float32 for value in rough.columns.values())
+    if quantity == "hutchinson" and dtype == torch.bfloat16:
+        return  # second derivatives in bf16 are noise; docs/sensitivity-lora.md says so
+    name = "bert.encoder.layer.0.output.dense"
+    tolerance = 0.1 if dtype == torch.bfloat16 else 1e-3
+    torch.testing.assert_close(
+        rough.columns[name].double().sum(), exact.columns[name].sum(), rtol=tolerance, atol=tolerance * 1e-2
+    )
+
+
+def test_layers_that_share_an_input_share_the_work(monkeypatch: pytest.MonkeyPatch) -> None:
+    from lorank.scoring import calibration
+
+    calls = []
+    plain = calibration.input_energy
+    monkeypatch.setattr(calibration, "input_energy", lambda x, mask: (calls.append(x.shape), plain(x, mask))[1])
+    model = make("decoder")
+    calibrate(model, find_targets(model), batches_of("decoder", 2, 2), "gram")
+    assert len(calls) == 2 * 4  # q, k, v; o; gate, up; down: four inputs in each of two blocks, seven layers
+
+
+class TestWhatGoesWrong:
+    def test_an_empty_loader(self) -> None:
+        with pytest.raises(DataError, match="gave no batch"):
+            calibrate(make("encoder"), find_targets(make("encoder")), [], "fisher")
+
+    @pytest.mark.parametrize("quantity", ["fisher", "kfac", "gradient", "hutchinson"])
+    def test_no_labels_where_a_loss_is_needed(self, quantity: Quantity) -> None:
+        model = make("encoder")
+        batch = {k: v for k, v in random_batch().items() if k != "labels"}
+        with pytest.raises(DataError, match=r"no labels .*estimator='gram'"):
+            calibrate(model, find_targets(model), [batch], quantity)
+
+    def test_no_labels_are_fine_for_gram(self) -> None:
+        model = make("encoder")
+        batch = {k: v for k, v in random_batch().items() if k != "labels"}
+        assert calibrate(model, find_targets(model), [batch], "gram").examples == 4
+
+    @pytest.mark.parametrize("quantity", ["fisher", "hutchinson"])
+    def test_all_labels_masked(self, quantity: Quantity) -> None:
+        model, batches = make("decoder"), batches_of("decoder", 4, 2)
+        for batch in batches:
+            batch["labels"] = torch.full_like(batch["labels"], -100)
+        with pytest.raises(DataError, match="not one label"):
+            calibrate(model, find_targets(model), batches, quantity)
+
+    def test_one_batch_of_masked_labels_counts_for_nothing(self) -> None:
+        model, batches = make("decoder"), batches_of("decoder", 4, 2)
+        alone = calibrate(model, find_targets(model), batches[:1], "fisher")
+        batches[1]["labels"] = torch.full_like(batches[1]["labels"], -100)
+        both = calibrate(model, find_targets(model), batches, "fisher")
+        torch.testing.assert_close(both.columns, alone.columns)
+        torch.testing.assert_close(both.targets, alone.targets)
+
+    @pytest.mark.parametrize("quantity", QUANTITIES)
+    def test_activations_that_are_not_finite_name_the_first_module(self, quantity: Quantity) -> None:
+        model = make("decoder")
+        with torch.no_grad():
+            model.get_submodule("model.layers.1.self_attn.o_proj").weight[0, 0] = torch.inf
+        with pytest.raises(ScoresError, match=r"inputs of 'model\.layers\.1\.mlp\.gate_proj' are not finite"):
+            calibrate(model, find_targets(model), batches_of("decoder", 4, 2), quantity)
+
+    def test_a_loss_that_is_not_finite(self) -> None:
+        model = make("encoder")
+        with torch.no_grad():
+            model.get_submodule("classifier").weight[0, 0] = torch.nan
+        with pytest.raises(ScoresError, match="the loss of a calibration batch is not finite"):
+            calibrate(model, find_targets(model), [random_batch()], "fisher")
+
+    def test_a_module_that_never_ran(self) -> None:
+        model = make("encoder")
+        model.bert.encoder.layer[0].spare = nn.Linear(4, 4)
+        with pytest.raises(ScoresError, match=r"layer\.0\.spare' never ran"):
+            calibrate(model, find_targets(model), [random_batch()], "gram")
+
+    def test_rows_that_belong_to_no_example(self) -> None:
+        model = make("encoder")
+        dense = model.bert.encoder.layer[0].intermediate.dense
+        model.bert.encoder.layer[0].intermediate.dense = _Routed(dense)  # type: ignore[assignment]
+        with pytest.raises(ScoresError, match="cannot be told apart by example"):
+            calibrate(model, find_targets(model, [r"dense.inner"]), [random_batch()], "fisher")
+
+    def test_a_batch_that_is_no_mapping(self) -> None:
+        with pytest.raises(DataError, match="tuple; give mappings"):
+            calibrate(make("encoder"), find_targets(make("encoder")), [(torch.zeros(1),)], "gram")  # type: ignore[list-item]
+
+
+class _Routed(nn.Module):
+    """Some tokens only, of no telling which example: as the experts of a mixture see them."""
+
+    def __init__(self, inner: nn.Linear) -> None:
+        super().__init__()
+        self.inner = inner
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        out = torch.zeros(*x.shape[:-1], self.inner.out_features, dtype=x.dtype)
+        chosen = torch.zeros(x.shape[:-1], dtype=torch.bool)
+        chosen.view(-1)[:9] = True
+        out[chosen] = self.inner(x[chosen])
+        return out
+
+
+def test_a_generator_of_batches_is_walked_once() -> None:
+    model = make("encoder")
+
+    def once() -> Iterator[dict[str, torch.Tensor]]:
+        yield from batches_of("encoder", 6, 2)
+
+    assert calibrate(model, find_targets(model), once(), "kfac").batches == 3
