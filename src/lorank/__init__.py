@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from lorank.methods.score import score
     from lorank.plan import RankPlan
     from lorank.scores import ImportanceScores
+    from lorank.training.prune import prune
     from lorank.training.rank_allocation import RankAllocation
 
 __all__ = [
@@ -27,12 +28,14 @@ __all__ = [
     "RankPlan",
     "__version__",
     "allocate",
+    "prune",
     "score",
 ]
 __version__ = version("lorank")
 
 _HOME = {
     "allocate": "lorank.allocation",
+    "prune": "lorank.training.prune",
     "score": "lorank.methods.score",
     "Budget": "lorank.budget",
     "RankPlan": "lorank.plan",

@@ -164,6 +164,37 @@ def train_command(
         _print_result(run_plan(load_recipe(recipe, overrides or ()), RankPlan.load(plan), directory, _progress))
 
 
+@app.command("prune")
+def prune_command(
+    adapter: Annotated[Path, typer.Argument(help="folder of a trained PEFT LoRA adapter")],
+    budget: Annotated[str, typer.Option(help='adapter parameters, "2M", "r=4", ...')],
+    overrides: Annotated[
+        list[str] | None, typer.Argument(metavar="[KEY=VALUE]...", help="overrides of the recipe")
+    ] = None,
+    data: Annotated[
+        Path | None, typer.Option(help="the recipe that trained it: base model, data to score and to measure on")
+    ] = None,
+    by: Annotated[str | None, typer.Option(help="path (needs --data, and is its default) or svd")] = None,
+    rank_by: Annotated[str, typer.Option(help="score, or score-per-parameter")] = "score",
+    max_rank: Annotated[int | None, typer.Option(help="upper limit for every module")] = None,
+    output: Annotated[Path, typer.Option(help="new folder")] = Path("pruned"),
+) -> None:
+    """Make a trained adapter smaller, without training: cut its triplets to a budget, and say what that cost."""
+    with _clear_errors():
+        import transformers
+
+        from lorank.report.tables import cost_table, rank_table
+        from lorank.training.prune_adapter import prune_adapter
+        from lorank.training.recipe import load_recipe
+
+        transformers.utils.logging.set_verbosity_error()
+        recipe = load_recipe(data, overrides or ()) if data is not None else None
+        plan, measured = prune_adapter(adapter, budget, output, recipe, by=by, rank_by=rank_by, max_rank=max_rank)
+        _out.print(rank_table(plan))
+        _out.print(cost_table(measured))
+        _out.print(f"pruned adapter      {output / 'adapter'}", highlight=False, soft_wrap=True)
+
+
 @app.command("inspect")
 def inspect_command(
     model: Annotated[str, typer.Argument(help="hub name or folder; only its config is read")],

@@ -96,12 +96,8 @@ def batches_of(kind: str, count: int, size: int) -> Batches:
 def means(sums: CalibrationSums) -> dict[str, torch.Tensor]:
     """What scores are made of: means over the resamples of the folds."""
     weights, _ = resampling(sums.targets, 0)
-    parts = {("columns", name): weights @ value.double() for name, value in sums.columns.items()}
-    parts |= {("outputs", name): weights @ value.double() for name, value in sums.outputs.items()}
-    return {
-        str(key): value
-        for key, value in (parts | {("tokens", n): weights @ v.double() for n, v in sums.tokens.items()}).items()
-    }
+    kinds = {"columns": sums.columns, "outputs": sums.outputs, "tokens": sums.tokens}
+    return {f"{kind} {name}": weights @ v.double() for kind, values in kinds.items() for name, v in values.items()}
 
 
 @pytest.mark.parametrize("quantity", QUANTITIES)

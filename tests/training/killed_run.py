@@ -10,6 +10,7 @@ from typing import Any
 from peft import PeftModel
 from rich.console import Console
 
+import lorank.training.checks as checks
 import lorank.training.run as run_module
 from lorank.scores import ImportanceScores
 from lorank.training.recipe import load_recipe
@@ -43,7 +44,7 @@ def main(recipe: str, directory: str, where: str, count: int) -> None:
     elif where == "scores":  # stage 1 is finished, its scores are not written
         kill_in(ImportanceScores, "save", 1)
     elif where == "cut":  # scores are saved; the first call is the check of the limits
-        kill_in(run_module, "allocate", 2, after=True)
+        kill_in(checks, "allocate", 2, after=True)
     elif where == "plan":  # written under its temporary name, not renamed
         kill_in(pathlib.Path, "replace", 1, lambda self, target: target.name == "plan.json")
     elif where == "adapter":

@@ -40,7 +40,7 @@ def result_table(results: Mapping[str, Mapping[str, Any]], asked: int) -> Table:
             method,
             f"{asked:,}",
             f"{result['adapter_parameters']:,}",
-            *("-" if result["metrics"][m] is None else f"{result['metrics'][m]:.4f}" for m in metrics),
+            *(_number(result["metrics"][m]) for m in metrics),
             _before_training(result),
             f"{result['steps']} steps{beside}, {result['seconds']:.0f} s",
         )
@@ -115,6 +115,25 @@ def stability_lines(plan: RankPlan) -> list[str]:
             f"({100 * draws['worst_moved_share']:.1f} % at the 95th percentile)"
         )
     return lines
+
+
+def cost_table(measured: Mapping[str, Mapping[str, Any]]) -> Table:
+    """What pruning cost: parameters, losses and metrics before and after."""
+    before, after = measured["before"], measured["after"]
+    table = Table(title="what pruning cost", title_justify="left")
+    for column in ("", "before", "after"):
+        table.add_column(column, justify="right" if column else "left")
+    table.add_row("adapter parameters", f"{before['adapter_parameters']:,}", f"{after['adapter_parameters']:,}")
+    table.add_row("loss, calibration set", _number(before["calibration_loss"]), _number(after["calibration_loss"]))
+    if "loss" in before:
+        table.add_row("loss, test part", _number(before["loss"]), _number(after["loss"]))
+        for metric, value in before["metrics"].items():
+            table.add_row(f"{metric}, test part", _number(value), _number(after["metrics"][metric]))
+    return table
+
+
+def _number(value: float | None) -> str:
+    return "-" if value is None else f"{value:.4f}"
 
 
 def target_table(targets: tuple[Target, ...]) -> Table:

@@ -132,13 +132,24 @@ def evaluate_adapter(
         raise PlanError(
             f"{directory / 'adapter'} holds {parameters:,} adapter parameters, the plan spends {plan.spent:,}"
         )
+    metrics, loss = measured_on_test(recipe, data, directory / "adapter", tokenizer, directory / "stage2")
+    checkpoint = latest_checkpoint(directory / stage)
+    assert checkpoint is not None, "a stage leaves a checkpoint when it ends"
+    progress = read_progress(checkpoint)
+    return Evaluation(metrics, loss, parameters, progress.step, progress.seconds)
+
+
+def measured_on_test(
+    recipe: Recipe, data: TaskData, adapter: Path, tokenizer: PreTrainedTokenizerBase, directory: Path
+) -> tuple[dict[str, float | None], float | None]:
+    """Metrics and mean loss, on the test part, of an adapter that plain PEFT loads; `directory` is Trainer's to work in."""
     set_seed(recipe.seed)
     task = load_task_model(recipe, data.label_names)
-    model = PeftModel.from_pretrained(task.model, str(directory / "adapter"))
+    model = PeftModel.from_pretrained(task.model, str(adapter))
     rows: Dataset = tokenize(data.test, tokenizer, recipe.data.max_length)
     rows = rows.select(np.argsort(rows["length"], kind="stable")).remove_columns("length")  # less padding
     arguments = TrainingArguments(
-        output_dir=str(directory / "stage2"),
+        output_dir=str(directory),
         use_cpu=only_cpu(),
         per_device_eval_batch_size=64,
         bf16=recipe.precision == "bf16",
@@ -156,11 +167,7 @@ def evaluate_adapter(
     predicted = logits.reshape(-1) if recipe.data.task == "regression" else logits.argmax(-1)
     chosen = choose_metrics(recipe.data.task, recipe.metrics, len(data.label_names))
     metrics = {name: _defined(name, metric(labels, predicted)) for name, metric in chosen.items()}
-    loss = _defined("loss", float(output.metrics["test_loss"]))
-    checkpoint = latest_checkpoint(directory / stage)
-    assert checkpoint is not None, "a stage leaves a checkpoint when it ends"
-    progress = read_progress(checkpoint)
-    return Evaluation(metrics, loss, parameters, progress.step, progress.seconds)
+    return metrics, _defined("loss", float(output.metrics["test_loss"]))
 
 
 def _defined(name: str, value: float) -> float | None:

@@ -1,6 +1,7 @@
 """Networks whose curvature is known: batches are `x: (examples, d)` or `(examples, tokens, d)`, and `labels`."""
 
 from collections.abc import Mapping
+from itertools import pairwise
 from typing import Any
 
 import torch
@@ -18,8 +19,7 @@ class Stack(nn.Module):
         super().__init__()
         torch.manual_seed(seed)
         self.layers = nn.ModuleList(
-            nn.Linear(d_in, d_out, bias=False, dtype=torch.float64)
-            for d_in, d_out in zip(widths, widths[1:], strict=False)
+            nn.Linear(d_in, d_out, bias=False, dtype=torch.float64) for d_in, d_out in pairwise(widths)
         )
         self.how = how
 

@@ -1,0 +1,101 @@
+"""`lorank prune`: an adapter's folder in, a smaller adapter's folder out, with what that cost."""
+
+import shutil
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import peft
+from peft import AutoPeftModel, PeftConfig, PeftModel
+from transformers import set_seed
+
+from lorank.artefact import write_json
+from lorank.errors import AdapterError, OutputError
+from lorank.plan import RankPlan
+from lorank.report.rank_map import draw_rank_map
+from lorank.scoring.batches import Batch
+from lorank.training.calibration_set import calibration_batches, calibration_rows
+from lorank.training.data import TaskData, load_task_data
+from lorank.training.model import NOT_LOADABLE, load_task_model, load_tokenizer
+from lorank.training.processes import processes
+from lorank.training.prune import prune
+from lorank.training.recipe import Recipe
+from lorank.training.stage2 import measured_on_test
+
+
+def prune_adapter(
+    adapter: Path, budget: str, output: Path, recipe: Recipe | None, *, by: str | None = None, **limits: Any
+) -> tuple[RankPlan, dict[str, Any]]:
+    """`lorank prune`: load an adapter, prune it, save it with its plan, and measure what that cost.
+
+    With a recipe, triplets are scored on its calibration set (training examples), and both adapters are evaluated on its test
+    part through plain PEFT. Without one the adapter's own base model is loaded and pruning is by `"svd"`.
+
+    Returns:
+        The plan, and JSON values: `before` and `after`, each with adapter parameters, metrics and loss on the test part, and
+        the mean loss on the calibration set, as far as they are known. Also in `output/pruned.json`.
+
+    Raises:
+        OutputError: `output` is not empty.
+        LorankError: as `prune`, or an adapter that PEFT cannot load.
+
+    """
+    if output.exists() and (not output.is_dir() or any(output.iterdir())):
+        raise OutputError(f"{output} is there already; give another --output")
+    if not (adapter / "adapter_config.json").is_file():
+        raise AdapterError(f"{adapter} has no adapter_config.json; give the folder of a PEFT adapter")
+    batches: Sequence[Batch] | None = None
+    data: TaskData | None = None
+    if recipe is None:
+        model = _loaded(lambda: _auto_class(adapter).from_pretrained(str(adapter)), adapter)
+    else:
+        data, tokenizer = load_task_data(recipe.data), load_tokenizer(recipe)
+        set_seed(recipe.seed)
+        base: Any = load_task_model(recipe, data.label_names).model
+        model = _loaded(lambda: PeftModel.from_pretrained(base, str(adapter)), adapter)
+        rows = calibration_batches(recipe, calibration_rows(recipe, data.train), tokenizer)
+        device = processes().device
+        model.to(device)
+        batches = [{key: value.to(device) for key, value in batch.items()} for batch in rows]
+    held = sum(p.numel() for n, p in model.named_parameters() if ".lora_" in n)
+    pruned = prune(model, budget, batches, by=by, **limits)
+    by_what = str(pruned.plan.provenance["method"])
+    partial = output.with_name(f".{output.name}.partial")
+    shutil.rmtree(partial, ignore_errors=True)
+    model.save_pretrained(str(partial / "adapter"))
+    pruned.plan.save(partial / "plan.json")
+    pruned.scores.save(partial / "scores.safetensors")
+    measured: dict[str, dict[str, Any]] = {
+        "before": {"adapter_parameters": held, "calibration_loss": pruned.loss_before},
+        "after": {"adapter_parameters": pruned.plan.spent, "calibration_loss": pruned.loss_after},
+    }
+    if recipe is not None and data is not None:
+        for when, folder in (("before", adapter), ("after", partial / "adapter")):
+            metrics, loss = measured_on_test(recipe, data, folder, tokenizer, partial / "work")
+            measured[when] |= {"metrics": metrics, "loss": loss}
+        shutil.rmtree(partial / "work", ignore_errors=True)
+    spent = f"{held:,} parameters, now {pruned.plan.spent:,} of {pruned.plan.budget_parameters:,}"
+    draw_rank_map(pruned.plan, partial / "ranks.png", f"{adapter.name}: {by_what}\n{spent}")
+    write_json(partial / "pruned.json", measured)
+    if output.exists():
+        output.rmdir()
+    partial.rename(output)
+    return pruned.plan, measured
+
+
+def _loaded(load: Any, adapter: Path) -> PeftModel:
+    try:
+        return load()
+    except NOT_LOADABLE as error:
+        reason = str(error).strip().splitlines()[0][:300]
+        raise AdapterError(
+            f"{adapter} cannot be loaded on its base model: {reason}; give the recipe that trained it as --data"
+        ) from None
+
+
+def _auto_class(adapter: Path) -> Any:
+    """PEFT's class for the adapter's task; a classifier of more or fewer labels than its base model needs the recipe."""
+    task = PeftConfig.from_pretrained(str(adapter)).task_type
+    return (
+        AutoPeftModel if task is None else getattr(peft, f"Auto{peft.MODEL_TYPE_TO_PEFT_MODEL_MAPPING[task].__name__}")
+    )

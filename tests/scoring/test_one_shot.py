@@ -1,0 +1,191 @@
+import numpy as np
+import pytest
+import torch
+from tests.conftest import random_batch, tiny_config, triplet_model
+from transformers import BertForSequenceClassification, GPT2Config, GPT2LMHeadModel, set_seed
+
+import lorank
+from lorank.errors import DataError, RecipeError, ScoresError, TargetError
+from lorank.scoring.one_shot import resampling
+
+
+def tiny_bert(dtype: torch.dtype = torch.float64) -> BertForSequenceClassification:
+    set_seed(0)
+    return BertForSequenceClassification(tiny_config(num_labels=2, initializer_range=0.3)).to(dtype).eval()
+
+
+BATCHES = [random_batch(seed=seed) for seed in range(6)]
+LAYER = "bert.encoder.layer.0"
+
+
+class TestResampling:
+    def test_rows_are_all_both_halves_and_draws(self) -> None:
+        rows, used = resampling(torch.tensor([3.0, 1.0, 2.0, 4.0]), 0)
+        assert used == 4
+        assert rows[:3].tolist() == [[1, 1, 1, 1], [1, 0, 1, 0], [0, 1, 0, 1]]
+        assert bool((rows[3:].sum(1) == 4).all())
+        assert torch.equal(rows, resampling(torch.ones(4), 0)[0])
+        assert not torch.equal(rows, resampling(torch.ones(4), 1)[0])
+
+    def test_folds_without_targets_take_no_part(self) -> None:
+        rows, used = resampling(torch.tensor([3.0, 0.0, 2.0]), 0)
+        assert used == 2
+        assert not rows[:, 1].any()
+
+    def test_one_fold_says_nothing_about_others(self) -> None:
+        rows, used = resampling(torch.tensor([0.0, 5.0]), 0)
+        assert (rows.tolist(), used) == ([[0, 1]], 1)
+
+
+class TestSensitivity:
+    @pytest.mark.parametrize("estimator", ["gram", "fisher", "kfac", "hutchinson"])
+    def test_every_module_has_a_score_with_its_standard_error(self, estimator: str) -> None:
+        model = tiny_bert()
+        scores = lorank.score(model, BATCHES, estimator=estimator)
+        assert len(scores.scores) == 12
+        assert all(values.shape == (1,) for values in scores.scores.values())
+        assert scores.max_ranks == {
+            name: min(m.weight.shape) for name, m in model.named_modules() if name in scores.scores
+        }
+        assert scores.standard_errors is not None
+        assert all(error > 0 for values in scores.standard_errors.values() for error in values)
+        made = scores.provenance
+        assert (made["method"], made["estimator"], made["examples"], made["batches"]) == (
+            "sensitivity-lora",
+            estimator,
+            24,
+            6,
+        )
+
+    def test_gram_cannot_tell_query_key_and_value_apart_and_the_others_can(self) -> None:
+        for estimator, told in (("gram", 1), ("fisher", 3), ("kfac", 3)):
+            scores = lorank.score(tiny_bert(), BATCHES, estimator=estimator).scores
+            found = {float(scores[f"{LAYER}.attention.self.{part}"][0]) for part in ("query", "key", "value")}
+            assert len(found) == told
+
+    def test_the_trace_alone_is_the_trace_over_its_mean(self) -> None:
+        model = tiny_bert()
+        scores = lorank.score(model, BATCHES, topk_weight=0, effective_rank_weight=0)
+        traces = dict.fromkeys(scores.scores, 0.0)
+        for batch in BATCHES:
+            for one in range(4):
+                model.zero_grad()
+                model(**{key: value[one : one + 1] for key, value in batch.items()}).loss.backward()
+                for name in traces:
+                    traces[name] += float(model.get_submodule(name).weight.grad.square().sum()) / 24
+        mean = np.mean(list(traces.values()))
+        for name, values in scores.scores.items():
+            assert float(values[0]) == pytest.approx(traces[name] / mean, rel=1e-9)
+
+    def test_the_standard_error_is_that_of_the_mean(self) -> None:
+        # Inputs of one column: the score of the only module is its trace over itself; so look at two with a fixed sum.
+        errors, spread = [], []
+        for seed in range(30):
+            batches = [random_batch(size=64, seed=1000 * seed + k) for k in range(2)]
+            scores = lorank.score(tiny_bert(torch.float32), batches, estimator="kfac", folds=16)
+            errors.append(float(scores.standard_errors[f"{LAYER}.output.dense"][0]))
+            spread.append(float(scores.scores[f"{LAYER}.output.dense"][0]))
+        assert np.mean(errors) == pytest.approx(np.std(spread, ddof=1), rel=0.5)
+
+    def test_scores_are_the_same_for_a_seed(self) -> None:
+        one, two, other = (lorank.score(tiny_bert(), BATCHES, estimator="hutchinson", seed=seed) for seed in (1, 1, 2))
+        assert one.fingerprint == two.fingerprint != other.fingerprint
+
+    def test_a_single_example_has_no_standard_error(self) -> None:
+        scores = lorank.score(tiny_bert(), [random_batch(size=1)])
+        assert scores.standard_errors is None
+        assert scores.resamples is None
+
+    def test_a_loss_that_no_layer_changes_is_refused(self) -> None:
+        with pytest.raises(ScoresError, match="no layer is sensitive"):
+            lorank.score(
+                tiny_bert(), BATCHES, loss=lambda model, batch: (model(**batch).logits.sum() * 0, torch.ones(4))
+            )
+
+
+class TestOtherScorers:
+    def test_gradient_is_the_mean_of_weight_times_gradient_of_single_examples(self) -> None:
+        model = tiny_bert()
+        found = lorank.score(model, BATCHES[:1], "gradient").scores
+        for name in found:
+            weight, expected = model.get_submodule(name).weight, 0.0
+            for one in range(4):
+                loss = model(**{key: value[one : one + 1] for key, value in BATCHES[0].items()}).loss
+                (gradient,) = torch.autograd.grad(loss, [weight])
+                expected += float((weight * gradient).abs().mean()) / 4
+            assert float(found[name][0]) == pytest.approx(expected, rel=1e-9)
+
+    def test_conv1d_weights_are_stored_the_other_way_round(self) -> None:
+        set_seed(0)
+        sizes = {"vocab_size": 32, "n_positions": 16, "n_embd": 8, "n_layer": 1, "n_head": 2}
+        model = GPT2LMHeadModel(GPT2Config(**sizes, initializer_range=0.3)).double().eval()
+        ids = torch.arange(12).reshape(2, 6)
+        found = lorank.score(model, [{"input_ids": ids, "labels": ids}], "gradient").scores[
+            "transformer.h.0.attn.c_attn"
+        ]
+        weight, expected = model.transformer.h[0].attn.c_attn.weight, 0.0
+        for row in ids:
+            loss = model(input_ids=row[None], labels=row[None]).loss * 5
+            expected += float((weight * torch.autograd.grad(loss, [weight])[0]).abs().mean()) / 10
+        assert float(found[0]) == pytest.approx(expected, rel=1e-9)
+
+    def test_magnitude_needs_no_data(self) -> None:
+        model = tiny_bert()
+        found = lorank.score(model, method="magnitude")
+        for name, values in found.scores.items():
+            assert float(values[0]) == pytest.approx(float(model.get_submodule(name).weight.abs().mean()))
+        assert found.resamples is None
+
+    def test_magnitude_of_damaged_weights(self) -> None:
+        model = tiny_bert()
+        with torch.no_grad():
+            model.get_submodule(f"{LAYER}.output.dense").weight[0, 0] = torch.nan
+        with pytest.raises(ScoresError, match=rf"weights of '{LAYER}\.output\.dense' are not finite"):
+            lorank.score(model, method="magnitude")
+
+
+class TestTheDoor:
+    def test_five_lines_give_a_model_to_train(self) -> None:
+        from peft import get_peft_model
+
+        model = tiny_bert(torch.float32)
+        scores = lorank.score(model, BATCHES)
+        plan = lorank.allocate(scores, "r=2")
+        peft_model = get_peft_model(model, plan.lora_config(task_type="SEQ_CLS"))
+        held = sum(p.numel() for name, p in peft_model.named_parameters() if ".lora_" in name)
+        assert held == plan.spent <= plan.budget_parameters
+
+    @pytest.mark.parametrize(
+        ("arguments", "error", "message"),
+        [
+            (
+                {"method": "sensitivity"},
+                RecipeError,
+                r"did you mean sensitivity-lora\?.*to score a frozen model: sensi",
+            ),
+            ({"method": "i-lora"}, RecipeError, "scores while it trains: use `lorank run`"),
+            ({"estimater": "gram"}, RecipeError, r"estimater: unknown key \(did you mean estimator\?\)"),
+            ({"estimator": "grams"}, RecipeError, "estimator: Input should be 'gram'"),
+            ({"folds": 1}, RecipeError, "folds: Input should be greater than or equal to 2"),
+            ({"targets": ["qery"]}, TargetError, "query"),
+            ({"dataloader": None}, DataError, "needs calibration batches"),
+        ],
+    )
+    def test_bad_input(self, arguments: dict, error: type[Exception], message: str) -> None:
+        with pytest.raises(error, match=message):
+            lorank.score(tiny_bert(), **{"dataloader": BATCHES, **arguments})
+
+    def test_a_model_with_adapters_is_refused(self) -> None:
+        with pytest.raises(TargetError, match="carries an adapter already; score the base model"):
+            lorank.score(triplet_model()[0], BATCHES)
+
+    def test_a_file_keeps_everything(self, tmp_path) -> None:
+        scores = lorank.score(tiny_bert(), BATCHES)
+        scores.save(tmp_path / "scores.safetensors")
+        loaded = lorank.ImportanceScores.load(tmp_path / "scores.safetensors")
+        assert list(loaded.scores) == list(scores.scores)
+        assert loaded.fingerprint == scores.fingerprint
+        assert loaded.max_ranks == scores.max_ranks
+        one, two = lorank.allocate(scores, "r=2"), lorank.allocate(loaded, "r=2")
+        assert one == two
+        assert set(one.provenance["stability"]) == {"halves", "bootstrap"}
