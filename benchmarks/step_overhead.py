@@ -81,17 +81,22 @@ class Runner:
 
     def peak_bytes(self, batch: dict[str, torch.Tensor]) -> int:
         """What one step takes at its peak above what is held before it."""
-        if self.cuda:
-            torch.cuda.reset_peak_memory_stats()
-            held = torch.cuda.memory_allocated()
-            self(batch)
-            return torch.cuda.max_memory_allocated() - held
-        with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as profiler:
-            self(batch)
-        assert profiler.profiler is not None
-        assert profiler.profiler.kineto_results is not None
-        events = [e for e in profiler.profiler.kineto_results.events() if e.name() == "[memory]"]
-        return max(accumulate(event.nbytes() for event in sorted(events, key=lambda event: event.start_ns())))
+        return peak_bytes(lambda: self(batch))
+
+
+def peak_bytes(call: Callable[[], object]) -> int:
+    """What a call takes at its peak above what is held before it."""
+    if torch.cuda.is_available():
+        torch.cuda.reset_peak_memory_stats()
+        held = torch.cuda.memory_allocated()
+        call()
+        return torch.cuda.max_memory_allocated() - held
+    with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as profiler:
+        call()
+    assert profiler.profiler is not None
+    assert profiler.profiler.kineto_results is not None
+    events = [e for e in profiler.profiler.kineto_results.events() if e.name() == "[memory]"]
+    return max(accumulate(event.nbytes() for event in sorted(events, key=lambda event: event.start_ns())))
 
 
 def synchronize() -> None:

@@ -1,10 +1,12 @@
 """The pass over calibration batches on transformers models: split, padding, labels, what goes wrong, and what is left behind."""
 
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from accelerate import cpu_offload
 from tests.conftest import random_batch, tiny_config
 from torch import nn
 from transformers import (
@@ -13,6 +15,7 @@ from transformers import (
     BartConfig,
     BartForConditionalGeneration,
     BertForSequenceClassification,
+    BitsAndBytesConfig,
     GPT2Config,
     GPT2LMHeadModel,
     LlamaConfig,
@@ -21,8 +24,9 @@ from transformers import (
     set_seed,
 )
 
+from lorank.base_model import base_size
 from lorank.errors import DataError, ScoresError
-from lorank.scoring.calibration import CalibrationSums, Quantity, calibrate
+from lorank.scoring.calibration import CalibrationSums, Quantity, calibrate, weight_of
 from lorank.scoring.one_shot import resampling
 from lorank.targets import find_targets
 
@@ -260,6 +264,36 @@ def test_layers_that_share_an_input_share_the_work(monkeypatch: pytest.MonkeyPat
     model = make("decoder")
     calibrate(model, find_targets(model), batches_of("decoder", 2, 2), "gram")
     assert len(calls) == 2 * 4  # q, k, v; o; gate, up; down: four inputs in each of two blocks, seven layers
+
+
+@pytest.mark.parametrize("quantity", QUANTITIES)
+def test_a_4_bit_base_scores_as_the_weights_that_it_stands_for(quantity: Quantity, tmp_path: Path) -> None:
+    pytest.importorskip("bitsandbytes", reason="install bitsandbytes to test 4-bit bases")
+    sizes = {"num_hidden_layers": 1, "hidden_size": 64, "intermediate_size": 64, "num_attention_heads": 2}
+    plain = LlamaForCausalLM(LlamaConfig(vocab_size=32, **sizes))
+    plain.save_pretrained(tmp_path)
+    four = BitsAndBytesConfig(load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_compute_dtype=torch.float32)
+    packed = LlamaForCausalLM.from_pretrained(tmp_path, quantization_config=four, device_map="cpu")
+    with torch.no_grad():
+        for target in find_targets(plain):
+            assert type(packed.get_submodule(target.name)).__name__ == "Linear4bit"
+            plain.get_submodule(target.name).weight.copy_(weight_of(packed.get_submodule(target.name)))
+    assert base_size(packed) == base_size(plain)
+    sums = [calibrate(model, find_targets(model), batches_of("decoder", 6, 3), quantity) for model in (packed, plain)]
+    torch.testing.assert_close(*map(means, sums), rtol=1e-4, atol=1e-9)
+
+
+@pytest.mark.parametrize("quantity", QUANTITIES)
+def test_weights_that_lie_elsewhere_are_fetched_by_accelerate(quantity: Quantity) -> None:
+    model, batches = make("decoder"), batches_of("decoder", 6, 3)
+    plain = calibrate(model, find_targets(model), batches, quantity)
+    cpu_offload(model, torch.device("cpu"))
+    assert all(parameter.device.type == "meta" for parameter in model.parameters())
+    if quantity == "gradient":  # looks at the weights themselves
+        with pytest.raises(ScoresError, match=r"weights elsewhere \(offloaded\)"):
+            calibrate(model, find_targets(model), batches, quantity)
+    else:
+        torch.testing.assert_close(means(calibrate(model, find_targets(model), batches, quantity)), means(plain))
 
 
 class TestWhatGoesWrong:

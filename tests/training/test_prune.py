@@ -136,11 +136,13 @@ def test_models_that_cannot_be_pruned() -> None:
         lorank.prune(fresh, "r=1")
 
 
-class TestFolders:
-    @pytest.fixture(scope="class")
-    def finished(self, tmp_path_factory: pytest.TempPathFactory, request: pytest.FixtureRequest) -> Any:
-        return tmp_path_factory.mktemp("runs") / "done"
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Folder of a run that the first test does and the others find done."""
+    return tmp_path_factory.mktemp("runs") / "done"
 
+
+class TestFolders:
     @pytest.mark.parametrize("by", ["path", "svd", None])
     def test_both_adapters_are_measured(self, by: str | None, finished: Path, tiny_recipe: Any, tmp_path: Path) -> None:
         recipe = tiny_recipe(method="lora", budget="r=2")

@@ -6,7 +6,6 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 import torch
-from accelerate.utils import send_to_device
 from peft.utils.integrations import dequantize_module_weight
 from torch import nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
@@ -21,7 +20,7 @@ from lorank.scoring.curvature.kfac import output_energy
 from lorank.scoring.gradient import weighted_gradient_columns
 from lorank.scoring.path import undisturbed
 from lorank.scoring.precision import at_least_fp32
-from lorank.scoring.watch import Watch, Watching, frozen
+from lorank.scoring.watch import Watch, Watching, frozen, on_device_of
 from lorank.targets import Target
 
 Quantity = Literal["gram", "fisher", "kfac", "hutchinson", "gradient"]
@@ -81,7 +80,6 @@ def calibrate(
 
     """
     watching = _Summing(model, targets, quantity, folds, OuterProductProbes(targets, seed))
-    device = next(parameter.device for parameter in model.parameters() if parameter.device.type != "meta")
     with frozen(model), watching, undisturbed(model), ExitStack() as stack:
         if quantity == "gram":
             stack.enter_context(torch.no_grad())
@@ -91,7 +89,7 @@ def calibrate(
             count = examples_in(batch)
             if watching.masked:
                 batch = with_distinct_lengths(model, batch)
-            inputs = send_to_device(batch, device)
+            inputs = on_device_of(model, batch)
             for probe in range(probes if quantity == "hutchinson" else 1):
                 watching.one_batch(inputs, count, probe, loss)
             watching.sums.examples += count

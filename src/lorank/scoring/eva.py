@@ -6,7 +6,6 @@ from typing import Any
 
 import numpy as np
 import torch
-from accelerate.utils import send_to_device
 from peft import PeftModel
 from peft.utils.incremental_pca import IncrementalPCA
 from torch import nn
@@ -16,7 +15,7 @@ from lorank.scores import ImportanceScores
 from lorank.scoring.batches import Batch, examples_in, with_distinct_lengths
 from lorank.scoring.one_shot import Subject
 from lorank.scoring.path import undisturbed
-from lorank.scoring.watch import Watching, frozen
+from lorank.scoring.watch import Watching, frozen, on_device_of
 from lorank.targets import Target
 
 
@@ -66,11 +65,10 @@ def principal_inputs(
 
     """
     watching = _Principal(model, targets, components)
-    device = next(parameter.device for parameter in model.parameters() if parameter.device.type != "meta")
     with frozen(model), watching, undisturbed(model), torch.no_grad():
         for batch in batches:
             count = examples_in(batch)
-            inputs = send_to_device(with_distinct_lengths(model, batch), device)
+            inputs = on_device_of(model, with_distinct_lengths(model, batch))
             watching.begin(inputs, count, masked=True)
             model(**inputs)
     return watching.result()

@@ -6,11 +6,19 @@ from contextlib import contextmanager
 from typing import Any
 
 import torch
+from accelerate.utils import send_to_device
 from torch import nn
 
 from lorank.errors import ScoresError
 from lorank.scoring.batches import Batch, token_masks
 from lorank.targets import Target
+
+
+def on_device_of(model: nn.Module, batch: Batch) -> Batch:
+    """The batch where the model's first weights are; where it is if they are all offloaded, accelerate then moves it."""
+    devices = (p.device for p in model.parameters() if p.device.type != "meta")
+    device = next(devices, None)
+    return batch if device is None else send_to_device(batch, device)
 
 
 class Watching:

@@ -14,6 +14,7 @@ from lorank.errors import AdapterError, OutputError
 from lorank.plan import RankPlan
 from lorank.report.rank_map import draw_rank_map
 from lorank.scoring.batches import Batch
+from lorank.scoring.watch import on_device_of
 from lorank.training.calibration_set import calibration_batches, calibration_rows
 from lorank.training.data import TaskData, load_task_data
 from lorank.training.model import NOT_LOADABLE, load_task_model, load_tokenizer
@@ -54,9 +55,8 @@ def prune_adapter(
         base: Any = load_task_model(recipe, data.label_names).model
         model = _loaded(lambda: PeftModel.from_pretrained(base, str(adapter)), adapter)
         rows = calibration_batches(recipe, calibration_rows(recipe, data.train), tokenizer)
-        device = processes().device
-        model.to(device)
-        batches = [{key: value.to(device) for key, value in batch.items()} for batch in rows]
+        model.to(processes().device)
+        batches = [on_device_of(model, batch) for batch in rows]
     held = sum(p.numel() for n, p in model.named_parameters() if ".lora_" in n)
     pruned = prune(model, budget, batches, by=by, **limits)
     by_what = str(pruned.plan.provenance["method"])

@@ -1,0 +1,161 @@
+"""What scoring before training costs, beside a bare forward pass, a LoRA step and PEFT's EVA initialisation.
+
+usage: python benchmarks/scoring_cost.py [--shape minilm|110m|llama] [--rounds 7] [--json FILE] (more: --help)
+
+All run in this process over the same batches, turn and turn about in an order that rotates; every ratio is taken within the
+round. `gram` and `eva` are compared with a forward pass without gradients, the others with the forward and backward pass of
+a PEFT LoRA of rank 8 on the same layers (without its optimizer step). A call is `lorank.score` as a user makes it: resamples
+and standard errors included. PEFT's EVA (`get_eva_state_dict`, rank 8, its own defaults) goes over the batches until its
+directions stop turning; it is timed in the last round alone. Half of the examples are padded by a quarter. Random weights:
+speed does not depend on them. Peak memory is that of a call, above what is held before it (profiler's count on a CPU).
+"""
+
+import argparse
+import copy
+import json
+import platform
+import statistics
+import time
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+from peft import LoraConfig
+from peft.tuners.lora.eva import get_eva_state_dict
+from step_overhead import SHAPES, lora, peak_bytes, synchronize
+from transformers import BertConfig, BertForSequenceClassification, LlamaConfig, LlamaForCausalLM, PreTrainedModel
+
+import lorank
+from lorank.targets import find_targets
+
+LLAMA = {
+    "hidden_size": 576, "num_hidden_layers": 12, "num_attention_heads": 9, "num_key_value_heads": 3, "intermediate_size": 1536,
+    "vocab_size": 8192,
+}  # fmt: skip
+COMPARED = {
+    "gram": "forward",
+    "lorank eva": "forward",
+    "fisher": "LoRA",
+    "kfac": "LoRA",
+    "gradient": "LoRA",
+    "hutchinson": "LoRA",
+}
+
+
+SCORES: dict[str, Callable[..., object]] = {
+    **{name: partial(lorank.score, estimator=name) for name in ("gram", "fisher", "kfac", "hutchinson")},
+    "gradient": partial(lorank.score, method="gradient"),
+    "lorank eva": partial(lorank.score, method="eva", components=16),
+}
+
+
+def make_model(shape: str) -> PreTrainedModel:
+    """A model of that shape with random weights; SmolLM2's width for `llama`."""
+    if shape == "llama":
+        return LlamaForCausalLM(LlamaConfig(**LLAMA))
+    quiet = {"hidden_dropout_prob": 0.0, "attention_probs_dropout_prob": 0.0}
+    return BertForSequenceClassification(BertConfig(**SHAPES[shape], **quiet))
+
+
+def make_batches(shape: str, examples: int, size: int, length: int, device: str) -> list[dict[str, torch.Tensor]]:
+    batches = []
+    for _ in range(0, examples, size):
+        ids = torch.randint(5, 1000, (size, length), device=device)
+        mask = torch.ones_like(ids)
+        mask[: size // 2, 3 * length // 4 :] = 0
+        labels = torch.where(mask.bool(), ids, -100) if shape == "llama" else torch.arange(size, device=device) % 2
+        batches.append({"input_ids": ids, "attention_mask": mask, "labels": labels})
+    return batches
+
+
+def timed(call: Callable[[], object]) -> float:
+    synchronize()
+    began = time.perf_counter()
+    call()
+    synchronize()
+    return time.perf_counter() - began
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--shape", choices=[*SHAPES, "llama"], default="minilm")
+    parser.add_argument("--examples", type=int, default=256)
+    parser.add_argument("--batch", type=int, default=32)
+    parser.add_argument("--length", type=int, default=64)
+    parser.add_argument("--rounds", type=int, default=7)
+    parser.add_argument("--json", type=Path)
+    arguments = parser.parse_args()
+    torch.manual_seed(0)
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    model = make_model(arguments.shape).to(device).eval()
+    targets = [target.name for target in find_targets(model)]
+    batches = make_batches(arguments.shape, arguments.examples, arguments.batch, arguments.length, device)
+    unlabelled = [{key: value for key, value in batch.items() if key != "labels"} for batch in batches]
+    trained = lora(model, targets, 8, device).train()
+    bare = copy.deepcopy(model)
+
+    def forward() -> None:
+        with torch.no_grad():
+            for batch in batches:
+                bare(**batch)
+
+    def lora_steps() -> None:
+        for batch in batches:
+            trained(**batch).loss.backward()
+            trained.zero_grad()
+
+    def peft_eva() -> None:
+        # rho 1: no more directions than the rank; tau and everything else as PEFT has it.
+        config = LoraConfig(r=8, init_lora_weights="eva", target_modules=targets)
+        get_eva_state_dict(bare, unlabelled, config, show_progress_bar=False)
+
+    calls: dict[str, Callable[[], object]] = {"forward": forward, "LoRA": lora_steps}
+    calls |= {name: partial(score, model, batches) for name, score in SCORES.items()}
+
+    names = list(calls)
+    for name in names:
+        calls[name]()
+    times: dict[str, list[float]] = {name: [] for name in names}
+    for number in range(arguments.rounds):
+        turn = number % len(names)
+        for name in names[turn:] + names[:turn]:
+            times[name].append(timed(calls[name]))
+    times["PEFT EVA"] = [timed(peft_eva)]
+    one: dict[str, Callable[[], object]] = {"LoRA": lambda: trained(**batches[0]).loss.backward()}
+    one |= {name: partial(score, model, batches[:1]) for name, score in SCORES.items() if COMPARED[name] == "LoRA"}
+    one["gram"] = partial(SCORES["gram"], model, batches[:1])
+    peaks = {name: peak_bytes(call) for name, call in one.items()}
+
+    found: dict[str, Any] = {}
+    for name, seconds in times.items():
+        found[name] = {"seconds": round(statistics.median(seconds), 3)}
+        if (base := COMPARED.get(name)) is not None:
+            ratios = [a / b for a, b in zip(seconds, times[base], strict=True)]
+            low, middle, high = statistics.quantiles(ratios, n=4)
+            found[name] |= {"to": base, "ratio": round(middle, 3), "quartiles": [round(low, 3), round(high, 3)]}
+        if name in peaks:
+            found[name] |= {
+                "peak_mib": round(peaks[name] / 2**20, 1),
+                "peak_to_LoRA": round(peaks[name] / peaks["LoRA"], 3),
+            }
+    machine = (
+        torch.cuda.get_device_name() if device == "cuda" else f"{platform.machine()}, {torch.get_num_threads()} threads"
+    )
+    settings = {key: value for key, value in vars(arguments).items() if key != "json"}
+    report = {"settings": settings, "machine": machine, "torch": torch.__version__, "results": found}
+    for name, values in found.items():
+        ratio = (
+            f"{values['ratio']:.2f} x {values['to']} ({values['quartiles'][0]:.2f}, {values['quartiles'][1]:.2f})"
+            if "to" in values
+            else ""
+        )
+        peak = f"peak {values['peak_mib']:.1f} MiB, {values['peak_to_LoRA']:.2f} x LoRA" if "peak_mib" in values else ""
+        print(f"{name:<12} {values['seconds']:>8.2f} s  {ratio:<38} {peak}")
+    if arguments.json is not None:
+        arguments.json.write_text(json.dumps(report, indent=2) + "\n")
+
+
+if __name__ == "__main__":
+    main()
