@@ -17,9 +17,10 @@ check: .venv/installed
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 
-# Tests that need what `make quickstart` downloads.
+# Tests on real models: what `make quickstart` downloads, and two more.
 slow: .venv/installed
 	$(BIN)/python examples/prepare_quickstart.py downloads
+	$(BIN)/python examples/prepare_more.py downloads
 	HF_HUB_OFFLINE=1 $(BIN)/python -m pytest -m real_model
 
 .venv/installed: pyproject.toml constraints.txt

@@ -1,10 +1,11 @@
 """The quickstart's recipe over several seeds and methods: is one run's difference noise?
 
-usage: python benchmarks/quickstart_seeds.py [--methods i-lora | in-training] [--seeds 0 1 2] [--json FILE]
+usage: python benchmarks/quickstart_seeds.py [--methods i-lora | in-training | before-training] [--seeds 0 1 2] [--json FILE]
 
 `i-lora`: both presets of I-LoRA, and uniform LoRA. `in-training`: examples/igu-lora.yaml with IGU-LoRA's and AdaLoRA's
-presets. Needs what `python examples/prepare_quickstart.py downloads` fetches. A run that was stopped is continued. Equal
-budget in parameters, scale, data order and steps of the adapter's training within a seed; what scoring costs on top is shown.
+presets. `before-training`: examples/sensitivity-lora.yaml with its estimators and the other one-shot scorers. Needs what
+`python examples/prepare_quickstart.py downloads` fetches. A run that was stopped is continued. Equal budget in parameters,
+scale, data order and steps of the adapter's training within a seed; what scoring costs on top is shown.
 """
 
 import argparse
@@ -36,21 +37,29 @@ IN_TRAINING: Runs = {
     "adalora, paper": ("examples/igu-lora.yaml", ["method=adalora", "preset=paper"]),
     "adalora, recommended": ("examples/igu-lora.yaml", ["method=adalora", "preset=recommended"]),
 }
+BEFORE: Runs = {
+    "sensitivity-lora, fisher": ("examples/sensitivity-lora.yaml", []),
+    "sensitivity-lora, kfac": ("examples/sensitivity-lora.yaml", ["calibration.estimator=kfac", "baselines=[]"]),
+    "sensitivity-lora, gram": ("examples/sensitivity-lora.yaml", ["calibration.estimator=gram", "baselines=[]"]),
+    "gradient": ("examples/sensitivity-lora.yaml", ["method=gradient", "baselines=[]"]),
+    "magnitude": ("examples/sensitivity-lora.yaml", ["method=magnitude", "baselines=[]"]),
+}
+CHOICES = {"i-lora": I_LORA, "in-training": IN_TRAINING, "before-training": BEFORE}
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
-    parser.add_argument("--methods", choices=("i-lora", "in-training"), default="i-lora")
+    parser.add_argument("--methods", choices=CHOICES, default="i-lora")
     parser.add_argument("--json", type=Path)
     arguments = parser.parse_args()
     found: dict[str, list[dict[str, object]]] = {}
     for seed in arguments.seeds:
-        for key, (recipe, overrides) in (I_LORA if arguments.methods == "i-lora" else IN_TRAINING).items():
+        for key, (recipe, overrides) in CHOICES[arguments.methods].items():
             chosen = load_recipe(recipe, [f"seed={seed}", *overrides])
             result = run(chosen, f"runs/seeds/{key.replace(', ', '-').replace(' ranks', '')}-{seed}", Console())
             for method, measured in result.results.items():
-                name = method if method == "lora" else key
+                name = method if method in chosen.baselines else key
                 found.setdefault(name, []).append({"seed": seed, **measured})
     for name, runs in found.items():
         for metric in ("accuracy", "f1"):
