@@ -8,7 +8,7 @@ import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from safetensors import SafetensorError, safe_open
@@ -16,6 +16,10 @@ from safetensors.numpy import save_file
 
 from lorank.artefact import checksum, write_atomically
 from lorank.errors import ScoresError
+from lorank.targets import first_difference
+
+if TYPE_CHECKING:
+    from torch import nn
 
 FORMAT = "lorank.scores"
 VERSION = 2
@@ -123,23 +127,15 @@ class ImportanceScores:
             for draw in range(draws)
         ]
 
-    def check_modules(self, unit_costs: Mapping[str, int]) -> None:
-        """Refuse a model that these scores are not of.
+    def check_model(self, model: "nn.Module") -> None:
+        """Refuse a model that these scores are not of: other modules, or of another shape. Its weights are not looked at.
 
         Raises:
-            ScoresError: names the first module that is not in both, or that has another shape.
+            ScoresError: names the first module that differs.
 
         """
-        for name in (*unit_costs, *self.unit_costs):
-            if self.unit_costs.get(name) != unit_costs.get(name):
-                scored, there = (
-                    "missing" if name not in costs else f"of d_in + d_out = {costs[name]}"
-                    for costs in (self.unit_costs, unit_costs)
-                )
-                raise ScoresError(
-                    f"the scores are of another model or other targets: {name!r} is {scored} in the scores and {there} in the "
-                    "model; score this model, with these targets"
-                )
+        if difference := first_difference(self.unit_costs, model, self.provenance):
+            raise ScoresError(f"the scores are of another model: {difference}; score this model")
 
     @property
     def fingerprint(self) -> str:

@@ -7,10 +7,10 @@ from a file of scores needs names alone.
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from difflib import get_close_matches
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from lorank.errors import TargetError
 
@@ -110,6 +110,20 @@ def find_targets(model: nn.Module, select: str | Sequence[str] | None = None) ->
 def unit_costs(targets: Iterable[Target]) -> dict[str, int]:
     """Module name -> adapter parameters of one unit of rank."""
     return {target.name: target.unit_cost for target in targets}
+
+
+def first_difference(costs: Mapping[str, int], model: nn.Module, provenance: Mapping[str, Any]) -> str | None:
+    """How the modules of scores or of a plan differ from a model's, in words; None if they are the same.
+
+    Where the provenance says by which `targets` modules were chosen, the model's are chosen alike, so that a model with more
+    layers is another model; else the modules need only be among the model's.
+    """
+    there = unit_costs(find_targets(model, provenance.get("targets", r".*")))
+    for name in (*costs, *(there if "targets" in provenance else ())):
+        if costs.get(name) != there.get(name):
+            here, other = (f"of d_in + d_out = {c[name]:,}" if name in c else "missing" for c in (costs, there))
+            return f"{name!r} is {here} in the file and {other} in the model"
+    return None
 
 
 def natural_order(name: str) -> tuple[tuple[int, str | int], ...]:

@@ -9,6 +9,7 @@ import torch
 from accelerate import cpu_offload
 from tests.conftest import random_batch, tiny_config
 from torch import nn
+from torch.nn.functional import pad
 from transformers import (
     AlbertConfig,
     AlbertForSequenceClassification,
@@ -138,6 +139,16 @@ def test_equal_lengths_of_encoder_and_decoder_are_told_apart() -> None:
     assert int(sums.tokens["model.encoder.layers.0.fc1"].sum()) == 7
     assert int(sums.tokens["model.decoder.layers.0.fc1"].sum()) == 5
     assert int(sums.tokens["model.decoder.layers.0.encoder_attn.k_proj"].sum()) == 7
+
+
+def test_padding_to_every_position_that_there_is_leaves_room_to_tell_them_apart() -> None:
+    model = make("encoder-decoder")  # 32 positions
+    short = batches_of("encoder-decoder", 4, 4)[0]
+    fill = {"input_ids": 1, "attention_mask": 0, "labels": -100}
+    full = {key: pad(value, (0, 32 - value.shape[1]), value=fill[key]) for key, value in short.items()}
+    for quantity in ("gram", "kfac"):
+        one, two = (calibrate(model, find_targets(model), [batch], quantity) for batch in (short, full))
+        torch.testing.assert_close(means(two), means(one))
 
 
 def test_masked_labels_are_not_targets_and_a_causal_model_does_not_predict_the_first_token() -> None:

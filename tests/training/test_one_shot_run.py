@@ -9,6 +9,8 @@ import pytest
 import torch
 from peft import PeftModel
 from safetensors.torch import load_file
+from tests.conftest import tiny_config
+from transformers import BertForSequenceClassification
 from typer.testing import CliRunner
 
 import lorank
@@ -112,9 +114,9 @@ class TestRefusals:
             (
                 "bert.encoder.layer.9.output.dense",
                 48,
-                r"gives 'bert\.encoder\.layer\.9\.output\.dense'.*no linear layer",
+                r"'bert\.encoder\.layer\.9\.output\.dense' is of d_in \+ d_out = 48 in the file and missing",
             ),
-            ("bert.encoder.layer.1.output.dense", 99, r"has d_in \+ d_out = 48 there"),
+            ("bert.encoder.layer.1.output.dense", 99, r"= 99 in the file and of d_in \+ d_out = 48 in the model"),
         ],
     )
     def test_a_plan_for_another_model_names_the_first_difference(
@@ -139,10 +141,23 @@ class TestRefusals:
         other = {name.replace("layer.1", "layer.7"): values for name, values in scores.scores.items()}
         costs = {name.replace("layer.1", "layer.7"): cost for name, cost in scores.unit_costs.items()}
         ImportanceScores(other, costs).save(path)
-        with pytest.raises(
-            ScoresError, match=r"'bert\.encoder\.layer\.7\.attention\.self\.query' .* missing in the model"
-        ):
+        with pytest.raises(ScoresError, match=r"layer\.7\.attention\.self\.query' is .* missing in the model"):
             check_scores(path, str(tiny_folder))
+
+    def test_a_deeper_model_of_the_same_width_is_another_model(self, tiny_recipe: Any, tmp_path: Path) -> None:
+        scores = score_recipe(tiny_recipe(method="magnitude"), tmp_path / "scores.safetensors")
+        scores.check_model(BertForSequenceClassification(tiny_config()))
+        deeper = BertForSequenceClassification(tiny_config(num_hidden_layers=3))
+        first = r"'bert\.encoder\.layer\.2\.attention\.self\.query' is missing in the file and of d_in"
+        with pytest.raises(ScoresError, match=first):
+            scores.check_model(deeper)
+        some = lorank.score(deeper, method="magnitude", targets=["query"])
+        some.check_model(deeper)
+        with pytest.raises(ScoresError, match=r"layer\.2\.attention\.self\.query' is of d_in"):
+            some.check_model(BertForSequenceClassification(tiny_config()))
+        wider = BertForSequenceClassification(tiny_config(num_hidden_layers=3, hidden_size=32))
+        with pytest.raises(ScoresError, match=r"layer\.0\.attention\.self\.query' is of d_in \+ d_out = 32 .* = 64"):
+            some.check_model(wider)
 
 
 def recipe_file(folder: Path, tiny_recipe: Any, **changes: Any) -> Path:

@@ -76,6 +76,7 @@ def score(
         "method": method,
         "model": getattr(getattr(model, "config", None), "_name_or_path", "") or type(model).__name__,
         "base_parameters": base_size(model),
+        "targets": targets if targets is None or isinstance(targets, str) else list(targets),
         "versions": versions(),
         **(provenance or {}),
     }

@@ -72,7 +72,7 @@ def summed_loss(model: nn.Module, batch: Batch) -> tuple[torch.Tensor, torch.Ten
 
 
 def with_distinct_lengths(model: nn.Module, batch: Batch) -> Batch:
-    """The batch, where encoder and decoder inputs are of equal length with one masked token more for the encoder.
+    """The batch, where encoder and decoder inputs are of equal length with one masked token more or less for the encoder.
 
     So whose tokens a layer sees can be told from their number, and masks are applied to the right ones.
     """
@@ -82,6 +82,8 @@ def with_distinct_lengths(model: nn.Module, batch: Batch) -> Batch:
     if other.ndim < 2 or ids.shape[1] != other.shape[1]:
         return batch
     mask = batch.get("attention_mask", torch.ones_like(ids))
+    if not mask[:, -1].any():  # padded to a fixed length, perhaps to all the positions that there are
+        return {**batch, "input_ids": ids[:, :-1], "attention_mask": mask[:, :-1]}
     filler = getattr(model.config, "pad_token_id", None) or 0
     return {**batch, "input_ids": pad(ids, (0, 1), value=filler), "attention_mask": pad(mask, (0, 1), value=0)}
 

@@ -81,8 +81,7 @@ def calibrate(
     """
     watching = _Summing(model, targets, quantity, folds, OuterProductProbes(targets, seed))
     with frozen(model), watching, undisturbed(model), ExitStack() as stack:
-        if quantity == "gram":
-            stack.enter_context(torch.no_grad())
+        stack.enter_context(torch.set_grad_enabled(quantity != "gram"))
         if quantity == "hutchinson":  # the fused kernels of attention have no second derivative
             stack.enter_context(sdpa_kernel(SDPBackend.MATH))
         for batch in batches:
@@ -112,7 +111,7 @@ class _Summing(Watching):
         self.sums = CalibrationSums(torch.zeros(folds, dtype=torch.float64))
         self._start = torch.zeros((), requires_grad=True)
         self._bad: dict[str, torch.Tensor] = {}  # in the order in which layers ran first
-        self._bad_loss = torch.tensor(False)
+        self._bad_loss: torch.Tensor | None = None
         self._forward, self._fold_of = False, torch.empty(0, dtype=torch.long)
         self._calls: dict[str, int] = {}
         self._pairs: dict[str, list[tuple[torch.Tensor, torch.Tensor]]] = {}
@@ -136,7 +135,8 @@ class _Summing(Watching):
             self.sums.targets.index_add_(0, self._fold_of, counts.double())
         if not counts.sum():
             return
-        self._bad_loss = self._bad_loss | ~torch.isfinite(total.detach()).to(self._bad_loss.device)
+        bad = ~torch.isfinite(total.detach())
+        self._bad_loss = bad if self._bad_loss is None else self._bad_loss | bad
         if self.quantity == "hutchinson":
             for name, columns in self.probes.columns(total).items():
                 self._add(self.sums.columns, name, columns)
@@ -195,7 +195,7 @@ class _Summing(Watching):
         sums[name].index_add_(0, self._fold_of.to(values.device), values.to(sums[name].device))
 
     def check(self) -> None:
-        """Raise what a pass found; the only wait for the device."""
+        """Raise what a pass found. Here, and once a batch to count its labels, the device is waited for."""
         if not self.sums.batches:
             raise DataError("the calibration loader gave no batch; give at least one")
         if not self.sums.targets.sum():
@@ -208,7 +208,7 @@ class _Summing(Watching):
         for name, bad in self._bad.items():
             if bool(bad):
                 raise ScoresError(f"the inputs of {name!r} are not finite; use a wider dtype, or look at its weights")
-        if bool(self._bad_loss):
+        if self._bad_loss is not None and bool(self._bad_loss):
             raise ScoresError("the loss of a calibration batch is not finite; use a wider dtype, or check its labels")
         for sums in (self.sums.columns, self.sums.outputs):
             for name, values in sums.items():

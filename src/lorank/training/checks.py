@@ -62,6 +62,7 @@ def check_model(recipe: Recipe, methods: Sequence[str]) -> tuple[tuple[Target, .
         "base_parameters": size,
         "preset": recipe.preset,
         "seed": recipe.seed,
+        "targets": list(recipe.targets) if isinstance(recipe.targets, tuple) else recipe.targets,
         "versions": versions(),
     }
     for method in methods:

@@ -5,7 +5,6 @@ from pathlib import Path
 from lorank.errors import RecipeError
 from lorank.methods import METHODS
 from lorank.scores import ImportanceScores
-from lorank.targets import find_targets, unit_costs
 from lorank.training.calibration_set import score_frozen
 from lorank.training.checks import check_model
 from lorank.training.data import load_task_data
@@ -43,8 +42,4 @@ def check_scores(path: Path, model: str) -> None:
         ScoresError: names the first module that differs.
 
     """
-    scores = ImportanceScores.load(path)
-    loaded = load_without_weights(model)
-    there = unit_costs(find_targets(loaded, r".*"))
-    # Scores of some of the modules are fine, scores of none but other names are not.
-    scores.check_modules({name: cost for name, cost in there.items() if name in scores.unit_costs} or there)
+    ImportanceScores.load(path).check_model(load_without_weights(model))

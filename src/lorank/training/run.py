@@ -16,7 +16,7 @@ from lorank.errors import OutputError, PlanError
 from lorank.methods import METHODS
 from lorank.plan import RankPlan
 from lorank.report.rank_map import draw_rank_map
-from lorank.targets import find_targets, unit_costs
+from lorank.targets import first_difference
 from lorank.training.checks import check_model
 from lorank.training.data import load_task_data
 from lorank.training.model import load_tokenizer, load_without_weights
@@ -100,18 +100,14 @@ def check_plan(recipe: Recipe, plan: RankPlan) -> None:
     """Refuse a plan for another model, from the model's config alone.
 
     Raises:
-        PlanError: names the first module of the plan that the model lacks, or that has another shape there.
+        PlanError: names the first module that differs.
 
     """
     model = load_without_weights(recipe.model, trust_remote_code=recipe.trust_remote_code, classifier=True)
-    there = unit_costs(find_targets(model, r".*"))
-    for module, cost in plan.unit_costs.items():
-        if there.get(module) != cost:
-            what = f"d_in + d_out = {there[module]:,} there" if module in there else "no linear layer of that name"
-            raise PlanError(
-                f"the plan is for another model than {recipe.model}: it gives {module!r} {cost:,} parameters a unit of rank, the "
-                f"model has {what}; allocate from scores of this model"
-            )
+    if difference := first_difference(plan.unit_costs, model, plan.provenance):
+        raise PlanError(
+            f"the plan is for another model than {recipe.model}: {difference}; allocate from scores of this model"
+        )
 
 
 def _prepared(recipe: Recipe, methods: tuple[str, ...], console: Console | None) -> Work:
