@@ -5,9 +5,11 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from safetensors import safe_open
 from safetensors.numpy import load_file, save_file
 
 from lorank import ImportanceScores, LorankError
+from lorank.artefact import checksum
 
 COSTS = {"a": 3, "b": 5}
 
@@ -91,3 +93,60 @@ def test_truncated_or_damaged_files_are_refused_without_a_traceback(
         return
     # Only standard errors are outside of the sums.
     assert loaded.fingerprint == some_scores().fingerprint
+
+
+def module_scores(**changes) -> ImportanceScores:
+    grid = np.arange(12.0).reshape(6, 2)  # columns of it are strided, as they come from a matrix of resamples
+    fields = {
+        "scores": {"b": grid[0, :1], "a": grid[1, :1]},
+        "unit_costs": {"b": 5, "a": 3},
+        "max_ranks": {"b": 2, "a": 1},
+        "resamples": {
+            "halves": {"b": grid[:2, 0], "a": grid[:2, 1]},
+            "bootstrap": {"b": grid[2:, 0], "a": grid[2:, 1]},
+        },
+    }
+    return ImportanceScores(**{**fields, **changes})
+
+
+def test_scores_of_modules_come_back_in_order_with_their_resamples(tmp_path: Path) -> None:
+    scores = module_scores()
+    scores.save(tmp_path / "scores.safetensors")
+    loaded = ImportanceScores.load(tmp_path / "scores.safetensors")
+    assert loaded.of_modules
+    assert list(loaded.scores) == ["b", "a"]
+    assert loaded.max_ranks == {"b": 2, "a": 1}
+    assert loaded.fingerprint == scores.fingerprint != module_scores(max_ranks={"b": 2, "a": 2}).fingerprint
+    assert loaded.resamples is not None
+    assert loaded.resamples["bootstrap"]["a"].tolist() == [5.0, 7.0, 9.0, 11.0]
+    assert [half.scores["b"].tolist() for half in loaded.resampled("halves")] == [[0.0], [2.0]]
+    assert some_scores().resampled("halves") == []
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"scores": {"b": np.ones(2), "a": np.ones(1)}}, "'b' has 2 scores and largest rank 2"),
+        ({"max_ranks": {"b": 2}}, "'a' has 1 scores and largest rank None"),
+        ({"resamples": {"halves": {"b": np.ones(2)}}}, "resamples 'halves' do not have the modules"),
+        ({"resamples": {"halves": {"b": np.ones(2), "a": np.ones(3)}}}, "resamples 'halves' do not have the modules"),
+        (
+            {"resamples": {"halves": {"b": np.ones(2), "a": np.array([1, np.nan])}}},
+            "resamples 'halves' are not all finite",
+        ),
+    ],
+)
+def test_scores_of_modules_that_do_not_fit_together(changes, message: str) -> None:
+    with pytest.raises(LorankError, match=message):
+        module_scores(**changes)
+
+
+def test_a_file_of_version_1_is_read(tmp_path: Path) -> None:
+    path = tmp_path / "scores.safetensors"
+    some_scores().save(path)
+    with safe_open(path, framework="numpy") as file:
+        header = json.loads(file.metadata()["lorank"])
+    del header["checksum"], header["max_ranks"]
+    header["version"] = 1
+    save_file(load_file(path), path, {"lorank": json.dumps(header | {"checksum": checksum(header)})})
+    assert ImportanceScores.load(path).max_ranks is None

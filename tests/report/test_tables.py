@@ -1,0 +1,81 @@
+from typing import Any
+
+import numpy as np
+from rich.console import Console
+
+from lorank.plan import RankPlan
+from lorank.report.tables import change_table, cost_table, result_table, score_table, stability_lines
+from lorank.scores import ImportanceScores
+
+NAMES = ("layer.0.query", "layer.0.output", "layer.1.query", "layer.1.output")
+
+
+def shown(table: Any) -> str:
+    console = Console(width=200, record=True, quiet=False, file=open("/dev/null", "w"))  # noqa: SIM115
+    console.print(table)
+    return console.export_text()
+
+
+def plan(*ranks: int, budget: int = 1000, **provenance: Any) -> RankPlan:
+    return RankPlan(
+        dict(zip(NAMES, ranks, strict=True)), dict.fromkeys(NAMES, 10), str(budget), budget, 2.0, provenance
+    )
+
+
+def test_scores_are_shown_as_shares_and_what_is_below_zero_as_none() -> None:
+    values = {name: np.array([score]) for name, score in zip(NAMES, (1.0, -2.0, 3.0, 0.0), strict=True)}
+    text = shown(score_table(ImportanceScores(values, dict.fromkeys(NAMES, 10))))
+    for cell in ("25.0", "75.0", "0.0"):
+        assert cell in text
+
+
+def test_changes_from_plan_to_plan() -> None:
+    text = shown(change_table([plan(1, 1, 0, 0), plan(4, 1, 0, 1, budget=2000)]))
+    first, second = [line for line in text.splitlines() if "│ 1000" in line or "│ 2000" in line]
+    assert [cell.strip() for cell in first.split("│")[1:8]] == ["1000", "1,000", "20", "2", "1", "2", "-"]
+    assert [cell.strip() for cell in second.split("│")[1:8]] == ["2000", "2,000", "60", "6", "4", "1", "2"]
+    assert "layer.0.query +3" in second
+
+
+def test_plans_that_do_not_change_say_so() -> None:
+    assert "+0" not in shown(change_table([plan(1, 1, 1, 1), plan(1, 1, 1, 1)]))
+
+
+def test_stability_in_words() -> None:
+    found = {
+        "halves": {"spearman": None, "changed_modules": 3, "moved_share": 0.125},
+        "bootstrap": {
+            "draws": 32,
+            "spearman": 0.5,
+            "changed_modules": 1,
+            "moved_share": 0.0,
+            "worst_moved_share": 0.25,
+        },
+    }
+    halves, draws = stability_lines(plan(1, 1, 1, 1, stability=found))
+    assert "not defined, 3 of 4 ranks differ, 12.5 % of the parameters move" in halves
+    assert "32 draws" in draws
+    assert "0.500, 1 of 4 ranks" in draws
+    assert "25.0 % at the 95th percentile" in draws
+    assert stability_lines(plan(1, 1, 1, 1)) == []
+
+
+def test_what_came_before_training_is_shown() -> None:
+    usual = {"metrics": {"accuracy": 0.5}, "adapter_parameters": 40, "steps": 9, "seconds": 2.0}
+    results = {
+        "sensitivity-lora": usual | {"calibration": {"examples": 256, "seconds": 2.71}},
+        "i-lora": usual | {"stage1": {"steps": 7, "passes": 3, "seconds": 5.0}},
+        "lora": usual,
+    }
+    text = shown(result_table(results, 40))
+    assert "256 examples scored, 2.7 s" in text
+    assert "7 steps + 3 scoring passes, 5 s" in text
+
+
+def test_cost_of_pruning_with_and_without_a_test_part() -> None:
+    known = {"adapter_parameters": 40, "calibration_loss": 0.5}
+    assert "accuracy" not in shown(cost_table({"before": known, "after": known | {"calibration_loss": None}}))
+    tested = known | {"loss": 0.25, "metrics": {"accuracy": 0.75}}
+    text = shown(cost_table({"before": tested, "after": tested}))
+    assert "accuracy, test part" in text
+    assert "0.7500" in text
