@@ -9,6 +9,8 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
+from lorank.errors import OutputError
+
 
 def versions() -> dict[str, str]:
     """Versions of lorank and of what its results depend on, for provenance."""
@@ -16,8 +18,25 @@ def versions() -> dict[str, str]:
     return {name: version(name) for name in names}
 
 
+def check_file(path: Path) -> None:
+    """Refuse to write a file where a folder is.
+
+    Raises:
+        OutputError: `path` is a folder.
+
+    """
+    if path.is_dir():
+        raise OutputError(f"{path} is a folder; give the name of a file to write")
+
+
 def write_atomically(path: Path, write: Callable[[Path], object]) -> None:
-    """Call `write(temporary)` in the folder of `path`, then rename: readers see the old file or the new one."""
+    """Call `write(temporary)` in the folder of `path`, then rename: readers see the old file or the new one.
+
+    Raises:
+        OutputError: `path` is a folder.
+
+    """
+    check_file(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=".partial")
     os.close(handle)

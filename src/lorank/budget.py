@@ -113,7 +113,8 @@ class Budget:
         else:
             if initial_rank is None:
                 raise BudgetError(
-                    f"budget {self.text!r} is a share of what stage 1 starts with; no initial rank is known"
+                    f"budget {self.text!r} is a share of what stage 1 starts with, and no initial rank is known here; give "
+                    "parameters, a share of the base model, r= or rank="
                 )
             units = initial_rank * len(unit_costs)
             kept = units - math.floor(self.value * units)

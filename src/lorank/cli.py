@@ -5,12 +5,12 @@ import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from rich.console import Console
 
-from lorank.errors import LorankError
+from lorank.errors import LorankError, LorankWarning
 
 if TYPE_CHECKING:
     from lorank.training.run import RunResult
@@ -30,11 +30,22 @@ _progress = Console(stderr=True, width=None if sys.stderr.isatty() else 200)
 def _clear_errors() -> Iterator[None]:
     """One line for what lorank raises on purpose, and exit code 1. Other packages' deprecations are not the user's."""
     warnings.filterwarnings("ignore", category=FutureWarning, module=r"(transformers|peft|pyarrow|accelerate)\.")
+    usual = warnings.showwarning
+
+    def show(message: Warning | str, category: type[Warning], *rest: Any, **options: Any) -> None:
+        if issubclass(category, LorankWarning):
+            _progress.print(f"warning: {message}", style="yellow", markup=False, highlight=False, soft_wrap=True)
+        else:
+            usual(message, category, *rest, **options)
+
+    warnings.showwarning = show
     try:
         yield
     except LorankError as error:
         Console(stderr=True, soft_wrap=True).print(f"error: {error}", style="bold red", markup=False, highlight=False)
         raise typer.Exit(1) from None
+    finally:
+        warnings.showwarning = usual
 
 
 def _print_result(result: "RunResult") -> None:
@@ -100,8 +111,10 @@ def score_command(
         from lorank.training.recipe import load_recipe
 
         transformers.utils.logging.set_verbosity_error()
-        chosen = [f"method={method}", "preset=null"] if method is not None else []
-        scores = score_recipe(load_recipe(recipe, [*(overrides or ()), *chosen]), output)
+        # Scores depend on no budget, and with another method the recipe's own sections for its method do not apply.
+        chosen = ["budget=r=1", "allocation={}"]
+        chosen += [f"method={method}", "preset=null", "pruning={}"] if method is not None else []
+        scores = score_recipe(load_recipe(recipe, [*(overrides or ()), *chosen]), output, _progress)
         made = scores.provenance
         _out.print(
             f"{made['method']}, {made.get('examples', 'no')} examples, {made.get('seconds', 0):.1f} s", highlight=False
@@ -119,7 +132,9 @@ def allocate_command(
     min_rank: Annotated[int, typer.Option(help="lower limit for every module")] = 0,
     multiple_of: Annotated[int, typer.Option(help="every rank is a multiple of this")] = 1,
     rank_by: Annotated[str, typer.Option(help="score, or score-per-parameter")] = "score",
-    scale: Annotated[float, typer.Option(help="alpha / r of every adapter")] = 2.0,
+    scale: Annotated[
+        float | None, typer.Option(help="alpha / r of every adapter; default: the recipe's that was scored, or 2")
+    ] = None,
     model: Annotated[
         str | None, typer.Option(help="hub name or folder: check from its config that the scores are of this model")
     ] = None,
@@ -135,9 +150,12 @@ def allocate_command(
             check_scores(scores, model)
         limits = {"max_rank": max_rank, "min_rank": min_rank, "multiple_of": multiple_of, "rank_by": rank_by}
         plans = allocate_file(scores, budget.split(","), output, scale=scale, **limits)
+        if len(plans) > 1:
+            _out.print(change_table(list(plans.values())))
         for plan in plans.values() if len(plans) == 1 else ():
             _out.print(rank_table(plan))
-        _out.print(change_table(list(plans.values())))
+            spent = f"{plan.spent:,} of {plan.budget_parameters:,} parameters"
+            _out.print(f"{plan.budget}: {spent}, total rank {plan.total_rank}", highlight=False)
         for path, plan in plans.items():
             for line in stability_lines(plan):
                 _out.print(f"{plan.budget}: {line}", highlight=False, soft_wrap=True)
@@ -189,7 +207,8 @@ def prune_command(
 
         transformers.utils.logging.set_verbosity_error()
         recipe = load_recipe(data, overrides or ()) if data is not None else None
-        plan, measured = prune_adapter(adapter, budget, output, recipe, by=by, rank_by=rank_by, max_rank=max_rank)
+        limits: dict[str, Any] = {"rank_by": rank_by, "max_rank": max_rank}
+        plan, measured = prune_adapter(adapter, budget, output, recipe, by=by, console=_progress, **limits)
         _out.print(rank_table(plan))
         _out.print(cost_table(measured))
         _out.print(f"pruned adapter      {output / 'adapter'}", highlight=False, soft_wrap=True)

@@ -9,15 +9,17 @@ from typing import TYPE_CHECKING, Any
 
 from lorank.artefact import checksum, write_json
 from lorank.errors import PlanError
+from lorank.targets import first_difference
 
 if TYPE_CHECKING:
     from peft import LoraConfig
+    from torch import nn
 
 FORMAT = "lorank.rank_plan"
 VERSION = 1
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class RankPlan:
     """A rank for every module that was considered.
 
@@ -58,6 +60,14 @@ class RankPlan:
                 f"the ranks spend {self.spent:,} parameters, above the budget's {self.budget_parameters:,}; lower some rank"
             )
 
+    def __repr__(self) -> str:
+        adapted = [rank for rank in self.ranks.values() if rank]
+        return (
+            f"RankPlan({self.provenance.get('method', 'no method')}, budget {self.budget}: {self.spent:,} of "
+            f"{self.budget_parameters:,} parameters, {len(adapted)} of {len(self.ranks)} modules, ranks up to "
+            f"{max(self.ranks.values())}, scale {self.scale:g})"
+        )
+
     @property
     def spent(self) -> int:
         """Adapter parameters of the plan, `Σ r_m (d_in + d_out)`."""
@@ -77,6 +87,16 @@ class RankPlan:
             raise PlanError("the plans are for different modules and cannot be compared; use two plans of one model")
         moved = sum(self.unit_costs[name] * max(0, rank - other.ranks[name]) for name, rank in self.ranks.items())
         return moved / self.spent if self.spent else 0.0
+
+    def check_model(self, model: "nn.Module") -> None:
+        """Refuse a model that this plan is not for: other modules, or of another shape. Its weights are not looked at.
+
+        Raises:
+            PlanError: names the first module that differs.
+
+        """
+        if difference := first_difference(self.unit_costs, model, self.provenance):
+            raise PlanError(f"the plan is for another model: {difference}; allocate from scores of this model")
 
     def lora_config(self, **options: Any) -> "LoraConfig":
         """Make the plain PEFT config of this plan: modules of rank 0 carry no adapter.
@@ -137,7 +157,7 @@ class RankPlan:
         """
         path = Path(path)
         if not path.is_file():
-            raise PlanError(f"{path}: no such plan; make one with `lorank run`")
+            raise PlanError(f"{path}: no such plan; make one with `lorank allocate` or `lorank run`")
         try:
             content = json.loads(path.read_text(encoding="utf-8"))
         except (ValueError, OSError) as error:

@@ -27,7 +27,7 @@ _READ = (1, 2)  # version 1 knew triplets only, and no resamples
 _HEADER = "lorank"
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True, eq=False, repr=False)
 class ImportanceScores:
     """Importance of every unit of rank, or with `max_ranks` of every module as a whole.
 
@@ -107,6 +107,11 @@ class ImportanceScores:
             raise ScoresError(f"resamples {kind!r} are not all finite; score again")
         return arrays
 
+    def __repr__(self) -> str:
+        units = "modules" if self.of_modules else f"units of {len(self.scores)} modules"
+        count = sum(values.size for values in self.scores.values())
+        return f"ImportanceScores({self.provenance.get('method', 'no method')}, {count} {units})"
+
     @property
     def of_modules(self) -> bool:
         """Whether a score is for a whole module, not for a unit of rank."""
@@ -158,12 +163,13 @@ class ImportanceScores:
             "provenance": dict(self.provenance),
             "fingerprint": self.fingerprint,
         }
-        header["checksum"] = checksum(header)
         tensors = {f"score/{name}": values for name, values in self.scores.items()}
         if self.standard_errors is not None:
             tensors |= {f"standard_error/{name}": values for name, values in self.standard_errors.items()}
         for kind, resampled in (self.resamples or {}).items():
             tensors |= {f"{kind}/{name}": values for name, values in resampled.items()}
+        header["tensors"] = _digest(tensors)
+        header["checksum"] = checksum(header)
         write_atomically(Path(path), lambda temporary: save_file(tensors, temporary, {_HEADER: json.dumps(header)}))
 
     @classmethod
@@ -175,6 +181,12 @@ class ImportanceScores:
 
         """
         path = Path(path)
+        if path.is_dir():
+            raise ScoresError(f"{path} is a folder; give the scores.safetensors in it")
+        if path.suffix == ".json":
+            raise ScoresError(
+                f"{path} is JSON, a rank plan perhaps, and no scores file; give the scores.safetensors of a run"
+            )
         if not path.is_file():
             raise ScoresError(f"{path}: no such scores file; make one with `lorank score` or `lorank run`")
         try:
@@ -210,8 +222,17 @@ class ImportanceScores:
             )
         except ScoresError as error:
             raise ScoresError(f"{path}: {error}") from None
-        if loaded.fingerprint != header["fingerprint"]:
+        if loaded.fingerprint != header["fingerprint"] or header.get("tensors", _digest(tensors)) != _digest(tensors):
             raise ScoresError(
                 f"{path}: the scores were edited after they were written; restore the file or score again"
             )
         return loaded
+
+
+def _digest(tensors: Mapping[str, np.ndarray]) -> str:
+    """SHA-256 over all tensors of a file."""
+    digest = hashlib.sha256()
+    for name in sorted(tensors):
+        digest.update(name.encode())
+        digest.update(np.ascontiguousarray(tensors[name]).tobytes())
+    return digest.hexdigest()

@@ -118,7 +118,10 @@ def first_difference(costs: Mapping[str, int], model: nn.Module, provenance: Map
     Where the provenance says by which `targets` modules were chosen, the model's are chosen alike, so that a model with more
     layers is another model; else the modules need only be among the model's.
     """
-    there = unit_costs(find_targets(model, provenance.get("targets", r".*")))
+    try:
+        there = unit_costs(find_targets(model, provenance.get("targets", r".*")))
+    except TargetError:
+        there = {}
     for name in (*costs, *(there if "targets" in provenance else ())):
         if costs.get(name) != there.get(name):
             here, other = (f"of d_in + d_out = {c[name]:,}" if name in c else "missing" for c in (costs, there))

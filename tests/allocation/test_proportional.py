@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 
 import lorank
 from lorank.allocation.proportional import proportional_ranks
-from lorank.errors import AllocationError, BudgetError, LorankWarning
+from lorank.errors import AllocationError, BudgetError, LorankWarning, ScoresError
 from lorank.scores import ImportanceScores
 
 
@@ -140,6 +140,14 @@ class TestThroughTheDoor:
     def test_limits_that_cannot_be_honoured(self, options: dict, message: str) -> None:
         with pytest.raises(AllocationError, match=message):
             lorank.allocate(module_scores(), 80, **options)
+
+    def test_a_budget_below_one_block_is_refused(self) -> None:
+        with pytest.raises(BudgetError, match="below 4 units of rank of the cheapest module, which cost 40"):
+            lorank.allocate(module_scores(), 39, multiple_of=4)
+
+    def test_something_else_than_scores(self) -> None:
+        with pytest.raises(ScoresError, match=r"scores are str; give what lorank\.score or ImportanceScores\.load"):
+            lorank.allocate("scores.safetensors", 39)  # type: ignore[arg-type]
 
     def test_a_pruning_ratio_needs_a_stage_1(self) -> None:
         with pytest.raises(BudgetError, match="no initial rank is known"):

@@ -34,6 +34,14 @@ def test_halves_that_contradict_each_other_are_seen() -> None:
     assert found["bootstrap"]["worst_moved_share"] > 0.3
 
 
+def test_resamples_worth_nothing_are_left_out() -> None:
+    halves, draws = np.ones((2, 6)), np.ones((3, 6))
+    halves[0] = draws[1] = -1.0
+    found = lorank.allocate(scores(halves, draws), 210).provenance["stability"]
+    assert "halves" not in found
+    assert found["bootstrap"]["draws"] == 2
+
+
 def test_equal_scores_have_no_rank_correlation() -> None:
     found = lorank.allocate(scores(np.ones((2, 6)), np.ones((3, 6))), 210).provenance["stability"]
     assert found["halves"]["spearman"] is None

@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 
 from lorank import ImportanceScores, LorankError, allocate
 from lorank.allocation.top_b import best_units, top_ranks, uniform_scores
-from lorank.errors import LorankWarning
+from lorank.errors import BudgetError, LorankWarning
 
 pytestmark = pytest.mark.filterwarnings("ignore::lorank.errors.LorankWarning")
 # Quarters: sums, means of blocks and powers of two of them are exact, so equal stays equal.
@@ -39,7 +39,12 @@ def test_never_over_budget_and_no_unit_more_fits(data: st.DataObject, rank_by, s
     units = len(next(iter(scores.scores.values())))
     budget = data.draw(budgets(scores))
     cap = data.draw(st.none() | st.integers(multiple_of, 8))
-    plan = allocate(scores, budget, rank_by=rank_by, scope=scope, multiple_of=multiple_of, max_rank=cap)
+    limits = {"rank_by": rank_by, "scope": scope, "multiple_of": multiple_of, "max_rank": cap}
+    if budget < multiple_of * min(scores.unit_costs.values()):
+        with pytest.raises(BudgetError, match="units of rank of the cheapest module"):
+            allocate(scores, budget, **limits)
+        return
+    plan = allocate(scores, budget, **limits)
     assert plan.spent == sum(rank * scores.unit_costs[name] for name, rank in plan.ranks.items()) <= budget
     for name, rank in plan.ranks.items():
         assert rank % multiple_of == 0

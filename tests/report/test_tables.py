@@ -53,8 +53,8 @@ def test_stability_in_words() -> None:
         },
     }
     halves, draws = stability_lines(plan(1, 1, 1, 1, stability=found))
-    assert "not defined, 3 of 4 ranks differ, 12.5 % of the parameters move" in halves
-    assert "32 draws" in draws
+    assert "not defined, 3 of 4 ranks differ, 12.5 % of parameters move" in halves
+    assert "32 bootstrap draws" in draws
     assert "0.500, 1 of 4 ranks" in draws
     assert "25.0 % at the 95th percentile" in draws
     assert stability_lines(plan(1, 1, 1, 1)) == []

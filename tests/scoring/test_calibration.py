@@ -8,6 +8,7 @@ import pytest
 import torch
 from accelerate import cpu_offload
 from tests.conftest import random_batch, tiny_config
+from tests.scoring.curvature.networks import Stack, summed
 from torch import nn
 from torch.nn.functional import pad
 from transformers import (
@@ -21,12 +22,15 @@ from transformers import (
     GPT2LMHeadModel,
     LlamaConfig,
     LlamaForCausalLM,
+    MarianConfig,
+    MarianMTModel,
     PreTrainedModel,
     set_seed,
 )
 
 from lorank.base_model import base_size
 from lorank.errors import DataError, ScoresError
+from lorank.scoring.batches import count_targets, summed_loss
 from lorank.scoring.calibration import CalibrationSums, Quantity, calibrate, weight_of
 from lorank.scoring.one_shot import resampling
 from lorank.targets import find_targets
@@ -255,10 +259,12 @@ def test_no_gradient_of_a_weight_is_kept_and_state_is_as_wide_as_the_inputs(quan
 def test_half_precision_is_summed_in_fp32_and_is_near(quantity: Quantity, dtype: torch.dtype) -> None:
     model, batches = make("encoder"), batches_of("encoder", 16, 8)
     exact = calibrate(model, find_targets(model), batches, quantity)
+    if quantity == "hutchinson" and dtype == torch.bfloat16:
+        with pytest.raises(ScoresError, match="works in bfloat16, in which second derivatives are noise"):
+            calibrate(model.to(dtype), find_targets(model), batches, quantity)
+        return
     rough = calibrate(model.to(dtype), find_targets(model), batches, quantity)
     assert all(value.dtype == torch.float32 for value in rough.columns.values())
-    if quantity == "hutchinson" and dtype == torch.bfloat16:
-        return  # second derivatives in bf16 are noise; docs/sensitivity-lora.md says so
     name = "bert.encoder.layer.0.output.dense"
     tolerance = 0.1 if dtype == torch.bfloat16 else 1e-3
     torch.testing.assert_close(
@@ -279,7 +285,7 @@ def test_layers_that_share_an_input_share_the_work(monkeypatch: pytest.MonkeyPat
 
 @pytest.mark.parametrize("quantity", QUANTITIES)
 def test_a_4_bit_base_scores_as_the_weights_that_it_stands_for(quantity: Quantity, tmp_path: Path) -> None:
-    pytest.importorskip("bitsandbytes", reason="install bitsandbytes to test 4-bit bases")
+    pytest.importorskip("bitsandbytes", reason="install bitsandbytes to test quantised bases")
     sizes = {"num_hidden_layers": 1, "hidden_size": 64, "intermediate_size": 64, "num_attention_heads": 2}
     plain = LlamaForCausalLM(LlamaConfig(vocab_size=32, **sizes))
     plain.save_pretrained(tmp_path)
@@ -305,6 +311,90 @@ def test_weights_that_lie_elsewhere_are_fetched_by_accelerate(quantity: Quantity
             calibrate(model, find_targets(model), batches, quantity)
     else:
         torch.testing.assert_close(means(calibrate(model, find_targets(model), batches, quantity)), means(plain))
+
+
+@pytest.mark.parametrize("quantity", ["gram", "fisher", "kfac", "gradient"])
+def test_autocast_rounds_the_model_and_not_the_sums(quantity: Quantity) -> None:
+    # Columns far below what bf16 keeps beside a large one, and squares beyond what fp16 holds.
+    model = Stack(4, 3).float()
+    x = torch.tensor([[[300.0, 1.0, 1e-3, 1.0]] * 40], dtype=torch.float32)
+    batch = {"x": x, "labels": torch.zeros(1, 40, 3)}
+
+    def loss(model: Any, batch: Any) -> Any:
+        with torch.autocast("cpu", enabled=False):
+            outputs = model(batch["x"])
+        return outputs.square().sum(), torch.ones(1)
+
+    def forward(**batch: torch.Tensor) -> torch.Tensor:
+        return Stack.forward(model, batch["x"])
+
+    model.forward = forward if quantity == "gram" else model.forward  # type: ignore[method-assign]
+    plain = calibrate(model, model.targets(), [batch], quantity, loss=loss)
+    with torch.autocast("cpu", torch.float16):
+        cast = calibrate(model, model.targets(), [batch], quantity, loss=loss)
+    torch.testing.assert_close(cast.columns, plain.columns, rtol=1e-5, atol=0)
+    torch.testing.assert_close(cast.outputs, plain.outputs, rtol=1e-5, atol=0)
+
+
+@pytest.mark.parametrize("quantity", ["gram", "fisher", "kfac"])
+def test_a_checkpointed_layer_drops_nothing_by_itself(quantity: Quantity) -> None:
+    ends = {"encoder_layers": 1, "decoder_layers": 1, "encoder_ffn_dim": 24, "decoder_ffn_dim": 24, "pad_token_id": 1}
+    heads = {"encoder_attention_heads": 2, "decoder_attention_heads": 2, "decoder_start_token_id": 1}
+    set_seed(0)
+    model = MarianMTModel(
+        MarianConfig(vocab_size=32, d_model=16, dropout=0.4, activation_dropout=0.4, init_std=0.3, **ends, **heads)
+    )
+    batches = batches_of("encoder-decoder", 4, 2)
+    plain = calibrate(model.eval(), find_targets(model), batches, quantity)
+    model.train()
+    model.gradient_checkpointing_enable({"use_reentrant": False})
+    torch.testing.assert_close(means(calibrate(model, find_targets(model), batches, quantity)), means(plain))
+    assert model.model.encoder.layers[0].dropout == 0.4
+
+
+@pytest.mark.parametrize("quantity", ["fisher", "kfac", "gradient", "hutchinson"])
+def test_outputs_that_a_model_changes_in_place(quantity: Quantity) -> None:
+    model, changed = Stack(4, 6, 3, how="classes"), Stack(4, 6, 3, how="classes")
+    batch = {"x": torch.randn(5, 4, dtype=torch.float64), "labels": torch.tensor([0, 1, 2, 0, 1])}
+
+    def in_place(x: torch.Tensor) -> torch.Tensor:
+        return changed.layers[1](changed.layers[0](x).tanh_())
+
+    changed.forward = in_place  # type: ignore[method-assign,assignment]
+    one, other = (calibrate(m, m.targets(), [batch], quantity, loss=summed) for m in (model, changed))
+    torch.testing.assert_close(one.columns, other.columns)
+
+
+def test_encoder_decoders_without_masks_are_all_real_tokens() -> None:
+    model = make("encoder-decoder")
+    batch = {"input_ids": torch.randint(5, 31, (4, 7)), "labels": torch.randint(5, 31, (4, 5))}
+    sums = calibrate(model, find_targets(model), [batch], "gram")
+    assert int(sums.tokens["model.encoder.layers.0.fc1"].sum()) == 28
+    assert int(sums.tokens["model.decoder.layers.0.fc1"].sum()) == 20
+
+
+def test_padded_decoder_inputs_without_labels() -> None:
+    model = make("encoder-decoder")
+    ids = torch.tensor([[2, 6, 7, 1], [1, 9, 10, 11]])  # the second starts with the padding token, as Marian does
+    batch = {"input_ids": torch.randint(5, 31, (2, 6)), "decoder_input_ids": ids}
+    sums = calibrate(model, find_targets(model), [batch], "gram")
+    assert int(sums.tokens["model.decoder.layers.0.fc1"].sum()) == 7
+
+
+def test_models_whose_labels_are_not_shifted() -> None:
+    from transformers import BartForCausalLM
+
+    config = BartConfig(vocab_size=32, d_model=16, decoder_layers=1, decoder_ffn_dim=24, decoder_attention_heads=2)
+    model = BartForCausalLM(config)
+    labels = torch.tensor([[5, 6, -100], [7, -100, -100]])
+    assert count_targets(model, labels).tolist() == [2, 1]
+    assert count_targets(make("decoder"), labels).tolist() == [1, 0]
+    total, counts = summed_loss(model.eval(), {"input_ids": labels.clamp_min(0), "labels": labels})
+    logits = model(labels.clamp_min(0)).logits
+    torch.testing.assert_close(
+        total, torch.nn.functional.cross_entropy(logits.flatten(0, 1), labels.flatten(), reduction="sum")
+    )
+    assert int(counts.sum()) == 3
 
 
 class TestWhatGoesWrong:
@@ -367,6 +457,16 @@ class TestWhatGoesWrong:
         model.bert.encoder.layer[0].intermediate.dense = _Routed(dense)  # type: ignore[assignment]
         with pytest.raises(ScoresError, match="cannot be told apart by example"):
             calibrate(model, find_targets(model, [r"dense.inner"]), [random_batch()], "fisher")
+
+    def test_equal_lengths_that_fill_every_position(self) -> None:
+        ids = torch.randint(5, 31, (2, 32))
+        with pytest.raises(DataError, match="fill all 32 positions"):
+            calibrate(
+                make("encoder-decoder"),
+                find_targets(make("encoder-decoder")),
+                [{"input_ids": ids, "labels": ids}],
+                "gram",
+            )
 
     def test_a_batch_that_is_no_mapping(self) -> None:
         with pytest.raises(DataError, match="tuple; give mappings"):

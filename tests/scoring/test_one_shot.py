@@ -5,7 +5,7 @@ from tests.conftest import random_batch, tiny_config, triplet_model
 from transformers import BertForSequenceClassification, GPT2Config, GPT2LMHeadModel, set_seed
 
 import lorank
-from lorank.errors import DataError, RecipeError, ScoresError, TargetError
+from lorank.errors import DataError, LorankWarning, RecipeError, ScoresError, TargetError
 from lorank.scoring.one_shot import resampling
 
 
@@ -38,6 +38,7 @@ class TestResampling:
 
 
 class TestSensitivity:
+    @pytest.mark.filterwarnings("ignore:.*negative and counts as zero")
     @pytest.mark.parametrize("estimator", ["gram", "fisher", "kfac", "hutchinson"])
     def test_every_module_has_a_score_with_its_standard_error(self, estimator: str) -> None:
         model = tiny_bert()
@@ -87,6 +88,7 @@ class TestSensitivity:
             spread.append(float(scores.scores[f"{LAYER}.output.dense"][0]))
         assert np.mean(errors) == pytest.approx(np.std(spread, ddof=1), rel=0.5)
 
+    @pytest.mark.filterwarnings("ignore:.*negative and counts as zero")
     def test_scores_are_the_same_for_a_seed(self) -> None:
         one, two, other = (lorank.score(tiny_bert(), BATCHES, estimator="hutchinson", seed=seed) for seed in (1, 1, 2))
         assert one.fingerprint == two.fingerprint != other.fingerprint
@@ -144,6 +146,16 @@ class TestOtherScorers:
             lorank.score(model, method="magnitude")
 
 
+def test_negative_traces_are_said_aloud() -> None:
+    with pytest.warns(LorankWarning, match=r"of 12 modules is negative and counts as zero; raise probes"):
+        lorank.score(tiny_bert(), BATCHES[:1], estimator="hutchinson")
+
+
+def test_something_else_than_a_model() -> None:
+    with pytest.raises(TargetError, match="model is str; give the loaded model"):
+        lorank.score("tiny-bert", BATCHES)  # type: ignore[arg-type]
+
+
 class TestTheDoor:
     def test_five_lines_give_a_model_to_train(self) -> None:
         from peft import get_peft_model
@@ -164,7 +176,15 @@ class TestTheDoor:
                 r"did you mean sensitivity-lora\?.*to score a frozen model: sensi",
             ),
             ({"method": "i-lora"}, RecipeError, "scores while it trains: use `lorank run`"),
-            ({"estimater": "gram"}, RecipeError, r"estimater: unknown key \(did you mean estimator\?\)"),
+            (
+                {"estimater": "gram"},
+                RecipeError,
+                r"estimater: no option .*did you mean estimator\?.*allowed: estimator, trace",
+            ),
+            ({"method": "gradient", "estimator": "gram"}, RecipeError, r"estimator: no option of method 'gradient'"),
+            ({"target_modules": ["query"]}, RecipeError, r"did you mean targets\?"),
+            ({"dataloader": BATCHES[0]}, DataError, "is a single batch; give an iterable"),
+            ({"loss": lambda model, batch: (model(**batch).loss, 4)}, DataError, "returned 4 as number of targets"),
             ({"estimator": "grams"}, RecipeError, "estimator: Input should be 'gram'"),
             ({"folds": 1}, RecipeError, "folds: Input should be greater than or equal to 2"),
             ({"targets": ["qery"]}, TargetError, "query"),

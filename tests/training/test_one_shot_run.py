@@ -2,6 +2,7 @@
 
 import json
 import re
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,7 @@ from transformers import BertForSequenceClassification
 from typer.testing import CliRunner
 
 import lorank
+import lorank.errors
 from lorank.cli import app
 from lorank.errors import OutputError, PlanError, RecipeError, ScoresError
 from lorank.plan import RankPlan
@@ -32,7 +34,7 @@ def test_a_run_scores_allocates_and_trains(method: str, tiny_recipe: Any, tmp_pa
     result = run(recipe, tmp_path / "run")
     plan = result.plan
     assert plan.provenance["method"] == method
-    assert plan.provenance["preset"] == "paper"
+    assert plan.provenance["preset"] == "recommended"
     assert adapter_parameters(tmp_path / "run" / "adapter") == plan.spent <= plan.budget_parameters
     assert set(result.results) == {method, "lora"}
     if method == "sensitivity-lora":
@@ -95,9 +97,15 @@ class TestRefusals:
         with pytest.raises(RecipeError, match="i-lora does not score a frozen model"):
             score_recipe(tiny_recipe(), tmp_path / "scores.safetensors")
 
-    def test_calibration_for_nobody(self, tiny_recipe: Any) -> None:
-        with pytest.raises(RecipeError, match="calibration is for methods that score before training"):
-            tiny_recipe(calibration={"examples": 8})
+    def test_calibration_for_nobody(self, tiny_recipe: Any, tmp_path: Path) -> None:
+        with pytest.raises(RecipeError, match="calibration: for methods that score before training"):
+            run(tiny_recipe(calibration={"examples": 8}), tmp_path / "run")
+
+    def test_a_folder_in_place_of_a_file_is_seen_before_anything_is_scored(
+        self, tiny_recipe: Any, tmp_path: Path
+    ) -> None:
+        with pytest.raises(OutputError, match="is a folder; give the name of a file"):
+            score_recipe(tiny_recipe(method="sensitivity-lora", model="nowhere"), tmp_path)
 
     def test_an_unknown_estimator(self, tiny_recipe: Any) -> None:
         with pytest.raises(RecipeError, match=r"calibration\.estimator"):
@@ -160,6 +168,26 @@ class TestRefusals:
             some.check_model(wider)
 
 
+def test_the_scale_of_the_recipe_comes_along(tiny_recipe: Any, tmp_path: Path) -> None:
+    scores = score_recipe(tiny_recipe(method="magnitude", scale=0.5), tmp_path / "scores.safetensors")
+    assert lorank.allocate(scores, "r=1").scale == 0.5
+    assert lorank.allocate(scores, "r=1", scale=3.0).scale == 3.0
+    assert (
+        lorank.allocate(lorank.score(BertForSequenceClassification(tiny_config()), method="magnitude"), "r=1").scale
+        == 2.0
+    )
+
+
+def test_a_plan_of_eva_starts_at_as_many_directions_as_it_has_rank(tiny_recipe: Any, tmp_path: Path) -> None:
+    recipe = tiny_recipe(method="eva", calibration={"components": 12})
+    plan = lorank.allocate(score_recipe(recipe, tmp_path / "scores.safetensors"), "r=6")
+    other = tiny_recipe(calibration={"components": 1}, stage2={"learning_rate": 1e-12, "max_steps": 1})
+    run_plan(other, plan, tmp_path / "run")
+    tensors = load_file(tmp_path / "run" / "adapter" / "adapter_model.safetensors")
+    for a in (a for name, a in tensors.items() if "lora_A" in name):
+        assert torch.allclose(a @ a.T, torch.eye(len(a)), atol=1e-2)
+
+
 def recipe_file(folder: Path, tiny_recipe: Any, **changes: Any) -> Path:
     import yaml
 
@@ -183,7 +211,7 @@ class TestCommands:
         budgets = ["--budget", "r=1,r=2", "--output", str(tmp_path / "plan.json")]
         said = runner.invoke(app, ["allocate", str(scores), *budgets, "--max-rank", "6", "--model", str(tiny_folder)])
         assert said.exit_code == 0, said.output
-        assert "halves of the calibration examples" in said.output
+        assert "halves of the calibration set" in said.output
         plan = tmp_path / "plan-r-2.json"
         assert max(RankPlan.load(plan).ranks.values()) <= 6
         said = runner.invoke(app, ["train", str(recipe), "--plan", str(plan), "--output-dir", str(tmp_path / "run")])
@@ -200,6 +228,31 @@ class TestCommands:
         assert said.exit_code == 0, said.output
         assert re.search(r"adapter parameters\s+│", said.output)
 
+    def test_another_method_than_the_recipes_is_scored_with(self, tiny_recipe: Any, tmp_path: Path) -> None:
+        recipe = recipe_file(
+            tmp_path, tiny_recipe, method="igu-lora", pruning={"every": 2}, allocation={"scope": "layer"}
+        )
+        output = str(tmp_path / "scores.safetensors")
+        said = CliRunner().invoke(app, ["score", str(recipe), "--method", "magnitude", "--output", output])
+        assert said.exit_code == 0, said.output
+
+    def test_warnings_are_one_line(self, tiny_recipe: Any, tmp_path: Path) -> None:
+        score_recipe(tiny_recipe(method="magnitude"), tmp_path / "scores.safetensors")
+        arguments = [
+            "allocate",
+            str(tmp_path / "scores.safetensors"),
+            "--budget",
+            "r=4",
+            "--output",
+            str(tmp_path / "p.json"),
+        ]
+        with warnings.catch_warnings():
+            warnings.simplefilter("default", lorank.errors.LorankWarning)
+            said = CliRunner().invoke(app, [*arguments, "--max-rank", "1"])
+        assert said.exit_code == 0, said.output
+        (line,) = [line for line in said.output.splitlines() if line.startswith("warning: ")]
+        assert line.startswith("warning: the budget r=4")
+
     @pytest.mark.parametrize(
         ("arguments", "message"),
         [
@@ -207,6 +260,11 @@ class TestCommands:
             (["allocate", "none.safetensors", "--budget", "r=1"], "no such scores file"),
             (["train", "RECIPE", "--plan", "none.json"], "no such plan"),
             (["prune", "nowhere", "--budget", "r=1"], "adapter_config.json"),
+            (["prune", "nowhere", "--budget", "r=1", "--by", "path"], "needs data with labels"),
+            (["prune", "nowhere", "--budget", "r=1", "--by", "size"], "allowed: 'path', 'svd'"),
+            (["prune", "nowhere", "--budget", "much"], "cannot be read"),
+            (["allocate", "plan.json", "--budget", "r=1"], "a rank plan perhaps"),
+            (["allocate", ".", "--budget", "r=1"], "is a folder"),
         ],
     )
     def test_errors_are_one_line_and_exit_code_1(

@@ -5,7 +5,7 @@ import pytest
 import torch
 from peft import LoraConfig, PeftModel, TaskType, get_peft_model
 from tests.conftest import random_batch, tiny_config
-from transformers import BertForSequenceClassification, set_seed
+from transformers import AutoModelForSequenceClassification, BertForSequenceClassification, set_seed
 
 import lorank
 from lorank.errors import AdapterError, BudgetError, DataError, OutputError
@@ -127,6 +127,38 @@ def test_bad_input_leaves_the_adapter_as_it_was(arguments: dict, error: type[Exc
     assert model.peft_config["default"].init_lora_weights is True
 
 
+def test_a_failure_on_the_way_leaves_a_plain_lora_of_the_same_function() -> None:
+    model = trained()
+    before, calls = delta_weights(model), []
+
+    def loss(model: Any, batch: Any) -> Any:
+        calls.append(1)
+        if len(calls) > len(BATCHES):  # the path, after the losses before
+            raise RuntimeError("out of memory")
+        return model(**batch).loss * 8, torch.ones(8)
+
+    with pytest.raises(RuntimeError, match="out of memory"):
+        lorank.prune(model, "r=2", BATCHES, loss=loss)
+    torch.testing.assert_close(delta_weights(model), before)
+    assert not any("lora_lambda" in name for name, _ in model.named_parameters())
+
+
+def test_the_split_into_batches_changes_no_share() -> None:
+    whole = [{key: torch.cat([batch[key] for batch in BATCHES]) for key in BATCHES[0]}]
+    ragged = [
+        {key: value[part] for key, value in whole[0].items()} for part in (slice(0, 5), slice(5, 6), slice(6, None))
+    ]
+    one, other = (lorank.prune(trained(), "r=2", batches).scores for batches in (whole, ragged))
+    for name, values in one.scores.items():
+        torch.testing.assert_close(torch.from_numpy(values), torch.from_numpy(other.scores[name]), rtol=1e-4, atol=1e-7)
+
+
+def test_no_label_that_counts_is_refused() -> None:
+    masked = [{**batch, "labels": torch.full_like(batch["labels"], -100)} for batch in BATCHES]
+    with pytest.raises(DataError, match="not one label of the batches counts"):
+        lorank.prune(trained(), "r=2", masked)
+
+
 def test_models_that_cannot_be_pruned() -> None:
     with pytest.raises(AdapterError, match="no single active adapter"):
         lorank.prune(trained().get_base_model(), "r=1")  # type: ignore[arg-type]
@@ -153,6 +185,17 @@ class TestFolders:
             assert set(part) == {"adapter_parameters", "calibration_loss", "metrics", "loss"}
         files = {path.name for path in (tmp_path / "small").iterdir()}
         assert files == {"adapter", "plan.json", "scores.safetensors", "ranks.png", "pruned.json"}
+
+    def test_a_classifier_of_more_labels_than_its_base_is_loaded(self, tiny_folder: Path, tmp_path: Path) -> None:
+        base = AutoModelForSequenceClassification.from_pretrained(tiny_folder, num_labels=5)
+        model = get_peft_model(base, LoraConfig(r=4, target_modules=["query"], task_type=TaskType.SEQ_CLS))
+        with torch.no_grad():
+            for name, parameter in model.named_parameters():
+                if "lora_B" in name:
+                    parameter.normal_()
+        model.save_pretrained(str(tmp_path / "adapter"))
+        plan, _ = prune_adapter(tmp_path / "adapter", "r=1", tmp_path / "small", None)
+        assert plan.total_rank == 2
 
     def test_without_a_recipe_it_is_by_svd(self, finished: Path, tiny_recipe: Any, tmp_path: Path) -> None:
         run(tiny_recipe(method="lora", budget="r=2"), finished)

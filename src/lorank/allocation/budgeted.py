@@ -8,7 +8,7 @@ from lorank.allocation.proportional import proportional_ranks
 from lorank.allocation.stability import plan_stability
 from lorank.allocation.top_b import RankBy, Scope, top_b_ranks
 from lorank.budget import Budget
-from lorank.errors import AllocationError, LorankWarning
+from lorank.errors import AllocationError, BudgetError, LorankWarning, ScoresError
 from lorank.plan import RankPlan
 from lorank.scores import ImportanceScores
 
@@ -22,7 +22,7 @@ def allocate(
     multiple_of: int = 1,
     rank_by: RankBy = "score",
     scope: Scope = "global",
-    scale: float = 2.0,
+    scale: float | None = None,
 ) -> RankPlan:
     """Give each module a rank, within the budget to the parameter; neither a model nor a GPU is needed.
 
@@ -51,13 +51,17 @@ def allocate(
             a wide matrix must be worth more to be kept.
         scope: `"global"` (one threshold for all, reading A6) or, for scores of units, `"layer"`: each transformer block
             gets the share of the budget that it has of all units' cost; what this leaves over is spent globally.
-        scale: `alpha / r` that the plan records.
+        scale: `alpha / r` that the plan records; None is that of the recipe that the scores were made by, or 2.
 
     Raises:
         BudgetError: the budget cannot be read, or pays for no unit.
         AllocationError: limits that contradict each other or that the budget cannot pay for.
 
     """
+    if not isinstance(scores, ImportanceScores):
+        raise ScoresError(
+            f"scores are {type(scores).__name__}; give what lorank.score or ImportanceScores.load returned"
+        )
     asked = Budget.parse(budget)
     costs = dict(scores.unit_costs)
     limits: dict[str, Any] = {"max_rank": max_rank, "min_rank": min_rank, "multiple_of": multiple_of}
@@ -69,12 +73,18 @@ def allocate(
         base_parameters=scores.provenance.get("base_parameters"),
         initial_rank=None if scores.of_modules else max(most.values()),
     )
+    if parameters < (cheapest := multiple_of * min(costs.values())):
+        raise BudgetError(
+            f"budget {asked} is {parameters:,} parameters, below {multiple_of} units of rank of the cheapest module, which cost "
+            f"{cheapest:,}; ask for at least that, or lower multiple_of"
+        )
     floor = min_rank * sum(costs.values())
     if floor > parameters:
         raise AllocationError(
             f"min_rank {min_rank} alone costs {floor:,} parameters, above the budget {asked} = {parameters:,}; "
             "lower min_rank or raise the budget"
         )
+    scale = float(scores.provenance.get("scale", 2.0)) if scale is None else scale
     ranks = _ranks(scores, parameters, limits)
     made_from = {**scores.provenance, "scores": scores.fingerprint, **limits}
     plan = RankPlan(ranks, costs, str(asked), parameters, scale, made_from)

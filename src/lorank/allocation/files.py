@@ -32,7 +32,7 @@ def allocate_file(scores: Path, budgets: Sequence[str], output: Path, **limits: 
     loaded, plans = ImportanceScores.load(scores), dict[Path, RankPlan]()
     for budget in budgets:
         plan = allocate(loaded, budget.strip(), **limits)
-        name = re.sub(r"[^\w.]+", "-", budget.strip()).strip("-")
+        name = re.sub(r"[^\w.%]+", "-", budget.strip()).strip("-")
         path = output if len(budgets) == 1 else output.with_name(f"{output.stem}-{name}{output.suffix}")
         if path in plans:
             raise AllocationError(

@@ -23,15 +23,17 @@ def plan_stability(
         JSON values. `halves` compares the two halves of the calibration examples with each other, `bootstrap` each of its
         draws with the plan (medians over draws, and `worst_moved_share`, the 95th percentile):
         `spearman` of the scores, `changed_modules` whose rank differs, `moved_share` of the parameters that are spent on
-        another module. Spearman is None where it is not defined (equal scores).
+        another module. A resample in which no module is worth anything is left out.
+        Spearman is None where it is not defined (equal scores).
 
     """
     found: dict[str, Any] = {}
     halves = scores.resampled("halves")
     if len(halves) == 2:
-        first, second = (_with(plan, ranks_of(half)) for half in halves)
-        found["halves"] = {"spearman": _spearman(*halves), **_changes(first, second)}
-    draws = scores.resampled("bootstrap")
+        made = [_with(plan, ranks_of(half)) for half in halves if _any_worth(half)]
+        if len(made) == 2:
+            found["halves"] = {"spearman": _spearman(*halves), **_changes(*made)}
+    draws = [draw for draw in scores.resampled("bootstrap") if _any_worth(draw)]
     if draws:
         changes = [_changes(plan, _with(plan, ranks_of(draw))) for draw in draws]
         correlations = [c for draw in draws if (c := _spearman(scores, draw)) is not None]
@@ -43,6 +45,10 @@ def plan_stability(
             "worst_moved_share": float(np.quantile([change["moved_share"] for change in changes], 0.95)),
         }
     return found
+
+
+def _any_worth(scores: ImportanceScores) -> bool:
+    return any(bool((values > 0).any()) for values in scores.scores.values())
 
 
 def _with(plan: RankPlan, ranks: Mapping[str, int]) -> RankPlan:

@@ -7,8 +7,9 @@ EVA = Method(
     name="eva",
     reference="EVA, arXiv 2410.07170; PEFT's init_lora_weights='eva'",
     trained="nothing",
-    presets={"paper": {"allocation": {"rank_by": "score", "scope": "global"}}},
-    default_preset="paper",
+    presets={"recommended": {"allocation": {"rank_by": "score", "scope": "global"}}},
+    default_preset="recommended",
+    options=("components",),
     scorer=explained_variance_scores,
     start=start_at_principal_inputs,
 )

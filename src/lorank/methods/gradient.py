@@ -7,8 +7,9 @@ GRADIENT = Method(
     name="gradient",
     reference="GoRA, arXiv 2502.12171: the score alone, neither its initialisation nor its rank rule",
     trained="nothing",
-    presets={"paper": {"allocation": {"rank_by": "score"}}},
-    default_preset="paper",
+    presets={"recommended": {"allocation": {"rank_by": "score"}}},
+    default_preset="recommended",
     scored="modules",
+    options=("folds",),
     scorer=gradient_scores,
 )

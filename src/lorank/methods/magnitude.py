@@ -7,8 +7,8 @@ MAGNITUDE = Method(
     name="magnitude",
     reference="a control of ours",
     trained="nothing",
-    presets={"paper": {"allocation": {"rank_by": "score"}}},
-    default_preset="paper",
+    presets={"recommended": {"allocation": {"rank_by": "score"}}},
+    default_preset="recommended",
     scored="modules",
     scorer=magnitude_scores,
 )

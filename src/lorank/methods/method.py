@@ -24,6 +24,7 @@ class Method:
             (`allocation`). A recipe overrides any of it.
         default_preset: the one that is used when a recipe names none.
         scored: what one score is for.
+        options: which of the calibration options the scorer heeds.
         scorer: how the frozen model is scored, for a method that trains nothing while scoring; None for equal scores.
         start: sets the fresh adapter of a plan to where the method lets it start, if that is not PEFT's own start. The
             subject is the model inside of the adapter.
@@ -36,5 +37,6 @@ class Method:
     presets: Mapping[str, Mapping[str, Mapping[str, Any]]]
     default_preset: str
     scored: Literal["units", "modules"] = "units"
+    options: tuple[str, ...] = ()
     scorer: Callable[[Subject], ImportanceScores] | None = None
     start: Callable[[PeftModel, Subject], None] | None = None

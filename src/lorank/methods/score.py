@@ -44,7 +44,8 @@ def score(
             of the losses of all targets and the number of targets of each example, `(examples,)` on the CPU.
         seed: of what is drawn: Hutchinson's directions, and the bootstrap.
         provenance: JSON values to record with the scores.
-        **options: of the method, see `lorank.scoring.options.CalibrationOptions`: `estimator="gram"`, `folds=16`, ...
+        **options: of the method, see `lorank.scoring.options.CalibrationOptions`: for Sensitivity-LoRA `estimator="gram"`,
+            `folds=16`, ...; those that the method does not heed are refused.
 
     Returns:
         Scores for `lorank.allocate`, with standard errors and resamples where examples were looked at.
@@ -56,6 +57,8 @@ def score(
         ScoresError: a layer that never ran, or something that is not finite.
 
     """
+    if not isinstance(model, nn.Module):
+        raise TargetError(f"model is {type(model).__name__}; give the loaded model, for example from from_pretrained")
     known = {name: one.scorer for name, one in METHODS.items() if one.scorer is not None}
     scorer = known.get(method)
     if scorer is None:
@@ -65,6 +68,12 @@ def score(
             else f"is unknown{nearest(method, known)}"
         )
         raise RecipeError(f"method {method!r} {why}; to score a frozen model: {', '.join(known)}")
+    heeded = METHODS[method].options
+    for key in options:
+        if key not in heeded:
+            own = [*heeded, "targets", "loss", "seed"]
+            hint = " (did you mean targets?)" if key == "target_modules" else nearest(key, own)
+            raise RecipeError(f"{key}: no option of method {method!r}{hint}; allowed: {', '.join(own)}")
     preset = METHODS[method].presets[METHODS[method].default_preset].get("calibration", {})
     try:
         chosen = CalibrationOptions(**{**preset, **options})

@@ -10,7 +10,7 @@ SENSITIVITY_LORA = Method(
     # The trace and proportional ranks are the paper's; the estimator, the forms of the two local metrics and how they are
     # combined are not in any source (methods note 3.2) and are ours, named here so that a run records them.
     presets={
-        "paper": {
+        "recommended": {
             "calibration": {
                 "estimator": "fisher",
                 "trace_weight": 1.0,
@@ -21,7 +21,8 @@ SENSITIVITY_LORA = Method(
             "allocation": {"rank_by": "score"},
         },
     },
-    default_preset="paper",
+    default_preset="recommended",
     scored="modules",
+    options=("estimator", "trace_weight", "topk_weight", "effective_rank_weight", "topk", "folds", "probes"),
     scorer=sensitivity_scores,
 )

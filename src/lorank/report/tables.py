@@ -75,7 +75,7 @@ def change_table(plans: Sequence[RankPlan]) -> Table:
     table.add_column("budget", no_wrap=True)
     for column in ("parameters", "spent", "total rank", "largest", "without adapter", "changed modules"):
         table.add_column(column, justify="right")
-    table.add_column("most gained, most lost")
+    table.add_column("largest changes")
     for number, plan in enumerate(plans):
         gained = {n: r - plans[number - 1].ranks[n] for n, r in plan.ranks.items()} if number else {}
         ends = sorted(gained, key=lambda name: gained[name])
@@ -101,17 +101,17 @@ def stability_lines(plan: RankPlan) -> list[str]:
     modules = len(plan.ranks)
 
     def said(spearman: float | None) -> str:
-        return "rank correlation of the scores " + ("not defined" if spearman is None else f"{spearman:.3f}")
+        return "rank correlation " + ("not defined" if spearman is None else f"{spearman:.3f}")
 
     if halves := found.get("halves"):
         lines.append(
-            f"between the two halves of the calibration examples: {said(halves['spearman'])}, "
-            f"{halves['changed_modules']} of {modules} ranks differ, {100 * halves['moved_share']:.1f} % of the parameters move"
+            f"stability, halves of the calibration set: {said(halves['spearman'])}, "
+            f"{halves['changed_modules']} of {modules} ranks differ, {100 * halves['moved_share']:.1f} % of parameters move"
         )
     if draws := found.get("bootstrap"):
         lines.append(
-            f"under a bootstrap of {draws['draws']} draws (medians): {said(draws['spearman'])}, "
-            f"{draws['changed_modules']} of {modules} ranks differ, {100 * draws['moved_share']:.1f} % of the parameters move "
+            f"stability, median of {draws['draws']} bootstrap draws: {said(draws['spearman'])}, "
+            f"{draws['changed_modules']} of {modules} ranks differ, {100 * draws['moved_share']:.1f} % of parameters move "
             f"({100 * draws['worst_moved_share']:.1f} % at the 95th percentile)"
         )
     return lines

@@ -15,7 +15,13 @@ Batch = Mapping[str, Any]
 SummedLoss = Callable[[nn.Module, Batch], tuple[torch.Tensor, torch.Tensor]]
 
 IGNORED = -100  # the label that transformers' losses leave out
-_CAUSAL = set(MODEL_FOR_CAUSAL_LM_MAPPING_NAMES.values())
+# Of the causal language models those whose labels are to be shifted by whoever makes them.
+_UNSHIFTED = {
+    *("XLNetLMHeadModel", "XLMWithLMHeadModel", "FlaubertWithLMHeadModel", "ProphetNetForCausalLM", "TrOCRForCausalLM"),
+    *(f"{name}ForCausalLM" for name in ("Bart", "MBart", "Marian", "Pegasus", "PLBart", "Mvp", "Blenderbot")),
+    *("BlenderbotSmallForCausalLM", "BigBirdPegasusForCausalLM", "Speech2Text2ForCausalLM", "XLMProphetNetForCausalLM"),
+}
+_CAUSAL = set(MODEL_FOR_CAUSAL_LM_MAPPING_NAMES.values()) - _UNSHIFTED
 
 
 def examples_in(batch: Batch) -> int:
@@ -44,7 +50,8 @@ def count_targets(model: nn.Module, labels: torch.Tensor) -> torch.Tensor:
     if labels.is_floating_point():
         return torch.ones(len(labels), dtype=torch.long)
     counted = (labels != IGNORED).reshape(len(labels), -1)
-    causal = type(model).__name__ in _CAUSAL or type(model).__name__.endswith("ForCausalLM")
+    name = type(getattr(model, "_orig_mod", model)).__name__  # inside of what torch.compile made
+    causal = name in _CAUSAL or (name.endswith("ForCausalLM") and name not in _UNSHIFTED)
     if causal and labels.ndim > 1 and not getattr(model.config, "is_encoder_decoder", False):
         counted = counted[:, 1:]
     return counted.sum(1).cpu()
@@ -59,8 +66,8 @@ def summed_loss(model: nn.Module, batch: Batch) -> tuple[torch.Tensor, torch.Ten
     """
     if (labels := batch.get("labels")) is None:
         raise DataError(
-            f"this score needs a loss, but calibration batches have no labels (keys: {', '.join(batch)}); add `labels`, or use "
-            "estimator='gram' or method='magnitude' or 'eva', which need none"
+            f"this score needs a loss, but calibration batches have no labels (keys: {', '.join(batch)}); add `labels`, give "
+            "loss= for a model that takes others, or use estimator='gram' or method='magnitude' or 'eva', which need none"
         )
     counts = count_targets(model, labels)
     loss = getattr(model(**batch), "loss", None)
@@ -84,6 +91,11 @@ def with_distinct_lengths(model: nn.Module, batch: Batch) -> Batch:
     mask = batch.get("attention_mask", torch.ones_like(ids))
     if not mask[:, -1].any():  # padded to a fixed length, perhaps to all the positions that there are
         return {**batch, "input_ids": ids[:, :-1], "attention_mask": mask[:, :-1]}
+    if ids.shape[1] >= (getattr(model.config, "max_position_embeddings", None) or 10**9):
+        raise DataError(
+            f"encoder and decoder inputs of a calibration batch are equally long and fill all {ids.shape[1]} positions, so whose "
+            "tokens a layer sees cannot be told; cut one of them shorter, or use estimator='fisher'"
+        )
     filler = getattr(model.config, "pad_token_id", None) or 0
     return {**batch, "input_ids": pad(ids, (0, 1), value=filler), "attention_mask": pad(mask, (0, 1), value=0)}
 
@@ -91,15 +103,19 @@ def with_distinct_lengths(model: nn.Module, batch: Batch) -> Batch:
 def token_masks(model: nn.Module, batch: Batch) -> dict[int, torch.Tensor]:
     """Length of a sequence -> which of its tokens are real, `(examples, length)`; empty where nothing is masked."""
     masks = {}
-    mask = batch.get("attention_mask")
+    config: Any = getattr(model, "config", None)
+    mask, ids = batch.get("attention_mask"), batch.get("input_ids")
     if isinstance(mask, torch.Tensor) and mask.ndim == 2:
         masks[mask.shape[1]] = mask.bool()
-    if getattr(getattr(model, "config", None), "is_encoder_decoder", False):
+    if getattr(config, "is_encoder_decoder", False):
+        if mask is None and ids is not None:
+            masks[ids.shape[1]] = torch.ones_like(ids, dtype=torch.bool)
         own, labels = batch.get("decoder_attention_mask"), batch.get("labels")
         if own is not None:
             masks[own.shape[1]] = own.bool()
         elif labels is not None and labels.ndim == 2:
             masks[labels.shape[1]] = labels != IGNORED
         elif (ids := batch.get("decoder_input_ids")) is not None:
-            masks[ids.shape[1]] = torch.ones_like(ids, dtype=torch.bool)
+            masks[ids.shape[1]] = ids != config.pad_token_id
+            masks[ids.shape[1]][:, 0] = True  # where decoding starts, often with the padding token
     return masks

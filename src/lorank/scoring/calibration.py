@@ -131,6 +131,12 @@ class _Summing(Watching):
             return
         total, counts = loss(self.model, batch)
         self._forward = False  # what runs from here on is recomputed by gradient checkpointing
+        if not isinstance(counts, torch.Tensor) or counts.shape != (count,):
+            raise DataError(
+                f"loss= returned {counts!r} as number of targets; return the sum of losses and a tensor with a "
+                f"number for each of the {count} examples"
+            )
+        counts = counts.cpu()
         if probe == 0:
             self.sums.targets.index_add_(0, self._fold_of, counts.double())
         if not counts.sum():
@@ -217,10 +223,20 @@ class _Summing(Watching):
 
 
 def weight_of(module: nn.Module) -> torch.Tensor:
-    """Weights `(d_out, d_in)` of a linear layer, dequantised."""
-    weight = dequantize_module_weight(module) if hasattr(module.weight, "quant_state") else module.weight
-    if weight.device.type == "meta":
+    """Weights `(d_out, d_in)` of a linear layer, dequantised.
+
+    Raises:
+        ScoresError: they are offloaded, or packed in a form that PEFT cannot unpack.
+
+    """
+    if module.weight.device.type == "meta":
         raise ScoresError(
             f"{type(module).__name__} has its weights elsewhere (offloaded); load the model whole to score it"
         )
-    return weight.detach().T if isinstance(module, Conv1D) else weight.detach()
+    weight = dequantize_module_weight(module).detach()
+    if weight.dtype not in (torch.float64, torch.float32, torch.bfloat16, torch.float16):
+        raise ScoresError(
+            f"{type(module).__name__} holds its weights as {weight.dtype}, which cannot be read as numbers; load the model "
+            "unquantised or in 4 or 8 bits by bitsandbytes, or use a score that does not look at weights"
+        )
+    return weight.T if isinstance(module, Conv1D) else weight

@@ -1,7 +1,7 @@
 """EVA's explained variance of layer inputs, by PEFT's incremental PCA: ranks for a baseline, and where its `A` starts."""
 
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -15,6 +15,7 @@ from lorank.scores import ImportanceScores
 from lorank.scoring.batches import Batch, examples_in, with_distinct_lengths
 from lorank.scoring.one_shot import Subject
 from lorank.scoring.path import undisturbed
+from lorank.scoring.precision import full_precision
 from lorank.scoring.watch import Watching, frozen, on_device_of
 from lorank.targets import Target
 
@@ -31,14 +32,25 @@ def explained_variance_scores(subject: Subject) -> ImportanceScores:
 
     """
     began = time.perf_counter()
-    found = principal_inputs(subject.model, subject.targets, subject.needed_batches(), subject.options.components)
+    counted = [0]
+
+    def batches() -> Iterator[Batch]:
+        for batch in subject.needed_batches():
+            counted[0] += examples_in(batch)
+            yield batch
+
+    found = principal_inputs(subject.model, subject.targets, batches(), subject.options.components)
     values = {name: ratios.double().cpu().numpy() for name, (_, ratios) in found.items()}
     for name, ratios in values.items():
         if not np.isfinite(ratios).all():
             raise ScoresError(
                 f"the inputs of {name!r} are not finite or do not vary; use a wider dtype or more examples"
             )
-    made = {"calibration": subject.options.model_dump(mode="json"), "seconds": round(time.perf_counter() - began, 3)}
+    made = {
+        "calibration": subject.options.model_dump(mode="json"),
+        "examples": counted[0],
+        "seconds": round(time.perf_counter() - began, 3),
+    }
     return subject.scores(values, provenance=made)
 
 
@@ -71,6 +83,8 @@ def principal_inputs(
             inputs = on_device_of(model, with_distinct_lengths(model, batch))
             watching.begin(inputs, count, masked=True)
             model(**inputs)
+    if not watching.count:
+        raise DataError("the calibration loader gave no batch; give at least one")
     return watching.result()
 
 
@@ -87,7 +101,8 @@ class _Principal(Watching):
     def ran(self, name: str, x: torch.Tensor, output: torch.Tensor) -> torch.Tensor:
         leader = self.once(x, lambda: name)
         if self._leader.setdefault(name, leader) == name:
-            self._fit(name, x)
+            with full_precision(x):
+                self._fit(name, x)
         return output
 
     def _fit(self, name: str, x: torch.Tensor) -> None:

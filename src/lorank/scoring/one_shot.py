@@ -1,6 +1,7 @@
 """Scores of modules from the frozen model, before any training: what `lorank.score` calls."""
 
 import time
+import warnings
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -9,7 +10,7 @@ import numpy as np
 import torch
 from torch import nn
 
-from lorank.errors import DataError, ScoresError
+from lorank.errors import DataError, LorankWarning, ScoresError
 from lorank.scores import ImportanceScores
 from lorank.scoring.batches import Batch, SummedLoss, summed_loss
 from lorank.scoring.calibration import CalibrationSums, calibrate, weight_of
@@ -52,6 +53,8 @@ class Subject:
         """
         if self.batches is None:
             raise DataError("this score needs calibration batches; give a loader, or use method='magnitude'")
+        if isinstance(self.batches, Mapping):
+            raise DataError("the loader is a single batch; give an iterable of batches, [batch] for one")
         return self.batches
 
     def scores(self, values: Mapping[str, np.ndarray], **rest: Any) -> ImportanceScores:
@@ -84,6 +87,13 @@ def sensitivity_scores(subject: Subject) -> ImportanceScores:
 
     def score(columns: Sequence[torch.Tensor]) -> torch.Tensor:
         trace = torch.stack([each.sum(-1) for each in columns], -1)
+        if below := int((trace[0] < 0).sum()):
+            warnings.warn(
+                f"the estimated trace of {below} of {len(columns)} modules is negative and counts as zero; raise probes, or "
+                "score on more examples",
+                LorankWarning,
+                stacklevel=5,
+            )
         share = torch.stack([topk_share(each, options.topk) for each in columns], -1)
         rank = torch.stack([effective_rank(each) for each in columns], -1)
         weights = (options.trace_weight, options.topk_weight, options.effective_rank_weight)
@@ -143,7 +153,7 @@ def _calibrated(
     scored = score([columns_of(sums, target, draws) for target in subject.targets]).numpy()
     if not scored[0].any():
         raise ScoresError(
-            "no layer is sensitive on these calibration examples (every score is 0); look at their labels"
+            "no layer is sensitive on these calibration examples (every score is 0); look at labels and masks"
         )
     names = [target.name for target in subject.targets]
     found: dict[str, Any] = {}

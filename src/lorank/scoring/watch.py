@@ -11,7 +11,10 @@ from torch import nn
 
 from lorank.errors import ScoresError
 from lorank.scoring.batches import Batch, token_masks
+from lorank.scoring.precision import full_precision
 from lorank.targets import Target
+
+_TIME_FIRST = ("xlnet",)  # layers work on (tokens, examples, d)
 
 
 def on_device_of(model: nn.Module, batch: Batch) -> Batch:
@@ -49,7 +52,10 @@ class Watching:
     def begin(self, batch: Batch, count: int, *, masked: bool) -> None:
         """Get ready for a batch of `count` examples; with `masked`, `mask` will tell real tokens from padding."""
         self.count, self._shared = count, {}
-        self._lengths = {v.shape[1] for v in batch.values() if isinstance(v, torch.Tensor) and v.ndim > 1}
+        tokens = [
+            v for v in batch.values() if isinstance(v, torch.Tensor) and v.ndim == 2 and not v.is_floating_point()
+        ]
+        self._lengths = {ids.shape[1] for ids in tokens}
         self._masks = token_masks(self.model, batch) if masked else {}
 
     def ran(self, name: str, x: torch.Tensor, output: torch.Tensor) -> torch.Tensor:
@@ -61,7 +67,7 @@ class Watching:
         known = self._shared.get(id(x))
         if known is not None and known[0]() is x and known[1] == x._version:
             return known[2]
-        with torch.no_grad():
+        with torch.no_grad(), full_precision(x):
             seen = look()
         self._shared[id(x)] = weakref.ref(x), x._version, seen
         return seen
@@ -77,7 +83,8 @@ class Watching:
             return tensor.reshape(self.count, -1, tensor.shape[-1])
         if tensor.ndim == 2 and len(tensor) in {self.count * length for length in self._lengths}:
             return tensor.view(self.count, -1, tensor.shape[-1])
-        if len(tensor) != self.count:
+        time_first = getattr(getattr(self.model, "config", None), "model_type", None) in _TIME_FIRST
+        if len(tensor) != self.count or time_first:
             raise ScoresError(
                 f"{name!r} works on rows of shape {tuple(tensor.shape)} that cannot be told apart by example (the batch has "
                 f"{self.count}); leave it out by targets="
@@ -110,16 +117,19 @@ class Watch(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, output: torch.Tensor, x: torch.Tensor, start: torch.Tensor, show: Callable[..., None]) -> Any:
-        """Return `output` itself. `start` requires a gradient, so that there is a graph where nothing else does."""
+        """Return a copy of `output`, which a model may change in place as it may a layer's output.
+
+        `start` requires a gradient, so that there is a graph where nothing else does.
+        """
         ctx.save_for_backward(x)
         ctx.show = show
-        return output.view_as(output)
+        return output.clone()
 
     @staticmethod
     def backward(ctx: Any, *gradients: torch.Tensor) -> Any:
         """Show `(x, gradient)` and hand the gradient on."""
         (x,) = ctx.saved_tensors
-        with torch.no_grad():
+        with torch.no_grad(), full_precision(x):
             ctx.show(x, gradients[0])
         return gradients[0] if ctx.needs_input_grad[0] else None, None, None, None
 

@@ -62,6 +62,7 @@ def check_model(recipe: Recipe, methods: Sequence[str]) -> tuple[tuple[Target, .
         "base_parameters": size,
         "preset": recipe.preset,
         "seed": recipe.seed,
+        "scale": recipe.scale,
         "targets": list(recipe.targets) if isinstance(recipe.targets, tuple) else recipe.targets,
         "versions": versions(),
     }
@@ -112,7 +113,8 @@ def allocate_for(method: str, recipe: Recipe, scores: ImportanceScores) -> RankP
         # How another method ranks its scores is not this one's: uniform means equal ranks, not equal worth per parameter.
         own = METHODS[method].presets[METHODS[method].default_preset].get("allocation", {})
         limits |= {"rank_by": "score", "scope": "global", **own}
-    # β is a share of what stage 1 starts with, which a method without a stage 1 knows only from the recipe.
-    size, initial = scores.provenance["base_parameters"], recipe.stage1.initial_rank
-    parameters = recipe.read_budget.parameters(scores.unit_costs, base_parameters=size, initial_rank=initial)
-    return scaled_plan(recipe, allocate(scores, parameters, scale=recipe.scale, **limits))
+    if recipe.read_budget.kind == "pruning ratio":
+        # A share of what stage 1 starts with, which a method without a stage 1 knows only from the recipe.
+        size, initial = scores.provenance["base_parameters"], recipe.stage1.initial_rank
+        budget = str(recipe.read_budget.parameters(scores.unit_costs, base_parameters=size, initial_rank=initial))
+    return scaled_plan(recipe, allocate(scores, budget, scale=recipe.scale, **limits))

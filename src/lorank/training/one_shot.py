@@ -2,6 +2,9 @@
 
 from pathlib import Path
 
+from rich.console import Console
+
+from lorank.artefact import check_file
 from lorank.errors import RecipeError
 from lorank.methods import METHODS
 from lorank.scores import ImportanceScores
@@ -13,7 +16,7 @@ from lorank.training.processes import processes
 from lorank.training.recipe import Recipe
 
 
-def score_recipe(recipe: Recipe, output: Path) -> ImportanceScores:
+def score_recipe(recipe: Recipe, output: Path, console: Console | None = None) -> ImportanceScores:
     """Score the model of a recipe on its calibration set and write the scores.
 
     Raises:
@@ -27,8 +30,11 @@ def score_recipe(recipe: Recipe, output: Path) -> ImportanceScores:
             f"method {recipe.method} does not score a frozen model, its scores come from `lorank run`; to score before training "
             f"give --method, one of {known}"
         )
+    check_file(output)
     targets, provenance = check_model(recipe, (recipe.method,))
     data = load_task_data(recipe.data)
+    if console is not None:
+        console.print(f"{recipe.method}: scoring the frozen model", highlight=False)
     scores = score_frozen(recipe, recipe.method, data, targets, load_tokenizer(recipe), provenance)
     if processes().is_main_process:
         scores.save(output)

@@ -13,7 +13,7 @@ from lorank.adapter.convert import adapted_layers, fold_to_lora, to_triplets
 from lorank.adapter.shrink import shrink
 from lorank.adapter.triplet import TripletAdapter
 from lorank.allocation.budgeted import allocate
-from lorank.allocation.top_b import best_units
+from lorank.allocation.top_b import RankBy, best_units
 from lorank.artefact import versions
 from lorank.base_model import base_size
 from lorank.budget import Budget
@@ -24,6 +24,7 @@ from lorank.scoring.accumulate import ScoreAccumulator
 from lorank.scoring.batches import Batch, SummedLoss, summed_loss
 from lorank.scoring.options import PathScoreOptions
 from lorank.scoring.path import PathScorer, undisturbed
+from lorank.scoring.watch import on_device_of
 
 By = Literal["path", "svd"]
 
@@ -54,14 +55,17 @@ def prune(
     by: str | None = None,
     intervals: int = 4,
     loss: SummedLoss = summed_loss,
-    **limits: Any,
+    max_rank: int | None = None,
+    min_rank: int = 0,
+    multiple_of: int = 1,
+    rank_by: RankBy = "score",
 ) -> Pruned:
     """Cut a trained LoRA adapter down to a budget, in place; it stays a plain, compact PEFT LoRA.
 
     Every `B A` is split into triplets `U diag(σ) Vᵀ`. A triplet scores
 
     - by `"path"` its share of the loss that the adapter takes away, `-σ_i ∫ ∂L/∂λ_i dα` along `λ = α σ` (midpoint rule; the
-      shares of all triplets add up to `L(0) - L(1)`), the mean over the batches;
+      shares of all triplets add up to `L(0) - L(1)`), the mean over the targets of all batches;
     - by `"svd"` its energy in `dW`, `(scale σ_i)²`: needs no data, and does not know the loss.
 
     What is kept is the best that the budget pays for, as `lorank.allocate` cuts; nothing is trained again.
@@ -69,12 +73,15 @@ def prune(
     Args:
         model: with one active LoRA adapter, trained.
         budget: see `lorank.Budget`.
-        dataloader: batches with labels; walked several times, so a list or a DataLoader. Needed by `"path"`; with `"svd"` it
-            is used for the losses alone.
+        dataloader: batches with labels, held in memory because they are looked at several times. Needed by `"path"`; with
+            `"svd"` it is used for the losses alone.
         by: None is `"path"` with batches and `"svd"` without.
         intervals: of the path, for `"path"`: that many forward and backward passes a batch.
         loss: as in `lorank.score`.
-        **limits: of `lorank.allocate`: `max_rank`, `multiple_of`, `rank_by`, ...
+        max_rank: as in `lorank.allocate`.
+        min_rank: as in `lorank.allocate`.
+        multiple_of: as in `lorank.allocate`.
+        rank_by: as in `lorank.allocate`.
 
     Raises:
         AdapterError: no LoRA, DoRA, merged, or layers that have no triplets.
@@ -82,11 +89,7 @@ def prune(
         DataError: no batches for `"path"`.
 
     """
-    by = by or ("svd" if dataloader is None else "path")
-    if by not in get_args(By):
-        raise AdapterError(f"by is {by!r}; allowed: {', '.join(map(repr, get_args(By)))}")
-    if by == "path" and dataloader is None:
-        raise DataError("pruning by 'path' looks at the loss; give batches with labels, or use by='svd'")
+    by = choose_score(by, data=dataloader is not None)
     if not isinstance(model, PeftModel) or len(model.active_adapters) != 1:
         raise AdapterError("there is no single active adapter to prune; give a PeftModel with one LoRA adapter active")
     name = model.active_adapters[0]
@@ -95,21 +98,46 @@ def prune(
         raise AdapterError(
             f"adapter {name!r} is not trained yet (every B is 0); lorank.score plans ranks before training"
         )
+    limits: dict[str, Any] = {
+        "max_rank": max_rank,
+        "min_rank": min_rank,
+        "multiple_of": multiple_of,
+        "rank_by": rank_by,
+    }
     size = base_size(model.get_base_model())
     _check_budget(layers, name, Budget.parse(budget), size, limits)
-    batches: Sequence[Batch] = list(dataloader) if dataloader is not None else ()
+    batches: Sequence[Batch] = [on_device_of(model, batch) for batch in dataloader or ()]
     if by == "path" and not batches:
         raise DataError("pruning by 'path' looks at the loss, and the loader gave no batch; give at least one")
     before = mean_loss(model, batches, loss)
+    if batches and before is None:
+        raise DataError("not one label of the batches counts (all are -100); give labelled examples")
     scale = max(float(layer.scaling[name]) for layer in layers.values())
     adapter = to_triplets(model, name)
     found = {"model": getattr(getattr(model, "config", None), "_name_or_path", ""), "method": f"prune by {by}"}
     found |= {"base_parameters": size, "versions": versions()}
-    scores = _energies(adapter, found) if by == "svd" else _shares(model, adapter, batches, intervals, loss, found)
-    plan = allocate(scores, budget, scale=scale, **limits)
-    shrink(adapter, {m: torch.from_numpy(best_units(scores.scores[m], rank)) for m, rank in plan.ranks.items()})
-    fold_to_lora(model, adapter, scale)
+    try:
+        scores = _energies(adapter, found) if by == "svd" else _shares(model, adapter, batches, intervals, loss, found)
+        plan = allocate(scores, budget, scale=scale, **limits)
+        shrink(adapter, {m: torch.from_numpy(best_units(scores.scores[m], rank)) for m, rank in plan.ranks.items()})
+    finally:  # also where something failed: a plain LoRA of the same function again
+        fold_to_lora(model, adapter, scale)
     return Pruned(plan, scores, before, mean_loss(model, batches, loss))
+
+
+def choose_score(by: str | None, *, data: bool) -> str:
+    """What triplets are scored by: as asked, else by path where there is data.
+
+    Raises:
+        AdapterError: no such score.
+        DataError: a score that needs data, and there is none.
+
+    """
+    if by not in (None, *get_args(By)):
+        raise AdapterError(f"by is {by!r}; allowed: {', '.join(map(repr, get_args(By)))}")
+    if by == "path" and not data:
+        raise DataError("pruning by 'path' looks at the loss and needs data with labels; give it, or use 'svd'")
+    return by or ("path" if data else "svd")
 
 
 def _check_budget(
@@ -156,19 +184,24 @@ def _shares(
 ) -> ImportanceScores:
     options = PathScoreOptions(nodes="midpoint", intervals=intervals, draw="sweep", parameter_factor="signed")
 
-    def mean(model: torch.nn.Module, batch: Batch) -> torch.Tensor:
-        summed, counts = loss(model, batch)
-        return summed / max(1, int(counts.sum()))
+    counted = 0
 
-    scorer, accumulated = PathScorer(model, adapter, options, loss=mean), ScoreAccumulator()
+    def summed(model: torch.nn.Module, batch: Batch) -> torch.Tensor:
+        nonlocal counted
+        total, counts = loss(model, batch)
+        counted += int(counts.sum())
+        return total
+
+    scorer, accumulated = PathScorer(model, adapter, options, loss=summed), ScoreAccumulator("sum")
     for number, batch in enumerate(batches):
         accumulated.add(scorer.batch_scores(batch, number))
+    targets = counted / scorer.passes_per_batch
     errors = accumulated.standard_error()
     made = {**provenance, "scoring": options.model_dump(mode="json"), "batches": len(batches)}
     return ImportanceScores(
-        _by_module(adapter, accumulated.value()),
+        _by_module(adapter, accumulated.value() / targets),
         _costs(adapter),
-        None if errors is None else _by_module(adapter, errors),
+        None if errors is None else _by_module(adapter, errors / targets),
         made,
     )
 

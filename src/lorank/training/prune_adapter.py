@@ -1,15 +1,18 @@
 """`lorank prune`: an adapter's folder in, a smaller adapter's folder out, with what that cost."""
 
 import shutil
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 import peft
 from peft import AutoPeftModel, PeftConfig, PeftModel
+from rich.console import Console
+from safetensors import safe_open
 from transformers import set_seed
 
 from lorank.artefact import write_json
+from lorank.budget import Budget
 from lorank.errors import AdapterError, OutputError
 from lorank.plan import RankPlan
 from lorank.report.rank_map import draw_rank_map
@@ -19,13 +22,20 @@ from lorank.training.calibration_set import calibration_batches, calibration_row
 from lorank.training.data import TaskData, load_task_data
 from lorank.training.model import NOT_LOADABLE, load_task_model, load_tokenizer
 from lorank.training.processes import processes
-from lorank.training.prune import prune
+from lorank.training.prune import choose_score, prune
 from lorank.training.recipe import Recipe
 from lorank.training.stage2 import measured_on_test
 
 
 def prune_adapter(
-    adapter: Path, budget: str, output: Path, recipe: Recipe | None, *, by: str | None = None, **limits: Any
+    adapter: Path,
+    budget: str,
+    output: Path,
+    recipe: Recipe | None,
+    *,
+    by: str | None = None,
+    console: Console | None = None,
+    **limits: Any,
 ) -> tuple[RankPlan, dict[str, Any]]:
     """`lorank prune`: load an adapter, prune it, save it with its plan, and measure what that cost.
 
@@ -41,14 +51,17 @@ def prune_adapter(
         LorankError: as `prune`, or an adapter that PEFT cannot load.
 
     """
+    choose_score(by, data=recipe is not None)
+    Budget.parse(budget)
     if output.exists() and (not output.is_dir() or any(output.iterdir())):
         raise OutputError(f"{output} is there already; give another --output")
     if not (adapter / "adapter_config.json").is_file():
         raise AdapterError(f"{adapter} has no adapter_config.json; give the folder of a PEFT adapter")
+    console = console or Console(quiet=True)
     batches: Sequence[Batch] | None = None
     data: TaskData | None = None
     if recipe is None:
-        model = _loaded(lambda: _auto_class(adapter).from_pretrained(str(adapter)), adapter)
+        model = _loaded(lambda: _on_its_own_base(adapter), adapter)
     else:
         data, tokenizer = load_task_data(recipe.data), load_tokenizer(recipe)
         set_seed(recipe.seed)
@@ -58,6 +71,7 @@ def prune_adapter(
         model.to(processes().device)
         batches = [on_device_of(model, batch) for batch in rows]
     held = sum(p.numel() for n, p in model.named_parameters() if ".lora_" in n)
+    console.print(f"scoring the triplets of {held:,} adapter parameters", highlight=False)
     pruned = prune(model, budget, batches, by=by, **limits)
     by_what = str(pruned.plan.provenance["method"])
     partial = output.with_name(f".{output.name}.partial")
@@ -71,6 +85,7 @@ def prune_adapter(
     }
     if recipe is not None and data is not None:
         for when, folder in (("before", adapter), ("after", partial / "adapter")):
+            console.print(f"evaluating {when} pruning on {len(data.test):,} test examples", highlight=False)
             metrics, loss = measured_on_test(recipe, data, folder, tokenizer, partial / "work")
             measured[when] |= {"metrics": metrics, "loss": loss}
         shutil.rmtree(partial / "work", ignore_errors=True)
@@ -83,19 +98,26 @@ def prune_adapter(
     return pruned.plan, measured
 
 
-def _loaded(load: Any, adapter: Path) -> PeftModel:
+def _loaded(load: Callable[[], Any], adapter: Path) -> PeftModel:
     try:
         return load()
     except NOT_LOADABLE as error:
-        reason = str(error).strip().splitlines()[0][:300]
+        reason = " ".join(str(error).split())[:300]
         raise AdapterError(
-            f"{adapter} cannot be loaded on its base model: {reason}; give the recipe that trained it as --data"
+            f"{adapter} cannot be loaded on its base model: {reason}; check the base model named in adapter_config.json, or give "
+            "the recipe that trained it as --data"
         ) from None
 
 
-def _auto_class(adapter: Path) -> Any:
-    """PEFT's class for the adapter's task; a classifier of more or fewer labels than its base model needs the recipe."""
-    task = PeftConfig.from_pretrained(str(adapter)).task_type
-    return (
+def _on_its_own_base(adapter: Path) -> Any:
+    """The adapter on the base model that its config names, with a head as wide as the saved one."""
+    task, options = PeftConfig.from_pretrained(str(adapter)).task_type, {}
+    family: Any = (
         AutoPeftModel if task is None else getattr(peft, f"Auto{peft.MODEL_TYPE_TO_PEFT_MODEL_MAPPING[task].__name__}")
     )
+    if task == peft.TaskType.SEQ_CLS:
+        with safe_open(adapter / "adapter_model.safetensors", framework="numpy") as file:
+            heads = [key for key in file.keys() if ".lora_" not in key and key.endswith(".weight")]  # noqa: SIM118
+            widths = [file.get_slice(key).get_shape()[0] for key in heads]
+        options = {"num_labels": min(widths)} if widths else {}
+    return family.from_pretrained(str(adapter), **options)

@@ -93,10 +93,6 @@ class Recipe(Section):
             raise ValueError(
                 f"pruning is for methods that prune while they train, {self.method} does not; leave it out"
             )
-        one_shot = any(METHODS[name].scorer for name in (self.method, *self.baselines))
-        if not one_shot and self.calibration != CalibrationSection():
-            known = ", ".join(name for name, method in METHODS.items() if method.scorer)
-            raise ValueError(f"calibration is for methods that score before training ({known}); leave it out")
         limits = self.allocation
         if limits.max_rank is not None and limits.max_rank < limits.min_rank:
             raise ValueError(f"allocation.max_rank {limits.max_rank} is below allocation.min_rank {limits.min_rank}")

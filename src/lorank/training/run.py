@@ -12,11 +12,10 @@ from typing import Any
 from rich.console import Console
 
 from lorank.artefact import write_json
-from lorank.errors import OutputError, PlanError
+from lorank.errors import OutputError, RecipeError
 from lorank.methods import METHODS
 from lorank.plan import RankPlan
 from lorank.report.rank_map import draw_rank_map
-from lorank.targets import first_difference
 from lorank.training.checks import check_model
 from lorank.training.data import load_task_data
 from lorank.training.model import load_tokenizer, load_without_weights
@@ -24,6 +23,7 @@ from lorank.training.output import claimed
 from lorank.training.processes import processes
 from lorank.training.pruned_stage import check_schedule
 from lorank.training.recipe import Recipe
+from lorank.training.recipe_sections import CalibrationSection
 from lorank.training.scoring_set import split_for_scoring
 from lorank.training.work import Work
 
@@ -55,6 +55,12 @@ def run(recipe: Recipe, directory: str | Path, console: Console | None = None) -
             checkpoint stays.
 
     """
+    if (
+        not any(METHODS[m].scorer for m in (recipe.method, *recipe.baselines))
+        and recipe.calibration != CalibrationSection()
+    ):
+        known = ", ".join(name for name, method in METHODS.items() if method.scorer)
+        raise RecipeError(f"calibration: for methods that score before training ({known}); leave it out")
     work = _prepared(recipe, (recipe.method, *recipe.baselines), console)
     directory, results = Path(directory), {}
     with claimed(directory, recipe, work.data, work.provenance):
@@ -80,16 +86,16 @@ def run_plan(recipe: Recipe, plan: RankPlan, directory: str | Path, console: Con
     if name in recipe.baselines:
         name = f"{name} (plan)"
     recipe = recipe.model_copy(update={"budget": str(plan.budget_parameters)})
+    path = directory / "plan.json"
+    if path.is_file() and RankPlan.load(path) != plan:
+        raise OutputError(f"{directory} belongs to another plan ({path}); give another --output-dir, or remove it")
     check_plan(recipe, plan)
     work = _prepared(recipe, recipe.baselines, console)
     with claimed(directory, recipe, work.data, work.provenance):
-        path = directory / "plan.json"
-        if path.exists() and RankPlan.load(path) != plan:
-            raise OutputError(f"{directory} belongs to another plan ({path}); give another --output-dir, or remove it")
         if processes().is_main_process:
             plan.save(path)
         processes().wait_for_everyone()
-        start = work.start_of(str(plan.provenance.get("method")))
+        start = work.start_of(str(plan.provenance.get("method")), plan)
         results[name] = asdict(work.evaluation(name, directory, plan, start=start))
         results |= _baseline_results(work, directory)
         _write_results(recipe, name, plan.provenance.get("preset"), plan, results, directory)
@@ -104,10 +110,7 @@ def check_plan(recipe: Recipe, plan: RankPlan) -> None:
 
     """
     model = load_without_weights(recipe.model, trust_remote_code=recipe.trust_remote_code, classifier=True)
-    if difference := first_difference(plan.unit_costs, model, plan.provenance):
-        raise PlanError(
-            f"the plan is for another model than {recipe.model}: {difference}; allocate from scores of this model"
-        )
+    plan.check_model(model)
 
 
 def _prepared(recipe: Recipe, methods: tuple[str, ...], console: Console | None) -> Work:
@@ -128,7 +131,7 @@ def _method_result(work: Work, method: str, folder: Path) -> dict[str, Any]:
     scores = work.scores(method, folder)
     plan = work.plan(method, folder, scores)
     stage = "stage2" if work.retrains(method) else "stage1"
-    evaluation = work.evaluation(method, folder, plan, stage=stage, start=work.start_of(method))
+    evaluation = work.evaluation(method, folder, plan, stage=stage, start=work.start_of(method, plan))
     return {**asdict(evaluation), **work.cost_of_scores(method, folder, scores)}
 
 

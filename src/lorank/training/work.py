@@ -2,7 +2,7 @@
 
 import json
 from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -64,7 +64,7 @@ class Work:
         if "stage1" in made:
             return {"stage1": {**made["stage1"], "passes": made["scoring_passes"]}}
         if METHODS[method].scorer is not None and "seconds" in made:
-            return {"calibration": {"examples": self.recipe.calibration.examples, "seconds": made["seconds"]}}
+            return {"calibration": {"examples": made.get("examples", 0), "seconds": made["seconds"]}}
         if METHODS[method].trained != "pruned triplets":
             return {}
         checkpoint = latest_checkpoint(folder / "stage1")
@@ -82,6 +82,7 @@ class Work:
                 directory = folder / "stage1"
                 scores = score_units(self.recipe, self.data, self.targets, self.tokenizer, directory, self.console, own)
             elif METHODS[method].scorer is not None:
+                self.console.print(f"{method}: scoring the frozen model", highlight=False)
                 scores = score_frozen(self.recipe, method, self.data, self.targets, self.tokenizer, self.provenance)
             else:
                 own = {**self.provenance, "method": method, "preset": None}
@@ -107,7 +108,7 @@ class Work:
             raise OutputError(f"{path} was made from other scores than those in {folder}; remove it to allocate again")
         return plan
 
-    def start_of(self, method: str) -> Callable[[PeftModel], None] | None:
+    def start_of(self, method: str, plan: RankPlan) -> Callable[[PeftModel], None] | None:
         """How a fresh adapter of the method starts, where that is not PEFT's start."""
         start = METHODS[method].start if method in METHODS else None
         if start is None:
@@ -116,7 +117,13 @@ class Work:
         def begin(model: PeftModel) -> None:
             inside = model.get_base_model()
             model.to(processes().device)
-            start(model, subject_of(self.recipe, inside, self.data, self.targets, self.tokenizer, self.provenance))
+            layers = {name: inside.get_submodule(name) for name, rank in plan.ranks.items() if rank}
+            adapted = tuple(Target(name, layer.in_features, layer.out_features) for name, layer in layers.items())
+            subject = subject_of(self.recipe, inside, self.data, adapted, self.tokenizer, self.provenance)
+            enough = subject.options.model_copy(
+                update={"components": max(subject.options.components, *plan.ranks.values())}
+            )
+            start(model, replace(subject, options=enough))
 
         return begin
 
@@ -134,6 +141,7 @@ class Work:
         if not path.exists():
             if not (folder / "adapter").exists():
                 named = f"stage 2, {name}"
+                self.console.print(f"{named}: training {plan.spent:,} adapter parameters", highlight=False)
                 train_plan(self.recipe, self.data, plan, self.tokenizer, folder, self.console, named, start)
             self.console.print(f"evaluating {name} on {len(self.data.test):,} test examples", highlight=False)
             evaluation = evaluate_adapter(self.recipe, self.data, plan, self.tokenizer, folder, stage)

@@ -5,6 +5,7 @@ from collections.abc import Sequence
 
 import torch
 
+from lorank.errors import ScoresError
 from lorank.targets import Target
 
 
@@ -42,7 +43,17 @@ class OuterProductProbes:
         self._steps = {}
 
     def move(self, name: str, x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
-        """Output of module `name` with its weights moved by `s`, which is zero: `y + a ((b ∘ s) · x)`."""
+        """Output of module `name` with its weights moved by `s`, which is zero: `y + a ((b ∘ s) · x)`.
+
+        Raises:
+            ScoresError: the layer works in half precision.
+
+        """
+        if y.dtype in (torch.float16, torch.bfloat16):
+            raise ScoresError(
+                f"{name!r} works in {str(y.dtype).removeprefix('torch.')}, in which second derivatives are noise; load the model "
+                "in fp32 without autocast, or use estimator='fisher' or 'kfac'"
+            )
         start, d_in, d_out = self._place[name]
         signs = self._signs[:, start : start + d_in + d_out].to(x.device, x.dtype)
         b, a = signs[:, :d_in], signs[:, d_in:]
