@@ -7,99 +7,28 @@ from typing import Any
 import pytest
 import torch
 from accelerate import cpu_offload
-from tests.conftest import random_batch, tiny_config
+from tests.conftest import random_batch
+from tests.scoring.calibration_cases import MODELS, QUANTITIES, batches_of, collate, example, make
 from tests.scoring.curvature.networks import Stack, summed
-from torch import nn
 from torch.nn.functional import pad
 from transformers import (
     AlbertConfig,
     AlbertForSequenceClassification,
     BartConfig,
-    BartForConditionalGeneration,
-    BertForSequenceClassification,
     BitsAndBytesConfig,
-    GPT2Config,
-    GPT2LMHeadModel,
     LlamaConfig,
     LlamaForCausalLM,
     MarianConfig,
     MarianMTModel,
-    PreTrainedModel,
     set_seed,
 )
 
 from lorank.base_model import base_size
-from lorank.errors import DataError, ScoresError
+from lorank.errors import ScoresError
 from lorank.scoring.batches import count_targets, summed_loss
 from lorank.scoring.calibration import CalibrationSums, Quantity, calibrate, weight_of
 from lorank.scoring.one_shot import resampling
 from lorank.targets import find_targets
-
-QUANTITIES: tuple[Quantity, ...] = ("gram", "fisher", "kfac", "hutchinson", "gradient")
-Batches = list[dict[str, torch.Tensor]]
-
-
-def encoder() -> PreTrainedModel:
-    return BertForSequenceClassification(tiny_config(num_labels=2, initializer_range=0.3))
-
-
-def decoder() -> PreTrainedModel:
-    sizes = {"hidden_size": 16, "intermediate_size": 24, "num_hidden_layers": 2, "num_attention_heads": 4}
-    return LlamaForCausalLM(LlamaConfig(vocab_size=32, num_key_value_heads=2, initializer_range=0.3, **sizes))
-
-
-def gpt2() -> PreTrainedModel:
-    return GPT2LMHeadModel(
-        GPT2Config(vocab_size=32, n_positions=32, n_embd=16, n_layer=2, n_head=2, initializer_range=0.3)
-    )
-
-
-def encoder_decoder() -> PreTrainedModel:
-    ends = {"encoder_layers": 2, "decoder_layers": 2, "encoder_ffn_dim": 24, "decoder_ffn_dim": 24}
-    heads = {"encoder_attention_heads": 2, "decoder_attention_heads": 2, "pad_token_id": 1}
-    return BartForConditionalGeneration(
-        BartConfig(vocab_size=32, d_model=16, max_position_embeddings=32, init_std=0.3, **ends, **heads)
-    )
-
-
-MODELS = {"encoder": encoder, "decoder": decoder, "gpt2": gpt2, "encoder-decoder": encoder_decoder}
-
-
-def make(kind: str) -> PreTrainedModel:
-    set_seed(0)
-    return MODELS[kind]().double()
-
-
-def example(kind: str, number: int) -> dict[str, list[int]]:
-    """One example of random length; prompt tokens of a decoder carry no label."""
-    source = torch.Generator().manual_seed(number)
-    length = int(torch.randint(3, 12, (), generator=source))
-    ids = torch.randint(5, 31, (length,), generator=source).tolist()
-    if kind == "encoder":
-        return {"input_ids": ids, "labels": [number % 2]}
-    if kind == "encoder-decoder":
-        return {"input_ids": ids, "labels": torch.randint(5, 31, (number % 4 + 2,), generator=source).tolist()}
-    return {"input_ids": ids, "labels": [-100, *ids[1:]]}
-
-
-def collate(kind: str, examples: list[dict[str, list[int]]]) -> dict[str, torch.Tensor]:
-    def padded(rows: list[list[int]], value: int) -> torch.Tensor:
-        longest = max(map(len, rows))
-        return torch.tensor([row + [value] * (longest - len(row)) for row in rows])
-
-    ids = [one["input_ids"] for one in examples]
-    labels = padded([one["labels"] for one in examples], -100)
-    mask = padded([[1] * len(row) for row in ids], 0)
-    return {
-        "input_ids": padded(ids, 1),
-        "attention_mask": mask,
-        "labels": labels[:, 0] if kind == "encoder" else labels,
-    }
-
-
-def batches_of(kind: str, count: int, size: int) -> Batches:
-    rows = [example(kind, number) for number in range(count)]
-    return [collate(kind, rows[start : start + size]) for start in range(0, count, size)]
 
 
 def means(sums: CalibrationSums) -> dict[str, torch.Tensor]:
@@ -395,97 +324,6 @@ def test_models_whose_labels_are_not_shifted() -> None:
         total, torch.nn.functional.cross_entropy(logits.flatten(0, 1), labels.flatten(), reduction="sum")
     )
     assert int(counts.sum()) == 3
-
-
-class TestWhatGoesWrong:
-    def test_an_empty_loader(self) -> None:
-        with pytest.raises(DataError, match="gave no batch"):
-            calibrate(make("encoder"), find_targets(make("encoder")), [], "fisher")
-
-    @pytest.mark.parametrize("quantity", ["fisher", "kfac", "gradient", "hutchinson"])
-    def test_no_labels_where_a_loss_is_needed(self, quantity: Quantity) -> None:
-        model = make("encoder")
-        batch = {k: v for k, v in random_batch().items() if k != "labels"}
-        with pytest.raises(DataError, match=r"no labels .*estimator='gram'"):
-            calibrate(model, find_targets(model), [batch], quantity)
-
-    def test_no_labels_are_fine_for_gram(self) -> None:
-        model = make("encoder")
-        batch = {k: v for k, v in random_batch().items() if k != "labels"}
-        assert calibrate(model, find_targets(model), [batch], "gram").examples == 4
-
-    @pytest.mark.parametrize("quantity", ["fisher", "hutchinson"])
-    def test_all_labels_masked(self, quantity: Quantity) -> None:
-        model, batches = make("decoder"), batches_of("decoder", 4, 2)
-        for batch in batches:
-            batch["labels"] = torch.full_like(batch["labels"], -100)
-        with pytest.raises(DataError, match="not one label"):
-            calibrate(model, find_targets(model), batches, quantity)
-
-    def test_one_batch_of_masked_labels_counts_for_nothing(self) -> None:
-        model, batches = make("decoder"), batches_of("decoder", 4, 2)
-        alone = calibrate(model, find_targets(model), batches[:1], "fisher")
-        batches[1]["labels"] = torch.full_like(batches[1]["labels"], -100)
-        both = calibrate(model, find_targets(model), batches, "fisher")
-        torch.testing.assert_close(both.columns, alone.columns)
-        torch.testing.assert_close(both.targets, alone.targets)
-
-    @pytest.mark.parametrize("quantity", QUANTITIES)
-    def test_activations_that_are_not_finite_name_the_first_module(self, quantity: Quantity) -> None:
-        model = make("decoder")
-        with torch.no_grad():
-            model.get_submodule("model.layers.1.self_attn.o_proj").weight[0, 0] = torch.inf
-        with pytest.raises(ScoresError, match=r"inputs of 'model\.layers\.1\.mlp\.gate_proj' are not finite"):
-            calibrate(model, find_targets(model), batches_of("decoder", 4, 2), quantity)
-
-    def test_a_loss_that_is_not_finite(self) -> None:
-        model = make("encoder")
-        with torch.no_grad():
-            model.get_submodule("classifier").weight[0, 0] = torch.nan
-        with pytest.raises(ScoresError, match="the loss of a calibration batch is not finite"):
-            calibrate(model, find_targets(model), [random_batch()], "fisher")
-
-    def test_a_module_that_never_ran(self) -> None:
-        model = make("encoder")
-        model.bert.encoder.layer[0].spare = nn.Linear(4, 4)
-        with pytest.raises(ScoresError, match=r"layer\.0\.spare' never ran"):
-            calibrate(model, find_targets(model), [random_batch()], "gram")
-
-    def test_rows_that_belong_to_no_example(self) -> None:
-        model = make("encoder")
-        dense = model.bert.encoder.layer[0].intermediate.dense
-        model.bert.encoder.layer[0].intermediate.dense = _Routed(dense)  # type: ignore[assignment]
-        with pytest.raises(ScoresError, match="cannot be told apart by example"):
-            calibrate(model, find_targets(model, [r"dense.inner"]), [random_batch()], "fisher")
-
-    def test_equal_lengths_that_fill_every_position(self) -> None:
-        ids = torch.randint(5, 31, (2, 32))
-        with pytest.raises(DataError, match="fill all 32 positions"):
-            calibrate(
-                make("encoder-decoder"),
-                find_targets(make("encoder-decoder")),
-                [{"input_ids": ids, "labels": ids}],
-                "gram",
-            )
-
-    def test_a_batch_that_is_no_mapping(self) -> None:
-        with pytest.raises(DataError, match="tuple; give mappings"):
-            calibrate(make("encoder"), find_targets(make("encoder")), [(torch.zeros(1),)], "gram")  # type: ignore[list-item]
-
-
-class _Routed(nn.Module):
-    """Some tokens only, of no telling which example: as the experts of a mixture see them."""
-
-    def __init__(self, inner: nn.Linear) -> None:
-        super().__init__()
-        self.inner = inner
-
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        out = torch.zeros(*x.shape[:-1], self.inner.out_features, dtype=x.dtype)
-        chosen = torch.zeros(x.shape[:-1], dtype=torch.bool)
-        chosen.view(-1)[:9] = True
-        out[chosen] = self.inner(x[chosen])
-        return out
 
 
 def test_a_generator_of_batches_is_walked_once() -> None:

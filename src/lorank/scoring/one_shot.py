@@ -204,7 +204,8 @@ def _mean(
         return torch.zeros(len(weights), target.d_in, dtype=torch.float64)
     summed = sums[target.name].double().cpu()
     each = summed[:, None] if summed.ndim == 1 else summed
-    return (weights @ each) / (weights @ counts.double().cpu())[:, None]
+    # A resample may be of examples none of which reaches a layer (a decoder without labels): nothing of nothing is 0.
+    return torch.nan_to_num((weights @ each) / (weights @ counts.double().cpu())[:, None])
 
 
 def _max_ranks(targets: Sequence[Target]) -> dict[str, int]:
