@@ -22,6 +22,15 @@ def test_two_stacks_are_told_apart_and_holes_are_marked() -> None:
     assert grid.ranks.tolist() == [[1, -1], [1, 1]]
 
 
+def test_columns_stand_in_the_order_of_the_fullest_layer() -> None:
+    names = ["layer.0.value", "layer.1.query", "layer.1.key", "layer.1.value"]
+    assert rank_grid(RankPlan(dict.fromkeys(names, 1), dict.fromkeys(names, 4), "16", 16)).projections == (
+        "query",
+        "key",
+        "value",
+    )
+
+
 def test_the_picture_has_a_cell_for_every_module(tmp_path: Path) -> None:
     draw_rank_map(some_plan(), tmp_path / "ranks.png", "i-lora · tiny · cola\nbudget r=2")
     picture = np.asarray(Image.open(tmp_path / "ranks.png").convert("RGB"))

@@ -38,7 +38,9 @@ def grid_of(values: Mapping[str, Any]) -> tuple[tuple[str, ...], tuple[str, ...]
     """Names of the layers, names of the projections, and the modules' values in that grid, None where there is none."""
     placed = places(values)
     rows = list(dict.fromkeys((place.stack, place.layer) for place in placed.values()))
-    columns = list(dict.fromkeys(place.projection for place in placed.values()))
+    # In the order of the fullest layer: of an adapter that has lost modules, the first layer may name few of them.
+    held = {row: [place.projection for place in placed.values() if (place.stack, place.layer) == row] for row in rows}
+    columns = list(dict.fromkeys(name for row in sorted(rows, key=lambda row: -len(held[row])) for name in held[row]))
     several = len({stack for stack, _ in rows}) > 1
     cells: list[list[Any]] = [[None] * len(columns) for _ in rows]
     for name, place in placed.items():
@@ -60,7 +62,7 @@ def draw_rank_map(plan: RankPlan, path: Path, title: str) -> None:
 
     grid = rank_grid(plan)
     rows, columns = grid.ranks.shape
-    figure = Figure(figsize=(max(5.5, 1.05 * columns + 1.6), max(3.2, 0.36 * rows + 1.9)), layout="constrained")
+    figure = Figure(figsize=(max(5.5, 1.2 * columns + 1.6), max(3.2, 0.36 * rows + 1.9)), layout="constrained")
     axes = figure.subplots()
     shown = np.ma.masked_less(grid.ranks, 1)
     top = max(1, int(grid.ranks.max()))
