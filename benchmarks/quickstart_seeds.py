@@ -38,9 +38,9 @@ IN_TRAINING: Runs = {
     "adalora, recommended": ("examples/igu-lora.yaml", ["method=adalora", "preset=recommended"]),
 }
 BEFORE: Runs = {
-    "sensitivity-lora, fisher": ("examples/sensitivity-lora.yaml", []),
+    "sensitivity-lora, gram": ("examples/sensitivity-lora.yaml", []),
+    "sensitivity-lora, fisher": ("examples/sensitivity-lora.yaml", ["calibration.estimator=fisher", "baselines=[]"]),
     "sensitivity-lora, kfac": ("examples/sensitivity-lora.yaml", ["calibration.estimator=kfac", "baselines=[]"]),
-    "sensitivity-lora, gram": ("examples/sensitivity-lora.yaml", ["calibration.estimator=gram", "baselines=[]"]),
     "gradient": ("examples/sensitivity-lora.yaml", ["method=gradient", "baselines=[]"]),
     "magnitude": ("examples/sensitivity-lora.yaml", ["method=magnitude", "baselines=[]"]),
 }

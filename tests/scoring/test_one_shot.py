@@ -66,7 +66,7 @@ class TestSensitivity:
 
     def test_the_trace_alone_is_the_trace_over_its_mean(self) -> None:
         model = tiny_bert()
-        scores = lorank.score(model, BATCHES, topk_weight=0, effective_rank_weight=0)
+        scores = lorank.score(model, BATCHES, estimator="fisher", topk_weight=0, effective_rank_weight=0)
         traces = dict.fromkeys(scores.scores, 0.0)
         for batch in BATCHES:
             for one in range(4):
@@ -99,10 +99,11 @@ class TestSensitivity:
         assert scores.resamples is None
 
     def test_a_loss_that_no_layer_changes_is_refused(self) -> None:
+        def nothing(model: torch.nn.Module, batch: dict) -> tuple[torch.Tensor, torch.Tensor]:
+            return model(**batch).logits.sum() * 0, torch.ones(4)
+
         with pytest.raises(ScoresError, match="no layer is sensitive"):
-            lorank.score(
-                tiny_bert(), BATCHES, loss=lambda model, batch: (model(**batch).logits.sum() * 0, torch.ones(4))
-            )
+            lorank.score(tiny_bert(), BATCHES, estimator="fisher", loss=nothing)
 
 
 class TestOtherScorers:
@@ -184,7 +185,11 @@ class TestTheDoor:
             ({"method": "gradient", "estimator": "gram"}, RecipeError, r"estimator: no option of method 'gradient'"),
             ({"target_modules": ["query"]}, RecipeError, r"did you mean targets\?"),
             ({"dataloader": BATCHES[0]}, DataError, "is a single batch; give an iterable"),
-            ({"loss": lambda model, batch: (model(**batch).loss, 4)}, DataError, "returned 4 as number of targets"),
+            (
+                {"estimator": "fisher", "loss": lambda m, batch: (m(**batch).loss, 4)},
+                DataError,
+                "returned 4 as number of targets",
+            ),
             ({"estimator": "grams"}, RecipeError, "estimator: Input should be 'gram'"),
             ({"folds": 1}, RecipeError, "folds: Input should be greater than or equal to 2"),
             ({"targets": ["qery"]}, TargetError, "query"),

@@ -8,11 +8,12 @@ SENSITIVITY_LORA = Method(
     reference="Sensitivity-LoRA, arXiv 2509.09119 (Findings of EMNLP 2025)",
     trained="nothing",
     # The trace and proportional ranks are the paper's; the estimator, the forms of the two local metrics and how they are
-    # combined are not in any source (methods note 3.2) and are ours, named here so that a run records them.
+    # combined are not in any source (methods note 3.2) and are ours, named here so that a run records them. `gram` because it
+    # is the cheapest, the most stable, and does not look through a new head (docs/sensitivity-lora.md has the comparison).
     presets={
         "recommended": {
             "calibration": {
-                "estimator": "fisher",
+                "estimator": "gram",
                 "trace_weight": 1.0,
                 "topk_weight": 0.5,
                 "effective_rank_weight": 0.5,

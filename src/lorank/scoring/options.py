@@ -39,7 +39,7 @@ class CalibrationOptions(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
 
     estimator: Literal["gram", "fisher", "kfac", "hutchinson"] = Field(
-        "fisher", description="of the Hessian's diagonal, for sensitivity-lora"
+        "gram", description="of the Hessian's diagonal, for sensitivity-lora"
     )
     trace_weight: float = Field(1.0, ge=0, description="exponent of the global metric, the trace")
     topk_weight: float = Field(0.5, ge=0, description="exponent of the local metric top-k share")
