@@ -229,6 +229,22 @@ def test_a_4_bit_base_scores_as_the_weights_that_it_stands_for(quantity: Quantit
     torch.testing.assert_close(*map(means, sums), rtol=1e-4, atol=1e-9)
 
 
+def test_weights_in_8_bits_are_read_as_the_numbers_that_they_are(tmp_path: Path) -> None:
+    pytest.importorskip("bitsandbytes", reason="install bitsandbytes to test quantised bases")
+    sizes = {"num_hidden_layers": 1, "hidden_size": 64, "intermediate_size": 64, "num_attention_heads": 2}
+    plain = LlamaForCausalLM(LlamaConfig(vocab_size=32, **sizes))
+    plain.save_pretrained(tmp_path)
+    eight = BitsAndBytesConfig(load_in_8bit=True)
+    packed = LlamaForCausalLM.from_pretrained(tmp_path, quantization_config=eight, device_map="cpu")
+    for target in find_targets(plain):
+        weight = plain.get_submodule(target.name).weight.detach()
+        torch.testing.assert_close(weight_of(packed.get_submodule(target.name)).float(), weight, atol=1e-3, rtol=0)
+    layer = packed.get_submodule(find_targets(plain)[0].name)
+    layer.weight = torch.nn.Parameter(torch.ones(64, 64, dtype=torch.int8), requires_grad=False)
+    with pytest.raises(ScoresError, match=r"holds its weights as torch\.int8, which cannot be read"):
+        weight_of(layer)
+
+
 @pytest.mark.parametrize("quantity", QUANTITIES)
 def test_weights_that_lie_elsewhere_are_fetched_by_accelerate(quantity: Quantity) -> None:
     model, batches = make("decoder"), batches_of("decoder", 6, 3)
