@@ -107,8 +107,8 @@ def score_command(
         import transformers
 
         from lorank.report.tables import score_table
-        from lorank.training.one_shot import score_recipe
         from lorank.training.recipe import load_recipe
+        from lorank.training.score_recipe import score_recipe
 
         transformers.utils.logging.set_verbosity_error()
         # Scores depend on no budget, and with another method the recipe's own sections for its method do not apply.
@@ -145,7 +145,7 @@ def allocate_command(
         from lorank.report.tables import change_table, rank_table, stability_lines
 
         if model is not None:
-            from lorank.training.one_shot import check_scores
+            from lorank.training.score_recipe import check_scores
 
             check_scores(scores, model)
         limits = {"max_rank": max_rank, "min_rank": min_rank, "multiple_of": multiple_of, "rank_by": rank_by}

@@ -20,9 +20,9 @@ from lorank.cli import app
 from lorank.errors import OutputError, PlanError, RecipeError, ScoresError
 from lorank.plan import RankPlan
 from lorank.scores import ImportanceScores
-from lorank.training.one_shot import check_scores, score_recipe
 from lorank.training.recipe import make_recipe
 from lorank.training.run import run, run_plan
+from lorank.training.score_recipe import check_scores, score_recipe
 from lorank.training.stage2 import adapter_parameters
 
 METHODS = ("sensitivity-lora", "gradient", "magnitude", "eva")
