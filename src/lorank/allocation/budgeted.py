@@ -2,6 +2,7 @@
 
 import warnings
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any, get_args
 
 from lorank.allocation.proportional import proportional_ranks
@@ -90,7 +91,7 @@ def allocate(
     plan = RankPlan(ranks, costs, str(asked), parameters, scale, made_from)
     if scores.resamples:
         stability = plan_stability(scores, plan, lambda resample: _ranks(resample, parameters, limits))
-        plan = RankPlan(ranks, costs, str(asked), parameters, scale, {**made_from, "stability": stability})
+        plan = replace(plan, provenance={**made_from, "stability": stability})
     cap = {name: _blocks_of(limit, max_rank, multiple_of) for name, limit in most.items()}
     if all(ranks[name] >= cap[name] for name in ranks) and parameters - plan.spent >= min(costs.values()):
         mend = "raise max_rank" if scores.of_modules else "raise max_rank, or score with a higher initial rank"

@@ -65,7 +65,7 @@ def calibrate(
     model is left as it was. Gradient checkpointing stays on if the model is in training mode with it.
 
     Args:
-        model: in any dtype, quantised or spread over devices; the first target's inputs need not require gradients.
+        model: in any dtype, quantised or offloaded; the first target's inputs need not require gradients.
         targets: the layers.
         batches: mappings of model inputs; an example is a row.
         quantity: what is added up: `lorank.scoring.curvature`, `lorank.scoring.gradient`.

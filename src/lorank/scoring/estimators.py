@@ -11,7 +11,8 @@ from torch import nn
 
 from lorank.adapter.triplet import TripletAdapter
 from lorank.errors import LorankError
-from lorank.scoring.path import Batch, LossFunction, model_loss, path_integral
+from lorank.scoring.batches import Batch
+from lorank.scoring.path import LossFunction, model_loss, path_integral
 from lorank.scoring.precision import at_least_fp32
 
 Estimator = Literal["training-pass", "single-pass", "one-sample", "unbiased", "trapezoid"]

@@ -1,9 +1,8 @@
 """Path scores: gradients of the held-out loss along the path from a baseline to the trained adapters (I-LoRA, eq. 4)."""
 
 import random
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from typing import Any
 
 import torch
 from torch import nn
@@ -11,11 +10,11 @@ from torch import nn
 from lorank.adapter.path import displacement, path_point
 from lorank.adapter.triplet import TripletAdapter
 from lorank.errors import LorankError
+from lorank.scoring.batches import Batch
 from lorank.scoring.options import PathScoreOptions
 from lorank.scoring.precision import at_least_fp32
 from lorank.scoring.quadrature import path_nodes
 
-Batch = Mapping[str, Any]
 LossFunction = Callable[[nn.Module, Batch], torch.Tensor]
 
 

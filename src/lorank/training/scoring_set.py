@@ -8,7 +8,7 @@ from datasets import Dataset
 from transformers import DataCollatorWithPadding, PreTrainedTokenizerBase
 
 from lorank.errors import DataError
-from lorank.scoring.path import Batch
+from lorank.scoring.batches import Batch
 from lorank.training.data import hold_out
 from lorank.training.processes import processes
 from lorank.training.recipe import Recipe
