@@ -134,6 +134,17 @@ def natural_order(name: str) -> tuple[tuple[int, str | int], ...]:
     return tuple((0, int(part)) if part.isdigit() else (1, part) for part in name.split("."))
 
 
+def leaf_of(name: str) -> str:
+    """The last part of a module's name, by which serving engines know a projection: `"q_proj"`."""
+    return name.rpartition(".")[2]
+
+
+def sibling(name: str, leaf: str) -> str:
+    """The module beside this one, in the same parent, that is called `leaf`."""
+    parent = name.rpartition(".")[0]
+    return f"{parent}.{leaf}" if parent else leaf
+
+
 def places(names: Iterable[str]) -> dict[str, Place]:
     """Place of each module, from the names alone; within a block every short name is unique.
 

@@ -68,7 +68,7 @@ def load_task_model(recipe: Recipe, label_names: Sequence[str]) -> TaskModel:
     """
     config = _task_config(recipe, label_names)
     try:
-        with _quiet_loading():
+        with quiet_loading():
             model, loading = AutoModelForSequenceClassification.from_pretrained(
                 recipe.model,
                 config=config,
@@ -102,7 +102,7 @@ def load_without_weights(name: str, *, trust_remote_code: bool = False, classifi
     others = () if classifier else (AutoModelForSeq2SeqLM, AutoModelForCausalLM, AutoModel)
     for family in (AutoModelForSequenceClassification, *others):
         if type(config) in family._model_mapping or family.__name__ in own_code:
-            with torch.device("meta"), _quiet_loading():
+            with torch.device("meta"), quiet_loading():
                 return family.from_config(config, trust_remote_code=trust_remote_code)
     raise _not_loadable(
         name, ValueError(f"{config.model_type!r} has no {'classifier' if classifier else 'model'} class")
@@ -156,7 +156,7 @@ def _task_config(recipe: Recipe, label_names: Sequence[str]) -> PreTrainedConfig
 
 
 @contextmanager
-def _quiet_loading() -> Iterator[None]:
+def quiet_loading() -> Iterator[None]:
     """No bar where there is no terminal, and no warning that the new head is new."""
     logging = transformers.utils.logging
     verbosity = logging.get_verbosity()
