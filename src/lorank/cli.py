@@ -1,16 +1,13 @@
 """The command line: parses, calls one function, prints. `lorank --help` loads neither torch nor transformers."""
 
-import sys
-import warnings
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
-from rich.console import Console
 
-from lorank.errors import LorankError, LorankWarning
+from lorank import cli_serving
+from lorank.cli_serving import Private, PushToHub
+from lorank.console import clear_errors, out, progress, say
 
 if TYPE_CHECKING:
     from lorank.training.run import RunResult
@@ -21,31 +18,6 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
 )
-# Where there is no terminal, tables keep their full width in a log.
-_out = Console(width=None if sys.stdout.isatty() else 140)
-_progress = Console(stderr=True, width=None if sys.stderr.isatty() else 200)
-
-
-@contextmanager
-def _clear_errors() -> Iterator[None]:
-    """One line for what lorank raises on purpose, and exit code 1. Other packages' deprecations are not the user's."""
-    warnings.filterwarnings("ignore", category=FutureWarning, module=r"(transformers|peft|pyarrow|accelerate)\.")
-    usual = warnings.showwarning
-
-    def show(message: Warning | str, category: type[Warning], *rest: Any, **options: Any) -> None:
-        if issubclass(category, LorankWarning):
-            _progress.print(f"warning: {message}", style="yellow", markup=False, highlight=False, soft_wrap=True)
-        else:
-            usual(message, category, *rest, **options)
-
-    warnings.showwarning = show
-    try:
-        yield
-    except LorankError as error:
-        Console(stderr=True, soft_wrap=True).print(f"error: {error}", style="bold red", markup=False, highlight=False)
-        raise typer.Exit(1) from None
-    finally:
-        warnings.showwarning = usual
 
 
 def _print_result(result: "RunResult") -> None:
@@ -56,11 +28,11 @@ def _print_result(result: "RunResult") -> None:
         return
     made_by, method = result.plan.provenance, next(iter(result.results))
     preset = f", preset {made_by['preset']}" if made_by.get("preset") else ""
-    _out.print(f"{method}{preset}, budget {result.plan.budget}", highlight=False)
-    _out.print(rank_table(result.plan))
+    out.print(f"{method}{preset}, budget {result.plan.budget}", highlight=False)
+    out.print(rank_table(result.plan))
     for line in stability_lines(result.plan):
-        _out.print(line, highlight=False, soft_wrap=True)
-    _out.print(result_table(result.results, result.plan.budget_parameters))
+        say(line)
+    out.print(result_table(result.results, result.plan.budget_parameters))
     for name, what in {
         "adapter": "PEFT LoRA adapter",
         "plan.json": "rank plan",
@@ -69,7 +41,24 @@ def _print_result(result: "RunResult") -> None:
         "metrics.json": "metrics",
     }.items():
         if (result.directory / name).exists():
-            _out.print(f"{what:<20}{result.directory / name}", highlight=False, soft_wrap=True)
+            say(f"{what:<20}{result.directory / name}")
+
+
+def _check_hub(repository: str | None) -> None:
+    """Before training: a login that is missing is found now."""
+    from lorank.serving.hub import check_hub
+    from lorank.training.processes import processes
+
+    if repository and processes().is_main_process:
+        check_hub(repository)
+
+
+def _push(result: "RunResult", repository: str | None, private: bool) -> None:
+    from lorank.serving.hub import push
+    from lorank.training.processes import processes
+
+    if repository and processes().is_main_process:
+        say(f"{'on the hub':<20}{push(result.directory / 'adapter', repository, private=private)}")
 
 
 @app.command("run")
@@ -79,16 +68,21 @@ def run_command(
         list[str] | None, typer.Argument(metavar="[KEY=VALUE]...", help="overrides, stage2.epochs=1")
     ] = None,
     output_dir: Annotated[Path | None, typer.Option(help="default: runs/NAME_OF_RECIPE")] = None,
+    push_to_hub: PushToHub = None,
+    private: Private = False,
 ) -> None:
     """Score, allocate, train, evaluate and save. The same command again continues a run that was stopped."""
-    with _clear_errors():
+    with clear_errors():
         import transformers
 
         from lorank.training.recipe import load_recipe
         from lorank.training.run import run
 
         transformers.utils.logging.set_verbosity_error()
-        _print_result(run(load_recipe(recipe, overrides or ()), output_dir or Path("runs") / recipe.stem, _progress))
+        _check_hub(push_to_hub)
+        result = run(load_recipe(recipe, overrides or ()), output_dir or Path("runs") / recipe.stem, progress)
+        _print_result(result)
+        _push(result, push_to_hub, private)
 
 
 @app.command("score")
@@ -103,7 +97,7 @@ def score_command(
     output: Annotated[Path, typer.Option(help="where the scores go")] = Path("scores.safetensors"),
 ) -> None:
     """Score the modules of a model before training. `lorank allocate` then makes plans for any budget of it."""
-    with _clear_errors():
+    with clear_errors():
         import transformers
 
         from lorank.report.tables import score_table
@@ -114,13 +108,13 @@ def score_command(
         # Scores depend on no budget, and with another method the recipe's own sections for its method do not apply.
         chosen = ["budget=r=1", "allocation={}"]
         chosen += [f"method={method}", "preset=null", "pruning={}"] if method is not None else []
-        scores = score_recipe(load_recipe(recipe, [*(overrides or ()), *chosen]), output, _progress)
+        scores = score_recipe(load_recipe(recipe, [*(overrides or ()), *chosen]), output, progress)
         made = scores.provenance
-        _out.print(
+        out.print(
             f"{made['method']}, {made.get('examples', 'no')} examples, {made.get('seconds', 0):.1f} s", highlight=False
         )
-        _out.print(score_table(scores))
-        _out.print(f"importance scores   {output}", highlight=False, soft_wrap=True)
+        out.print(score_table(scores))
+        say(f"importance scores   {output}")
 
 
 @app.command("allocate")
@@ -140,7 +134,7 @@ def allocate_command(
     ] = None,
 ) -> None:
     """Make rank plans from scores: no GPU, no weights; exact in parameters."""
-    with _clear_errors():
+    with clear_errors():
         from lorank.allocation.files import allocate_file
         from lorank.report.tables import change_table, rank_table, stability_lines
 
@@ -151,15 +145,15 @@ def allocate_command(
         limits = {"max_rank": max_rank, "min_rank": min_rank, "multiple_of": multiple_of, "rank_by": rank_by}
         plans = allocate_file(scores, budget.split(","), output, scale=scale, **limits)
         if len(plans) > 1:
-            _out.print(change_table(list(plans.values())))
+            out.print(change_table(list(plans.values())))
         for plan in plans.values() if len(plans) == 1 else ():
-            _out.print(rank_table(plan))
+            out.print(rank_table(plan))
             spent = f"{plan.spent:,} of {plan.budget_parameters:,} parameters"
-            _out.print(f"{plan.budget}: {spent}, total rank {plan.total_rank}", highlight=False)
+            out.print(f"{plan.budget}: {spent}, total rank {plan.total_rank}", highlight=False)
         for path, plan in plans.items():
             for line in stability_lines(plan):
-                _out.print(f"{plan.budget}: {line}", highlight=False, soft_wrap=True)
-            _out.print(f"rank plan           {path}", highlight=False, soft_wrap=True)
+                say(f"{plan.budget}: {line}")
+            say(f"rank plan           {path}")
 
 
 @app.command("train")
@@ -168,9 +162,11 @@ def train_command(
     plan: Annotated[Path, typer.Option(help="plan.json of `lorank allocate` or of a run")],
     overrides: Annotated[list[str] | None, typer.Argument(metavar="[KEY=VALUE]...", help="stage2.epochs=1")] = None,
     output_dir: Annotated[Path | None, typer.Option(help="default: runs/NAME_OF_RECIPE-NAME_OF_PLAN")] = None,
+    push_to_hub: PushToHub = None,
+    private: Private = False,
 ) -> None:
     """Train, evaluate and save the adapter of a plan. The same command again continues what was stopped."""
-    with _clear_errors():
+    with clear_errors():
         import transformers
 
         from lorank.plan import RankPlan
@@ -179,7 +175,10 @@ def train_command(
 
         transformers.utils.logging.set_verbosity_error()
         directory = output_dir or Path("runs") / f"{recipe.stem}-{plan.stem}"
-        _print_result(run_plan(load_recipe(recipe, overrides or ()), RankPlan.load(plan), directory, _progress))
+        _check_hub(push_to_hub)
+        result = run_plan(load_recipe(recipe, overrides or ()), RankPlan.load(plan), directory, progress)
+        _print_result(result)
+        _push(result, push_to_hub, private)
 
 
 @app.command("prune")
@@ -198,7 +197,7 @@ def prune_command(
     output: Annotated[Path, typer.Option(help="new folder")] = Path("pruned"),
 ) -> None:
     """Make a trained adapter smaller, without training: cut its triplets to a budget, and say what that cost."""
-    with _clear_errors():
+    with clear_errors():
         import transformers
 
         from lorank.report.tables import cost_table, rank_table
@@ -208,10 +207,10 @@ def prune_command(
         transformers.utils.logging.set_verbosity_error()
         recipe = load_recipe(data, overrides or ()) if data is not None else None
         limits: dict[str, Any] = {"rank_by": rank_by, "max_rank": max_rank}
-        plan, measured = prune_adapter(adapter, budget, output, recipe, by=by, console=_progress, **limits)
-        _out.print(rank_table(plan))
-        _out.print(cost_table(measured))
-        _out.print(f"pruned adapter      {output / 'adapter'}", highlight=False, soft_wrap=True)
+        plan, measured = prune_adapter(adapter, budget, output, recipe, by=by, console=progress, **limits)
+        out.print(rank_table(plan))
+        out.print(cost_table(measured))
+        say(f"pruned adapter      {output / 'adapter'}")
 
 
 @app.command("inspect")
@@ -221,19 +220,21 @@ def inspect_command(
     trust_remote_code: Annotated[bool, typer.Option(help="let the model's own code run")] = False,
 ) -> None:
     """Show the adaptable modules, the cost of one unit of rank, and what budgets mean for a model."""
-    with _clear_errors():
+    with clear_errors():
         from lorank.report.tables import budget_table, target_table
         from lorank.targets import find_targets
         from lorank.training.model import base_parameters, load_without_weights
 
         loaded = load_without_weights(model, trust_remote_code=trust_remote_code)
         found, size = find_targets(loaded, targets), base_parameters(loaded)
-        _out.print(
+        out.print(
             f"{model}: {type(loaded).__name__}, {size:,} parameters without its head", highlight=False, soft_wrap=True
         )
-        _out.print(target_table(found))
-        _out.print(budget_table(found, size))
+        out.print(target_table(found))
+        out.print(budget_table(found, size))
 
+
+cli_serving.add_to(app)
 
 if __name__ == "__main__":
     app()

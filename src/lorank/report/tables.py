@@ -69,6 +69,18 @@ def score_table(scores: ImportanceScores) -> Table:
     return table
 
 
+def difference_table(plan: RankPlan, other: RankPlan) -> Table:
+    """What `other` changes in the ranks of `plan`, by layer and projection; a dot is a module whose rank stays."""
+    layers, projections, cells = grid_of({name: other.ranks[name] - rank for name, rank in plan.ranks.items()})
+    table = Table(title="change of rank by layer and projection", title_justify="left")
+    table.add_column("layer", justify="right", no_wrap=True)
+    for projection in projections:
+        table.add_column(projection, justify="right")
+    for layer, row in zip(layers, cells, strict=True):
+        table.add_row(layer, *("" if change is None else f"{change:+d}" if change else "·" for change in row))
+    return table
+
+
 def change_table(plans: Sequence[RankPlan]) -> Table:
     """One row for each plan of the same scores: what it spends, and what changes from the plan before."""
     table = Table(title="plans", title_justify="left")

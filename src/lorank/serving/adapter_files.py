@@ -151,8 +151,9 @@ class AdapterFiles:
             rank = self.pattern("rank_pattern", module, self.config["r"])
             if rank != pair.rank:
                 raise AdapterError(
-                    f"{self.folder}: {CONFIG} says rank {rank} for {module!r} and its tensors have {pair.rank}; no tool can "
-                    "load that, take both files from the same training"
+                    f"{self.folder}: {CONFIG} says rank {rank} for {module!r} and its tensors have {pair.rank}, which no tool can "
+                    "load; take both files from the same training, or, as PEFT sorts patterns when it saves them, put right the "
+                    "order of overlapping ones"
                 )
 
 
@@ -180,7 +181,9 @@ def _read_config(folder: Path) -> dict[str, Any]:
         if config.get(key):
             raise AdapterError(f"{path}: {key} is on: {what}; only W + s B A can be exported and verified")
     if config.get("bias", "none") != "none":
-        raise AdapterError(f"{path}: bias is {config['bias']!r}: biases of the base model were trained; allowed: 'none'")
+        raise AdapterError(
+            f"{path}: bias is {config['bias']!r}: biases of the base model were trained; allowed: 'none'"
+        )
     start = config.get("init_lora_weights", True)
     if isinstance(start, str) and start.lower() not in _STARTS:
         raise AdapterError(
@@ -210,7 +213,9 @@ def _read_tensors(folder: Path) -> dict[str, torch.Tensor]:
         raise AdapterError(f"{path}: damaged or cut off ({error}); copy it again from the training") from None
     for key, tensor in tensors.items():
         if tensor.is_floating_point() and not bool(torch.isfinite(tensor.float()).all()):
-            raise AdapterError(f"{path}: {key} holds NaN or infinity; the training diverged, take an earlier checkpoint")
+            raise AdapterError(
+                f"{path}: {key} holds NaN or infinity; the training diverged, take an earlier checkpoint"
+            )
     return tensors
 
 

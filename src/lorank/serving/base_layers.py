@@ -4,14 +4,13 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-import peft
 import torch
-import transformers
-from transformers import AutoConfig, AutoModel
+from transformers import AutoConfig
 
-from lorank.errors import AdapterError, LorankError
+from lorank.errors import AdapterError
 from lorank.serving.adapter_files import AdapterFiles
 from lorank.targets import find_targets
+from lorank.training.adapted_model import model_class
 from lorank.training.model import NOT_LOADABLE, quiet_loading
 from lorank.validation import nearest
 
@@ -52,22 +51,9 @@ class BaseLayers:
             AdapterError: as `of`, or an unknown task type.
 
         """
-        try:
-            config = AutoConfig.from_pretrained(name, trust_remote_code=trust_remote_code)
-            family = _family(task_type, config)
-            with torch.device("meta"), quiet_loading():
-                model = (
-                    family.from_config(config, trust_remote_code=trust_remote_code)
-                    if hasattr(family, "from_config")  # an Auto class
-                    else family._from_config(config)
-                )
-        except (*NOT_LOADABLE, LorankError) as error:
-            reason = (str(error).strip().splitlines() or [type(error).__name__])[0][:300]
-            raise AdapterError(
-                f"the base model {name!r} cannot be read: {reason}; give its hub name or folder as --base"
-            ) from None
+        model = without_weights(name, task_type, trust_remote_code=trust_remote_code)
         shapes = {target.name: (target.d_out, target.d_in) for target in find_targets(model, ".*")}
-        return cls(name, shapes, config)
+        return cls(name, shapes, model.config)
 
     def check(self, adapter: AdapterFiles) -> None:
         """Refuse an adapter that is not for this model.
@@ -89,11 +75,22 @@ class BaseLayers:
                 )
 
 
-def _family(task_type: str | None, config: Any) -> Any:
-    """The class that PEFT's task type stands for; without one, the class that the checkpoint was saved from."""
-    if task_type is None:
-        return getattr(transformers, (config.architectures or ["AutoModel"])[0], AutoModel)
-    known = peft.MODEL_TYPE_TO_PEFT_MODEL_MAPPING
-    if task_type not in known:
-        raise AdapterError(f"task_type {task_type!r} is unknown; allowed: {', '.join(known)}")
-    return getattr(peft, f"Auto{known[task_type].__name__}")._target_class
+def without_weights(name: str, task_type: str | None, *, trust_remote_code: bool = False) -> Any:
+    """The base model of a task on the meta device: names and shapes, from its config; no weights are read.
+
+    Raises:
+        AdapterError: no config that can be read, or an unknown task type.
+
+    """
+    try:
+        config = AutoConfig.from_pretrained(name, trust_remote_code=trust_remote_code)
+        family = model_class(task_type, config)
+        with torch.device("meta"), quiet_loading():
+            if hasattr(family, "from_config"):  # an Auto class
+                return family.from_config(config, trust_remote_code=trust_remote_code)
+            return family._from_config(config)
+    except NOT_LOADABLE as error:
+        reason = (str(error).strip().splitlines() or [type(error).__name__])[0][:300]
+        raise AdapterError(
+            f"the base model {name!r} cannot be read: {reason}; give its hub name or folder as --base"
+        ) from None

@@ -65,14 +65,14 @@ def peft(adapter: AdapterFiles, base: BaseLayers | None) -> Loading:
 
 
 def vllm(adapter: AdapterFiles, base: BaseLayers | None) -> Loading:
-    """vLLM from 0.32: as PEFT. One head, called classifier or score, is loaded; other modules trained whole are refused."""
+    """From vLLM 0.32 on: as PEFT. One head, called classifier or score, is loaded; other modules trained whole are refused."""
     if others := [name for name in _to_save(adapter) if name not in ("classifier", "score")]:
         return _refused(f"modules_to_save may be classifier or score only, not {', '.join(others)}")
     return _in_slot(adapter, adapter.peft_scales())
 
 
 def vllm_before_0_32(adapter: AdapterFiles, base: BaseLayers | None) -> Loading:
-    """vLLM up to 0.31: `lora_alpha / r` of the config for every module; the patterns are not read."""
+    """Up to vLLM 0.31: `lora_alpha / r` of the config for every module; the patterns are not read."""
     if whole := _to_save(adapter):
         return _refused(f"modules_to_save is not supported ({', '.join(whole)})")
     return _in_slot(adapter, dict.fromkeys(adapter.pairs, _config_scale(adapter)))
@@ -144,7 +144,7 @@ def tensorrt_llm(adapter: AdapterFiles, base: BaseLayers | None) -> Loading:
 
 
 def llama_cpp(adapter: AdapterFiles, base: BaseLayers | None) -> Loading:
-    """llama.cpp, by its own converter: `lora_alpha / (rank of the tensor)`, rsLoRA not read; an alpha of 0 means a scale of 1."""
+    """As llama.cpp does by its own converter: `lora_alpha / (rank of the tensor)`, no rsLoRA; an alpha of 0 is a scale of 1."""
     if whole := _whole(adapter):
         return _refused(f"the converter takes LoRA tensors only, not modules trained whole ({', '.join(whole)})")
     if adapter.config["lora_alpha"] == 0:

@@ -1,13 +1,14 @@
 """`lorank export`: the folder of a trained adapter in, a folder that an engine, or every engine, scales right out."""
 
 import shutil
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 
-from lorank.artefact import file_checksum, versions, write_json
-from lorank.errors import AdapterError, OutputError
+from lorank.artefact import check_new_folder, file_checksum, new_folder, versions, write_json
+from lorank.errors import AdapterError
 from lorank.serving.adapter_files import WEIGHTS, AdapterFiles
 from lorank.serving.base_layers import BaseLayers
 from lorank.serving.forms import FORMS
@@ -17,8 +18,8 @@ from lorank.validation import nearest
 
 SIDE_FILE = "served_adapter.json"
 # What tools and servers look for beside an adapter.
-_COMPANIONS = ("README.md", "ranks.png", "plan.json", "added_tokens.json", "chat_template.*", "special_tokens_map.json")
-_COMPANIONS += ("tokenizer*", "vocab.*", "merges.txt", "*.model")
+_COMPANIONS: tuple[str, ...] = ("README.md", "ranks.png", "plan.json", "tokenizer*", "vocab.*", "merges.txt", "*.model")
+_COMPANIONS += ("added_tokens.json", "special_tokens_map.json", "chat_template.*")
 _DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
 
@@ -84,8 +85,7 @@ def export_adapter(
         raise AdapterError(f"form {form!r} is unknown{nearest(form, FORMS)}; allowed: {', '.join(FORMS)}")
     if dtype is not None and dtype not in _DTYPES:
         raise AdapterError(f"dtype {dtype!r} is unknown{nearest(dtype, _DTYPES)}; allowed: {', '.join(_DTYPES)}")
-    if output.exists() and (not output.is_dir() or any(output.iterdir())):
-        raise OutputError(f"{output} is there already; give the name of a new folder")
+    check_new_folder(output)
     trained = AdapterFiles.read(adapter)
     layers, unread = None, ""
     try:
@@ -99,20 +99,12 @@ def export_adapter(
     if gguf and layers is not None:
         check_gguf(trained, layers)
     served = FORMS[form](trained, layers, _DTYPES[dtype] if dtype else None)
-    partial = output.with_name(f".{output.name}.partial")
-    shutil.rmtree(partial, ignore_errors=True)
-    try:
-        served.write(partial)
-        _write_companions(trained, served, form, partial)
+    with new_folder(output) as folder:
+        served.write(folder)
         if gguf and layers is not None:
-            write_gguf(trained, layers, partial / "adapter.gguf")
-        verdicts = verify(AdapterFiles.read(partial), trained, layers)
-        output.parent.mkdir(parents=True, exist_ok=True)
-        if output.exists():
-            output.rmdir()
-        partial.rename(output)
-    finally:
-        shutil.rmtree(partial, ignore_errors=True)
+            write_gguf(trained, layers, folder / "adapter.gguf")
+        verdicts = verify(AdapterFiles.read(folder), trained, layers)
+        _write_companions(trained, served, form, verdicts, folder)
     return Exported(
         folder=output,
         form=form,
@@ -125,7 +117,9 @@ def export_adapter(
     )
 
 
-def _write_companions(trained: AdapterFiles, served: AdapterFiles, form: str, folder: Path) -> None:
+def _write_companions(
+    trained: AdapterFiles, served: AdapterFiles, form: str, verdicts: Sequence[Verdict], folder: Path
+) -> None:
     """Tokenizer and card go along; true ranks and scales go into a file of ours, since engines read patterns differently."""
     for pattern in _COMPANIONS:
         for path in trained.folder.glob(pattern):
@@ -142,4 +136,22 @@ def _write_companions(trained: AdapterFiles, served: AdapterFiles, form: str, fo
         "versions": versions(),
     }
     write_json(folder / SIDE_FILE, content)
+    card = folder / "README.md"
+    text = card.read_text(encoding="utf-8").rstrip() + "\n\n" if card.is_file() else ""
+    card.write_text(text + _note(form, served.parameters > bare.parameters, verdicts), encoding="utf-8")
 
+
+def _note(form: str, padded: bool, verdicts: Sequence[Verdict]) -> str:
+    """What the card says of the form, in Markdown."""
+    lines = [
+        f"## Served form `{form}`",
+        "",
+        "Written and checked by `lorank export`; true ranks are in `served_adapter.json`.",
+    ]
+    if padded:
+        lines += ["", "Ranks are padded with zeros: for serving, not for training on."]
+    lines += ["", "| engine | computes what was trained | settings |", "|---|---|---|"]
+    for verdict in verdicts:
+        said = "yes" if verdict.right else f"no: {verdict.why}"
+        lines.append(f"| {verdict.label} | {said} | {f'`{verdict.settings}`' if verdict.settings else ''} |")
+    return "\n".join([*lines, ""])

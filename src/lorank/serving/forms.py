@@ -30,7 +30,9 @@ def for_any(adapter: AdapterFiles, base: BaseLayers, dtype: torch.dtype | None =
     missing = [m for p in projections_of(folded, base) for m in (p.everywhere or {}).values() if m not in folded.pairs]
     wanted = dict.fromkeys([*folded.pairs, *missing])
     for module in list(wanted):
-        wanted |= dict.fromkeys(name for first in joined_with(module, base) for name in (first, *joined_with(first, base)))
+        wanted |= dict.fromkeys(
+            name for first in joined_with(module, base) for name in (first, *joined_with(first, base))
+        )
     kind = folded.dtype
     pairs = {}
     for module in sorted(wanted, key=list(base.shapes).index):
@@ -49,16 +51,18 @@ def for_vllm(adapter: AdapterFiles, base: BaseLayers | None = None, dtype: torch
     return _described(folded, folded.pairs, folded.largest_rank, folded.largest_rank, ranks, ranks)
 
 
-def for_llama_cpp(adapter: AdapterFiles, base: BaseLayers | None = None, dtype: torch.dtype | None = None) -> AdapterFiles:
+def for_llama_cpp(
+    adapter: AdapterFiles, base: BaseLayers | None = None, dtype: torch.dtype | None = None
+) -> AdapterFiles:
     """Compact, right where the scale is `lora_alpha / (rank of the tensor)`: `B' = (s r_m / alpha) B`, one alpha for all.
 
     llama.cpp, Ollama, TensorRT-LLM, PEFT, and vLLM from 0.32. alpha is the largest rank, a whole number.
     """
-    bare = adapter.without_padding()
-    alpha = bare.largest_rank
-    scales = {module: scale * bare.pairs[module].rank / alpha for module, scale in adapter.peft_scales().items() if module in bare.pairs}  # fmt: skip
-    folded = _scaled(adapter, scales, dtype)
-    return _described(folded, folded.pairs, alpha, alpha, {m: pair.rank for m, pair in folded.pairs.items()}, {})
+    bare, scales = adapter.without_padding(), adapter.peft_scales()
+    ranks = {module: pair.rank for module, pair in bare.pairs.items()}
+    alpha = max(ranks.values(), default=1)
+    folded = _scaled(adapter, {module: scales[module] * rank / alpha for module, rank in ranks.items()}, dtype)
+    return _described(folded, folded.pairs, alpha, alpha, ranks, {})
 
 
 def for_peft(adapter: AdapterFiles, base: BaseLayers | None = None, dtype: torch.dtype | None = None) -> AdapterFiles:
@@ -126,6 +130,8 @@ def _described(
         "bias": "none",
         "init_lora_weights": True,
         "inference_mode": True,
-        "modules_to_save": list(dict.fromkeys(adapter.config.get("modules_to_save") or ())) if adapter.saved_modules else None,
+        "modules_to_save": list(dict.fromkeys(adapter.config.get("modules_to_save") or ()))
+        if adapter.saved_modules
+        else None,
     }
     return replace(adapter, pairs=pairs, config=config)

@@ -55,10 +55,7 @@ def verify(
 
     """
     chosen = list(ENGINES if engines is None else engines)
-    if unknown := [name for name in chosen if name not in ENGINES]:
-        raise AdapterError(
-            f"engine {unknown[0]!r} is unknown{nearest(unknown[0], ENGINES)}; allowed: {', '.join(ENGINES)}"
-        )
+    check_engines(chosen)
     truth = trained or adapter
     if base is not None:
         base.check(adapter)
@@ -73,6 +70,18 @@ def verify(
     return [_verdict(name, comparison, base) for name in chosen]
 
 
+def check_engines(names: Iterable[str]) -> None:
+    """Refuse a name that is no engine's.
+
+    Raises:
+        AdapterError: names the nearest one.
+
+    """
+    for name in names:
+        if name not in ENGINES:
+            raise AdapterError(f"engine {name!r} is unknown{nearest(name, ENGINES)}; allowed: {', '.join(ENGINES)}")
+
+
 class _Comparison:
     """Errors of single modules, each computed once for every factor that an engine scales it by."""
 
@@ -80,7 +89,6 @@ class _Comparison:
         self.adapter, self.truth, self.scales = adapter, truth, truth.peft_scales()
         self.norms = {module: product_norm(pair, self.scales[module]) for module, pair in truth.pairs.items()}
         self.modules = list(dict.fromkeys([*truth.pairs, *adapter.pairs]))
-        self.saved = {key: tensor for key, tensor in truth.saved_modules.items()}
         self._errors: dict[tuple[str, float | None], tuple[float, bool]] = {}
 
     def error(self, module: str, scale: float | None) -> tuple[float, bool]:
@@ -131,5 +139,7 @@ def _missing_heads(comparison: _Comparison) -> list[str]:
     return [
         key
         for key, tensor in comparison.truth.saved_modules.items()
-        if key not in held or held[key].shape != tensor.shape or not bool((held[key] == tensor.to(held[key].dtype)).all())
+        if key not in held
+        or held[key].shape != tensor.shape
+        or not bool((held[key] == tensor.to(held[key].dtype)).all())
     ]

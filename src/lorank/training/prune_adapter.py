@@ -1,23 +1,22 @@
 """`lorank prune`: an adapter's folder in, a smaller adapter's folder out, with what that cost."""
 
 import shutil
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import peft
-from peft import AutoPeftModel, PeftConfig, PeftModel
+from peft import PeftModel
 from rich.console import Console
-from safetensors import safe_open
 from transformers import set_seed
 
-from lorank.artefact import write_json
+from lorank.artefact import check_new_folder, new_folder, write_json
 from lorank.budget import Budget
-from lorank.errors import AdapterError, OutputError
+from lorank.errors import AdapterError
 from lorank.plan import RankPlan
 from lorank.report.rank_map import draw_rank_map
 from lorank.scoring.batches import Batch
 from lorank.scoring.watch import on_device_of
+from lorank.training.adapted_model import load_adapted
 from lorank.training.calibration_set import calibration_batches, calibration_rows
 from lorank.training.data import TaskData, load_task_data
 from lorank.training.model import NOT_LOADABLE, load_task_model, load_tokenizer
@@ -53,20 +52,19 @@ def prune_adapter(
     """
     choose_score(by, data=recipe is not None)
     Budget.parse(budget)
-    if output.exists() and (not output.is_dir() or any(output.iterdir())):
-        raise OutputError(f"{output} is there already; give another --output")
+    check_new_folder(output)
     if not (adapter / "adapter_config.json").is_file():
         raise AdapterError(f"{adapter} has no adapter_config.json; give the folder of a PEFT adapter")
     console = console or Console(quiet=True)
     batches: Sequence[Batch] | None = None
     data: TaskData | None = None
     if recipe is None:
-        model = _loaded(lambda: _on_its_own_base(adapter), adapter)
+        model = load_adapted(adapter)
     else:
         data, tokenizer = load_task_data(recipe.data), load_tokenizer(recipe)
         set_seed(recipe.seed)
         base: Any = load_task_model(recipe, data.label_names).model
-        model = _loaded(lambda: PeftModel.from_pretrained(base, str(adapter)), adapter)
+        model = _on(base, adapter)
         rows = calibration_batches(recipe, calibration_rows(recipe, data.train), tokenizer)
         model.to(processes().device)
         batches = [on_device_of(model, batch) for batch in rows]
@@ -74,50 +72,31 @@ def prune_adapter(
     console.print(f"scoring the triplets of {held:,} adapter parameters", highlight=False)
     pruned = prune(model, budget, batches, by=by, **limits)
     by_what = str(pruned.plan.provenance["method"])
-    partial = output.with_name(f".{output.name}.partial")
-    shutil.rmtree(partial, ignore_errors=True)
-    model.save_pretrained(str(partial / "adapter"))
-    pruned.plan.save(partial / "plan.json")
-    pruned.scores.save(partial / "scores.safetensors")
-    measured: dict[str, dict[str, Any]] = {
-        "before": {"adapter_parameters": held, "calibration_loss": pruned.loss_before},
-        "after": {"adapter_parameters": pruned.plan.spent, "calibration_loss": pruned.loss_after},
-    }
-    if recipe is not None and data is not None:
-        for when, folder in (("before", adapter), ("after", partial / "adapter")):
-            console.print(f"evaluating {when} pruning on {len(data.test):,} test examples", highlight=False)
-            metrics, loss = measured_on_test(recipe, data, folder, tokenizer, partial / "work")
-            measured[when] |= {"metrics": metrics, "loss": loss}
-        shutil.rmtree(partial / "work", ignore_errors=True)
-    spent = f"{held:,} parameters, now {pruned.plan.spent:,} of {pruned.plan.budget_parameters:,}"
-    draw_rank_map(pruned.plan, partial / "ranks.png", f"{adapter.name}: {by_what}\n{spent}")
-    write_json(partial / "pruned.json", measured)
-    if output.exists():
-        output.rmdir()
-    partial.rename(output)
+    with new_folder(output) as partial:
+        model.save_pretrained(str(partial / "adapter"))
+        pruned.plan.save(partial / "plan.json")
+        pruned.scores.save(partial / "scores.safetensors")
+        measured: dict[str, dict[str, Any]] = {
+            "before": {"adapter_parameters": held, "calibration_loss": pruned.loss_before},
+            "after": {"adapter_parameters": pruned.plan.spent, "calibration_loss": pruned.loss_after},
+        }
+        if recipe is not None and data is not None:
+            for when, folder in (("before", adapter), ("after", partial / "adapter")):
+                console.print(f"evaluating {when} pruning on {len(data.test):,} test examples", highlight=False)
+                metrics, loss = measured_on_test(recipe, data, folder, tokenizer, partial / "work")
+                measured[when] |= {"metrics": metrics, "loss": loss}
+            shutil.rmtree(partial / "work", ignore_errors=True)
+        spent = f"{held:,} parameters, now {pruned.plan.spent:,} of {pruned.plan.budget_parameters:,}"
+        draw_rank_map(pruned.plan, partial / "ranks.png", f"{adapter.name}: {by_what}\n{spent}")
+        write_json(partial / "pruned.json", measured)
     return pruned.plan, measured
 
 
-def _loaded(load: Callable[[], Any], adapter: Path) -> PeftModel:
+def _on(base: Any, adapter: Path) -> PeftModel:
     try:
-        return load()
+        return PeftModel.from_pretrained(base, str(adapter))
     except NOT_LOADABLE as error:
         reason = " ".join(str(error).split())[:300]
         raise AdapterError(
-            f"{adapter} cannot be loaded on its base model: {reason}; check the base model named in adapter_config.json, or give "
-            "the recipe that trained it as --data"
+            f"{adapter} cannot be loaded on the base model of the recipe: {reason}; give the recipe that trained it as --data"
         ) from None
-
-
-def _on_its_own_base(adapter: Path) -> Any:
-    """The adapter on the base model that its config names, with a head as wide as the saved one."""
-    task, options = PeftConfig.from_pretrained(str(adapter)).task_type, {}
-    family: Any = (
-        AutoPeftModel if task is None else getattr(peft, f"Auto{peft.MODEL_TYPE_TO_PEFT_MODEL_MAPPING[task].__name__}")
-    )
-    if task == peft.TaskType.SEQ_CLS:
-        with safe_open(adapter / "adapter_model.safetensors", framework="numpy") as file:
-            heads = [key for key in file.keys() if ".lora_" not in key and key.endswith(".weight")]  # noqa: SIM118
-            widths = [file.get_slice(key).get_shape()[0] for key in heads]
-        options = {"num_labels": min(widths)} if widths else {}
-    return family.from_pretrained(str(adapter), **options)

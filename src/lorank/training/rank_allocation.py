@@ -14,6 +14,7 @@ from transformers import TrainerCallback, TrainerControl, TrainerState, Training
 from transformers.trainer_callback import ExportableState
 
 from lorank.adapter.convert import adapted_layers, fold_to_lora, to_triplets, trained_adapter
+from lorank.adapter.padding import refuse_padding
 from lorank.adapter.triplet import TripletAdapter
 from lorank.budget import Budget
 from lorank.errors import TrainingError
@@ -123,9 +124,9 @@ class RankAllocation(TrainerCallback, ExportableState):
             raise TrainingError("this RankAllocation belongs to another model; make a new one for each model")
         name = trained_adapter(model)
         assert isinstance(model, PeftModel)
-        self._ground = survey(
-            model, adapted_layers(model, name), name, self.budget, self.limits, self.options, self.provenance
-        )
+        layers = adapted_layers(model, name)
+        refuse_padding(layers, name)
+        self._ground = survey(model, layers, name, self.budget, self.limits, self.options, self.provenance)
         self._adapter = to_triplets(model, name, initial_lambda=self.options.initial_lambda)
         self._model = weakref.ref(model)
         if self.options.ending == "retrain":

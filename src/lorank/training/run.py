@@ -15,9 +15,10 @@ from lorank.artefact import write_json
 from lorank.errors import OutputError, RecipeError
 from lorank.methods import METHODS
 from lorank.plan import RankPlan
+from lorank.report.model_card import write_model_card
 from lorank.report.rank_map import draw_rank_map
 from lorank.training.checks import check_model
-from lorank.training.data import load_task_data
+from lorank.training.data import TaskData, load_task_data
 from lorank.training.model import load_tokenizer, load_without_weights
 from lorank.training.output import claimed
 from lorank.training.processes import processes
@@ -67,7 +68,7 @@ def run(recipe: Recipe, directory: str | Path, console: Console | None = None) -
         results[recipe.method] = _method_result(work, recipe.method, directory)
         results |= _baseline_results(work, directory)
         plan = RankPlan.load(directory / "plan.json")
-        _write_results(recipe, recipe.method, recipe.preset, plan, results, directory)
+        _write_results(work, recipe.method, recipe.preset, plan, results, directory)
     return RunResult(directory, plan, results)
 
 
@@ -98,7 +99,7 @@ def run_plan(recipe: Recipe, plan: RankPlan, directory: str | Path, console: Con
         start = work.start_of(str(plan.provenance.get("method")), plan)
         results[name] = asdict(work.evaluation(name, directory, plan, start=start))
         results |= _baseline_results(work, directory)
-        _write_results(recipe, name, plan.provenance.get("preset"), plan, results, directory)
+        _write_results(work, name, plan.provenance.get("preset"), plan, results, directory)
     return RunResult(directory, plan, results)
 
 
@@ -140,13 +141,43 @@ def _baseline_results(work: Work, directory: Path) -> dict[str, dict[str, Any]]:
 
 
 def _write_results(
-    recipe: Recipe, method: str, preset: Any, plan: RankPlan, results: Mapping[str, Any], directory: Path
+    work: Work, method: str, preset: Any, plan: RankPlan, results: Mapping[str, Any], directory: Path
 ) -> None:
-    if processes().is_main_process:
-        budget = {"asked": plan.budget, "parameters": plan.budget_parameters, "spent": plan.spent}
-        found = {"budget": budget, "method": method, "preset": preset, "results": results}
-        write_json(directory / "metrics.json", found)
-        draw_rank_map(plan, directory / "ranks.png", rank_map_title(recipe, plan, method, preset))
+    if not processes().is_main_process:
+        return
+    recipe, data, picture = work.recipe, work.data, directory / "ranks.png"
+    budget = {"asked": plan.budget, "parameters": plan.budget_parameters, "spent": plan.spent}
+    found = {"budget": budget, "method": method, "preset": preset, "results": results}
+    write_json(directory / "metrics.json", found)
+    draw_rank_map(plan, picture, rank_map_title(recipe, plan, method, preset))
+    write_model_card(
+        directory / "adapter",
+        plan,
+        title=directory.resolve().name,
+        base_model=recipe.model,
+        method=method,
+        preset=preset,
+        data=_data_described(recipe, data),
+        hub_data=recipe.data.name,
+        results=results,
+        num_labels=len(data.label_names) or 1,
+        seed=recipe.seed,
+        picture=picture,
+    )
+
+
+def _data_described(recipe: Recipe, data: TaskData) -> str:
+    """What the adapter was trained and tested on, in Markdown."""
+    if recipe.data.name is not None:
+        named = " ".join(filter(None, [recipe.data.name, recipe.data.config]))
+        train, test = f"`{named}` ({recipe.data.train_split})", f"`{named}` ({recipe.data.test_split})"
+    else:
+        train, test = (f"`{Path(str(path)).name}`" for path in (recipe.data.train, recipe.data.test))
+    labels = f", {len(data.label_names)} labels" if data.label_names else ", regression"
+    return (
+        f"Trained on {len(data.train):,} examples of {train}{labels}, SHA-256 {data.hashes['train'][:12]}…; tested on "
+        f"{len(data.test):,} of {test}, SHA-256 {data.hashes['test'][:12]}…, never scored or stopped on."
+    )
 
 
 def rank_map_title(recipe: Recipe, plan: RankPlan, method: str, preset: Any) -> str:

@@ -1,0 +1,202 @@
+"""Commands that serve an adapter or hand a plan over: export, verify, merge, plan."""
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from lorank.console import clear_errors, out, say
+
+if TYPE_CHECKING:
+    from lorank.serving.export import Exported
+
+Adapter = Annotated[Path, typer.Argument(help="folder of a LoRA adapter, from whatever tool")]
+Base = Annotated[
+    str | None, typer.Option(help="base model, hub name or folder; default: the one that the adapter names")
+]
+RemoteCode = Annotated[bool, typer.Option(help="let the base model's own code run")]
+PushToHub = Annotated[str | None, typer.Option(metavar="USER/NAME", help="also upload it to the Hugging Face hub")]
+Private = Annotated[bool, typer.Option(help="with --push-to-hub: a private repository")]
+
+plan_app = typer.Typer(help="Look at rank plans, and hand them over to other tools.", no_args_is_help=True)
+
+
+def add_to(app: typer.Typer) -> None:
+    """Add these commands to the command line."""
+    app.command("export")(export_command)
+    app.command("verify")(verify_command)
+    app.command("merge")(merge_command)
+    app.add_typer(plan_app, name="plan")
+
+
+def export_command(
+    adapter: Adapter,
+    output: Annotated[Path, typer.Argument(help="new folder")],
+    form: Annotated[
+        str, typer.Option("--for", help="any (all engines, padded), or compact: vllm, llama.cpp, peft")
+    ] = "any",
+    gguf: Annotated[bool, typer.Option("--gguf", help="also adapter.gguf, for llama.cpp and Ollama")] = False,
+    dtype: Annotated[str | None, typer.Option(help="float32, bfloat16 or float16; default: the adapter's")] = None,
+    base: Base = None,
+    push_to_hub: PushToHub = None,
+    private: Private = False,
+    trust_remote_code: RemoteCode = False,
+) -> None:
+    """Write a trained adapter so that serving engines scale it right, and check it under each engine's rule."""
+    with clear_errors():
+        from lorank.serving.export import export_adapter
+        from lorank.serving.hub import check_hub, push
+
+        if push_to_hub:
+            check_hub(push_to_hub)
+        exported = export_adapter(
+            adapter, output, form, base=base, dtype=dtype, gguf=gguf, trust_remote_code=trust_remote_code
+        )
+        _print_export(exported)
+        if push_to_hub:
+            say(f"on the hub           {push(output, push_to_hub, private=private)}")
+
+
+def _print_export(exported: "Exported") -> None:
+    from lorank.serving.engines import vllm_rank
+    from lorank.serving.verdict_table import verdict_table
+
+    out.print(verdict_table(exported.verdicts))
+    compact, held = exported.compact_parameters, exported.parameters
+    size = f"{held:,} parameters"
+    size += (
+        f", {held / compact:.2f} times the compact form's {compact:,}" if exported.padded else ", as compact as can be"
+    )
+    say(f"size                {size}")
+    slot = vllm_rank(exported.rank)
+    say(
+        f"rank                {exported.rank}; smallest --max-lora-rank of vLLM: {slot if slot else 'none is large enough'}"
+    )
+    if exported.padded:
+        say(
+            "lost                training on: padded units of rank have no gradient; train the adapter that this was made of"
+        )
+    if exported.unread_base:
+        say(f"not looked at       the base model: {exported.unread_base}")
+    say(f"served adapter      {exported.folder}")
+    if exported.gguf:
+        say(f"GGUF adapter        {exported.gguf}")
+
+
+def verify_command(
+    adapter: Adapter,
+    against: Annotated[
+        Path | None, typer.Option(help="the trained adapter that it should compute; default: itself, by PEFT's rule")
+    ] = None,
+    engine: Annotated[
+        list[str] | None, typer.Option(help="exit with 1 unless this engine computes it right; may be given again")
+    ] = None,
+    base: Base = None,
+    trust_remote_code: RemoteCode = False,
+) -> None:
+    """Say which engines would compute what was trained, from the files alone: loads or refused, and the largest error."""
+    with clear_errors():
+        from lorank.errors import AdapterError
+        from lorank.serving.adapter_files import AdapterFiles
+        from lorank.serving.base_layers import BaseLayers
+        from lorank.serving.verdict_table import verdict_table
+        from lorank.serving.verify import check_engines, verify
+
+        check_engines(engine or ())
+        files = AdapterFiles.read(adapter)
+        trained = AdapterFiles.read(against) if against else None
+        layers, unread = None, ""
+        try:
+            layers = BaseLayers.of(files, base, trust_remote_code=trust_remote_code)
+        except AdapterError as error:
+            if base is not None:
+                raise
+            unread = str(error)
+        verdicts = verify(files, trained, layers)
+        out.print(verdict_table(verdicts))
+        if unread:
+            say(f"the base model was not looked at, so missing layers may be overlooked: {unread}")
+    if any(not verdict.right for verdict in verdicts if verdict.engine in (engine or ())):
+        raise typer.Exit(1)
+
+
+def merge_command(
+    adapter: Adapter,
+    output: Annotated[Path, typer.Argument(help="new folder")],
+    base: Base = None,
+    dtype: Annotated[
+        str, typer.Option(help="auto (as the base model is stored), float32, bfloat16 or float16")
+    ] = "auto",
+    max_shard_size: Annotated[str, typer.Option(help="largest weight file")] = "5GB",
+    trust_remote_code: RemoteCode = False,
+) -> None:
+    """Add an adapter to its base model and save the result as a model of its own."""
+    with clear_errors():
+        from lorank.serving.merge import merge
+
+        merge(
+            adapter, output, base=base, dtype=dtype, max_shard_size=max_shard_size, trust_remote_code=trust_remote_code
+        )
+        say(f"merged model        {output}")
+
+
+@plan_app.command("show")
+def plan_show_command(plan: Annotated[Path, typer.Argument(help="plan.json")]) -> None:
+    """Show a plan: ranks by layer and projection, what it spends, where it comes from."""
+    with clear_errors():
+        from lorank.plan import RankPlan
+        from lorank.report.tables import rank_table, stability_lines
+
+        loaded = RankPlan.load(plan)
+        out.print(rank_table(loaded))
+        say(f"{loaded!r}")
+        for line in stability_lines(loaded):
+            say(line)
+
+
+@plan_app.command("diff")
+def plan_diff_command(
+    plan: Annotated[Path, typer.Argument(help="plan.json")], other: Annotated[Path, typer.Argument(help="plan.json")]
+) -> None:
+    """Show what changes from one plan to another of the same model."""
+    with clear_errors():
+        from lorank.plan import RankPlan
+        from lorank.report.tables import difference_table
+
+        one, two = RankPlan.load(plan), RankPlan.load(other)
+        moved = one.moved_share(two)
+        out.print(difference_table(one, two))
+        changed = sum(one.ranks[name] != two.ranks[name] for name in one.ranks)
+        say(f"{one!r}")
+        say(f"{two!r}")
+        say(
+            f"{changed} of {len(one.ranks)} ranks differ; {100 * moved:.1f} % of the first's parameters are not in the second"
+        )
+
+
+@plan_app.command("export")
+def plan_export_command(
+    plan: Annotated[Path, typer.Argument(help="plan.json")],
+    to: Annotated[str, typer.Option(help="peft, axolotl, llama-factory, ms-swift, unsloth or seed-adapter")],
+    output: Annotated[
+        Path | None,
+        typer.Option(help="folder of the seed adapter (default: seed-adapter), or file of a snippet (printed)"),
+    ] = None,
+    model: Annotated[str | None, typer.Option(help="base model; default: the one that was scored")] = None,
+    task_type: Annotated[str, typer.Option(help="of the seed adapter, as PEFT names it")] = "CAUSAL_LM",
+    trust_remote_code: RemoteCode = False,
+) -> None:
+    """Hand a plan over: the configuration of another tool, or an initialised adapter that it continues to train."""
+    with clear_errors():
+        from lorank.plan import RankPlan
+        from lorank.serving.handover import hand_over
+
+        text, seed = hand_over(
+            RankPlan.load(plan), to, output, model, task_type=task_type, trust_remote_code=trust_remote_code
+        )
+        if text and (seed is not None or output is None):
+            print(text, end="")
+        if seed is not None:
+            typer.echo(f"seed adapter        {seed}", err=True)
+        elif output is not None:
+            typer.echo(f"for {to:<16}{output}", err=True)

@@ -1,0 +1,125 @@
+"""The model card of a trained adapter: README.md in its folder, with the picture of its ranks."""
+
+import shutil
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from huggingface_hub import ModelCard, ModelCardData
+
+from lorank.artefact import versions, write_atomically
+from lorank.plan import RankPlan
+
+_TEMPLATE = """\
+---
+{{ card_data }}
+---
+
+# {{ title }}
+
+A LoRA adapter for `{{ base }}` with a rank of its own for every module: {{ "{:,}".format(plan.spent) }} of \
+{{ "{:,}".format(plan.budget_parameters) }} adapter parameters (budget `{{ plan.budget }}`), total rank {{ plan.total_rank }}, \
+{{ adapted }} of {{ plan.ranks | length }} modules. Ranks by {{ method }}{{ ", preset `" ~ preset ~ "`" if preset else "" }}, \
+with lorank.
+{% if picture %}
+![rank by layer and projection](ranks.png)
+{% endif %}
+## Data
+
+{{ data }}
+
+## Test results
+
+| method | adapter parameters | {{ metrics | join(" | ") }} |
+|---|---|{{ "---|" * (metrics | length) }}
+{% for name, result in results.items() -%}
+| {{ name }}{{ " (this adapter)" if name == method else "" }} | {{ "{:,}".format(result.adapter_parameters) }} | \
+{% for metric in metrics %}{{ "-" if result.metrics[metric] is none else "%.4f" | format(result.metrics[metric]) }} | {% endfor %}
+{% endfor %}
+One run, seed {{ seed }}.
+
+## Load it
+
+In PEFT:
+
+```python
+from peft import PeftModel
+from transformers import {{ family }}
+
+base = {{ family }}.from_pretrained("{{ base }}"{{ options }})
+model = PeftModel.from_pretrained(base, "{{ title }}")  # this folder
+```
+
+Engines differ in how they scale adapters of mixed rank, so for vLLM, SGLang, TGI, TensorRT-LLM, llama.cpp or Ollama make a form \
+that they scale right, and look at what it says:
+
+```sh
+lorank export {{ title }} served          # one form for all engines, and R; --for vllm, llama.cpp: smaller ones; --gguf
+lorank verify served --against {{ title }}
+vllm serve {{ base }} --enable-lora --max-lora-rank R --lora-modules {{ title }}=served
+```
+
+Versions: {{ made_with }}.
+"""
+
+
+def write_model_card(
+    folder: Path,
+    plan: RankPlan,
+    *,
+    title: str,
+    base_model: str,
+    method: str,
+    preset: str | None,
+    data: str,
+    hub_data: str | None,
+    results: Mapping[str, Mapping[str, Any]],
+    num_labels: int,
+    seed: int,
+    picture: Path | None = None,
+) -> None:
+    """Write README.md into an adapter's folder, over the empty form that PEFT leaves there; and copy the picture beside it.
+
+    Args:
+        folder: of the adapter.
+        plan: its ranks.
+        title: what the adapter is called.
+        base_model: hub name or folder.
+        method: which rank-allocation method made the plan; its row in `results` is marked.
+        preset: of the method.
+        data: what it was trained and tested on, in Markdown.
+        hub_data: name of the data set on the hub, for the card's metadata.
+        results: method -> adapter parameters and metrics, as in metrics.json.
+        num_labels: width of the head.
+        seed: of the run.
+        picture: ranks.png.
+
+    """
+    if picture is not None and picture.is_file():
+        shutil.copyfile(picture, folder / "ranks.png")
+    card_data = ModelCardData(
+        library_name="peft",
+        tags=["lora", "lorank", method],
+        pipeline_tag="text-classification",
+        datasets=[hub_data] if hub_data else None,
+        base_model=None if Path(base_model).exists() else base_model,  # the hub refuses a folder as a base model
+    )
+    card = ModelCard.from_template(
+        card_data,
+        template_str=_TEMPLATE,
+        title=title,
+        base=base_model,
+        plan=plan,
+        adapted=sum(rank > 0 for rank in plan.ranks.values()),
+        method=method,
+        preset=preset,
+        picture=picture is not None,
+        data=data,
+        metrics=list(next(iter(results.values()))["metrics"]),
+        results=results,
+        seed=seed,
+        family="AutoModelForSequenceClassification",
+        options=f", num_labels={num_labels}",
+        made_with=", ".join(f"{name} {number}" for name, number in versions().items()),
+    )
+    write_atomically(folder / "README.md", lambda path: path.write_text(f"{card}", encoding="utf-8"))

@@ -1,0 +1,211 @@
+"""A plan in the words of the tools that people already train with, and as an adapter directory that they continue."""
+
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import yaml
+from peft import PeftModel, get_peft_model
+from peft.tuners.lora import LoraLayer
+from transformers import set_seed
+
+from lorank.artefact import check_new_folder, new_folder, write_atomically
+from lorank.errors import PlanError
+from lorank.plan import RankPlan, exactly, whole
+from lorank.serving.base_layers import without_weights
+from lorank.targets import leaf_of
+from lorank.validation import nearest
+
+SEED_ADAPTER = "seed-adapter"
+
+
+def seed_adapter(
+    plan: RankPlan,
+    output: str | Path,
+    model: str,
+    *,
+    task_type: str = "CAUSAL_LM",
+    seed: int = 0,
+    trust_remote_code: bool = False,
+) -> Path:
+    """Write a fresh adapter with the plan's ranks: `B = 0`, A as PEFT starts it. Any tool that continues a LoRA trains it.
+
+    Only the base model's config is read. PEFT itself makes and saves the adapter.
+
+    Args:
+        plan: the ranks.
+        output: a new folder.
+        model: hub name or folder of the base model.
+        task_type: PEFT's task type, which says what the model's modules are called.
+        seed: of A.
+        trust_remote_code: let the model's own code run.
+
+    Raises:
+        OutputError: `output` is there already.
+        PlanError: a plan for another model.
+        AdapterError: the model's config cannot be read.
+
+    """
+    output = Path(output)
+    check_new_folder(output)
+    base = without_weights(model, task_type, trust_remote_code=trust_remote_code)
+    plan.check_model(base)
+    adapted: Any = get_peft_model(base, plan.lora_config(task_type=task_type, base_model_name_or_path=model))
+    set_seed(seed)
+    for layer in adapted.modules():
+        if isinstance(layer, LoraLayer):
+            for held in (layer.lora_A, layer.lora_B):
+                held["default"].to_empty(device="cpu")
+            layer.reset_lora_parameters("default", True)
+    with new_folder(output) as folder:
+        _save(adapted, folder)
+        plan.save(folder / "plan.json")
+    return output
+
+
+def _save(adapted: PeftModel, folder: Path) -> None:
+    # A head of the task (SEQ_CLS) has no weights here: who continues the adapter brings their own.
+    config: Any = adapted.peft_config["default"]
+    config.modules_to_save = None
+    adapted.save_pretrained(str(folder), save_embedding_layers=False)
+    (folder / "README.md").unlink(missing_ok=True)  # PEFT's empty form
+
+
+def for_peft(plan: RankPlan, model: str, seed: Path | None) -> str:
+    """Python: the LoraConfig of the plan."""
+    return _python("from peft import LoraConfig, get_peft_model", "config = LoraConfig", _fields(plan)) + (
+        "model = get_peft_model(model, config)\n"
+    )
+
+
+def for_axolotl(plan: RankPlan, model: str, seed: Path | None) -> str:
+    """YAML for axolotl, whose patterns take whole numbers above 0 only.
+
+    Raises:
+        PlanError: an alpha that is not a whole number above 0.
+
+    """
+    fields = _fields(plan)
+    for alpha in (fields["lora_alpha"], *fields["alpha_pattern"].values()):
+        if not isinstance(alpha, int) or alpha < 1:
+            raise PlanError(
+                f"alpha {alpha:g} is not a whole number above 0, which axolotl needs; allocate with a whole --scale, or export "
+                "--to seed-adapter and give it to axolotl as lora_model_dir"
+            )
+    content = {
+        "base_model": model,
+        "adapter": "lora",
+        "lora_r": fields["r"],
+        "lora_alpha": fields["lora_alpha"],
+        "lora_dropout": 0.0,
+        "lora_target_modules": fields["target_modules"],
+        "lora_rank_pattern": fields["rank_pattern"],
+        "lora_alpha_pattern": fields["alpha_pattern"],
+    }
+    return yaml.safe_dump(content, sort_keys=False)
+
+
+def for_llama_factory(plan: RankPlan, model: str, seed: Path | None) -> str:
+    """YAML for LLaMA-Factory, which has no patterns and continues the seed adapter."""
+    content = {
+        "model_name_or_path": model,
+        "finetuning_type": "lora",
+        "adapter_name_or_path": str(seed),
+        "create_new_adapter": False,
+    }
+    return yaml.safe_dump(content, sort_keys=False)
+
+
+def for_ms_swift(plan: RankPlan, model: str, seed: Path | None) -> str:
+    """A command for ms-swift, which has no patterns and continues the seed adapter."""
+    return (
+        f"swift sft --model {model} --tuner_type lora --adapters {seed}  # and your data set and training arguments\n"
+    )
+
+
+def for_unsloth(plan: RankPlan, model: str, seed: Path | None) -> str:
+    """Python for unsloth, which passes the patterns on to PEFT and wants the short names of projections."""
+    fields = _fields(plan)
+    adapted = fields.pop("target_modules")
+    fields["target_modules"] = list(dict.fromkeys(leaf_of(name) for name in adapted))
+    # Short names match every layer, so those of rank 0 are named one by one.
+    fields["exclude_modules"] = [name for name, rank in plan.ranks.items() if not rank]
+    return _python("from unsloth import FastLanguageModel", "model = FastLanguageModel.get_peft_model", fields, "model")
+
+
+def hand_over(
+    plan: RankPlan,
+    to: str,
+    output: str | Path | None = None,
+    model: str | None = None,
+    *,
+    task_type: str = "CAUSAL_LM",
+    trust_remote_code: bool = False,
+) -> tuple[str, Path | None]:
+    """A plan for another tool: its configuration, and a seed adapter where the tool has no patterns of its own.
+
+    Args:
+        plan: the ranks.
+        to: a name out of `TOOLS`, or "seed-adapter".
+        output: folder of the seed adapter (None: "seed-adapter"); for tools that need none, the file to write.
+        model: hub name or folder of the base model; None: the one that the plan was made for.
+        task_type: of the seed adapter.
+        trust_remote_code: let the model's own code run.
+
+    Returns:
+        The configuration (empty for "seed-adapter"), and the folder of the seed adapter or None.
+
+    Raises:
+        PlanError: an unknown tool, no model named, or a plan that the tool cannot take.
+        LorankError: as `seed_adapter`.
+
+    """
+    if to != SEED_ADAPTER and to not in TOOLS:
+        known = (*TOOLS, SEED_ADAPTER)
+        raise PlanError(f"tool {to!r} is unknown{nearest(to, known)}; allowed: {', '.join(known)}")
+    name = model or plan.provenance.get("model")
+    if not name:
+        raise PlanError("the plan does not say which model it is for; give --model")
+    words, seeded = TOOLS.get(to, (None, True))
+    folder = Path(output or SEED_ADAPTER) if seeded else None
+    text = words(plan, str(name), folder) if words else ""
+    if folder is not None:
+        seed_adapter(plan, folder, str(name), task_type=task_type, trust_remote_code=trust_remote_code)
+    elif output is not None:
+        write_atomically(Path(output), lambda path: path.write_text(text, encoding="utf-8"))
+    return text, folder
+
+
+# Tool -> the words, and whether it needs a seed adapter.
+TOOLS: Mapping[str, tuple[Callable[[RankPlan, str, Path | None], str], bool]] = {
+    "peft": (for_peft, False),
+    "axolotl": (for_axolotl, False),
+    "llama-factory": (for_llama_factory, True),
+    "ms-swift": (for_ms_swift, True),
+    "unsloth": (for_unsloth, False),
+}
+
+
+def _fields(plan: RankPlan) -> dict[str, Any]:
+    """The fields of the plan's LoraConfig that are not PEFT's defaults, in a fixed order."""
+    config = plan.lora_config()
+    adapted = [name for name, rank in plan.ranks.items() if rank]
+    return {
+        "r": config.r,
+        "lora_alpha": whole(config.lora_alpha),
+        "target_modules": adapted,
+        "rank_pattern": {exactly(name): config.rank_pattern[exactly(name)] for name in adapted},
+        "alpha_pattern": {exactly(name): config.alpha_pattern[exactly(name)] for name in adapted},
+    }
+
+
+def _python(imports: str, call: str, fields: Mapping[str, Any], *positional: str) -> str:
+    lines = [imports, "", f"{call}(", *(f"    {name}," for name in positional)]
+    for name, value in fields.items():
+        if isinstance(value, dict):
+            lines += [f"    {name}={{", *(f"        {key!r}: {item!r}," for key, item in value.items()), "    },"]
+        elif isinstance(value, list):
+            lines += [f"    {name}=[", *(f"        {item!r}," for item in value), "    ],"]
+        else:
+            lines.append(f"    {name}={value!r},")
+    return "\n".join([*lines, ")", ""])
