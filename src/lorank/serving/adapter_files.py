@@ -151,9 +151,9 @@ class AdapterFiles:
             rank = self.pattern("rank_pattern", module, self.config["r"])
             if rank != pair.rank:
                 raise AdapterError(
-                    f"{self.folder}: {CONFIG} says rank {rank} for {module!r} and its tensors have {pair.rank}, which no tool can "
-                    "load; take both files from the same training, or, as PEFT sorts patterns when it saves them, put right the "
-                    "order of overlapping ones"
+                    f"{self.folder}: {CONFIG} says rank {rank} for {module!r} and its tensors have {pair.rank}, which no tool "
+                    "can load; take both files from the same training, or, as PEFT sorts patterns when it saves them, put "
+                    "overlapping ones in order"
                 )
 
 

@@ -75,7 +75,9 @@ class BaseLayers:
                 )
 
 
-def without_weights(name: str, task_type: str | None, *, trust_remote_code: bool = False) -> Any:
+def without_weights(
+    name: str, task_type: str | None, *, num_labels: int | None = None, trust_remote_code: bool = False
+) -> Any:
     """The base model of a task on the meta device: names and shapes, from its config; no weights are read.
 
     Raises:
@@ -83,7 +85,8 @@ def without_weights(name: str, task_type: str | None, *, trust_remote_code: bool
 
     """
     try:
-        config = AutoConfig.from_pretrained(name, trust_remote_code=trust_remote_code)
+        labels = {} if num_labels is None else {"num_labels": num_labels}
+        config = AutoConfig.from_pretrained(name, trust_remote_code=trust_remote_code, **labels)
         family = model_class(task_type, config)
         with torch.device("meta"), quiet_loading():
             if hasattr(family, "from_config"):  # an Auto class

@@ -5,8 +5,9 @@ from pathlib import Path
 from typing import Any
 
 import yaml
-from peft import PeftModel, get_peft_model
+from peft import get_peft_model
 from peft.tuners.lora import LoraLayer
+from peft.utils import ModulesToSaveWrapper
 from transformers import set_seed
 
 from lorank.artefact import check_new_folder, new_folder, write_atomically
@@ -25,6 +26,7 @@ def seed_adapter(
     model: str,
     *,
     task_type: str = "CAUSAL_LM",
+    num_labels: int | None = None,
     seed: int = 0,
     trust_remote_code: bool = False,
 ) -> Path:
@@ -37,7 +39,8 @@ def seed_adapter(
         output: a new folder.
         model: hub name or folder of the base model.
         task_type: PEFT's task type, which says what the model's modules are called.
-        seed: of A.
+        num_labels: width of the head, for tasks that have one; None: as the model's config says.
+        seed: of A, and of the head.
         trust_remote_code: let the model's own code run.
 
     Raises:
@@ -48,7 +51,7 @@ def seed_adapter(
     """
     output = Path(output)
     check_new_folder(output)
-    base = without_weights(model, task_type, trust_remote_code=trust_remote_code)
+    base = without_weights(model, task_type, num_labels=num_labels, trust_remote_code=trust_remote_code)
     plan.check_model(base)
     adapted: Any = get_peft_model(base, plan.lora_config(task_type=task_type, base_model_name_or_path=model))
     set_seed(seed)
@@ -57,18 +60,13 @@ def seed_adapter(
             for held in (layer.lora_A, layer.lora_B):
                 held["default"].to_empty(device="cpu")
             layer.reset_lora_parameters("default", True)
+        elif isinstance(layer, ModulesToSaveWrapper):  # a head
+            layer.modules_to_save["default"].to_empty(device="cpu").apply(base._init_weights)
     with new_folder(output) as folder:
-        _save(adapted, folder)
+        adapted.save_pretrained(str(folder), save_embedding_layers=False)
+        (folder / "README.md").unlink(missing_ok=True)  # PEFT's empty form
         plan.save(folder / "plan.json")
     return output
-
-
-def _save(adapted: PeftModel, folder: Path) -> None:
-    # A head of the task (SEQ_CLS) has no weights here: who continues the adapter brings their own.
-    config: Any = adapted.peft_config["default"]
-    config.modules_to_save = None
-    adapted.save_pretrained(str(folder), save_embedding_layers=False)
-    (folder / "README.md").unlink(missing_ok=True)  # PEFT's empty form
 
 
 def for_peft(plan: RankPlan, model: str, seed: Path | None) -> str:
@@ -140,6 +138,7 @@ def hand_over(
     model: str | None = None,
     *,
     task_type: str = "CAUSAL_LM",
+    num_labels: int | None = None,
     trust_remote_code: bool = False,
 ) -> tuple[str, Path | None]:
     """A plan for another tool: its configuration, and a seed adapter where the tool has no patterns of its own.
@@ -150,6 +149,7 @@ def hand_over(
         output: folder of the seed adapter (None: "seed-adapter"); for tools that need none, the file to write.
         model: hub name or folder of the base model; None: the one that the plan was made for.
         task_type: of the seed adapter.
+        num_labels: of the seed adapter's head.
         trust_remote_code: let the model's own code run.
 
     Returns:
@@ -170,7 +170,12 @@ def hand_over(
     folder = Path(output or SEED_ADAPTER) if seeded else None
     text = words(plan, str(name), folder) if words else ""
     if folder is not None:
-        seed_adapter(plan, folder, str(name), task_type=task_type, trust_remote_code=trust_remote_code)
+        options: dict[str, Any] = {
+            "task_type": task_type,
+            "num_labels": num_labels,
+            "trust_remote_code": trust_remote_code,
+        }
+        seed_adapter(plan, folder, str(name), **options)
     elif output is not None:
         write_atomically(Path(output), lambda path: path.write_text(text, encoding="utf-8"))
     return text, folder

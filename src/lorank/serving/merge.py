@@ -68,5 +68,5 @@ def _save_tokenizer(files: AdapterFiles, name: str, folder: Path, trust_remote_c
         try:
             AutoTokenizer.from_pretrained(source, trust_remote_code=trust_remote_code).save_pretrained(str(folder))
             return
-        except NOT_LOADABLE:
+        except (*NOT_LOADABLE, TypeError):  # Marian's tokenizer does not look whether its files are there
             continue  # an adapter's folder rarely has one, and a base model need not have one either

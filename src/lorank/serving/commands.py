@@ -1,7 +1,7 @@
 """Commands that serve an adapter or hand a plan over: export, verify, merge, plan."""
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -184,6 +184,9 @@ def plan_export_command(
     ] = None,
     model: Annotated[str | None, typer.Option(help="base model; default: the one that was scored")] = None,
     task_type: Annotated[str, typer.Option(help="of the seed adapter, as PEFT names it")] = "CAUSAL_LM",
+    num_labels: Annotated[
+        int | None, typer.Option(help="of the seed adapter's head; default: the model's config")
+    ] = None,
     trust_remote_code: RemoteCode = False,
 ) -> None:
     """Hand a plan over: the configuration of another tool, or an initialised adapter that it continues to train."""
@@ -191,9 +194,8 @@ def plan_export_command(
         from lorank.plan import RankPlan
         from lorank.serving.handover import hand_over
 
-        text, seed = hand_over(
-            RankPlan.load(plan), to, output, model, task_type=task_type, trust_remote_code=trust_remote_code
-        )
+        options: dict[str, Any] = {"num_labels": num_labels, "trust_remote_code": trust_remote_code}
+        text, seed = hand_over(RankPlan.load(plan), to, output, model, task_type=task_type, **options)
         if text and (seed is not None or output is None):
             print(text, end="")
         if seed is not None:
