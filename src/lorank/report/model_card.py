@@ -1,6 +1,5 @@
 """The model card of a trained adapter: README.md in its folder, with the picture of its ranks."""
 
-import shutil
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -80,6 +79,8 @@ def write_model_card(
 ) -> None:
     """Write README.md into an adapter's folder, over the empty form that PEFT leaves there; and copy the picture beside it.
 
+    What is there already in the same words is left alone: a finished run that is called again changes no file.
+
     Args:
         folder: of the adapter.
         plan: its ranks.
@@ -96,7 +97,7 @@ def write_model_card(
 
     """
     if picture is not None and picture.is_file():
-        shutil.copyfile(picture, folder / "ranks.png")
+        _write(folder / "ranks.png", picture.read_bytes())
     card_data = ModelCardData(
         library_name="peft",
         tags=["lora", "lorank", method],
@@ -122,4 +123,9 @@ def write_model_card(
         options=f", num_labels={num_labels}",
         made_with=", ".join(f"{name} {number}" for name, number in versions().items()),
     )
-    write_atomically(folder / "README.md", lambda path: path.write_text(f"{card}", encoding="utf-8"))
+    _write(folder / "README.md", f"{card}".encode())
+
+
+def _write(path: Path, content: bytes) -> None:
+    if not path.is_file() or path.read_bytes() != content:
+        write_atomically(path, lambda temporary: temporary.write_bytes(content))
