@@ -35,12 +35,15 @@ def write_atomically(path: Path, write: Callable[[Path], object]) -> None:
     """Call `write(temporary)` in the folder of `path`, then rename: readers see the old file or the new one.
 
     Raises:
-        OutputError: `path` is a folder.
+        OutputError: `path` is a folder, or in a place that cannot be written to.
 
     """
     check_file(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=".partial")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=".partial")
+    except OSError as error:
+        raise OutputError(f"{path} cannot be written: {error.strerror}; give another output") from None
     os.close(handle)
     temporary = Path(name)
     try:
@@ -73,14 +76,19 @@ def file_checksum(path: Path) -> str:
 
 
 def check_new_folder(folder: Path) -> None:
-    """Refuse a folder that holds something already.
+    """Refuse a folder that holds something already, or that cannot be made.
 
     Raises:
-        OutputError: `folder` is a file, or not empty.
+        OutputError: `folder` is a file, or not empty, or stands below one.
 
     """
+    below = next((parent for parent in folder.absolute().parents if parent.exists()), None)
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         raise OutputError(f"{folder} is there already; give the name of a new folder as output")
+    if below is not None and not (below.is_dir() and os.access(below, os.W_OK)):
+        raise OutputError(
+            f"{folder} cannot be made: {below} is {'a file' if below.is_file() else 'not to be written to'}"
+        )
 
 
 @contextmanager
@@ -88,15 +96,22 @@ def new_folder(folder: Path) -> Iterator[Path]:
     """Give a folder to write into; when all went well it gets its name, else it goes: never half a folder.
 
     Raises:
-        OutputError: as `check_new_folder`.
+        OutputError: as `check_new_folder`, or the disk refuses.
 
     """
     check_new_folder(folder)
+    folder = folder.absolute()
     partial = folder.with_name(f".{folder.name}.partial")
     shutil.rmtree(partial, ignore_errors=True)
-    partial.mkdir(parents=True)
     try:
+        try:
+            partial.mkdir(parents=True)
+        except OSError as error:
+            raise OutputError(f"{folder} cannot be made: {error.strerror}; give another output") from None
         yield partial
+        for path in partial.rglob("*"):
+            if path.is_file():
+                path.chmod(0o644)  # safetensors makes files private
         if folder.exists():
             folder.rmdir()
         partial.rename(folder)

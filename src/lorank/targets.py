@@ -139,6 +139,12 @@ def leaf_of(name: str) -> str:
     return name.rpartition(".")[2]
 
 
+def expert_of(name: str) -> tuple[str, int] | None:
+    """A module of one routed expert: its name with `*` for the expert's number, and that number; None for any other."""
+    found = re.search(r"\.experts\.(\d+)\.", name)
+    return (f"{name[: found.start(1)]}*{name[found.end(1) :]}", int(found[1])) if found else None
+
+
 def sibling(name: str, leaf: str) -> str:
     """The module beside this one, in the same parent, that is called `leaf`."""
     parent = name.rpartition(".")[0]

@@ -13,7 +13,8 @@ from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM
 
 from lorank.errors import AdapterError
-from lorank.serving.adapter_files import CONFIG, WEIGHTS, AdapterFiles
+from lorank.serving.adapter_config import CONFIG
+from lorank.serving.adapter_files import WEIGHTS, AdapterFiles, LoraPair
 from lorank.serving.base_layers import BaseLayers
 
 
@@ -47,9 +48,12 @@ def some(tensors: dict[str, torch.Tensor], ending: str) -> str:
         (lambda c, t: c.update(peft_type="VERA"), "peft_type is 'VERA', only LORA"),
         (lambda c, t: c.update(peft_type="FUTURE"), "peft_type is 'FUTURE', only LORA"),
         (lambda c, t: c.pop("peft_type"), "not the config of a PEFT adapter"),
-        (lambda c, t: c.update(r=0), "r is 0; allowed: a whole number from 1"),
-        (lambda c, t: c.update(lora_alpha="16"), "lora_alpha is '16'; allowed: a number from 0"),
-        (lambda c, t: c.update(rank_pattern={"q_proj": 2.5}), "rank_pattern of 'q_proj' is 2.5"),
+        (lambda c, t: c.update(r=0), "r is 0: Input should be greater than or equal to 1"),
+        (lambda c, t: c.update(lora_alpha="16"), "lora_alpha is '16': Input should be a valid"),
+        (
+            lambda c, t: c.update(rank_pattern={"q_proj": 2.5}),
+            "rank_pattern.q_proj is 2.5: Input should be a valid integer",
+        ),
         (lambda c, t: c.update(rank_pattern={}, r=7), "says rank 7 for"),
         (lambda c, t: c.update(init_lora_weights="pissa_niter_4"), "changes the base weights on loading"),
     ],
@@ -148,3 +152,111 @@ def test_overlapping_patterns_that_peft_saves_in_another_order(bases: dict[str, 
         PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained(bases["decoder"]), str(tmp_path))
     with pytest.raises(AdapterError, match=r"says rank 4 .* and its tensors have 2.*sorts patterns when it saves"):
         AdapterFiles.read(tmp_path)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"rank_pattern": ["q_proj"]}, {"rank_pattern": "q_proj"}, {"rank_pattern": {"(": 2}}, {"alpha_pattern": {"*": 2}},
+        {"target_modules": "(q"}, {"target_modules": 3}, {"target_modules": "q.*", "layers_to_transform": [0]},
+        {"layers_pattern": "layers"}, {"exclude_modules": "("}, {"exclude_modules": 5}, {"modules_to_save": 3},
+        {"modules_to_save": "lm_head"}, {"task_type": ["CAUSAL_LM"]}, {"lora_alpha": 10**400}, {"lora_alpha": True},
+        {"lora_alpha": -1}, {"r": 2.0}, {"base_model_name_or_path": 7},
+    ],
+)  # fmt: skip
+def test_fields_of_another_type_are_one_line(change: dict[str, Any], trained: Any, tmp_path: Path) -> None:
+    folder = edited(trained("decoder"), tmp_path / "adapter", lambda config, tensors: config.update(change))
+    with pytest.raises(AdapterError, match=r"adapter_config.json: ") as caught:
+        AdapterFiles.read(folder)
+    assert len(str(caught.value).splitlines()) == 1
+
+
+@pytest.mark.parametrize(
+    "null", ["bias", "rank_pattern", "alpha_pattern", "modules_to_save", "task_type", "init_lora_weights"]
+)
+def test_fields_that_are_null_are_as_if_they_were_not_there(null: str, trained: Any, tmp_path: Path) -> None:
+    def change(config: dict[str, Any], tensors: dict[str, torch.Tensor]) -> None:
+        config[null] = None
+        if null == "rank_pattern":
+            for key in [key for key in tensors if not key.startswith("base_model.model.model.layers.0.mlp.down_proj")]:
+                del tensors[key]
+            config["r"] = len(tensors[some(tensors, "lora_A.weight")])
+
+    assert AdapterFiles.read(edited(trained("decoder"), tmp_path / "adapter", change)).pairs
+
+
+def test_names_of_tensors_that_other_tools_write(trained: Any, tmp_path: Path) -> None:
+    def without_prefix(config: dict[str, Any], tensors: dict[str, torch.Tensor]) -> None:
+        for key in list(tensors):
+            tensors[key.removeprefix("base_model.model.")] = tensors.pop(key)
+
+    def with_name(config: dict[str, Any], tensors: dict[str, torch.Tensor]) -> None:
+        for key in list(tensors):
+            tensors[key.replace(".weight", ".default.weight")] = tensors.pop(key)
+
+    def twice(config: dict[str, Any], tensors: dict[str, torch.Tensor]) -> None:
+        tensors.update({key.replace(".weight", ".default.weight"): tensor.clone() for key, tensor in tensors.items()})
+
+    plain = AdapterFiles.read(trained("decoder"))
+    bare = AdapterFiles.read(edited(trained("decoder"), tmp_path / "bare", without_prefix))
+    named = AdapterFiles.read(edited(trained("decoder"), tmp_path / "named", with_name))
+    assert (plain.prefixed, bare.prefixed, plain.named, named.named) == (True, False, False, True)
+    assert set(bare.pairs) == set(named.pairs) == set(plain.pairs)
+    with pytest.raises(AdapterError, match=r"is there twice, under two names"):
+        AdapterFiles.read(edited(trained("decoder"), tmp_path / "twice", twice))
+
+
+def test_an_adapted_output_layer_and_its_copy_of_the_base(bases: dict[str, Path], tmp_path: Path) -> None:
+    """PEFT saves the vocabulary's frozen weights beside an adapter of it: these were not trained."""
+    config = LoraConfig(r=2, target_modules=["q_proj", "v_proj", "lm_head"], task_type="CAUSAL_LM")
+    model = get_peft_model(AutoModelForCausalLM.from_pretrained(bases["decoder"]), config)
+    model.save_pretrained(str(tmp_path), save_embedding_layers=True)
+    files = AdapterFiles.read(tmp_path)
+    assert any("lm_head" in key for key in files.copies)
+    assert not any("lm_head" in key for key in files.saved_modules)
+    base = BaseLayers.of(files)
+    assert list(base.vocabulary) == ["model.embed_tokens", "lm_head"]
+    larger = {name: (rows + 1, width) for name, (rows, width) in base.vocabulary.items()}
+    with pytest.raises(AdapterError, match="the vocabulary was resized in training"):
+        BaseLayers(base.name, base.shapes, base.config, vocabulary=larger).check(files)
+
+
+@pytest.mark.parametrize(
+    ("made", "message"),
+    [
+        ("nothing", "no such folder"),
+        ("file", "is a file; give the folder"),
+        ("model", "it is a whole model"),
+        ("training", r"but checkpoint-3 in it does: give .*checkpoint-3"),
+    ],
+)
+def test_what_is_there_in_place_of_an_adapter_is_said(made: str, message: str, tmp_path: Path) -> None:
+    place = tmp_path / "place"
+    if made == "file":
+        place.touch()
+    elif made == "model":
+        place.mkdir()
+        (place / "config.json").touch()
+    elif made == "training":
+        (place / "checkpoint-3").mkdir(parents=True)
+        (place / "checkpoint-3" / CONFIG).touch()
+    with pytest.raises(AdapterError, match=message):
+        AdapterFiles.read(place)
+
+
+def test_a_damaged_base_model_is_one_line(bases: dict[str, Path], tmp_path: Path) -> None:
+    for number, change in enumerate(({"hidden_size": "abc"}, {"num_attention_heads": 5}, {"model_type": "nothing"})):
+        folder = shutil.copytree(bases["decoder"], tmp_path / str(number))
+        (folder / "config.json").write_text(json.dumps(json.loads((folder / "config.json").read_text()) | change))
+        with pytest.raises(AdapterError, match="cannot be read") as caught:
+            BaseLayers.read(str(folder), "CAUSAL_LM")
+        assert len(str(caught.value).splitlines()) == 1
+
+
+def test_routed_experts_that_transformers_holds_as_one_tensor() -> None:
+    experts = frozenset({"model.layers.0.mlp.experts"})
+    base = BaseLayers("mixture", {"model.layers.0.self_attn.q_proj": (4, 4)}, None, fused_experts=experts)
+    pair = LoraPair(torch.ones(1, 4), torch.ones(8, 1))
+    base.check(AdapterFiles({}, {"model.layers.0.mlp.experts.7.w1": pair}, {}, Path("a")))
+    with pytest.raises(AdapterError, match="does not have as a linear layer"):
+        base.check(AdapterFiles({}, {"model.layers.1.mlp.experts.7.w1": pair}, {}, Path("a")))

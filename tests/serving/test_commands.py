@@ -55,7 +55,11 @@ def test_verify_says_that_the_base_model_was_not_looked_at(trained: Any, tmp_pat
     (tmp_path / "served" / "adapter_config.json").write_text(json.dumps(config | {"base_model_name_or_path": "gone"}))
     result = lorank("verify", tmp_path / "served")
     assert result.exit_code == 0
-    assert "the base model was not looked at" in result.output
+    assert "base model not looked at: the base model 'gone' cannot be read: no such folder" in result.output
+    assert result.output.count("unknown") == 4  # engines whose answer depends on it
+    assert lorank("verify", tmp_path / "served", "--engine", "vllm").exit_code == 0
+    asked = lorank("verify", tmp_path / "served", "--engine", "tgi")
+    assert (asked.exit_code, "TGI, LoRAX: unknown" in asked.output) == (1, True)
 
 
 @pytest.mark.parametrize("command", ["export", "verify", "merge"])

@@ -9,9 +9,11 @@ from hypothesis import given, settings
 from tests.serving.adapters import PROJECTIONS, adapters, llama_layers, make_adapter, uniform
 
 from lorank.errors import AdapterError
-from lorank.serving.adapter_files import AdapterFiles
-from lorank.serving.engines import ENGINES, VLLM_RANKS, stackable_rank, vllm_rank
+from lorank.serving import names
+from lorank.serving.adapter_files import AdapterFiles, LoraPair
+from lorank.serving.engines import ENGINES, NEED_BASE, VLLM_RANKS, stackable_rank, vllm_rank
 from lorank.serving.forms import FORMS
+from lorank.serving.handover import SEED_ADAPTER, TOOLS
 from lorank.serving.verify import verify
 
 BASE = llama_layers()
@@ -143,10 +145,10 @@ def test_rslora_is_read_by_some_only() -> None:
     ("engine", "adapter", "reason"),
     [
         ("vllm", uniform(513), "above the largest --max-lora-rank, 512"),
-        ("vllm-0.31", uniform(8, modules_to_save=["classifier"]), "modules_to_save"),
+        ("vllm-0.31", uniform(8, modules_to_save=["classifier"]), "modules trained whole"),
         ("vllm", uniform(8, modules_to_save=["lm_head"]), "classifier or score only"),
         ("sglang", uniform(8, alpha_pattern={"q_proj": 4}), "alpha_pattern has values other than lora_alpha"),
-        ("sglang", uniform(8, target_modules=".*q_proj"), "regular expression"),
+        ("sglang", uniform(8, target_modules=".*q_proj"), "must be a list"),
         ("sglang", make_adapter({"model.layers.0.self_attn.q_proj": 8}, 8), "v_proj"),
         ("tensorrt-llm", make_adapter({"lm_head": 8}, 8), "not among the modules"),
         ("ollama", uniform(8, 16.0), "whole number"),
@@ -214,3 +216,57 @@ def test_another_adapter_is_seen_as_wrong_and_another_model_is_refused() -> None
     moved = {name: replace(pair, a=pair.a[:, :4]) for name, pair in other.pairs.items()}
     with pytest.raises(AdapterError, match="different models"):
         verify(uniform(8, 16), replace(other, pairs=moved))
+
+
+def test_tensors_that_peft_did_not_name() -> None:
+    plain = uniform(8, 8)
+    assert right(replace(plain, prefixed=False)) == set(ENGINES) - {"peft", "tgi"}
+    assert right(replace(plain, named=True)) == {"peft", "sglang"}
+
+
+def test_layers_and_vocabularies_that_llama_cpp_stores_otherwise() -> None:
+    adapter = make_adapter({"lm_head": 8}, 8)
+    tied = replace(BASE, tied_output="lm_head")
+    assert "shares the input embedding" in ENGINES["llama.cpp"][1](adapter, tied).refused
+    assert not ENGINES["llama.cpp"][1](adapter, BASE).refused
+    turned = replace(BASE, transposed=frozenset({"model.layers.0.mlp.up_proj"}))
+    assert "Conv1D" in ENGINES["llama.cpp"][1](uniform(8, 8), turned).refused
+
+
+def test_experts_of_different_ranks_cannot_be_stacked() -> None:
+    names = [f"model.layers.0.mlp.experts.{k}.up_proj" for k in range(3)]
+    shapes = {**BASE.shapes, **dict.fromkeys(names, (12, 8))}
+
+    def experts(ranks: tuple[int, ...]) -> AdapterFiles:
+        pairs = {
+            name: LoraPair(torch.ones(rank, 8), torch.ones(12, rank)) for name, rank in zip(names, ranks, strict=True)
+        }
+        pattern = {f"^{name}$": rank for name, rank in zip(names, ranks, strict=True)}
+        return replace(uniform(8, 8, rank_pattern=pattern, target_modules=names), pairs=pairs)
+
+    for engine in ("vllm", "llama.cpp", "tensorrt-llm"):
+        assert "experts are stacked" in ENGINES[engine][1](experts((2, 4, 4)), None).refused
+        assert not ENGINES[engine][1](experts((4, 4, 4)), None).refused
+    served = FORMS["any"](experts((2, 4, 4)), replace(BASE, shapes=shapes))
+    assert {pair.rank for pair in served.pairs.values()} == {8}
+    assert not ENGINES["vllm"][1](served, None).refused
+
+
+def test_what_depends_on_the_base_model_is_unknown_without_it() -> None:
+    answers = {verdict.engine: verdict.answer for verdict in verify(uniform(8, 8))}
+    assert {engine for engine, answer in answers.items() if answer == "unknown"} == NEED_BASE
+    assert {engine for engine, answer in answers.items() if answer == "right"} == set(ENGINES) - NEED_BASE
+
+
+def test_modules_of_one_adapter_only_are_called_that() -> None:
+    served, trained = make_adapter(dict.fromkeys(MIXED, 8), 8), make_adapter({"lm_head": 8}, 8)
+    (verdict,) = verify(served, trained, BASE, ["peft"])
+    assert verdict.why.startswith(
+        "only the trained adapter has 1 modules, lm_head first; only this adapter has 21 modules"
+    )
+
+
+def test_names_on_the_command_line_are_the_ones_that_there_are() -> None:
+    assert tuple(ENGINES) == names.ENGINES
+    assert tuple(FORMS) == names.FORMS
+    assert (*TOOLS, SEED_ADAPTER) == names.TOOLS

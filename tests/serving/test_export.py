@@ -21,6 +21,10 @@ from lorank.serving.verify import verify
 @pytest.mark.parametrize("name", FAMILIES)
 def test_round_trip(name: str, form: str, bases: dict[str, Path], trained: Any, tmp_path: Path) -> None:
     adapter = trained(name)
+    if (name, form) == ("encoder", "llama.cpp"):
+        with pytest.raises(AdapterError, match=r"llama.cpp would not load it: .*trained whole \(classifier\)"):
+            export_adapter(adapter, tmp_path / "served", form)
+        return
     exported = export_adapter(adapter, tmp_path / "served", form)
     served = AdapterFiles.read(tmp_path / "served")
     base = BaseLayers.of(served)
@@ -55,8 +59,10 @@ def test_the_card_says_what_each_engine_does(trained: Any, tmp_path: Path) -> No
     export_adapter(trained("decoder"), tmp_path / "served", "vllm")
     card = (tmp_path / "served" / "README.md").read_text()
     assert "## Served form `vllm`" in card
+    assert "More Information Needed" not in card  # PEFT's empty form
+    assert card.startswith("---\nbase_model:")
     assert "| vLLM, up to 0.31 | yes | `--enable-lora --max-lora-rank 8` |" in card
-    assert "| SGLang | no: refused: rank_pattern" in card
+    assert "| SGLang | refused: rank_pattern" in card
 
 
 @pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
@@ -111,3 +117,26 @@ def test_an_adapter_of_zeros_has_nothing_to_export(trained: Any, tmp_path: Path)
     AdapterFiles(files.config, zeros, {}, files.folder).write(tmp_path / "zeros")
     with pytest.raises(AdapterError, match="holds zeros only"):
         export_adapter(tmp_path / "zeros", tmp_path / "served")
+
+
+def test_tensors_that_peft_does_not_load_are_refused(trained: Any, tmp_path: Path) -> None:
+    files = AdapterFiles.read(trained("decoder"))
+    AdapterFiles({**files.config, "target_modules": ["q_proj"]}, files.pairs, {}, files.folder).write(tmp_path / "a")
+    with pytest.raises(AdapterError, match=r"target_modules does not match, .* which PEFT does not load"):
+        export_adapter(tmp_path / "a", tmp_path / "b")
+
+
+def test_places_that_cannot_be_written_to(trained: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "file").touch()
+    for output in (tmp_path / "file" / "out", Path("/proc/nothing/out")):
+        with pytest.raises(OutputError, match="cannot be made"):
+            export_adapter(trained("decoder"), output)
+    (tmp_path / "here").mkdir()
+    monkeypatch.chdir(tmp_path / "here")
+    export_adapter(trained("decoder"), Path())  # the folder that one stands in
+    assert (tmp_path / "here" / WEIGHTS).is_file()
+
+
+def test_files_can_be_read_by_others(trained: Any, tmp_path: Path) -> None:
+    export_adapter(trained("decoder"), tmp_path / "served", gguf=True)
+    assert {path.stat().st_mode & 0o777 for path in (tmp_path / "served").iterdir()} == {0o644}

@@ -1,8 +1,7 @@
 """A LoRA adapter as its two files say it, adapter_config.json and adapter_model.safetensors, from whatever tool they come."""
 
-import json
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -13,21 +12,11 @@ from safetensors.torch import save_file
 
 from lorank.artefact import write_atomically, write_json
 from lorank.errors import AdapterError
+from lorank.serving.adapter_config import CONFIG, NotPlainError, read_config
 
-CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
-_PREFIX = "base_model.model."
-# Starts after which the base model is the one that was loaded; others (PiSSA, OLoRA, CorDA, LoftQ) change it on loading.
-_STARTS = ("gaussian", "eva", "orthogonal", "mica", "lora_ga")
-_FEATURES = {
-    "use_dora": "DoRA, whose weights are no low-rank sum",
-    "lora_bias": "a bias inside of the adapter",
-    "use_bdlora": "block-diagonal LoRA",
-    "use_qalora": "QALoRA",
-    "layer_replication": "replicated layers",
-    "trainable_token_indices": "trained tokens",
-    "target_parameters": "expert tensors in place of layers",
-    "alora_invocation_tokens": "activated LoRA, which is on for a part of the text only",
-}
+WEIGHTS = "adapter_model.safetensors"
+PREFIX = "base_model.model."
+_DTYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 
 
 @dataclass(frozen=True)
@@ -57,6 +46,10 @@ class AdapterFiles:
         pairs: full module name -> its two tensors, in the order of the file.
         saved_modules: tensors of modules that were trained whole (heads), under their names in the file.
         folder: where it was read from.
+        copies: tensors of the base model that PEFT saves beside an adapted vocabulary (`.base_layer.`); they were not
+            trained, and no export keeps them.
+        prefixed: whether names begin with `base_model.model.`, as PEFT writes and reads them.
+        named: whether names have the adapter's name in them (`.lora_A.default.weight`), which PEFT reads and few others.
 
     """
 
@@ -64,30 +57,38 @@ class AdapterFiles:
     pairs: Mapping[str, LoraPair]
     saved_modules: Mapping[str, torch.Tensor]
     folder: Path
+    copies: Mapping[str, torch.Tensor] = field(default_factory=dict)
+    prefixed: bool = True
+    named: bool = False
 
     @classmethod
     def read(cls, folder: str | Path) -> "AdapterFiles":
         """Read and check the files of an adapter; no model is needed, and nothing but JSON and safetensors is read.
 
         Raises:
-            AdapterError: missing or damaged files, another PEFT type, a LoRA that is more than `W + s B A`, tensors that are
-                missing, not finite, or of other shapes than the config says.
+            NotPlainError: another PEFT type, or a LoRA that is more than `W + s B A`.
+            AdapterError: missing or damaged files, tensors that are missing, not finite, or of other shapes than the config
+                says.
 
         """
         folder = Path(folder)
-        config = _read_config(folder)
+        config = read_config(folder)
         factors: dict[str, dict[str, torch.Tensor]] = {}
-        saved: dict[str, torch.Tensor] = {}
+        saved, copies, names = dict[str, torch.Tensor](), dict[str, torch.Tensor](), list[str]()
         for key, tensor in _read_tensors(folder).items():
             module, part = _split(key, folder)
             if part is None:
-                saved[key] = tensor
-            else:
-                factors.setdefault(module, {})[part] = tensor
+                (copies if ".base_layer." in key else saved)[key] = tensor
+                continue
+            if part in factors.setdefault(module, {}):
+                raise AdapterError(f"{folder / WEIGHTS}: lora_{part} of {module!r} is there twice, under two names")
+            factors[module][part] = tensor
+            names.append(key)
         if not factors:
             raise AdapterError(f"{folder} holds no LoRA tensors; give the folder of a trained LoRA adapter")
         pairs = {module: _pair(module, found, folder) for module, found in factors.items()}
-        files = cls(config, pairs, saved, folder)
+        prefixed, named = all(key.startswith(PREFIX) for key in names), any(".default." in key for key in names)
+        files = cls(config, pairs, saved, folder, copies, prefixed, named)
         files._check_ranks()
         return files
 
@@ -109,6 +110,16 @@ class AdapterFiles:
     def parameters(self) -> int:
         """Adapter parameters, without modules that were trained whole."""
         return sum(pair.a.numel() + pair.b.numel() for pair in self.pairs.values())
+
+    @property
+    def modules_to_save(self) -> tuple[str, ...]:
+        """Names of modules that were trained whole, as the config has them, each once."""
+        return tuple(dict.fromkeys(self.config.get("modules_to_save") or ()))
+
+    @property
+    def trained_whole(self) -> tuple[str, ...]:
+        """Full names of modules that were trained whole and are in the file."""
+        return tuple(sorted({key.removeprefix(PREFIX).rpartition(".")[0] for key in self.saved_modules}))
 
     def pattern(self, field: str, module: str, default: Any) -> Any:
         """What `rank_pattern` or `alpha_pattern` says for a module, as PEFT reads it, else the default of the config."""
@@ -137,11 +148,11 @@ class AdapterFiles:
         return replace(self, pairs=kept)
 
     def write(self, folder: Path) -> None:
-        """Write both files; each whole or not at all."""
+        """Write both files, under PEFT's names; each whole or not at all."""
         tensors = dict(self.saved_modules)
         for module, pair in self.pairs.items():
-            tensors[f"{_PREFIX}{module}.lora_A.weight"] = pair.a.contiguous()
-            tensors[f"{_PREFIX}{module}.lora_B.weight"] = pair.b.contiguous()
+            tensors[f"{PREFIX}{module}.lora_A.weight"] = pair.a.contiguous()
+            tensors[f"{PREFIX}{module}.lora_B.weight"] = pair.b.contiguous()
         folder.mkdir(parents=True, exist_ok=True)
         write_json(folder / CONFIG, dict(self.config))
         write_atomically(folder / WEIGHTS, lambda path: save_file(tensors, path, metadata={"format": "pt"}))
@@ -155,48 +166,6 @@ class AdapterFiles:
                     "can load; take both files from the same training, or, as PEFT sorts patterns when it saves them, put "
                     "overlapping ones in order"
                 )
-
-
-def _read_config(folder: Path) -> dict[str, Any]:
-    path = folder / CONFIG
-    if not path.is_file():
-        raise AdapterError(f"{folder} has no {CONFIG}; give the folder of a PEFT adapter")
-    try:
-        config = json.loads(path.read_text(encoding="utf-8"))
-    except (ValueError, OSError) as error:
-        raise AdapterError(f"{path}: damaged or not JSON ({error}); take it from the training again") from None
-    if not isinstance(config, dict) or "peft_type" not in config:
-        raise AdapterError(f"{path}: JSON, but not the config of a PEFT adapter (no peft_type)")
-    if config["peft_type"] != "LORA":
-        raise AdapterError(
-            f"{path}: peft_type is {config['peft_type']!r}, only LORA can be served as one; make a LoRA of it first "
-            "(peft.convert_to_lora, or lorank's own AdaLoRA, whose adapters are LoRA)"
-        )
-    _check_number(path, "r", config.get("r"), int, 1)
-    _check_number(path, "lora_alpha", config.get("lora_alpha"), (int, float), 0)
-    for field, kind, least in (("rank_pattern", int, 1), ("alpha_pattern", (int, float), 0)):
-        for key, value in (config.get(field) or {}).items():
-            _check_number(path, f"{field} of {key!r}", value, kind, least)
-    for key, what in _FEATURES.items():
-        if config.get(key):
-            raise AdapterError(f"{path}: {key} is on: {what}; only W + s B A can be exported and verified")
-    if config.get("bias", "none") != "none":
-        raise AdapterError(
-            f"{path}: bias is {config['bias']!r}: biases of the base model were trained; allowed: 'none'"
-        )
-    start = config.get("init_lora_weights", True)
-    if isinstance(start, str) and start.lower() not in _STARTS:
-        raise AdapterError(
-            f"{path}: init_lora_weights is {start!r}, which changes the base weights on loading; save it with PEFT's "
-            "path_initial_model_for_weight_conversion first"
-        )
-    return config
-
-
-def _check_number(path: Path, what: str, value: Any, kind: Any, least: int) -> None:
-    if isinstance(value, bool) or not isinstance(value, kind) or not least <= value < float("inf"):
-        allowed = "a whole number from 1" if kind is int else "a number from 0"
-        raise AdapterError(f"{path}: {what} is {value!r}; allowed: {allowed}")
 
 
 def _read_tensors(folder: Path) -> dict[str, torch.Tensor]:
@@ -226,11 +195,13 @@ def _split(key: str, folder: Path) -> tuple[str, str | None]:
     for part in ("A", "B"):
         for ending in (f".lora_{part}.weight", f".lora_{part}.default.weight"):
             if key.endswith(ending):
-                return key.removesuffix(ending).removeprefix(_PREFIX), part
+                return key.removesuffix(ending).removeprefix(PREFIX), part
     what = key.rpartition(".lora_")[2]
     known = {"magnitude": "DoRA", "embedding": "an embedding", "E": "AdaLoRA", "B.bias": "a bias of the adapter"}
     named = next((name for start, name in known.items() if what.startswith(start)), "unknown to lorank")
-    raise AdapterError(f"{folder / WEIGHTS}: {key!r} is {named}; only lora_A and lora_B of linear layers can be served")
+    raise NotPlainError(
+        f"{folder / WEIGHTS}: {key!r} is {named}; only lora_A and lora_B of linear layers can be served as an adapter"
+    )
 
 
 def _pair(module: str, found: Mapping[str, torch.Tensor], folder: Path) -> LoraPair:
@@ -242,6 +213,7 @@ def _pair(module: str, found: Mapping[str, torch.Tensor], folder: Path) -> LoraP
             f"{folder / WEIGHTS}: {module!r} has A of shape {tuple(a.shape)} and B of shape {tuple(b.shape)}; allowed: (r, d_in) "
             "and (d_out, r) of a linear layer"
         )
-    if not (a.is_floating_point() and b.is_floating_point()):
-        raise AdapterError(f"{folder / WEIGHTS}: {module!r} is {a.dtype}; allowed: floating-point tensors")
+    if wrong := [tensor.dtype for tensor in (a, b) if tensor.dtype not in _DTYPES]:
+        allowed = ", ".join(str(dtype).removeprefix("torch.") for dtype in _DTYPES)
+        raise AdapterError(f"{folder / WEIGHTS}: {module!r} is {wrong[0]}; allowed: floating-point tensors, {allowed}")
     return LoraPair(a, b)

@@ -1,15 +1,17 @@
 """The linear layers of an adapter's base model, from its config alone: what an adapter can name, and of which shape."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 import torch
 from transformers import AutoConfig
+from transformers.pytorch_utils import Conv1D
 
 from lorank.errors import AdapterError
-from lorank.serving.adapter_files import AdapterFiles
-from lorank.targets import find_targets
+from lorank.serving.adapter_files import PREFIX, AdapterFiles
+from lorank.targets import expert_of, find_targets
 from lorank.training.adapted_model import model_class
 from lorank.training.model import NOT_LOADABLE, quiet_loading
 from lorank.validation import nearest
@@ -23,12 +25,20 @@ class BaseLayers:
         name: hub name or folder.
         shapes: full module name, as the adapter's task class has it, -> `(d_out, d_in)`.
         config: the model's config.
+        transposed: layers that store their weight as `(d_in, d_out)` (GPT-2's Conv1D).
+        vocabulary: names of the input embedding and of the output layer -> shape of the weight.
+        tied_output: name of the output layer, where it shares the input embedding's weight; else None.
+        fused_experts: names of modules that hold routed experts, all of them in one tensor.
 
     """
 
     name: str
     shapes: Mapping[str, tuple[int, int]]
     config: Any
+    transposed: frozenset[str] = frozenset()
+    vocabulary: Mapping[str, tuple[int, ...]] = field(default_factory=dict)
+    tied_output: str | None = None
+    fused_experts: frozenset[str] = frozenset()
 
     @classmethod
     def of(cls, adapter: AdapterFiles, name: str | None = None, *, trust_remote_code: bool = False) -> "BaseLayers":
@@ -52,8 +62,38 @@ class BaseLayers:
 
         """
         model = without_weights(name, task_type, trust_remote_code=trust_remote_code)
-        shapes = {target.name: (target.d_out, target.d_in) for target in find_targets(model, ".*")}
-        return cls(name, shapes, model.config)
+        modules = dict(model.named_modules())
+        named = {id(module): full for full, module in modules.items()}
+        ends = [end for end in (model.get_input_embeddings(), model.get_output_embeddings()) if id(end) in named]
+        tied = getattr(model.config, "tie_word_embeddings", False) and len(ends) == 2
+        return cls(
+            name,
+            {target.name: (target.d_out, target.d_in) for target in find_targets(model, ".*")},
+            model.config,
+            frozenset(full for full, module in modules.items() if isinstance(module, Conv1D)),
+            {named[id(end)]: tuple(end.weight.shape) for end in ends},
+            named[id(ends[1])] if tied else None,
+            frozenset(
+                full for full, module in modules.items() if full.endswith(".experts") and not any(module.children())
+            ),
+        )
+
+    @classmethod
+    def if_readable(
+        cls, adapter: AdapterFiles, name: str | None = None, *, trust_remote_code: bool = False
+    ) -> "tuple[BaseLayers | None, str]":
+        """The base model, or None and why it cannot be read. A `name` that was given has to be readable.
+
+        Raises:
+            AdapterError: `name` was given, and `of` fails.
+
+        """
+        try:
+            return cls.of(adapter, name, trust_remote_code=trust_remote_code), ""
+        except AdapterError as error:
+            if name is not None:
+                raise
+            return None, str(error)
 
     def check(self, adapter: AdapterFiles) -> None:
         """Refuse an adapter that is not for this model.
@@ -63,15 +103,23 @@ class BaseLayers:
 
         """
         for module, pair in adapter.pairs.items():
-            if module not in self.shapes:
+            if module in self.shapes:
+                if pair.shape != self.shapes[module]:
+                    raise AdapterError(
+                        f"{adapter.folder}: {module!r} is for a layer of shape {pair.shape}, {self.name} has "
+                        f"{self.shapes[module]}; give the base model that it was trained on as --base"
+                    )
+            elif not (expert_of(module) and module.startswith(tuple(f"{experts}." for experts in self.fused_experts))):
                 raise AdapterError(
                     f"{adapter.folder} adapts {module!r}, which {self.name} does not have as a linear layer"
                     f"{nearest(module, self.shapes)}; give the base model that it was trained on as --base"
                 )
-            if pair.shape != self.shapes[module]:
+        for key, tensor in {**adapter.saved_modules, **adapter.copies}.items():
+            part = key.removeprefix(PREFIX).removesuffix(".weight").removesuffix(".base_layer")
+            if part in self.vocabulary and tuple(tensor.shape) != self.vocabulary[part]:
                 raise AdapterError(
-                    f"{adapter.folder}: {module!r} is for a layer of shape {pair.shape}, {self.name} has "
-                    f"{self.shapes[module]}; give the base model that it was trained on as --base"
+                    f"{adapter.folder}: {part!r} has {len(tensor):,} rows and that of {self.name} {self.vocabulary[part][0]:,}: "
+                    "the vocabulary was resized in training; save the resized base model and give it as --base"
                 )
 
 
@@ -93,7 +141,13 @@ def without_weights(
                 return family.from_config(config, trust_remote_code=trust_remote_code)
             return family._from_config(config)
     except NOT_LOADABLE as error:
-        reason = (str(error).strip().splitlines() or [type(error).__name__])[0][:300]
         raise AdapterError(
-            f"the base model {name!r} cannot be read: {reason}; give its hub name or folder as --base"
+            f"the base model {name!r} cannot be read: {_reason(name, error)}; give its hub name or folder as --base"
         ) from None
+
+
+def _reason(name: str, error: Exception) -> str:
+    if not Path(name).exists() and (name.count("/") != 1 or name.startswith((".", "~")) or Path(name).parent.is_dir()):
+        return f"no such folder (looked in {Path.cwd()})"
+    reason = (str(error).strip().splitlines() or [type(error).__name__])[0][:300].rstrip(".")
+    return reason if Path(name).exists() else f"it is no folder in {Path.cwd()}, and as a hub name: {reason}"

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from lorank.console import clear_errors, out, say
+from lorank.serving.names import DTYPES, ENGINES, FORMS, TOOLS, choose
 
 if TYPE_CHECKING:
     from lorank.serving.export import Exported
@@ -44,6 +45,8 @@ def export_command(
 ) -> None:
     """Write a trained adapter so that serving engines scale it right, and check it under each engine's rule."""
     with clear_errors():
+        choose("form", form, FORMS)
+        choose("dtype", dtype or "fp32", DTYPES)
         from lorank.serving.export import export_adapter
         from lorank.serving.hub import check_hub, push
 
@@ -80,7 +83,7 @@ def _print_export(exported: "Exported") -> None:
         say(f"not looked at       the base model: {exported.unread_base}")
     say(f"served adapter      {exported.folder}")
     if exported.gguf:
-        say(f"GGUF adapter        {exported.gguf}")
+        say(f"GGUF adapter        {exported.gguf} (llama-server --lora FILE; ADAPTER FILE in Ollama's Modelfile)")
 
 
 def verify_command(
@@ -89,34 +92,35 @@ def verify_command(
         Path | None, typer.Option(help="the trained adapter that it should compute; default: itself, by PEFT's rule")
     ] = None,
     engine: Annotated[
-        list[str] | None, typer.Option(help="exit with 1 unless this engine computes it right; may be given again")
+        list[str] | None,
+        typer.Option(metavar="NAME", help=f"exit with 1 unless it is right: {', '.join(ENGINES)}; may be given again"),
     ] = None,
     base: Base = None,
     trust_remote_code: RemoteCode = False,
 ) -> None:
-    """Say which engines would compute what was trained, from the files alone: loads or refused, and the largest error."""
+    """Say which engines would compute what was trained, from the files alone.
+
+    The error is the largest, over all modules, of ‖ΔW - ΔW trained‖ / ‖ΔW trained‖ (Frobenius norm); right means: within one
+    rounding of the files' dtype.
+    """
     with clear_errors():
-        from lorank.errors import AdapterError
+        asked = [choose("engine", name, ENGINES) for name in ",".join(engine or ()).split(",") if name]
         from lorank.serving.adapter_files import AdapterFiles
         from lorank.serving.base_layers import BaseLayers
         from lorank.serving.verdict_table import verdict_table
-        from lorank.serving.verify import check_engines, verify
+        from lorank.serving.verify import verify
 
-        check_engines(engine or ())
         files = AdapterFiles.read(adapter)
         trained = AdapterFiles.read(against) if against else None
-        layers, unread = None, ""
-        try:
-            layers = BaseLayers.of(files, base, trust_remote_code=trust_remote_code)
-        except AdapterError as error:
-            if base is not None:
-                raise
-            unread = str(error)
+        layers, unread = BaseLayers.if_readable(files, base, trust_remote_code=trust_remote_code)
         verdicts = verify(files, trained, layers)
         out.print(verdict_table(verdicts))
         if unread:
-            say(f"the base model was not looked at, so missing layers may be overlooked: {unread}")
-    if any(not verdict.right for verdict in verdicts if verdict.engine in (engine or ())):
+            say(f"base model not looked at: {unread}")
+        failed = [verdict for verdict in verdicts if verdict.engine in asked and not verdict.right]
+        for verdict in failed:
+            say(f"{verdict.label}: {verdict.answer}; lorank export writes forms that engines scale right")
+    if failed:
         raise typer.Exit(1)
 
 
@@ -132,6 +136,7 @@ def merge_command(
 ) -> None:
     """Add an adapter to its base model and save the result as a model of its own."""
     with clear_errors():
+        choose("dtype", dtype, ("auto", *DTYPES))
         from lorank.serving.merge import merge
 
         merge(
@@ -167,17 +172,18 @@ def plan_diff_command(
         moved = one.moved_share(two)
         out.print(difference_table(one, two))
         changed = sum(one.ranks[name] != two.ranks[name] for name in one.ranks)
-        say(f"{one!r}")
-        say(f"{two!r}")
+        say(f"first:  {one!r}")
+        say(f"second: {two!r}")
         say(
-            f"{changed} of {len(one.ranks)} ranks differ; {100 * moved:.1f} % of the first's parameters are not in the second"
+            f"{changed} of {len(one.ranks)} ranks differ; the second spends {two.spent - one.spent:+,} parameters, and "
+            f"{100 * moved:.1f} % of the first's on other modules or not at all"
         )
 
 
 @plan_app.command("export")
 def plan_export_command(
     plan: Annotated[Path, typer.Argument(help="plan.json")],
-    to: Annotated[str, typer.Option(help="peft, axolotl, llama-factory, ms-swift, unsloth or seed-adapter")],
+    to: Annotated[str, typer.Option(help=", ".join(TOOLS))],
     output: Annotated[
         Path | None,
         typer.Option(help="folder of the seed adapter (default: seed-adapter), or file of a snippet (printed)"),
@@ -191,6 +197,7 @@ def plan_export_command(
 ) -> None:
     """Hand a plan over: the configuration of another tool, or an initialised adapter that it continues to train."""
     with clear_errors():
+        choose("tool", to, TOOLS)
         from lorank.plan import RankPlan
         from lorank.serving.handover import hand_over
 

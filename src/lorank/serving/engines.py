@@ -15,7 +15,7 @@ from peft.tuners.tuners_utils import check_target_module_exists
 from lorank.serving.adapter_files import AdapterFiles
 from lorank.serving.base_layers import BaseLayers
 from lorank.serving.projections import projections_of
-from lorank.targets import leaf_of, sibling
+from lorank.targets import expert_of, leaf_of, sibling
 
 # vLLM allows these for --max-lora-rank, and no others.
 VLLM_RANKS = (1, 8, 16, 32, 64, 128, 256, 320, 512)
@@ -54,11 +54,15 @@ def _refused(reason: str) -> Loading:
 
 
 def peft(adapter: AdapterFiles, base: BaseLayers | None) -> Loading:
-    """PEFT: `alpha_m / r_m` by the patterns; tensors of modules that target_modules does not match are left out."""
-    config, targets = adapter.config, adapter.config.get("target_modules")
-    scales = adapter.peft_scales()
-    if targets is None or targets == "all-linear":
+    """PEFT: `alpha_m / r_m` by the patterns; tensors that target_modules does not match are left out."""
+    if not adapter.prefixed:
+        return Loading({})
+    config, targets, scales = adapter.config, adapter.config.get("target_modules"), adapter.peft_scales()
+    if targets is None:
         return Loading(scales)
+    if targets == "all-linear":
+        output = [] if base is None else list(base.vocabulary)[1:]
+        return Loading({module: scale for module, scale in scales.items() if module not in output})
     keys = ("exclude_modules", "layers_to_transform", "layers_pattern")
     chosen = LoraConfig(target_modules=targets, **{key: config[key] for key in keys if config.get(key) is not None})
     return Loading({m: s for m, s in scales.items() if check_target_module_exists(chosen, m)})
@@ -66,15 +70,20 @@ def peft(adapter: AdapterFiles, base: BaseLayers | None) -> Loading:
 
 def vllm(adapter: AdapterFiles, base: BaseLayers | None) -> Loading:
     """From vLLM 0.32 on: as PEFT. One head, called classifier or score, is loaded; other modules trained whole are refused."""
-    if others := [name for name in _to_save(adapter) if name not in ("classifier", "score")]:
+    if others := [name for name in adapter.modules_to_save if name not in ("classifier", "score")]:
         return _refused(f"modules_to_save may be classifier or score only, not {', '.join(others)}")
+    heads = [leaf_of(name) for name in adapter.trained_whole]
+    if unknown := [name for name in heads if name not in adapter.modules_to_save]:
+        return _refused(f"tensors of {unknown[0]!r} are no LoRA, and not of a head that modules_to_save names")
+    if len(heads) > 1 or any(leaf_of(module) in adapter.modules_to_save for module in adapter.pairs):
+        return _refused("one head can be loaded, as it is and not adapted")
     return _in_slot(adapter, adapter.peft_scales())
 
 
 def vllm_before_0_32(adapter: AdapterFiles, base: BaseLayers | None) -> Loading:
     """Up to vLLM 0.31: `lora_alpha / r` of the config for every module; the patterns are not read."""
-    if whole := _to_save(adapter):
-        return _refused(f"modules_to_save is not supported ({', '.join(whole)})")
+    if whole := (*adapter.modules_to_save, *adapter.trained_whole):
+        return _refused(f"modules trained whole are not supported ({', '.join(dict.fromkeys(whole))})")
     return _in_slot(adapter, dict.fromkeys(adapter.pairs, _config_scale(adapter)))
 
 
@@ -82,25 +91,25 @@ def sglang(adapter: AdapterFiles, base: BaseLayers | None) -> Loading:
     """SGLang: `lora_alpha / r` of the config, rsLoRA not read; patterns that change a value are refused.
 
     The refusal is that of its main branch. 0.5.23 does not read the patterns: a tensor of another rank than `r` fails while
-    it is loaded, and another alpha is silently not used. Query, key and value are joined, and so are gate and up: a layer
-    without the first of a group loses the rest of it.
+    it is loaded, and another alpha is silently not used. Modules outside of a list called `layers` are dropped. Query, key and
+    value are joined, and so are gate and up: a layer without the first of a group loses the rest of it.
     """
     for field, default in (("rank_pattern", "r"), ("alpha_pattern", "lora_alpha")):
         values = (adapter.config.get(field) or {}).values()
         if any(value != adapter.config[default] for value in values):
             return _refused(f"{field} has values other than {default} = {adapter.config[default]}")
     targets = adapter.config.get("target_modules")
-    if isinstance(targets, str) and targets not in ("all", "all-linear"):
-        return _refused("target_modules is a regular expression; a list is needed")
+    if not isinstance(targets, list) and targets not in ("all", "all-linear"):
+        return _refused("target_modules must be a list of names")
     scale = adapter.config["lora_alpha"] / adapter.config["r"]
-    scales = dict.fromkeys(adapter.pairs, scale)
-    for module in adapter.pairs:
+    scales = {module: scale for module in adapter.pairs if re.search(r"layers\.\d+\.", module)}
+    for module in list(scales):
         missing = [name for name in joined_with(module, base) if name not in adapter.pairs]
         if missing and leaf_of(module) == "q_proj":
             return _refused(f"{module!r} is joined with {missing[0]!r}, which the adapter does not have")
         if missing:
             del scales[module]
-    return Loading(scales, lost=_whole(adapter), settings=f"--max-lora-rank {adapter.config['r']}")
+    return Loading(scales, lost=adapter.trained_whole, settings=f"--max-lora-rank {adapter.config['r']}")
 
 
 def tgi(adapter: AdapterFiles, base: BaseLayers | None) -> Loading:
@@ -112,7 +121,7 @@ def tgi(adapter: AdapterFiles, base: BaseLayers | None) -> Loading:
     """
     scales: dict[str, float] = {}
     alpha, rank = adapter.config["lora_alpha"], adapter.config["r"]
-    found = projections_of(adapter, base)
+    found = projections_of(adapter, base) if adapter.prefixed and not adapter.named else []
     deepest: dict[str, int] = {}
     for projection in found:
         deepest[projection.stack] = max(deepest.get(projection.stack, 0), *projection.held)
@@ -127,26 +136,34 @@ def tgi(adapter: AdapterFiles, base: BaseLayers | None) -> Loading:
             scale = alpha / (math.sqrt(rank) if adapter.config.get("use_rslora") else rank)
             scales |= dict.fromkeys(projection.held.values(), scale)
             rank = padded.pop()
-    return Loading(scales, lost=_whole(adapter))
+    return Loading(scales, lost=adapter.trained_whole)
 
 
 def tensorrt_llm(adapter: AdapterFiles, base: BaseLayers | None) -> Loading:
     """TensorRT-LLM: `lora_alpha / (rank of the tensor)` (rsLoRA: its root); names that it does not know are refused."""
+    if refused := _unreadable(adapter):
+        return _refused(refused)
     named = re.compile(r".*\.\d+\.\w+\.(?:\w+\.\d+\.)?(\w+)")  # the last part may stand below a numbered expert
     for module in adapter.pairs:
         matched = named.fullmatch(module)
         if matched is None or matched[1] not in _TENSORRT_MODULES:
             return _refused(f"{module!r} is not among the modules that it knows")
     known = ("lm_head", "embed_tokens")
-    if others := [name for name in _whole(adapter) if not name.endswith(known)]:
+    if others := [name for name in adapter.trained_whole if leaf_of(name) not in known]:
         return _refused(f"modules trained whole may be lm_head and embed_tokens only, not {', '.join(others)}")
     return Loading(_own_rank(adapter, rslora=True), settings=f"max_lora_rank={adapter.largest_rank}")
 
 
 def llama_cpp(adapter: AdapterFiles, base: BaseLayers | None) -> Loading:
     """As llama.cpp does by its own converter: `lora_alpha / (rank of the tensor)`, no rsLoRA; an alpha of 0 is a scale of 1."""
-    if whole := _whole(adapter):
+    if whole := adapter.trained_whole:
         return _refused(f"the converter takes LoRA tensors only, not modules trained whole ({', '.join(whole)})")
+    if refused := _unreadable(adapter):
+        return _refused(refused)
+    if base is not None and (turned := sorted(base.transposed & set(adapter.pairs))):
+        return _refused(f"the converter turns the weight of {turned[0]!r} (Conv1D) and takes A for B")
+    if base is not None and base.tied_output in adapter.pairs:
+        return _refused(f"{base.tied_output!r} shares the input embedding's weight, and has no tensor of its own there")
     if adapter.config["lora_alpha"] == 0:
         return Loading(dict.fromkeys(adapter.pairs, 1.0))
     return Loading(_own_rank(adapter, rslora=False), settings="convert_lora_to_gguf.py")
@@ -172,6 +189,8 @@ ENGINES: Mapping[str, tuple[str, Rule]] = {
     "llama.cpp": ("llama.cpp", llama_cpp),
     "ollama": ("Ollama", ollama),
 }
+# What these make of an adapter depends on the base model too: on its layers, or on what it is.
+NEED_BASE = frozenset({"sglang", "tgi", "llama.cpp", "ollama"})
 
 
 def joined_with(module: str, base: BaseLayers | None) -> list[str]:
@@ -205,6 +224,11 @@ def _own_rank(adapter: AdapterFiles, *, rslora: bool) -> dict[str, float]:
 
 
 def _in_slot(adapter: AdapterFiles, scales: Mapping[str, float]) -> Loading:
+    """What both rules of vLLM ask for."""
+    if adapter.config.get("target_modules") is None:
+        return _refused("target_modules is missing")
+    if refused := _unreadable(adapter):
+        return _refused(refused)
     # The config's r is compared with the slot too, whether or not a tensor has it.
     slot = vllm_rank(largest := max(adapter.largest_rank, adapter.config["r"]))
     if slot is None:
@@ -212,11 +236,15 @@ def _in_slot(adapter: AdapterFiles, scales: Mapping[str, float]) -> Loading:
     return Loading(scales, settings=f"--enable-lora --max-lora-rank {slot}")
 
 
-def _to_save(adapter: AdapterFiles) -> tuple[str, ...]:
-    return tuple(dict.fromkeys(map(str, adapter.config.get("modules_to_save") or ())))
-
-
-def _whole(adapter: AdapterFiles) -> tuple[str, ...]:
-    """Names of the modules that were trained whole and are in the file."""
-    held = {key.removeprefix("base_model.model.").rpartition(".")[0] for key in adapter.saved_modules}
-    return tuple(sorted(held))
+def _unreadable(adapter: AdapterFiles) -> str:
+    """Why engines that know PEFT's names and stack routed experts cannot read the tensors; empty where they can."""
+    if adapter.named:
+        return "tensors are called lora_A.default; save them with PEFT's save_pretrained"
+    experts: dict[str, dict[int, int]] = {}
+    for module, pair in adapter.pairs.items():
+        if (found := expert_of(module)) is not None:
+            experts.setdefault(found[0], {})[found[1]] = pair.rank
+    for name, ranks in experts.items():
+        if len(set(ranks.values())) > 1 or sorted(ranks) != list(range(len(ranks))):
+            return f"experts are stacked, and those of {name!r} differ in rank or are not all there"
+    return ""

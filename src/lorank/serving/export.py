@@ -1,5 +1,6 @@
 """`lorank export`: the folder of a trained adapter in, a folder that an engine, or every engine, scales right out."""
 
+import re
 import shutil
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -11,16 +12,18 @@ from lorank.artefact import check_new_folder, file_checksum, new_folder, version
 from lorank.errors import AdapterError
 from lorank.serving.adapter_files import WEIGHTS, AdapterFiles
 from lorank.serving.base_layers import BaseLayers
+from lorank.serving.engines import ENGINES
 from lorank.serving.forms import FORMS
 from lorank.serving.gguf_adapter import check_gguf, write_gguf
+from lorank.serving.names import DTYPES, choose
 from lorank.serving.verify import Verdict, verify
-from lorank.validation import nearest
 
 SIDE_FILE = "served_adapter.json"
 # What tools and servers look for beside an adapter.
 _COMPANIONS: tuple[str, ...] = ("README.md", "ranks.png", "plan.json", "tokenizer*", "vocab.*", "merges.txt", "*.model")
 _COMPANIONS += ("added_tokens.json", "special_tokens_map.json", "chat_template.*")
-_DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+# The engine that has to compute a form right, or there is no point in writing it.
+_OWN_ENGINE = {"any": "peft", "vllm": "vllm", "llama.cpp": "llama.cpp", "peft": "peft"}
 
 
 @dataclass(frozen=True)
@@ -71,7 +74,7 @@ def export_adapter(
         output: a new folder.
         form: "any", "vllm", "llama.cpp" or "peft" (`lorank.serving.forms`).
         base: hub name or folder of the base model, of which the config is read; None: the one that the adapter names.
-        dtype: "float32", "bfloat16" or "float16"; None keeps the adapter's.
+        dtype: "float32", "bfloat16" or "float16" (or fp32, bf16, fp16); None keeps the adapter's.
         gguf: also write `adapter.gguf` for llama.cpp and Ollama.
         trust_remote_code: let the base model's own code run.
 
@@ -81,29 +84,26 @@ def export_adapter(
 
     """
     adapter, output = Path(adapter), Path(output)
-    if form not in FORMS:
-        raise AdapterError(f"form {form!r} is unknown{nearest(form, FORMS)}; allowed: {', '.join(FORMS)}")
-    if dtype is not None and dtype not in _DTYPES:
-        raise AdapterError(f"dtype {dtype!r} is unknown{nearest(dtype, _DTYPES)}; allowed: {', '.join(_DTYPES)}")
+    form = choose("form", form, FORMS)
+    kind = getattr(torch, DTYPES[choose("dtype", dtype, DTYPES)]) if dtype is not None else None
     check_new_folder(output)
     trained = AdapterFiles.read(adapter)
-    layers, unread = None, ""
-    try:
-        layers = BaseLayers.of(trained, base, trust_remote_code=trust_remote_code)
-    except AdapterError as error:
-        if form == "any" or gguf or base is not None:
-            raise  # layers that the adapter leaves out are known from the base model alone
-        unread = str(error)
+    # Layers that the adapter leaves out, and llama.cpp's names, are known from the base model alone.
+    layers, unread = BaseLayers.if_readable(trained, base, trust_remote_code=trust_remote_code)
+    if layers is None and (form == "any" or gguf):
+        raise AdapterError(unread)
     if layers is not None:
         layers.check(trained)
     if gguf and layers is not None:
         check_gguf(trained, layers)
-    served = FORMS[form](trained, layers, _DTYPES[dtype] if dtype else None)
+    _check_loaded(trained, layers)
+    served = FORMS[form](trained, layers, kind)
     with new_folder(output) as folder:
         served.write(folder)
         if gguf and layers is not None:
             write_gguf(trained, layers, folder / "adapter.gguf")
         verdicts = verify(AdapterFiles.read(folder), trained, layers)
+        _check_own_engine(form, verdicts)
         _write_companions(trained, served, form, verdicts, folder)
     return Exported(
         folder=output,
@@ -115,6 +115,25 @@ def export_adapter(
         gguf=output / "adapter.gguf" if gguf else None,
         unread_base=unread,
     )
+
+
+def _check_loaded(trained: AdapterFiles, layers: BaseLayers | None) -> None:
+    """Refuse tensors that PEFT does not load: it is not known whether they were trained."""
+    loaded = ENGINES["peft"][1](trained, layers).scales
+    if trained.prefixed and (others := [module for module in trained.pairs if module not in loaded]):
+        raise AdapterError(
+            f"{trained.folder} holds tensors of {len(others)} modules that its target_modules does not match, {others[0]!r} "
+            "first, which PEFT does not load; take both files from the same training"
+        )
+
+
+def _check_own_engine(form: str, verdicts: Sequence[Verdict]) -> None:
+    own = next(verdict for verdict in verdicts if verdict.engine == _OWN_ENGINE[form])
+    if own.answer in ("wrong", "refused"):
+        problem = "would not load it" if own.answer == "refused" else "would be wrong"
+        raise AdapterError(
+            f"nothing is written, since {own.label} {problem}: {own.why}; another form, or merging (lorank merge), may do"
+        )
 
 
 def _write_companions(
@@ -136,9 +155,16 @@ def _write_companions(
         "versions": versions(),
     }
     write_json(folder / SIDE_FILE, content)
-    card = folder / "README.md"
-    text = card.read_text(encoding="utf-8").rstrip() + "\n\n" if card.is_file() else ""
-    card.write_text(text + _note(form, served.parameters > bare.parameters, verdicts), encoding="utf-8")
+    _write_card(folder / "README.md", _note(form, served.parameters > bare.parameters, verdicts))
+
+
+def _write_card(path: Path, note: str) -> None:
+    """Add what the form is to the card. PEFT's empty one loses its questions, and keeps its metadata."""
+    text = path.read_text(encoding="utf-8", errors="replace") if path.is_file() else ""
+    if "[More Information Needed]" in text:
+        metadata = re.match(r"---\n.*?\n---\n", text, re.DOTALL)
+        text = metadata[0] if metadata else ""
+    path.write_text(f"{text.rstrip()}\n\n{note}".lstrip(), encoding="utf-8")
 
 
 def _note(form: str, padded: bool, verdicts: Sequence[Verdict]) -> str:
@@ -152,6 +178,6 @@ def _note(form: str, padded: bool, verdicts: Sequence[Verdict]) -> str:
         lines += ["", "Ranks are padded with zeros: for serving, not for training on."]
     lines += ["", "| engine | computes what was trained | settings |", "|---|---|---|"]
     for verdict in verdicts:
-        said = "yes" if verdict.right else f"no: {verdict.why}"
+        said = "yes" if verdict.right else f"{verdict.answer}: {verdict.why}"
         lines.append(f"| {verdict.label} | {said} | {f'`{verdict.settings}`' if verdict.settings else ''} |")
     return "\n".join([*lines, ""])

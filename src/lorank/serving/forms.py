@@ -35,10 +35,12 @@ def for_any(adapter: AdapterFiles, base: BaseLayers, dtype: torch.dtype | None =
         )
     kind = folded.dtype
     pairs = {}
-    for module in sorted(wanted, key=list(base.shapes).index):
-        d_out, d_in = base.shapes[module]
+    order = {module: place for place, module in enumerate(base.shapes)}
+    for module in sorted(wanted, key=lambda module: order.get(module, len(order))):
+        pair = folded.pairs.get(module)
+        d_out, d_in = pair.shape if pair else base.shapes[module]
         a, b = torch.zeros(rank, d_in, dtype=kind), torch.zeros(d_out, rank, dtype=kind)
-        if pair := folded.pairs.get(module):
+        if pair:
             a[: pair.rank], b[:, : pair.rank] = pair.a, pair.b
         pairs[module] = LoraPair(a, b)
     return _described(folded, pairs, rank, rank, {}, {})
@@ -70,7 +72,7 @@ def for_peft(adapter: AdapterFiles, base: BaseLayers | None = None, dtype: torch
     scales = adapter.peft_scales()
     bare = _scaled(adapter, dict.fromkeys(adapter.pairs, 1.0), dtype)
     ranks = {module: pair.rank for module, pair in bare.pairs.items()}
-    alphas = {module: whole(round(scales[module] * rank, 9)) for module, rank in ranks.items()}
+    alphas = {module: whole(float(f"{scales[module] * rank:.12g}")) for module, rank in ranks.items()}
     fullest = max(ranks, key=lambda module: ranks[module])
     return _described(bare, bare.pairs, ranks[fullest], alphas[fullest], ranks, alphas)
 
@@ -134,4 +136,4 @@ def _described(
         if adapter.saved_modules
         else None,
     }
-    return replace(adapter, pairs=pairs, config=config)
+    return replace(adapter, pairs=pairs, config=config, copies={}, prefixed=True, named=False)

@@ -35,9 +35,9 @@ def check_gguf(adapter: AdapterFiles, base: BaseLayers) -> None:
     except ImportError:
         raise AdapterError("a GGUF file is written with the gguf package: pip install 'lorank[gguf]'") from None
     if base.config.model_type not in _ARCHITECTURES:
+        hint = "" if base.transposed else "; llama.cpp's own converter may know it, from an export --for llama.cpp"
         raise AdapterError(
-            f"no GGUF adapter can be written for {base.config.model_type!r} models; allowed: {', '.join(_ARCHITECTURES)}; "
-            "llama.cpp's convert_lora_to_gguf.py may know it, from an export --for llama.cpp"
+            f"no GGUF adapter can be written for {base.config.model_type!r} models; allowed: {', '.join(_ARCHITECTURES)}{hint}"
         )
     if adapter.saved_modules:
         raise AdapterError(
@@ -45,6 +45,11 @@ def check_gguf(adapter: AdapterFiles, base: BaseLayers) -> None:
             "adapter into its base model (lorank merge) and convert that"
         )
     names = _tensor_names(base)
+    if base.tied_output in adapter.pairs:
+        raise AdapterError(
+            f"{base.tied_output!r} shares the input embedding's weight and has no tensor of its own in llama.cpp; leave it out "
+            "of target_modules"
+        )
     for module in adapter.pairs:
         if names.get_name(f"{module}.weight", (".weight",)) is None:
             raise AdapterError(f"llama.cpp knows no tensor for {module!r}; adapt the projections of the blocks only")

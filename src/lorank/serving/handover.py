@@ -1,21 +1,22 @@
 """A plan in the words of the tools that people already train with, and as an adapter directory that they continue."""
 
+import re
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
+import torch
 import yaml
 from peft import get_peft_model
 from peft.tuners.lora import LoraLayer
 from peft.utils import ModulesToSaveWrapper
-from transformers import set_seed
+from torch import nn
 
 from lorank.artefact import check_new_folder, new_folder, write_atomically
-from lorank.errors import PlanError
+from lorank.errors import OutputError, PlanError
 from lorank.plan import RankPlan, exactly, whole
 from lorank.serving.base_layers import without_weights
-from lorank.targets import leaf_of
-from lorank.validation import nearest
+from lorank.serving.names import choose
 
 SEED_ADAPTER = "seed-adapter"
 
@@ -54,19 +55,25 @@ def seed_adapter(
     base = without_weights(model, task_type, num_labels=num_labels, trust_remote_code=trust_remote_code)
     plan.check_model(base)
     adapted: Any = get_peft_model(base, plan.lora_config(task_type=task_type, base_model_name_or_path=model))
-    set_seed(seed)
-    for layer in adapted.modules():
-        if isinstance(layer, LoraLayer):
-            for held in (layer.lora_A, layer.lora_B):
-                held["default"].to_empty(device="cpu")
-            layer.reset_lora_parameters("default", True)
-        elif isinstance(layer, ModulesToSaveWrapper):  # a head
-            layer.modules_to_save["default"].to_empty(device="cpu").apply(base._init_weights)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        _start(adapted, base)
     with new_folder(output) as folder:
         adapted.save_pretrained(str(folder), save_embedding_layers=False)
         (folder / "README.md").unlink(missing_ok=True)  # PEFT's empty form
         plan.save(folder / "plan.json")
     return output
+
+
+def _start(adapted: nn.Module, base: Any) -> None:
+    """Give adapters, and a head that is trained beside them, values in place of the meta device's nothing."""
+    for layer in adapted.modules():
+        if isinstance(layer, LoraLayer):
+            for held in (layer.lora_A, layer.lora_B):
+                held["default"].to_empty(device="cpu")
+            layer.reset_lora_parameters("default", True)
+        elif isinstance(layer, ModulesToSaveWrapper):
+            layer.modules_to_save["default"].to_empty(device="cpu").apply(base._init_weights)
 
 
 def for_peft(plan: RankPlan, model: str, seed: Path | None) -> str:
@@ -122,12 +129,10 @@ def for_ms_swift(plan: RankPlan, model: str, seed: Path | None) -> str:
 
 
 def for_unsloth(plan: RankPlan, model: str, seed: Path | None) -> str:
-    """Python for unsloth, which passes the patterns on to PEFT and wants the short names of projections."""
+    """Python for unsloth, which passes patterns, and a regular expression in place of target modules, on to PEFT."""
     fields = _fields(plan)
-    adapted = fields.pop("target_modules")
-    fields["target_modules"] = list(dict.fromkeys(leaf_of(name) for name in adapted))
-    # Short names match every layer, so those of rank 0 are named one by one.
-    fields["exclude_modules"] = [name for name, rank in plan.ranks.items() if not rank]
+    # Of short names unsloth would make every layer's; a text it passes on to PEFT, which matches full names by it.
+    fields["target_modules"] = "|".join(re.escape(name) for name in fields["target_modules"])
     return _python("from unsloth import FastLanguageModel", "model = FastLanguageModel.get_peft_model", fields, "model")
 
 
@@ -156,18 +161,20 @@ def hand_over(
         The configuration (empty for "seed-adapter"), and the folder of the seed adapter or None.
 
     Raises:
-        PlanError: an unknown tool, no model named, or a plan that the tool cannot take.
+        AdapterError: an unknown tool.
+        PlanError: no model named, or a plan that the tool cannot take.
+        OutputError: a snippet's file is there already.
         LorankError: as `seed_adapter`.
 
     """
-    if to != SEED_ADAPTER and to not in TOOLS:
-        known = (*TOOLS, SEED_ADAPTER)
-        raise PlanError(f"tool {to!r} is unknown{nearest(to, known)}; allowed: {', '.join(known)}")
+    to = choose("tool", to, (*TOOLS, SEED_ADAPTER))
     name = model or plan.provenance.get("model")
     if not name:
         raise PlanError("the plan does not say which model it is for; give --model")
     words, seeded = TOOLS.get(to, (None, True))
     folder = Path(output or SEED_ADAPTER) if seeded else None
+    if folder is None and output is not None and Path(output).exists():
+        raise OutputError(f"{output} is there already; give the name of a new file")
     text = words(plan, str(name), folder) if words else ""
     if folder is not None:
         options: dict[str, Any] = {

@@ -1,15 +1,19 @@
 """`lorank merge`: the adapter added to its base model, saved as a model of its own, by PEFT."""
 
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
 import torch
+from huggingface_hub import split_torch_state_dict_into_shards
 from transformers import AutoTokenizer
 
 from lorank.artefact import check_new_folder, new_folder
 from lorank.errors import AdapterError
+from lorank.serving.adapter_config import NotPlainError
 from lorank.serving.adapter_files import AdapterFiles
 from lorank.serving.base_layers import BaseLayers
+from lorank.serving.names import DTYPES, choose
 from lorank.training.adapted_model import load_adapted
 from lorank.training.model import NOT_LOADABLE
 
@@ -32,8 +36,10 @@ def merge(
 ) -> Path:
     """Load the base model, add `ΔW` of every module through PEFT, and save it with its tokenizer, in shards.
 
+    PEFT types and LoRA variants that PEFT can merge are merged too, though they cannot be exported.
+
     Args:
-        adapter: folder of a LoRA adapter.
+        adapter: folder of a PEFT adapter.
         output: a new folder.
         base: hub name or folder of the base model; None: the one that the adapter names.
         dtype: of the merged model: "auto" (as the base model is stored), "float32", "bfloat16" or "float16".
@@ -47,24 +53,40 @@ def merge(
     """
     adapter, output = Path(adapter), Path(output)
     check_new_folder(output)
-    if dtype not in _DTYPES:
-        raise AdapterError(f"dtype {dtype!r} is unknown; allowed: {', '.join(_DTYPES)}")
-    files = AdapterFiles.read(adapter)
-    layers = BaseLayers.of(files, base, trust_remote_code=trust_remote_code)
-    layers.check(files)
-    model: Any = load_adapted(adapter, layers.name, dtype=_DTYPES[dtype], trust_remote_code=trust_remote_code)
+    kind: Any = "auto" if dtype == "auto" else getattr(torch, DTYPES[choose("dtype", dtype, ("auto", *DTYPES))])
+    _check_size(max_shard_size)
+    try:
+        files = AdapterFiles.read(adapter)
+    except NotPlainError:  # DoRA and the like, which PEFT merges; it checks what it loads
+        pass
+    else:
+        layers = BaseLayers.of(files, base, trust_remote_code=trust_remote_code)
+        layers.check(files)
+        if layers.tied_output in files.pairs:
+            raise AdapterError(
+                f"{layers.tied_output!r} shares its weight with the input embedding, which merging would change too; serve the "
+                "adapter unmerged, or train without that module"
+            )
+    model: Any = load_adapted(adapter, base, dtype=kind, trust_remote_code=trust_remote_code)
     try:
         merged = model.merge_and_unload(safe_merge=True)
-    except ValueError as error:
-        raise AdapterError(f"{adapter} cannot be merged: {error}; merge into --dtype float32") from None
+    except (ValueError, AttributeError, TypeError) as error:  # not finite; or a PEFT type that cannot be merged
+        raise AdapterError(f"{adapter} cannot be merged: {' '.join(str(error).split())}") from None
     with new_folder(output) as folder:
         merged.save_pretrained(str(folder), max_shard_size=max_shard_size)
-        _save_tokenizer(files, layers.name, folder, trust_remote_code)
+        _save_tokenizer((str(adapter), str(merged.config._name_or_path)), folder, trust_remote_code)
     return output
 
 
-def _save_tokenizer(files: AdapterFiles, name: str, folder: Path, trust_remote_code: bool) -> None:
-    for source in (str(files.folder), name):
+def _check_size(size: str) -> None:
+    try:
+        split_torch_state_dict_into_shards({}, max_shard_size=size)
+    except ValueError as error:
+        raise AdapterError(f"max_shard_size {size!r} cannot be read: {error}; give a size such as 5GB") from None
+
+
+def _save_tokenizer(sources: Iterable[str], folder: Path, trust_remote_code: bool) -> None:
+    for source in sources:
         try:
             AutoTokenizer.from_pretrained(source, trust_remote_code=trust_remote_code).save_pretrained(str(folder))
             return

@@ -2,23 +2,27 @@
 
 from collections.abc import Sequence
 
+from rich import box
+from rich.markup import escape
 from rich.table import Table
 
 from lorank.serving.verify import Verdict
 
+_STYLES = {"right": "green", "unknown": "yellow", "wrong": "red", "refused": "red"}
+
 
 def verdict_table(verdicts: Sequence[Verdict]) -> Table:
-    """One row for each engine: right, wrong or refused; the largest relative error of `ΔW`; what to set, or why not."""
-    table = Table(title="what each engine would compute", title_justify="left")
+    """One row for each engine: the answer; the largest relative error of `ΔW`; what to set, or why not."""
+    table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
     table.add_column("engine", no_wrap=True)
-    table.add_column("verdict", no_wrap=True)
-    table.add_column("largest error", justify="right", no_wrap=True)
-    table.add_column("settings, or why not", overflow="fold")
+    table.add_column("it would be", no_wrap=True)
+    table.add_column("error", justify="right", no_wrap=True)
+    table.add_column("settings, or why not")
     for verdict in verdicts:
-        said = "right" if verdict.right else "refused" if verdict.error is None else "wrong"
-        style = "green" if verdict.right else "red"
-        error = "-" if verdict.error is None else f"{verdict.error:.1e}"
+        # Where something else than a scale is wrong, the error of the updates would mislead.
+        known = verdict.error is not None and not verdict.why.startswith("modules trained whole")
+        error = f"{verdict.error:.1e}" if known else "-"
         table.add_row(
-            verdict.label, said, error, verdict.why.removeprefix("refused: ") or verdict.settings, style=style
+            verdict.label, verdict.answer, error, escape(verdict.why or verdict.settings), style=_STYLES[verdict.answer]
         )
     return table

@@ -1,15 +1,19 @@
 """Would an engine compute what was trained? Recomputed from the files alone, under each engine's loading rule."""
 
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from typing import Literal
+
+import torch
 
 from lorank.errors import AdapterError
 from lorank.serving.adapter_files import AdapterFiles
 from lorank.serving.base_layers import BaseLayers
 from lorank.serving.delta import difference_norm, product_norm, rounding
-from lorank.serving.engines import ENGINES
-from lorank.validation import nearest
+from lorank.serving.engines import ENGINES, NEED_BASE, Loading
+from lorank.serving.names import choose
+from lorank.targets import leaf_of
 
 
 @dataclass(frozen=True)
@@ -19,8 +23,9 @@ class Verdict:
     Attributes:
         engine: short name, as `--engine` takes it.
         label: name and versions.
-        right: every module's update is the trained one, to one ulp of the dtype of the files, and nothing is lost.
-        why: why the adapter is refused, or what is wrong; empty where it is right.
+        answer: "right": every module's update is the trained one, to one ulp of the dtype of the files, and nothing is lost;
+            "wrong"; "refused": the engine does not load it; "unknown": right as far as can be told without the base model.
+        why: why it is not right; empty where it is.
         error: largest `‖ΔW - ΔW_trained‖ / ‖ΔW_trained‖` (Frobenius) over all modules; None where it is refused.
         worst: the module with that error.
         settings: what has to be set for the engine to load it.
@@ -29,11 +34,16 @@ class Verdict:
 
     engine: str
     label: str
-    right: bool
+    answer: Literal["right", "wrong", "refused", "unknown"]
     why: str
     error: float | None
     worst: str
     settings: str
+
+    @property
+    def right(self) -> bool:
+        """Whether the engine computes what was trained."""
+        return self.answer == "right"
 
 
 def verify(
@@ -54,8 +64,7 @@ def verify(
         AdapterError: an unknown engine; an adapter that is not for the base model, or not for the same layers as `trained`.
 
     """
-    chosen = list(ENGINES if engines is None else engines)
-    check_engines(chosen)
+    chosen = [choose("engine", name, ENGINES) for name in (ENGINES if engines is None else engines)]
     truth = trained or adapter
     if base is not None:
         base.check(adapter)
@@ -68,18 +77,6 @@ def verify(
             )
     comparison = _Comparison(adapter, truth)
     return [_verdict(name, comparison, base) for name in chosen]
-
-
-def check_engines(names: Iterable[str]) -> None:
-    """Refuse a name that is no engine's.
-
-    Raises:
-        AdapterError: names the nearest one.
-
-    """
-    for name in names:
-        if name not in ENGINES:
-            raise AdapterError(f"engine {name!r} is unknown{nearest(name, ENGINES)}; allowed: {', '.join(ENGINES)}")
 
 
 class _Comparison:
@@ -117,29 +114,45 @@ def _verdict(name: str, comparison: _Comparison, base: BaseLayers | None) -> Ver
     label, rule = ENGINES[name]
     loading = rule(comparison.adapter, base)
     if loading.refused:
-        return Verdict(name, label, False, f"refused: {loading.refused}", None, "", loading.settings)
+        return Verdict(name, label, "refused", loading.refused, None, "", loading.settings)
     found = {module: comparison.error(module, loading.scales.get(module)) for module in comparison.modules}
     worst = max(found, key=lambda module: found[module][0])
-    wrong = [module for module, (_, right) in found.items() if not right]
-    left_out = [module for module in wrong if module not in loading.scales]
-    lost = [*loading.lost, *_missing_heads(comparison)]
-    reasons = []
-    if lost:
-        reasons.append(f"modules trained whole are not loaded: {', '.join(dict.fromkeys(lost))}")
-    if left_out:
-        reasons.append(f"{len(left_out)} of {len(found)} modules are served without their update, {left_out[0]}")
-    if scaled := len(wrong) - len(left_out):
-        reasons.append(f"{scaled} of {len(found)} modules are scaled wrongly")
-    return Verdict(name, label, not reasons, "; ".join(reasons), found[worst][0], worst, loading.settings)
+    reasons = _reasons(comparison, loading, [module for module, (_, right) in found.items() if not right])
+    answer: Literal["right", "wrong", "unknown"] = "wrong" if reasons else "right"
+    if not reasons and base is None and name in NEED_BASE:
+        answer, reasons = "unknown", ["depends on the base model, whose config was not read"]
+    return Verdict(name, label, answer, "; ".join(reasons), found[worst][0], worst, loading.settings)
+
+
+def _reasons(comparison: _Comparison, loading: Loading, wrong: Sequence[str]) -> list[str]:
+    """What is wrong, in words."""
+    held, trained = comparison.adapter.pairs, comparison.truth.pairs
+    lost = dict.fromkeys([*loading.lost, *_missing_heads(comparison)])
+    kinds = {
+        "only the trained adapter has": [module for module in wrong if module not in held],
+        "only this adapter has": [module for module in wrong if module not in trained],
+        "are served without their update:": [
+            m for m in wrong if m in held and m in trained and m not in loading.scales
+        ],
+    }
+    counted = {module for modules in kinds.values() for module in modules}
+    # Against another adapter, a module that differs need not be a matter of scale.
+    other = "are scaled wrongly:" if comparison.adapter is comparison.truth else "are not what was trained:"
+    kinds[other] = [module for module in wrong if module not in counted]
+    said = [f"modules trained whole are lost: {', '.join(lost)}"] if lost else []
+    for what, modules in kinds.items():
+        if modules and what.startswith("only"):
+            said.append(f"{what} {len(modules)} modules, {modules[0]} first")
+        elif modules:
+            said.append(f"{len(modules)} of {len(comparison.modules)} modules {what} {modules[0]} first")
+    return said
 
 
 def _missing_heads(comparison: _Comparison) -> list[str]:
     """Modules that were trained whole and are not, or not the same, in the adapter that is to be served."""
     held = comparison.adapter.saved_modules
     return [
-        key
+        leaf_of(key.removesuffix(".weight").removesuffix(".bias"))
         for key, tensor in comparison.truth.saved_modules.items()
-        if key not in held
-        or held[key].shape != tensor.shape
-        or not bool((held[key] == tensor.to(held[key].dtype)).all())
+        if key not in held or held[key].shape != tensor.shape or not torch.equal(held[key], tensor.to(held[key].dtype))
     ]

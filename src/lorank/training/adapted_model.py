@@ -42,8 +42,8 @@ def load_adapted(
     except NOT_LOADABLE as error:
         reason = " ".join(str(error).split())[:300]
         raise AdapterError(
-            f"{adapter} cannot be loaded on its base model: {reason}; check the base model named in adapter_config.json, or give "
-            "the right one"
+            f"{adapter} cannot be loaded on {base or 'the base model that its config names'}: {reason}; give the base model "
+            "that it was trained on"
         ) from None
 
 

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 import torch
 import transformers
+from huggingface_hub.errors import StrictDataclassError
 from safetensors import SafetensorError
 from torch import nn
 from transformers import (
@@ -24,7 +25,7 @@ from lorank.errors import RecipeError
 from lorank.training.recipe import Recipe
 
 # What transformers raises for names, files and packages that are missing or damaged.
-NOT_LOADABLE = (OSError, ValueError, RuntimeError, ImportError, KeyError, SafetensorError)
+NOT_LOADABLE = (OSError, ValueError, RuntimeError, ImportError, KeyError, SafetensorError, StrictDataclassError)
 
 
 @dataclass(frozen=True)
