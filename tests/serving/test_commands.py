@@ -25,7 +25,7 @@ def test_export_says_what_it_made_and_what_is_lost(trained: Any, tmp_path: Path)
     result = lorank("export", trained("decoder"), tmp_path / "served", "--gguf")
     assert result.exit_code == 0, result.output
     for expected in (
-        "vLLM, from 0.32", "--enable-lora --max-lora-rank 8", "times the compact form's", "smallest --max-lora-rank of vLLM: 8",
+        "right in            8 of 8 engines", "vLLM, from 0.32", "--enable-lora --max-lora-rank 8", "times the compact form's", "smallest --max-lora-rank of vLLM: 8",
         "padded units of rank have no gradient", str(tmp_path / "served"), "adapter.gguf",
     ):  # fmt: skip
         assert expected in result.output

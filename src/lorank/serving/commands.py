@@ -65,6 +65,8 @@ def _print_export(exported: "Exported") -> None:
     from lorank.serving.verdict_table import verdict_table
 
     out.print(verdict_table(exported.verdicts))
+    right = sum(verdict.right for verdict in exported.verdicts)
+    say(f"right in            {right} of {len(exported.verdicts)} engines")
     compact, held = exported.compact_parameters, exported.parameters
     size = f"{held:,} parameters"
     size += (
