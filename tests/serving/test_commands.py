@@ -25,9 +25,15 @@ def test_export_says_what_it_made_and_what_is_lost(trained: Any, tmp_path: Path)
     result = lorank("export", trained("decoder"), tmp_path / "served", "--gguf")
     assert result.exit_code == 0, result.output
     for expected in (
-        "right in            8 of 8 engines", "vLLM, from 0.32", "--enable-lora --max-lora-rank 8", "times the compact form's", "smallest --max-lora-rank of vLLM: 8",
-        "padded units of rank have no gradient", str(tmp_path / "served"), "adapter.gguf",
-    ):  # fmt: skip
+        "right in            8 of 8 engines",
+        "vLLM, from 0.32",
+        "--enable-lora --max-lora-rank 8",
+        "times the compact form's",
+        "smallest --max-lora-rank of vLLM: 8",
+        "padded units of rank have no gradient",
+        str(tmp_path / "served"),
+        "adapter.gguf",
+    ):
         assert expected in result.output
     compact = lorank("export", trained("decoder"), tmp_path / "compact", "--for", "vllm")
     assert "as compact as can be" in compact.output
