@@ -17,13 +17,6 @@ from lorank.serving.names import DTYPES, choose
 from lorank.training.adapted_model import load_adapted
 from lorank.training.model import NOT_LOADABLE
 
-_DTYPES: dict[str, Any] = {
-    "auto": "auto",
-    "float32": torch.float32,
-    "bfloat16": torch.bfloat16,
-    "float16": torch.float16,
-}
-
 
 def merge(
     adapter: str | Path,
@@ -53,7 +46,8 @@ def merge(
     """
     adapter, output = Path(adapter), Path(output)
     check_new_folder(output)
-    kind: Any = "auto" if dtype == "auto" else getattr(torch, DTYPES[choose("dtype", dtype, ("auto", *DTYPES))])
+    chosen = choose("dtype", dtype, ("auto", *DTYPES))
+    kind: Any = chosen if chosen == "auto" else getattr(torch, DTYPES[chosen])
     _check_size(max_shard_size)
     try:
         files = AdapterFiles.read(adapter)
