@@ -5,8 +5,9 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from lorank.compare import commands as comparing
 from lorank.console import clear_errors, out, progress, say
-from lorank.serving import commands
+from lorank.serving import commands as serving
 from lorank.serving.commands import Private, PushToHub
 
 if TYPE_CHECKING:
@@ -234,7 +235,8 @@ def inspect_command(
         out.print(budget_table(found, size))
 
 
-commands.add_to(app)
+serving.add_to(app)
+comparing.add_to(app)
 
 if __name__ == "__main__":
     app()

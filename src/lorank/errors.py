@@ -41,6 +41,10 @@ class TrainingError(LorankError):
     """Training that cannot go on, such as a loss that is not finite."""
 
 
+class ComparisonError(LorankError):
+    """A comparison that cannot be made: unknown methods, cells that do not match, too little to compare."""
+
+
 class OutputError(LorankError):
     """An output directory that belongs to another run."""
 

@@ -12,7 +12,7 @@ from peft.tuners.lora import LoraLayer
 from peft.utils import ModulesToSaveWrapper
 from torch import nn
 
-from lorank.artefact import check_new_folder, new_folder, write_atomically
+from lorank.artefact import check_new_folder, new_folder, write_text
 from lorank.errors import OutputError, PlanError
 from lorank.plan import RankPlan, exactly, whole
 from lorank.serving.base_layers import without_weights
@@ -184,7 +184,7 @@ def hand_over(
         }
         seed_adapter(plan, folder, str(name), **options)
     elif output is not None:
-        write_atomically(Path(output), lambda path: path.write_text(text, encoding="utf-8"))
+        write_text(Path(output), text)
     return text, folder
 
 

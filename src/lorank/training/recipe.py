@@ -111,6 +111,16 @@ def load_recipe(path: str | Path, overrides: Iterable[str] = ()) -> Recipe:
         RecipeError: no such file, not YAML, an unknown key (with the nearest valid one), a bad value.
 
     """
+    return make_recipe(read_recipe(path, overrides))
+
+
+def read_recipe(path: str | Path, overrides: Iterable[str] = ()) -> dict[str, Any]:
+    """The content of a YAML recipe with its overrides, as it was written: presets are not filled in, nothing is validated.
+
+    Raises:
+        RecipeError: no such file, not YAML, or an override that cannot be read.
+
+    """
     path = Path(path)
     if not path.is_file():
         raise RecipeError(f"{path}: no such recipe; give a YAML file, for example examples/quickstart.yaml")
@@ -128,7 +138,7 @@ def load_recipe(path: str | Path, overrides: Iterable[str] = ()) -> Recipe:
             _set(content, key.split("."), yaml.safe_load(value))
         except yaml.YAMLError as error:
             raise RecipeError(f"override {override!r}: the value is not YAML: {error}") from None
-    return make_recipe(content)
+    return content
 
 
 def make_recipe(content: Mapping[str, Any]) -> Recipe:

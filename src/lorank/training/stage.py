@@ -9,9 +9,10 @@ import torch
 from datasets import Dataset
 from peft import LoraConfig, PeftModel, TaskType, set_peft_model_state_dict
 from rich.console import Console
-from safetensors.torch import load_file
+from safetensors.torch import load_file, load_model
 from transformers import (
     DataCollatorWithPadding,
+    PreTrainedModel,
     PreTrainedTokenizerBase,
     PrinterCallback,
     TrainerCallback,
@@ -79,7 +80,7 @@ def train_stage(
     recipe: Recipe,
     section: TrainingSection,
     directory: Path,
-    model: PeftModel,
+    model: PreTrainedModel | PeftModel,
     rows: Dataset,
     tokenizer: PreTrainedTokenizerBase,
     console: Console,
@@ -122,7 +123,10 @@ def train_stage(
     if checkpoint is not None:
         progress = checkpoints.restore(checkpoint)
         if progress.finished:
-            set_peft_model_state_dict(model, load_file(checkpoint / "adapter_model.safetensors"))
+            if isinstance(model, PeftModel):
+                set_peft_model_state_dict(model, load_file(checkpoint / "adapter_model.safetensors"))
+            else:
+                load_model(model, checkpoint / "model.safetensors")
             _end_again(trainer, callbacks, checkpoint)
             # Device and autocast as after training, so that what follows is the same to the bit.
             trainer.accelerator.prepare_model(model, evaluation_mode=True)

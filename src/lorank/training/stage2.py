@@ -15,6 +15,7 @@ from peft import PeftModel, TaskType, get_peft_model
 from peft.tuners.lora import LoraLayer
 from rich.console import Console
 from safetensors import safe_open
+from torch import nn
 from transformers import DataCollatorWithPadding, PreTrainedTokenizerBase, Trainer, TrainingArguments, set_seed
 
 from lorank.errors import LorankWarning, PlanError
@@ -145,7 +146,13 @@ def measured_on_test(
     """Metrics and mean loss, on the test part, of an adapter that plain PEFT loads; `directory` is Trainer's to work in."""
     set_seed(recipe.seed)
     task = load_task_model(recipe, data.label_names)
-    model = PeftModel.from_pretrained(task.model, str(adapter))
+    return measured(recipe, data, PeftModel.from_pretrained(task.model, str(adapter)), tokenizer, directory)
+
+
+def measured(
+    recipe: Recipe, data: TaskData, model: nn.Module, tokenizer: PreTrainedTokenizerBase, directory: Path
+) -> tuple[dict[str, float | None], float | None]:
+    """Metrics and mean loss of a model on the test part; `directory` is Trainer's to work in."""
     rows: Dataset = tokenize(data.test, tokenizer, recipe.data.max_length)
     rows = rows.select(np.argsort(rows["length"], kind="stable")).remove_columns("length")  # less padding
     arguments = TrainingArguments(

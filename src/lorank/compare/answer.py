@@ -1,0 +1,174 @@
+"""From the results of a grid to what can be said of each method."""
+
+import math
+import statistics
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+
+from lorank.compare.cells import BASELINE, CONTROLS, Cell, Measured
+from lorank.compare.statistics import Difference, Test, compare, corrected, paired_differences
+from lorank.errors import ComparisonError
+
+
+@dataclass(frozen=True)
+class Row:
+    """One method on one task at one budget, over the seeds.
+
+    Attributes:
+        task: name of the recipe.
+        budget: as it was asked for.
+        method: of `METHODS` or `CONTROLS`.
+        metric: what it is judged by.
+        values: seed -> the metric; None where it is not defined.
+        missing: seeds without a result.
+        mean: of the values.
+        std: sample standard deviation; NaN with fewer than two.
+        difference: to uniform LoRA, in pairs of seeds; None for uniform LoRA itself.
+        parameters: the most that a cell had.
+        steps: of the training, with those of what came before it.
+        seconds: mean wall time of the training.
+        before: mean wall time of what came before it.
+        peak_bytes: mean peak memory.
+
+    """
+
+    task: str
+    budget: str
+    method: str
+    metric: str
+    values: Mapping[int, float | None]
+    missing: tuple[int, ...]
+    mean: float
+    std: float
+    difference: Difference | None
+    parameters: int
+    steps: tuple[int, int]
+    seconds: float
+    before: float
+    peak_bytes: float
+
+
+def answer(
+    cells: list[Cell],
+    results: Mapping[Cell, Measured],
+    *,
+    metrics: Mapping[str, str] | None = None,
+    level: float = 0.05,
+    test: Test = "t",
+) -> list[Row]:
+    """Summarise a grid: one row for each task, budget and method, differences to uniform LoRA in pairs of seeds.
+
+    Holm's correction is over all differences of the grid together, so the chance that any claim in it is false is at most
+    `level`, where no method differs from uniform LoRA.
+
+    Args:
+        cells: of the grid.
+        results: of those that are done.
+        metrics: task -> what it is judged by; the first of its metrics where it is not said.
+        level: of claims and intervals.
+        test: "t" or "wilcoxon".
+
+    Raises:
+        ComparisonError: a level or metric that there is not, or cells of one seed that saw other data or other tokens.
+
+    """
+    if not 0 < level < 1:
+        raise ComparisonError(f"level is {level}; allowed: a probability between 0 and 1, for example 0.05")
+    check_equal(results)
+    rows = []
+    for task, budget, method in dict.fromkeys((cell.task, cell.budget, cell.method) for cell in cells):
+        mine = {c.seed: results.get(c) for c in cells if (c.task, c.budget, c.method) == (task, budget, method)}
+        theirs = {c.seed: results.get(c) for c in cells if (c.task, c.budget, c.method) == (task, budget, BASELINE)}
+        metric = _metric(task, (metrics or {}).get(task), results)
+        values = {seed: one.metrics[metric] for seed, one in mine.items() if one is not None}
+        baseline = {seed: one.metrics[metric] for seed, one in theirs.items() if one is not None}
+        difference = (
+            None if method == BASELINE else compare(paired_differences(values, baseline), level=level, test=test)
+        )
+        rows.append(_row(task, budget, method, metric, values, mine, difference))
+    compared = [row for row in rows if row.difference is not None]
+    family = corrected([row.difference for row in compared if row.difference is not None])
+    right = {id(row): difference for row, difference in zip(compared, family, strict=True)}
+    return [replace(row, difference=right.get(id(row))) for row in rows]
+
+
+def _row(
+    task: str,
+    budget: str,
+    method: str,
+    metric: str,
+    values: Mapping[int, float | None],
+    cells: Mapping[int, Measured | None],
+    difference: Difference | None,
+) -> Row:
+    known = [value for value in values.values() if value is not None and math.isfinite(value)]
+    done = [one for one in cells.values() if one is not None]
+    return Row(
+        task=task,
+        budget=budget,
+        method=method,
+        metric=metric,
+        values=values,
+        missing=tuple(seed for seed, one in cells.items() if one is None),
+        mean=statistics.fmean(known) if known else math.nan,
+        std=statistics.stdev(known) if len(known) > 1 else math.nan,
+        difference=difference,
+        parameters=max((one.parameters for one in done), default=0),
+        steps=(max((one.steps for one in done), default=0), max((one.steps_before for one in done), default=0)),
+        seconds=statistics.fmean(one.seconds for one in done) if done else math.nan,
+        before=statistics.fmean(one.before for one in done) if done else math.nan,
+        peak_bytes=statistics.fmean(one.peak_bytes for one in done) if done else math.nan,
+    )
+
+
+def check_equal(results: Mapping[Cell, Measured]) -> None:
+    """Refuse to compare what is not equal: data, training tokens and, of adapters, the scale, within a task and seed.
+
+    Raises:
+        ComparisonError: names the two cells.
+
+    """
+    first: dict[tuple[str, str, int], tuple[Cell, Measured]] = {}
+    for cell, one in results.items():
+        other_cell, other = first.setdefault((cell.task, cell.budget, cell.seed), (cell, one))
+        for what in ("data", "tokens", "steps"):
+            if getattr(one, what) != getattr(other, what):
+                raise ComparisonError(
+                    f"{cell.folder} and {other_cell.folder} differ in {what} ({getattr(one, what)} and {getattr(other, what)}) "
+                    "and cannot be compared; remove the wrong one's folder and run the grid again"
+                )
+    scales = {one.scale for cell, one in results.items() if one.scale is not None and cell.method not in CONTROLS}
+    if len(scales) > 1:
+        raise ComparisonError(
+            f"adapters have different effective scales ({', '.join(f'{scale:g}' for scale in sorted(scales))}); a comparison "
+            "needs one: set scale in the recipe, and stage2.scale_by: initial"
+        )
+
+
+def _metric(task: str, wanted: str | None, results: Mapping[Cell, Measured]) -> str:
+    known = next((list(one.metrics) for cell, one in results.items() if cell.task == task), [])
+    if wanted is not None and known and wanted not in known:
+        raise ComparisonError(f"metric {wanted!r} is none of {task}'s; allowed: {', '.join(known)}")
+    return wanted or next(iter(known), "-")
+
+
+def sentence(row: Row, level: float = 0.05) -> str:
+    """What can be said of a method against uniform LoRA, in plain words."""
+    where = f"{row.task}, budget {row.budget}: {row.method}"
+    if row.method == BASELINE or row.difference is None:
+        return f"{where} is what the others are compared with ({row.metric} {row.mean:.4f})."
+    found = row.difference
+    if found.pairs < 2:
+        return f"{where} cannot be compared: {found.pairs} seed{'s' * (found.pairs != 1)} in common with uniform LoRA."
+    size = f"{found.mean:+.4f} {row.metric} ({100 * (1 - level):g} % interval {found.low:+.4f} to {found.high:+.4f})"
+    shown = f"p = {found.holm:.2g} after Holm's correction, {found.pairs} seeds"
+    if found.holm < level:
+        return f"{where} is {'better' if found.mean > 0 else 'worse'} than uniform LoRA by {size}; {shown}."
+    if found.mean == 0:
+        return f"{where}: no difference to uniform LoRA in {found.pairs} seeds."
+    more = (
+        "not even 1,000 seeds would show a difference of this size"
+        if found.seeds_needed is None
+        else f"a difference of this size would take about {found.seeds_needed} seeds to show"
+    )
+    return f"{where}: no difference to uniform LoRA that {found.pairs} seeds can show: {size}; {shown}; {more}."

@@ -1,0 +1,188 @@
+"""A cell of a comparison: one method, budget and seed on one task; and what a finished cell has measured."""
+
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+from lorank.artefact import checksum, write_json
+from lorank.errors import ComparisonError
+from lorank.methods import METHODS
+from lorank.training.pruned_stage import pruning_of
+from lorank.training.recipe import Recipe, make_recipe
+from lorank.validation import nearest
+
+# What is compared beside rank-allocation methods, and what for.
+CONTROLS: Mapping[str, str] = {
+    "shuffled": "the plan of the recipe's method, its ranks shuffled among modules of equal cost: does it matter which module?",
+    "svd-truncate": "uniform LoRA at stage 1's initial rank, cut to the budget by singular values: does planning matter?",
+    "full": "full fine-tuning: what is there to gain?",
+}
+BASELINE = "lora"
+# In the folder of a cell: what is asked for, what was measured, why there is nothing.
+ORDER, RESULT, ERROR = "cell.json", "result.json", "error.txt"
+# Every weight is trained, so a rate that suits adapters is too high by far.
+_OWN_CHOICES: Mapping[str, Mapping[str, Any]] = {"full": {"stage2": {"learning_rate": 5e-5}}}
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One run of a grid.
+
+    Attributes:
+        task: name of the recipe.
+        budget: as it was asked for.
+        method: of `METHODS` or `CONTROLS`.
+        seed: of the run.
+
+    """
+
+    task: str
+    budget: str
+    method: str
+    seed: int
+
+    @property
+    def folder(self) -> Path:
+        """Where it works, below the grid's folder."""
+        return Path(self.task) / self.budget.replace("/", "-") / self.method / f"seed-{self.seed}"
+
+
+@dataclass(frozen=True)
+class Measured:
+    """What a cell has measured.
+
+    Attributes:
+        metrics: name -> value on the test part; None where it is not defined.
+        loss: mean loss on the test part.
+        parameters: adapter parameters (of `full`: all that were trained, but the head).
+        scale: `alpha / r` of the adapters at the start; None for `full`.
+        steps: optimizer steps of the training that the metrics are of.
+        tokens: training tokens of these steps.
+        seconds: of that training.
+        before: seconds of what came before it: stage 1, scoring, or the training of what is cut.
+        steps_before: optimizer steps, and passes over scoring batches, of what came before.
+        peak_bytes: largest memory of the process (of the GPU, where there is one).
+        data: SHA-256 of the training and test examples.
+
+    """
+
+    metrics: Mapping[str, float | None]
+    loss: float | None
+    parameters: int
+    scale: float | None
+    steps: int
+    tokens: int
+    seconds: float
+    before: float = 0.0
+    steps_before: int = 0
+    peak_bytes: int = 0
+    data: Mapping[str, str] = field(default_factory=dict)
+
+
+def cells_of(
+    tasks: Sequence[str], budgets: Sequence[str], methods: Sequence[str], seeds: Sequence[int]
+) -> Iterator[Cell]:
+    """All cells: seed by seed, so that a grid that is stopped early has whole seeds; controls that need a plan come last.
+
+    Raises:
+        ComparisonError: an unknown method, or no uniform LoRA to compare with.
+
+    """
+    known = (*METHODS, *CONTROLS)
+    for name in methods:
+        if name not in known:
+            raise ComparisonError(f"method {name!r} is unknown{nearest(name, known)}; allowed: {', '.join(known)}")
+    if BASELINE not in methods:
+        raise ComparisonError(f"differences are to uniform LoRA; add {BASELINE} to the methods")
+    order = sorted(methods, key=lambda name: name == "shuffled")
+    for seed in seeds:
+        for task in tasks:
+            for budget in budgets:
+                for method in order:
+                    yield Cell(task, budget, method, seed)
+
+
+def recipe_of(
+    content: Mapping[str, Any], cell: Cell, own: Mapping[str, Any] | None = None, parameters: int | None = None
+) -> Recipe:
+    """The recipe of a cell: the task's, with this method, budget and seed, and the method's own choices.
+
+    Sections that say how the recipe's method scores, prunes and allocates are for that method; others use their presets. A
+    method that allocates while it trains does so for as long as the others train their adapters.
+
+    Args:
+        content: of the task's recipe, as it was written.
+        cell: which one.
+        own: keys and values for this method only, over the recipe's.
+        parameters: what the budget means on this task: methods read `r=2` differently (an average rank, a uniform one), a
+            number they all read alike. None keeps the budget's own words.
+
+    Raises:
+        RecipeError: a key or value that is not allowed.
+
+    """
+    first = str(content.get("method", "i-lora"))
+    method = {"shuffled": first, "svd-truncate": BASELINE, "full": BASELINE}.get(cell.method, cell.method)
+    kept = dict(content)
+    if method != first:
+        for section in ("preset", "scoring", "pruning", "allocation"):
+            kept.pop(section, None)
+    if isinstance(kept.get("calibration"), Mapping) and (method != first or METHODS[method].scorer is None):
+        # How many examples are looked at is the task's matter, how is the method's.
+        shared = {key: value for key, value in kept.pop("calibration").items() if key in ("examples", "batch_size")}
+        kept |= {"calibration": shared} if METHODS[method].scorer is not None else {}
+    chosen: dict[str, Any] = {**kept, "method": method, "seed": cell.seed, "baselines": []}
+    chosen["budget"] = str(parameters or cell.budget)
+    recipe = make_recipe(merged(merged(chosen, _OWN_CHOICES.get(cell.method, {})), own or {}))
+    if rate_section(recipe) == "stage2":
+        return recipe
+    # The stage that allocates is the one that trains: as long as the others' stage 2, over the same batches.
+    same = ("epochs", "max_steps", "batch_size", "gradient_accumulation")
+    stage1 = recipe.stage1.model_copy(update={key: getattr(recipe.stage2, key) for key in same})
+    return recipe.model_copy(update={"stage1": stage1})
+
+
+def rate_section(recipe: Recipe) -> str:
+    """Which stage's learning rate the adapter of a recipe is trained by: `stage1` where it allocates while it trains."""
+    if METHODS[recipe.method].trained != "pruned triplets":
+        return "stage2"
+    return "stage1" if pruning_of(recipe, recipe.method)[1].ending == "continue" else "stage2"
+
+
+def merged(content: Mapping[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:
+    """Nested mappings put together; `over` wins."""
+    found = dict(content)
+    for key, value in over.items():
+        inner = found.get(key)
+        found[key] = merged(inner, value) if isinstance(inner, Mapping) and isinstance(value, Mapping) else value
+    return found
+
+
+def write_measured(path: Path, measured: Measured, fingerprint: str) -> None:
+    """Leave the result of a cell; it is done then."""
+    content = {"format": "lorank.cell", "version": 1, "fingerprint": fingerprint, **asdict(measured)}
+    write_json(path, content)
+
+
+def read_measured(path: Path) -> tuple[Measured, str]:
+    """The result of a finished cell, and the fingerprint of what it was asked for.
+
+    Raises:
+        ComparisonError: damaged.
+
+    """
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+        if content.pop("format") != "lorank.cell" or content.pop("version") != 1:
+            raise ValueError("another format")
+        fingerprint = str(content.pop("fingerprint"))
+        return Measured(**content), fingerprint
+    except (ValueError, TypeError, KeyError, AttributeError) as error:
+        raise ComparisonError(f"{path}: damaged ({error}); remove it to run the cell again") from None
+
+
+def fingerprint_of(recipe: Recipe, cell: Cell) -> str:
+    """What decides a cell's numbers, as one sum: the resolved recipe and which cell it is."""
+    return checksum({"cell": asdict(cell), "recipe": recipe.model_dump(mode="json", exclude={"resolved"})})

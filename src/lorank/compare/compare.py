@@ -1,0 +1,175 @@
+"""`lorank compare`: run a grid, or continue it, and write what it says."""
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+
+from lorank.artefact import versions, write_json, write_text
+from lorank.compare.answer import Row, answer, sentence
+from lorank.compare.cells import Cell, Measured, merged
+from lorank.compare.forest_plot import draw_forest_plot
+from lorank.compare.grid import Grid, grid_content, run_grid
+from lorank.compare.learning_rate import searched
+from lorank.compare.result_table import comma_separated, latex, markdown
+from lorank.compare.statistics import Test
+from lorank.errors import ComparisonError
+from lorank.training.recipe import read_recipe
+from lorank.validation import nearest
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """A comparison that has been run.
+
+    Attributes:
+        rows: one for each task, budget and method.
+        sentences: what can be said of each, in words.
+        failed: cells without a result, and why.
+        folder: where the tables are.
+
+    """
+
+    rows: tuple[Row, ...]
+    sentences: tuple[str, ...]
+    failed: Mapping[Cell, str]
+    folder: Path
+
+
+def read_grid(
+    recipes: Sequence[Path],
+    overrides: Sequence[str],
+    methods: Sequence[str],
+    seeds: Sequence[int],
+    budgets: Sequence[str] | None,
+    folder: Path,
+) -> Grid:
+    """A grid from recipes and the words of the command line.
+
+    Args:
+        recipes: a task each; its name is the file's.
+        overrides: `key=value` for all cells, or `METHOD:key=value` and `TASK:key=value` for one method's or one task's.
+        methods: of `METHODS` and `CONTROLS`.
+        seeds: of the runs.
+        budgets: None takes the recipes' own.
+        folder: where cells work.
+
+    Raises:
+        RecipeError: a recipe or override that cannot be read.
+        ComparisonError: two recipes of one name, or of different budgets where none is given.
+
+    """
+    own: dict[str, dict[str, Any]] = {}
+    tasks = [path.stem for path in recipes]
+    common, of_task = [], {task: list[str]() for task in tasks}
+    for override in overrides:
+        name, colon, rest = override.partition(":")
+        if not colon or "=" in name:
+            common.append(override)
+        elif name in of_task:
+            of_task[name].append(rest)
+        else:
+            own[name] = merged(own.get(name, {}), _nested(rest))
+    if strange := [name for name in own if name not in methods]:
+        raise ComparisonError(
+            f"{strange[0]!r} has choices of its own, and is neither a method nor a task here"
+            f"{nearest(strange[0], [*methods, *tasks])}"
+        )
+    contents: dict[str, dict[str, Any]] = {}
+    for path in recipes:
+        if path.stem in contents:
+            raise ComparisonError(f"two recipes are called {path.stem!r}; give them different names")
+        contents[path.stem] = read_recipe(path, [*common, *of_task[path.stem]])
+    found = tuple(budgets or dict.fromkeys(str(content.get("budget", "r=8")) for content in contents.values()))
+    if budgets is None and len(found) > 1:
+        raise ComparisonError(f"the recipes have different budgets ({', '.join(found)}); give --budgets")
+    return Grid(contents, found, tuple(methods), tuple(seeds), own, folder)
+
+
+def _nested(override: str) -> dict[str, Any]:
+    """`stage2.learning_rate=1e-3` as nested mappings, read as an override of a recipe is."""
+    import yaml
+
+    key, equals, value = override.partition("=")
+    if not equals or not key:
+        raise ComparisonError(
+            f"{override!r} is not of the form METHOD:key=value, for example full:stage2.learning_rate=2e-5"
+        )
+    found: Any = yaml.safe_load(value)
+    for part in reversed(key.split(".")):
+        found = {part: found}
+    return found
+
+
+def compare_recipes(
+    grid: Grid,
+    *,
+    processes: int = 1,
+    tries: int = 2,
+    level: float = 0.05,
+    test: Test = "t",
+    metrics: Mapping[str, str] | None = None,
+    search: Sequence[float] | None = None,
+    console: Console | None = None,
+) -> Comparison:
+    """Run what is left of a grid, and write its tables, its picture and its reading into the grid's folder.
+
+    Args:
+        grid: what is compared.
+        processes: cells at a time.
+        tries: for each cell.
+        level: of claims and intervals.
+        test: "t" or "wilcoxon".
+        metrics: task -> what it is judged by; None: the first of its metrics.
+        search: factors of each method's learning rate to choose from, on a part of the training data; None: no search.
+        console: for one line a cell.
+
+    Raises:
+        LorankError: as `run_grid`, `searched` and `answer`.
+
+    """
+    if search is not None:
+        grid = searched(grid, search, metrics=metrics, processes=processes, tries=tries, console=console)
+    results = run_grid(grid, processes=processes, tries=tries, console=console)
+    rows = answer(grid.cells(), results, metrics=metrics, level=level, test=test)
+    said, failed = tuple(sentence(row, level) for row in rows), grid.errors()
+    write_comparison(grid, results, rows, said, failed, level, test)
+    return Comparison(tuple(rows), said, failed, grid.folder)
+
+
+def write_comparison(
+    grid: Grid,
+    results: Mapping[Cell, Measured],
+    rows: Sequence[Row],
+    said: Sequence[str],
+    failed: Mapping[Cell, str],
+    level: float,
+    test: str,
+) -> None:
+    """Small files that can be kept: every cell's numbers, the table in three forms, the picture, the reading."""
+    content = {
+        "grid": grid_content(grid),
+        "level": level,
+        "test": test,
+        "versions": versions(),
+        "cells": [{**asdict(cell), **_json(asdict(one))} for cell, one in results.items()],
+        "failed": [{**asdict(cell), "reason": reason} for cell, reason in failed.items()],
+    }
+    write_json(grid.folder / "comparison.json", content)
+    missing = [f"{cell.folder} failed: {reason}" for cell, reason in failed.items()]
+    reading = "\n".join(f"- {line}" for line in [*said, *missing])
+    tables = {
+        "table.md": f"{markdown(rows)}\n{reading}\n",
+        "table.tex": latex(rows),
+        "table.csv": comma_separated(rows),
+    }
+    for name, text in tables.items():
+        write_text(grid.folder / name, text)
+    draw_forest_plot(rows, grid.folder / "forest.png", level)
+
+
+def _json(content: dict[str, Any]) -> dict[str, Any]:
+    return {key: None if isinstance(value, float) and math.isnan(value) else value for key, value in content.items()}

@@ -1,0 +1,52 @@
+"""Differences to uniform LoRA with their intervals, one line for each method: what a comparison says at a glance."""
+
+import math
+from collections.abc import Sequence
+from pathlib import Path
+
+from lorank.artefact import write_atomically
+from lorank.compare.answer import Row
+
+
+def draw_forest_plot(rows: Sequence[Row], path: Path, level: float = 0.05) -> None:
+    """Draw a PNG: a panel for each task and budget; filled marks are claims after Holm's correction, hollow ones are not.
+
+    Args:
+        rows: of `answer`.
+        path: where the picture goes.
+        level: of the claims.
+
+    """
+    import matplotlib
+
+    matplotlib.use("Agg")
+    from matplotlib import pyplot
+
+    panels = dict.fromkeys((row.task, row.budget) for row in rows)
+    shown = {panel: [row for row in rows if (row.task, row.budget) == panel and row.difference] for panel in panels}
+    heights = [0.7 + 0.32 * max(1, len(found)) for found in shown.values()]
+    figure, axes = pyplot.subplots(
+        len(panels), 1, figsize=(8, sum(heights) + 0.6), height_ratios=heights, squeeze=False, layout="constrained"
+    )
+    for axis, ((task, budget), found) in zip(axes[:, 0], shown.items(), strict=True):
+        for place, row in enumerate(reversed(found)):
+            difference = row.difference
+            if difference is None or math.isnan(difference.mean):
+                continue
+            color = "tab:gray" if not difference.holm < level else "tab:green" if difference.mean > 0 else "tab:red"
+            if not math.isnan(difference.low):
+                axis.plot([difference.low, difference.high], [place, place], color=color, linewidth=2)
+            axis.plot(
+                [difference.mean], [place], "o", color=color, markersize=7,
+                markerfacecolor=color if difference.holm < level else "white",
+            )  # fmt: skip
+        axis.axvline(0, color="black", linewidth=1)
+        axis.set_yticks(range(len(found)), [row.method for row in reversed(found)])
+        axis.set_ylim(-0.6, len(found) - 0.4)
+        metric = found[0].metric if found else ""
+        axis.set_title(f"{task}, budget {budget}: {metric} minus that of uniform LoRA", loc="left", fontsize=10)
+        axis.grid(axis="x", alpha=0.3)
+    said = f"mean and {100 * (1 - level):g} % bootstrap interval over paired seeds; filled: p < {level:g} after Holm's correction"
+    figure.text(0.01, -0.01, said, fontsize=8, va="top")
+    write_atomically(path, lambda temporary: figure.savefig(temporary, dpi=150, format="png", bbox_inches="tight"))
+    pyplot.close(figure)

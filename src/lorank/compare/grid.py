@@ -1,0 +1,238 @@
+"""A grid of cells: run in several processes, continued where it was stopped, a failed cell tried again and reported."""
+
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import FIRST_COMPLETED, ThreadPoolExecutor, wait
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+from filelock import FileLock, Timeout
+from rich.console import Console
+
+from lorank.artefact import write_json
+from lorank.compare.cells import (
+    BASELINE,
+    CONTROLS,
+    ERROR,
+    ORDER,
+    RESULT,
+    Cell,
+    Measured,
+    cells_of,
+    fingerprint_of,
+    merged,
+    rate_section,
+    read_measured,
+    recipe_of,
+)
+from lorank.errors import OutputError
+from lorank.methods import METHODS
+from lorank.targets import unit_costs
+from lorank.training.checks import check_model
+from lorank.training.data import load_task_data
+from lorank.training.pruned_stage import check_schedule
+from lorank.training.recipe import Recipe
+from lorank.training.scoring_set import split_for_scoring
+
+
+@dataclass(frozen=True)
+class Grid:
+    """What is compared.
+
+    Attributes:
+        contents: task -> content of its recipe, as it was written with overrides.
+        budgets: as they are asked for.
+        methods: of `METHODS` and `CONTROLS`; uniform LoRA among them.
+        seeds: of the runs.
+        own: method -> keys and values of recipes, for this method only (its learning rate, say).
+        folder: where cells work and leave their results.
+        rates: (task, budget, method) -> learning rate that was searched for it; empty without a search.
+        known: (task, budget) -> parameters, once they have been worked out.
+
+    """
+
+    contents: Mapping[str, Mapping[str, Any]]
+    budgets: tuple[str, ...]
+    methods: tuple[str, ...]
+    seeds: tuple[int, ...]
+    own: Mapping[str, Mapping[str, Any]]
+    folder: Path
+    rates: Mapping[tuple[str, str, str], float] = field(default_factory=dict)
+    known: dict[tuple[str, str], int] = field(default_factory=dict)
+
+    def cells(self) -> list[Cell]:
+        """All cells, in the order in which they run."""
+        return list(cells_of(tuple(self.contents), self.budgets, self.methods, self.seeds))
+
+    def recipe(self, cell: Cell) -> Recipe:
+        """The recipe of a cell, its budget in parameters."""
+        return recipe_of(self.contents[cell.task], cell, self.own_of(cell), self.parameters(cell.task, cell.budget))
+
+    def own_of(self, cell: Cell) -> dict[str, Any]:
+        """The cell's choices over its task's recipe: its method's, and the learning rate that was searched for it."""
+        own = dict(self.own.get(cell.method) or {})
+        rate = self.rates.get((cell.task, cell.budget, cell.method))
+        if rate is None:
+            return own
+        section = rate_section(recipe_of(self.contents[cell.task], cell, own))
+        return merged(own, {section: {"learning_rate": rate}})
+
+    def parameters(self, task: str, budget: str) -> int:
+        """What a budget means on a task: adapter parameters, the same for every method.
+
+        Raises:
+            LorankError: a budget, model or targets that cannot be read.
+
+        """
+        key = (task, budget)
+        if key not in self.known:
+            recipe = recipe_of(self.contents[task], Cell(task, budget, BASELINE, self.seeds[0]))
+            targets, provenance = check_model(recipe, (BASELINE,))
+            size = {"base_parameters": provenance["base_parameters"], "initial_rank": recipe.stage1.initial_rank}
+            self.known[key] = recipe.read_budget.parameters(unit_costs(targets), **size)
+        return self.known[key]
+
+    def check(self) -> None:
+        """Try every recipe, the data and the budgets before anything is trained.
+
+        Raises:
+            LorankError: what would stop a cell, as far as it can be seen now.
+
+        """
+        train = {}
+        for task, content in self.contents.items():
+            train[task] = load_task_data(recipe_of(content, Cell(task, self.budgets[0], BASELINE, 0)).data).train
+        for cell in self.cells():
+            if cell.seed != self.seeds[0] or cell.method in CONTROLS:
+                continue
+            recipe = self.recipe(cell)
+            check_model(recipe, (recipe.method,))
+            check_schedule(recipe, recipe.method, len(train[cell.task]))
+            if METHODS[recipe.method].trained == "triplets":
+                split_for_scoring(recipe, train[cell.task])
+
+    def fingerprint(self, cell: Cell) -> str:
+        """What decides the cell's numbers."""
+        return fingerprint_of(self.recipe(cell), cell)
+
+    def results(self) -> dict[Cell, Measured]:
+        """Results of the cells that are done.
+
+        Raises:
+            OutputError: a cell was done for another recipe.
+
+        """
+        found = {}
+        for cell in self.cells():
+            path = self.folder / "cells" / cell.folder / RESULT
+            if path.is_file():
+                measured, fingerprint = read_measured(path)
+                if fingerprint != self.fingerprint(cell):
+                    raise OutputError(
+                        f"{path.parent} was run by another recipe; give another --output-dir, or remove that folder"
+                    )
+                found[cell] = measured
+        return found
+
+    def errors(self) -> dict[Cell, str]:
+        """Why cells failed that are not done."""
+        found = {}
+        for cell in self.cells():
+            folder = self.folder / "cells" / cell.folder
+            if (folder / ERROR).is_file() and not (folder / RESULT).is_file():
+                found[cell] = (folder / ERROR).read_text(encoding="utf-8")
+        return found
+
+
+Launch = Callable[[Path], int]
+
+
+def run_grid(
+    grid: Grid, *, processes: int = 1, tries: int = 2, console: Console | None = None, launch: Launch | None = None
+) -> dict[Cell, Measured]:
+    """Run the cells that are not done yet, each in a process of its own.
+
+    Args:
+        grid: what to run.
+        processes: cells at a time.
+        tries: for each cell; a cell that fails in all of them is left out, and said.
+        console: for one line a cell.
+        launch: runs the cell in a folder and gives its exit code; None: a process on this machine.
+
+    Raises:
+        OutputError: the folder is in use, or cells in it are of another grid.
+        LorankError: as `Grid.check`.
+
+    """
+    console = console or Console(quiet=True)
+    grid.check()
+    done = grid.results()
+    grid.folder.mkdir(parents=True, exist_ok=True)
+    try:
+        with FileLock(grid.folder / ".lock", timeout=0):
+            left = [cell for cell in grid.cells() if cell not in done]
+            console.print(f"{len(done)} of {len(grid.cells())} cells are done, {len(left)} are left", highlight=False)
+            first = [cell for cell in left if cell.method != "shuffled"]
+            # Plans have to be made before they are shuffled.
+            for group in (first, [cell for cell in left if cell.method == "shuffled"]):
+                _run(grid, group, processes, tries, console, launch or (lambda folder: _process(folder, processes)))
+    except Timeout:
+        raise OutputError(f"{grid.folder} is in use by another comparison; wait for it, or give another one") from None
+    return grid.results()
+
+
+def _run(grid: Grid, cells: Sequence[Cell], processes: int, tries: int, console: Console, launch: Launch) -> None:
+    def work(cell: Cell) -> int:
+        folder = grid.folder / "cells" / cell.folder
+        folder.mkdir(parents=True, exist_ok=True)
+        source = Cell(cell.task, cell.budget, str(grid.contents[cell.task].get("method", "i-lora")), cell.seed)
+        content = {
+            "cell": asdict(cell),
+            "content": dict(grid.contents[cell.task]),
+            "own": grid.own_of(cell),
+            "parameters": grid.parameters(cell.task, cell.budget),
+            "plan_of": str(grid.folder / "cells" / source.folder) if cell.method == "shuffled" else None,
+        }
+        write_json(folder / ORDER, content)
+        return launch(folder)
+
+    with ThreadPoolExecutor(max_workers=processes) as pool:
+        tried = dict.fromkeys(cells, 0)
+        running = {pool.submit(work, cell): cell for cell in cells}
+        while running:
+            finished, _ = wait(running, return_when=FIRST_COMPLETED)
+            for future in finished:
+                cell, code = running.pop(future), future.result()
+                tried[cell] += 1
+                if code == 0:
+                    console.print(f"done    {cell.folder}", highlight=False)
+                    continue
+                folder = grid.folder / "cells" / cell.folder
+                if not (folder / ERROR).is_file():
+                    (folder / ERROR).write_text(f"ended with {code}, see {folder / 'log.txt'}", encoding="utf-8")
+                reason = (folder / ERROR).read_text(encoding="utf-8")
+                again = tried[cell] < tries
+                console.print(f"failed  {cell.folder}: {reason}{', once more' if again else ''}", highlight=False)
+                if again:
+                    running[pool.submit(work, cell)] = cell
+
+
+def _process(folder: Path, processes: int) -> int:
+    """One cell in a Python of its own, its share of the cores, its output in log.txt."""
+    (folder / ERROR).unlink(missing_ok=True)
+    threads = max(1, (os.cpu_count() or 1) // processes)
+    environment = {"OMP_NUM_THREADS": str(threads), "TOKENIZERS_PARALLELISM": "false", **os.environ}
+    with (folder / "log.txt").open("a", encoding="utf-8") as log:
+        command = [sys.executable, "-m", "lorank.compare.run_cell", str(folder)]
+        return subprocess.run(command, stdout=log, stderr=subprocess.STDOUT, env=environment, check=False).returncode
+
+
+def grid_content(grid: Grid) -> dict[str, Any]:
+    """What a grid is, as JSON values, for the record."""
+    rates = [dict(zip(("task", "budget", "method"), key, strict=True)) | {"rate": r} for key, r in grid.rates.items()]
+    content = {"budgets": grid.budgets, "methods": grid.methods, "seeds": grid.seeds, "own": grid.own, "rates": rates}
+    return json.loads(json.dumps({**content, "recipes": grid.contents}, default=str))

@@ -1,0 +1,136 @@
+"""The same small search of the learning rate for every method, on a part of the training data: the test part stays unseen."""
+
+import json
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from datasets import Dataset
+from rich.console import Console
+
+from lorank.artefact import write_json, write_text
+from lorank.compare.cells import BASELINE, Cell, Measured, merged, rate_section, recipe_of
+from lorank.compare.grid import Grid, Launch, run_grid
+from lorank.errors import ComparisonError
+from lorank.training.data import TaskData, hold_out, load_task_data
+
+# Not a seed of the grid: the search must not choose what happens to suit one of them.
+SEARCH_SEED = 1000
+
+
+def searched(
+    grid: Grid,
+    factors: Sequence[float],
+    *,
+    fraction: float = 0.2,
+    metrics: Mapping[str, str] | None = None,
+    processes: int = 1,
+    tries: int = 2,
+    console: Console | None = None,
+    launch: Launch | None = None,
+) -> Grid:
+    """The grid with a learning rate for every task, budget and method.
+
+    Each method is trained once for each factor times its own learning rate, on a part of the training data, and judged on the
+    rest of it (split by content). Of equally good factors the one nearest to 1 is taken. `shuffled` takes the rate of the
+    method whose plan it shuffles.
+
+    Args:
+        grid: what is compared.
+        factors: of each method's own learning rate; 1 is among them in most searches.
+        fraction: of the training data that methods are judged on here.
+        metrics: task -> what it is judged by; None: the first of its metrics.
+        processes: cells at a time.
+        tries: for each cell.
+        console: for one line a cell.
+        launch: as in `run_grid`.
+
+    Raises:
+        ComparisonError: no factor, or one that is not above 0; or not one factor worked for a method.
+        LorankError: as `run_grid`.
+
+    """
+    if not factors or any(not 0 < factor < math.inf for factor in factors):
+        raise ComparisonError(f"factors are {list(factors)}; allowed: numbers above 0, for example 0.3,1,3")
+    found: dict[tuple[str, str, str], dict[float, tuple[float, float]]] = {}
+    contents = {
+        task: _on_training_data(task, content, grid.folder / "search", fraction)
+        for task, content in grid.contents.items()
+    }
+    methods = tuple(name for name in grid.methods if name != "shuffled")
+    for factor in factors:
+        rates = {
+            (task, budget, method): factor * _own_rate(grid, Cell(task, budget, method, SEARCH_SEED))
+            for task in contents
+            for budget in grid.budgets
+            for method in methods
+        }
+        folder = grid.folder / "search" / f"factor-{factor:g}"
+        part = replace(
+            grid, contents=contents, methods=methods, seeds=(SEARCH_SEED,), folder=folder, rates=rates, known={}
+        )
+        if console is not None:
+            console.print(f"learning rates times {factor:g}, on a part of the training data", highlight=False)
+        for cell, one in run_grid(part, processes=processes, tries=tries, console=console, launch=launch).items():
+            key = (cell.task, cell.budget, cell.method)
+            found.setdefault(key, {})[factor] = (_judged(cell.task, one, metrics), rates[key])
+    chosen = {key: _best(key, tried) for key, tried in found.items()}
+    for task, content in grid.contents.items():
+        for budget in grid.budgets if "shuffled" in grid.methods else ():
+            source = (task, budget, str(content.get("method", "i-lora")))
+            if source in chosen and rate_section(grid.recipe(Cell(*source, SEARCH_SEED))) == "stage2":
+                chosen[task, budget, "shuffled"] = chosen[source]
+    record = []
+    for (task, budget, method), tried in found.items():
+        values = [{"rate": rate, "value": None if value == -math.inf else value} for value, rate in tried.values()]
+        picked = chosen[task, budget, method]
+        record.append({"task": task, "budget": budget, "method": method, "chosen": picked, "tried": values})
+    write_json(grid.folder / "search.json", record)
+    return replace(grid, rates=chosen)
+
+
+def _own_rate(grid: Grid, cell: Cell) -> float:
+    recipe = recipe_of(grid.contents[cell.task], cell, grid.own.get(cell.method))
+    return float(getattr(recipe, rate_section(recipe)).learning_rate)
+
+
+def _judged(task: str, measured: Measured, metrics: Mapping[str, str] | None) -> float:
+    name = (metrics or {}).get(task) or next(iter(measured.metrics))
+    value = measured.metrics[name]
+    return -math.inf if value is None else value
+
+
+def _best(key: tuple[str, str, str], tried: Mapping[float, tuple[float, float]]) -> float:
+    if all(value == -math.inf for value, _ in tried.values()):
+        raise ComparisonError(
+            f"{'/'.join(key)}: no learning rate of the search gave a result; look at the folder search"
+        )
+    factor = max(tried, key=lambda factor: (tried[factor][0], -abs(math.log(factor))))
+    return tried[factor][1]
+
+
+def _on_training_data(task: str, content: Mapping[str, Any], folder: Path, fraction: float) -> dict[str, Any]:
+    """The task's recipe on two parts of its training data, written as JSON lines."""
+    recipe = recipe_of(content, Cell(task, str(content.get("budget", "r=8")), BASELINE, SEARCH_SEED))
+    data = load_task_data(recipe.data)
+    train, judged = hold_out(data.train, fraction, SEARCH_SEED)
+    columns = [name for name in ("text_1", "text_2") if name in train.column_names]
+    for name, rows in (("train", train), ("judged", judged)):
+        write_text(folder / "data" / f"{task}-{name}.jsonl", _lines(rows, columns, data))
+    section = recipe.data.model_dump(exclude={"name", "config", "train_split", "test_split"})
+    paths = {
+        "train": str(folder / "data" / f"{task}-train.jsonl"),
+        "test": str(folder / "data" / f"{task}-judged.jsonl"),
+    }
+    section |= {**paths, "text": columns, "label": "label"}
+    return merged({key: value for key, value in content.items() if key != "data"}, {"data": section})
+
+
+def _lines(rows: Dataset, columns: Sequence[str], data: TaskData) -> str:
+    lines = []
+    for row in rows:
+        label = data.label_names[row["labels"]] if data.label_names else row["labels"]
+        lines.append(json.dumps({**{name: row[name] for name in columns}, "label": label}, ensure_ascii=False))
+    return "\n".join([*lines, ""])

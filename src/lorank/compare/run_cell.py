@@ -1,0 +1,173 @@
+"""Run one cell of a comparison in its own folder: `python -m lorank.compare.run_cell FOLDER`.
+
+A cell runs in a process of its own: its memory is its own, and one that is killed takes no other with it. What it has done
+is in its folder, so the next try continues it.
+"""
+
+import json
+import resource
+import sys
+import traceback
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+import transformers
+from rich.console import Console
+from transformers import set_seed
+
+from lorank.compare.cells import ERROR, ORDER, RESULT, Cell, Measured, fingerprint_of, recipe_of, write_measured
+from lorank.compare.controls import shuffled
+from lorank.errors import ComparisonError, LorankError
+from lorank.plan import RankPlan
+from lorank.training.checks import check_model
+from lorank.training.data import TaskData, load_task_data, tokenize
+from lorank.training.full_stage import train_full
+from lorank.training.model import load_tokenizer
+from lorank.training.output import claimed
+from lorank.training.prune_adapter import prune_adapter
+from lorank.training.recipe import Recipe
+from lorank.training.run import run, run_plan
+from lorank.training.trainer import SeededOrder
+
+
+def run_cell(recipe: Recipe, cell: Cell, folder: Path, plan_of: Path | None, console: Console) -> Measured:
+    """Train and evaluate one cell, or continue it.
+
+    Args:
+        recipe: of the cell (`recipe_of`).
+        cell: which one.
+        folder: where it works.
+        plan_of: for `shuffled`: the folder of the cell whose plan is shuffled.
+        console: for lines of progress.
+
+    Raises:
+        ComparisonError: the adapter does not have the budget's parameters, or the cell to shuffle is not done.
+        LorankError: as `lorank.training.run.run`.
+
+    """
+    data = load_task_data(recipe.data)
+    if cell.method == "full":
+        return _full(recipe, data, folder, console)
+    if cell.method == "svd-truncate":
+        return _truncated(recipe, data, folder, console)
+    if cell.method == "shuffled":
+        path = (plan_of or folder) / "run" / "plan.json"
+        if not path.is_file():
+            raise ComparisonError(f"{path} is not there: the plan to shuffle has to be made first; run the grid again")
+        result = run_plan(recipe, shuffled(RankPlan.load(path), cell.seed), folder / "run", console)
+    else:
+        result = run(recipe, folder / "run", console)
+    found = next(iter(result.results.values()))
+    _check_parameters(found["adapter_parameters"], result.plan)
+    before = found.get("stage1") or found.get("calibration") or {}
+    return Measured(
+        metrics=found["metrics"],
+        loss=found["loss"],
+        parameters=found["adapter_parameters"],
+        scale=result.plan.scale,
+        steps=found["steps"],
+        tokens=tokens_trained(recipe, data, found["steps"]),
+        seconds=found["seconds"],
+        before=before.get("seconds", 0.0),
+        steps_before=before.get("steps", 0) + before.get("passes", 0) + found.get("scoring_passes", 0),
+        peak_bytes=peak_bytes(),
+        data=data.hashes,
+    )
+
+
+def _truncated(recipe: Recipe, data: TaskData, folder: Path, console: Console) -> Measured:
+    """Uniform LoRA at stage 1's initial rank, cut to the budget by singular values, without training on."""
+    wide = recipe.model_copy(update={"budget": f"r={recipe.stage1.initial_rank}"})
+    first = next(iter(run(wide, folder / "wide", console).results.values()))
+    pruned = folder / "pruned"
+    if not (pruned / "pruned.json").is_file():
+        prune_adapter(folder / "wide" / "adapter", recipe.budget, pruned, recipe, by="svd", console=console)
+    plan, after = RankPlan.load(pruned / "plan.json"), json.loads((pruned / "pruned.json").read_text())["after"]
+    _check_parameters(after["adapter_parameters"], plan)
+    return Measured(
+        metrics=after["metrics"],
+        loss=after["loss"],
+        parameters=after["adapter_parameters"],
+        scale=plan.scale,
+        steps=first["steps"],
+        tokens=tokens_trained(recipe, data, first["steps"]),
+        seconds=first["seconds"],
+        peak_bytes=peak_bytes(),
+        data=data.hashes,
+    )
+
+
+def _full(recipe: Recipe, data: TaskData, folder: Path, console: Console) -> Measured:
+    tokenizer, provenance = load_tokenizer(recipe), check_model(recipe, (recipe.method,))[1]
+    with claimed(folder / "run", recipe, data, provenance):
+        found = train_full(recipe, data, tokenizer, folder / "run", console)
+    return Measured(
+        metrics=found.metrics,
+        loss=found.loss,
+        parameters=found.trained_parameters,
+        scale=None,
+        steps=found.steps,
+        tokens=tokens_trained(recipe, data, found.steps),
+        seconds=found.seconds,
+        peak_bytes=peak_bytes(),
+        data=data.hashes,
+    )
+
+
+def _check_parameters(parameters: int, plan: RankPlan) -> None:
+    """A cell counts if it spends the budget to less than one unit of rank: more is not equal, and neither is less."""
+    unit = max(plan.unit_costs.values())
+    if not plan.budget_parameters - unit < parameters <= plan.budget_parameters:
+        raise ComparisonError(
+            f"the adapter has {parameters:,} parameters where the budget has {plan.budget_parameters:,} and a unit costs up to "
+            f"{unit:,}: this cell would not be equal to the others; look at the limits in allocation"
+        )
+
+
+def tokens_trained(recipe: Recipe, data: TaskData, steps: int) -> int:
+    """Tokens in the batches of so many optimizer steps, padding not counted."""
+    lengths = tokenize(data.train, load_tokenizer(recipe), recipe.data.max_length)["length"]
+    batch = recipe.stage2.batch_size * recipe.stage2.gradient_accumulation
+    order = SeededOrder(lengths, batch, recipe.seed, group_by_length=recipe.group_by_length)
+    left, total = steps, 0
+    while left > 0:
+        order.epoch, indices = order.epoch, list(order)
+        here = min(left, -(-len(indices) // batch))
+        total += sum(lengths[k] for k in indices[: here * batch])
+        left, order.epoch = left - here, order.epoch + 1
+    return total
+
+
+def peak_bytes() -> int:
+    """Largest memory so far: of the GPU where there is one, else of this process."""
+    if torch.cuda.is_available():
+        return int(torch.cuda.max_memory_allocated())
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
+
+
+def main(folder: Path) -> int:
+    """Read what the cell is from its folder, run it, and leave its result or the reason why there is none."""
+    transformers.utils.logging.set_verbosity_error()
+    order: Mapping[str, Any] = json.loads((folder / ORDER).read_text(encoding="utf-8"))
+    cell = Cell(**order["cell"])
+    try:
+        recipe = recipe_of(order["content"], cell, order["own"], order["parameters"])
+        set_seed(recipe.seed)
+        plan_of = Path(order["plan_of"]) if order["plan_of"] else None
+        measured = run_cell(recipe, cell, folder, plan_of, Console(width=160))
+    except LorankError as error:
+        (folder / ERROR).write_text(" ".join(str(error).split()), encoding="utf-8")
+        return 1
+    except Exception as error:  # whatever it is, the grid says it and goes on
+        traceback.print_exc()
+        (folder / ERROR).write_text(f"{type(error).__name__}: {' '.join(str(error).split())[:300]}", encoding="utf-8")
+        return 1
+    write_measured(folder / RESULT, measured, fingerprint_of(recipe, cell))
+    (folder / ERROR).unlink(missing_ok=True)
+    return 0
+
+
+if __name__ == "__main__":
+    raise SystemExit(main(Path(sys.argv[1])))

@@ -1,0 +1,140 @@
+"""Paired comparisons over few seeds: what can be said, at what level, and how many seeds it would take to say more."""
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Literal
+
+import numpy as np
+from scipy import stats
+
+Test = Literal["t", "wilcoxon"]
+_DRAWS = 20_000
+
+
+@dataclass(frozen=True)
+class Difference:
+    """A method against the baseline, over the seeds that both have.
+
+    Attributes:
+        pairs: how many seeds both have.
+        mean: of `method - baseline`; NaN without pairs.
+        std: sample standard deviation of the differences; NaN with fewer than two pairs.
+        low: lower end of the bootstrap confidence interval of the mean.
+        high: upper end.
+        p: two-sided p-value of the test of a mean (t) or median (Wilcoxon) of 0; NaN where there is nothing to test.
+        holm: the p-value after Holm's correction over all comparisons of the table; the claim is by this one.
+        seeds_needed: seeds at which a difference like this would be shown with a probability of 0.8; None where it cannot be
+            told (no difference seen, or more than 1,000).
+
+    """
+
+    pairs: int
+    mean: float
+    std: float
+    low: float
+    high: float
+    p: float
+    holm: float = math.nan
+    seeds_needed: int | None = None
+
+
+def paired_differences(method: Mapping[int, float | None], baseline: Mapping[int, float | None]) -> np.ndarray:
+    """`method - baseline` for every seed that both have a finite value for, in the order of the seeds: `(pairs,)` float64."""
+    found = []
+    for seed in sorted(set(method) & set(baseline)):
+        one, other = method[seed], baseline[seed]
+        if one is not None and other is not None and math.isfinite(one) and math.isfinite(other):
+            found.append(one - other)
+    return np.array(found, dtype=np.float64)
+
+
+def compare(differences: np.ndarray, *, level: float = 0.05, test: Test = "t", seed: int = 0) -> Difference:
+    """Summarise paired differences: mean, spread, bootstrap interval, test.
+
+    Args:
+        differences: `(pairs,)`.
+        level: 1 - confidence of the interval, and the level of `seeds_needed`.
+        test: "t", the paired t-test; or "wilcoxon", exact where there are no ties. With fewer than six pairs the latter
+            cannot come below 0.05.
+        seed: of the bootstrap.
+
+    """
+    count = len(differences)
+    mean = float(differences.mean()) if count else math.nan
+    std = float(differences.std(ddof=1)) if count > 1 else math.nan
+    low, high = bootstrap_interval(differences, level=level, seed=seed)
+    return Difference(
+        count, mean, std, low, high, p_value(differences, test), seeds_needed=seeds_needed(mean, std, level)
+    )
+
+
+def bootstrap_interval(differences: np.ndarray, *, level: float = 0.05, seed: int = 0) -> tuple[float, float]:
+    """Expanded percentile bootstrap interval of the mean.
+
+    Percentile intervals are too narrow for few pairs: the spread of resamples is that of a sample with n in place of n - 1, and
+    normal in place of t. The percentiles are moved out by both, to `Φ(-sqrt(n / (n - 1)) t_{level/2, n-1})` (Hesterberg, "What
+    teachers should know about the bootstrap", 2015, section 5.3). Still, no interval of resamples leaves the range of the sample:
+    with n pairs it cannot cover more than `1 - 2^(1 - n)`, 75 % at three seeds, 94 % at five. Claims are made by tests.
+
+    Returns:
+        Lower and upper end; NaN with fewer than two differences.
+
+    """
+    count = len(differences)
+    if count < 2:
+        return math.nan, math.nan
+    wanted = stats.norm.cdf(-math.sqrt(count / (count - 1)) * stats.t.ppf(1 - level / 2, count - 1))
+    drawn = np.random.default_rng(seed).integers(0, count, (_DRAWS, count))
+    means = differences[drawn].mean(1)
+    low, high = np.quantile(means, [wanted, 1 - wanted])
+    return float(low), float(high)
+
+
+def p_value(differences: np.ndarray, test: Test = "t") -> float:
+    """Two-sided p-value of paired differences; NaN with fewer than two, 1 where all are 0.
+
+    "t" is the paired t-test. Differences that are all the same number other than 0 have no spread to test by (metrics of few
+    examples do that): they get the sign test's `2 / 2^n`. "wilcoxon" is the signed-rank test, exact where there are no ties.
+    """
+    if len(differences) < 2:
+        return math.nan
+    if not differences.any():
+        return 1.0
+    if test == "wilcoxon":
+        return float(stats.wilcoxon(differences).pvalue)
+    if np.ptp(differences) <= 1e-12 * np.abs(differences).max():
+        return float(2.0 ** (1 - len(differences)))
+    return float(stats.ttest_1samp(differences, 0.0).pvalue)
+
+
+def holm(p_values: Sequence[float]) -> list[float]:
+    """Holm's step-down correction: with these, the chance of any false claim in the family is at most the level.
+
+    NaN (nothing to test) stays NaN and does not count as a comparison.
+    """
+    known = sorted((p, k) for k, p in enumerate(p_values) if not math.isnan(p))
+    corrected, largest = [math.nan] * len(p_values), 0.0
+    for number, (p, k) in enumerate(known):
+        largest = max(largest, min(1.0, (len(known) - number) * p))
+        corrected[k] = largest
+    return corrected
+
+
+def corrected(differences: Sequence[Difference]) -> list[Difference]:
+    """The same differences with Holm's correction over all of them."""
+    return [replace(one, holm=p) for one, p in zip(differences, holm([one.p for one in differences]), strict=True)]
+
+
+def seeds_needed(mean: float, std: float, level: float = 0.05, power: float = 0.8) -> int | None:
+    """Smallest number of pairs at which a paired t-test shows a true difference of `mean` with spread `std` with this power."""
+    if not (math.isfinite(mean) and math.isfinite(std)) or mean == 0:
+        return None
+    if std == 0:
+        return 2
+    effect = abs(mean) / std
+    for count in range(2, 1001):
+        threshold = stats.t.ppf(1 - level / 2, count - 1)
+        if stats.nct.sf(threshold, count - 1, effect * math.sqrt(count)) >= power:
+            return count
+    return None

@@ -1,0 +1,90 @@
+"""From results to claims: pairs of seeds, missing cells, cells that are not equal, plain words, tables, the picture."""
+
+import csv
+import io
+import math
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+from matplotlib import image
+from tests.compare.made_up import grid_of, measured
+
+from lorank.compare.answer import answer, sentence
+from lorank.compare.cells import Cell
+from lorank.compare.forest_plot import draw_forest_plot
+from lorank.compare.result_table import comma_separated, latex, markdown, terminal_table
+from lorank.errors import ComparisonError
+
+
+def test_an_effect_is_claimed_and_its_absence_is_not() -> None:
+    cells, results = grid_of({"igu-lora": 0.03, "eva": -0.03, "i-lora": 0.0, "shuffled": 0.0})
+    rows = {row.method: row for row in answer(cells, results)}
+    said = {method: sentence(row) for method, row in rows.items()}
+    assert "igu-lora is better than uniform LoRA by +0.0" in said["igu-lora"]
+    assert "eva is worse than uniform LoRA by -0.0" in said["eva"]
+    for method in ("i-lora", "shuffled"):
+        assert "no difference to uniform LoRA that 5 seeds can show" in said[method]
+    assert "what the others are compared with" in said["lora"]
+    assert "would take about" in said["i-lora"]
+    # The luck of a seed is large, its differences are not: that is what pairs are for.
+    assert rows["igu-lora"].std > 3 * rows["igu-lora"].difference.std  # type: ignore[union-attr]
+
+
+def test_missing_cells_are_left_out_and_said() -> None:
+    cells, results = grid_of({"igu-lora": 0.03, "eva": 0.0}, seeds=3)
+    del results[Cell("mood", "r=1", "igu-lora", 1)]
+    for seed in range(3):
+        del results[Cell("mood", "r=1", "eva", seed)]
+    results[Cell("mood", "r=1", "igu-lora", 2)] = measured(None)  # a metric that is not defined
+    rows = {row.method: row for row in answer(cells, results)}
+    assert rows["igu-lora"].missing == (1,)
+    assert rows["igu-lora"].difference.pairs == 1  # type: ignore[union-attr]
+    assert "cannot be compared: 1 seed in common" in sentence(rows["igu-lora"])
+    assert "cannot be compared: 0 seeds" in sentence(rows["eva"])
+    assert math.isnan(rows["eva"].mean)
+    assert "2 of 3" in markdown(list(rows.values()))
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"tokens": 901}, r"differ in tokens \(901 and 900\)"),
+        ({"steps": 11}, r"differ in steps"),
+        ({"data": {"train": "c", "test": "b"}}, r"differ in data"),
+        ({"scale": 0.125}, r"different effective scales \(0.125, 2\)"),
+    ],
+)
+def test_cells_that_are_not_equal_are_not_compared(options: dict[str, object], message: str) -> None:
+    cells, results = grid_of({"igu-lora": 0.0}, seeds=2)
+    results[Cell("mood", "r=1", "igu-lora", 1)] = measured(0.8, **options)
+    with pytest.raises(ComparisonError, match=message):
+        answer(cells, results)
+
+
+def test_refusals() -> None:
+    cells, results = grid_of({"eva": 0.0}, seeds=2)
+    with pytest.raises(ComparisonError, match="level is 5; allowed: a probability"):
+        answer(cells, results, level=5)
+    with pytest.raises(ComparisonError, match="metric 'bleu' is none of mood's; allowed: accuracy, f1"):
+        answer(cells, results, metrics={"mood": "bleu"})
+    with pytest.raises(ComparisonError, match=r"method 'evaa' is unknown \(did you mean eva\?\)"):
+        grid_of({"evaa": 0.0})
+
+
+def test_tables(tmp_path: Path) -> None:
+    cells, results = grid_of({"igu-lora": 0.03, "svd-truncate": 0.0, "shuffled": 0.0, "full": 0.01})
+    rows = answer(cells, results)
+    read = list(csv.DictReader(io.StringIO(comma_separated(rows))))
+    assert [line["method"] for line in read] == ["lora", "igu-lora", "svd-truncate", "full", "shuffled"]
+    assert float(read[1]["difference"]) == pytest.approx(rows[1].difference.mean)  # type: ignore[union-attr]
+    assert (read[0]["difference"], read[0]["parameters"]) == ("", "448")
+    table = markdown(rows)
+    assert len({line.count("|") for line in table.splitlines()}) == 1
+    assert table.count("(control)") == 2
+    written = latex(rows)
+    assert written.count(r"\\") == 6
+    assert r"$\pm$" in written
+    assert terminal_table(rows).row_count == 6  # a line above for the task
+    draw_forest_plot([*rows, *(replace(row, task="other") for row in rows)], tmp_path / "forest.png")
+    assert image.imread(tmp_path / "forest.png").shape[0] > 300

@@ -1,0 +1,226 @@
+"""A real grid of tiny cells: equal, repeatable, resumable; a killed and a failed cell are not lost."""
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from rich.console import Console
+
+from lorank.compare.cells import CONTROLS, Cell, recipe_of
+from lorank.compare.compare import compare_recipes, read_grid
+from lorank.compare.grid import ERROR, RESULT, Grid, run_grid
+from lorank.compare.learning_rate import searched
+from lorank.compare.run_cell import main
+from lorank.errors import AllocationError, ComparisonError, DataError, OutputError, RecipeError
+from lorank.methods import METHODS
+from lorank.plan import RankPlan
+
+CELLS = Path("cells") / "mood" / "r=1"
+
+
+@pytest.fixture
+def recipe_file(tiny_recipe: Callable[..., Any], tmp_path: Path) -> Path:
+    recipe = tiny_recipe(stage1={"initial_rank": 2, "max_steps": 12}, stage2={"max_steps": 12})
+    content = {
+        "model": recipe.model, "budget": "r=1", "data": {**recipe.data.model_dump(include={"train", "test", "max_length"})},
+        "metrics": ["accuracy", "matthews"], "checkpoint_every": 4,
+        "stage1": {"initial_rank": 2, "max_steps": 12, "batch_size": 8, "learning_rate": 1e-2},
+        "stage2": {"max_steps": 12, "batch_size": 8, "learning_rate": 1e-2},
+        "calibration": {"examples": 32}, "scoring": {"batch_size": 8},
+    }  # fmt: skip
+    path = tmp_path / "mood.yaml"
+    path.write_text(yaml.safe_dump(content))
+    return path
+
+
+def in_this_process(folder: Path) -> int:
+    return main(folder)
+
+
+METHOD_NAMES = ("lora", "i-lora", "igu-lora", "sensitivity-lora", "shuffled", "svd-truncate", "full")
+
+
+def grid(
+    recipe: Path, folder: Path, methods: tuple[str, ...] = METHOD_NAMES, seeds: tuple[int, ...] = (0,), *more: str
+) -> Grid:
+    overrides = ["igu-lora:pruning.every=2", "full:stage2.learning_rate=1e-3", *more]
+    return read_grid(
+        [recipe], [o for o in overrides if o.partition(":")[0] in (*methods, "mood")], methods, seeds, None, folder
+    )
+
+
+def test_every_kind_of_cell_is_equal_where_it_has_to_be(recipe_file: Path, tmp_path: Path) -> None:
+    asked = grid(recipe_file, tmp_path / "grid")
+    results = run_grid(asked, launch=in_this_process)
+    assert set(results) == set(asked.cells())
+    assert len({one.tokens for one in results.values()}) == len({one.steps for one in results.values()}) == 1
+    adapters = {cell.method: one for cell, one in results.items() if cell.method != "full"}
+    assert {one.scale for one in adapters.values()} == {2.0}
+    assert all(448 - 48 < one.parameters <= 448 for one in adapters.values())
+    full = next(one for cell, one in results.items() if cell.method == "full")
+    assert full.parameters > 5000
+    assert adapters["i-lora"].steps_before > 0
+    assert all(one.peak_bytes > 1e6 for one in results.values())
+    plans = {
+        name: RankPlan.load(tmp_path / "grid" / CELLS / name / "seed-0" / "run" / "plan.json")
+        for name in ("i-lora", "shuffled")
+    }
+    assert plans["shuffled"].spent == plans["i-lora"].spent
+    assert sorted(plans["shuffled"].ranks.values()) == sorted(plans["i-lora"].ranks.values())
+    assert plans["shuffled"].ranks != plans["i-lora"].ranks
+
+
+def test_a_grid_run_twice_gives_the_same_numbers_and_a_finished_one_runs_nothing(
+    recipe_file: Path, tmp_path: Path
+) -> None:
+    methods = ("lora", "i-lora", "shuffled", "svd-truncate", "full")
+    first = run_grid(grid(recipe_file, tmp_path / "one", methods), launch=in_this_process)
+    second = run_grid(grid(recipe_file, tmp_path / "two", methods), launch=in_this_process)
+    for cell, one in first.items():
+        assert (one.metrics, one.loss) == (second[cell].metrics, second[cell].loss)
+
+    def never(folder: Path) -> int:
+        raise AssertionError(f"{folder} is done")
+
+    assert run_grid(grid(recipe_file, tmp_path / "one", methods), launch=never) == first
+
+
+def test_cells_killed_at_any_moment_are_continued_to_the_same_numbers(recipe_file: Path, tmp_path: Path) -> None:
+    methods = ("lora", "i-lora")
+    wanted = run_grid(grid(recipe_file, tmp_path / "one", methods), launch=in_this_process)
+    killed = []
+
+    def launch(folder: Path) -> int:
+        process = subprocess.Popen(
+            [sys.executable, "-m", "lorank.compare.run_cell", str(folder)], stdout=subprocess.DEVNULL
+        )
+        if folder not in killed:
+            killed.append(folder)
+            threading.Thread(target=kill_in_training, args=(process, folder), daemon=True).start()
+        return process.wait()
+
+    found = run_grid(grid(recipe_file, tmp_path / "two", methods), tries=3, launch=launch)
+    assert len(killed) == 2
+    assert {c: (m.metrics, m.loss) for c, m in found.items()} == {c: (m.metrics, m.loss) for c, m in wanted.items()}
+
+
+def kill_in_training(process: Any, folder: Path) -> None:
+    """SIGKILL once a checkpoint is there."""
+    until = time.monotonic() + 60
+    while process.poll() is None and time.monotonic() < until:
+        if any(folder.rglob("checkpoint-*")):
+            os.kill(process.pid, signal.SIGKILL)
+            return
+        time.sleep(0.01)
+
+
+def test_a_failed_cell_is_tried_again_then_said_and_left_out(recipe_file: Path, tmp_path: Path) -> None:
+    calls: list[Path] = []
+
+    def launch(folder: Path) -> int:
+        calls.append(folder)
+        return 9 if "i-lora" in str(folder) else main(folder)
+
+    asked = grid(recipe_file, tmp_path / "grid", ("lora", "i-lora", "shuffled"))
+    with (tmp_path / "log").open("w") as log:
+        results = run_grid(asked, launch=launch, console=Console(file=log, width=200))
+    assert [cell.method for cell in results] == ["lora"]
+    assert sum("i-lora" in str(folder) for folder in calls) == 2
+    reasons = {cell.method: reason for cell, reason in asked.errors().items()}
+    assert "ended with 9, see" in reasons["i-lora"]
+    assert "the plan to shuffle has to be made first" in reasons["shuffled"]
+    assert "once more" in (tmp_path / "log").read_text()
+    # The same grid again does what is left.
+    assert len(run_grid(asked, launch=in_this_process)) == 3
+    assert not asked.errors()
+
+
+def test_learning_rates_are_searched_on_training_data_alone(recipe_file: Path, tmp_path: Path) -> None:
+    asked = grid(recipe_file, tmp_path / "grid", ("lora", "igu-lora", "full"))
+    found = searched(asked, (1e-6, 1.0), launch=in_this_process)
+    # Factors are of each method's own rate.
+    rates = {method: rate for (_, _, method), rate in found.rates.items()}
+    for method, own in (("lora", 1e-2), ("igu-lora", 1e-2), ("full", 1e-3)):
+        assert rates[method] in (own, 1e-6 * own)
+    held = [
+        (tmp_path / "grid" / "search" / "data" / f"mood-{part}.jsonl").read_text().splitlines()
+        for part in ("train", "judged")
+    ]
+    assert len(held[0]) + len(held[1]) == 120
+    texts = [{json.loads(line)["text_1"] for line in part} for part in held]
+    assert not texts[0] & texts[1]
+    recipe = found.recipe(Cell("mood", "r=1", "igu-lora", 0))
+    assert recipe.stage1.learning_rate == rates["igu-lora"]
+    record = json.loads((tmp_path / "grid" / "search.json").read_text())
+    assert [len(one["tried"]) for one in record] == [2, 2, 2]
+    with pytest.raises(ComparisonError, match="factors are"):
+        searched(asked, (0.0,))
+
+
+def test_what_a_comparison_leaves(recipe_file: Path, tmp_path: Path) -> None:
+    asked = grid(recipe_file, tmp_path / "grid", ("lora", "sensitivity-lora"), (0, 1))
+    run_grid(asked, launch=in_this_process)
+    found = compare_recipes(asked)
+    assert not found.failed
+    content = json.loads((tmp_path / "grid" / "comparison.json").read_text())
+    assert len(content["cells"]) == 4
+    assert content["grid"]["seeds"] == [0, 1]
+    assert "sensitivity-lora" in (tmp_path / "grid" / "table.md").read_text()
+    assert "no difference" in found.sentences[1] or "uniform LoRA" in found.sentences[1]
+    for name in ("table.tex", "table.csv", "forest.png"):
+        assert (tmp_path / "grid" / name).stat().st_size > 100
+
+
+def test_another_recipe_in_the_same_folder_is_refused(recipe_file: Path, tmp_path: Path) -> None:
+    run_grid(grid(recipe_file, tmp_path / "grid", ("lora",)), launch=in_this_process)
+    other = grid(recipe_file, tmp_path / "grid", ("lora",), (0,), "lora:stage2.learning_rate=2e-2")
+    with pytest.raises(OutputError, match="was run by another recipe"):
+        run_grid(other, launch=in_this_process)
+    result = tmp_path / "grid" / CELLS / "lora" / "seed-0" / RESULT
+    result.write_text("{}")
+    with pytest.raises(ComparisonError, match="damaged"):
+        run_grid(grid(recipe_file, tmp_path / "grid", ("lora",)), launch=in_this_process)
+
+
+def test_recipes_of_cells(recipe_file: Path, tmp_path: Path) -> None:
+    content = {**yaml.safe_load(recipe_file.read_text()), "method": "i-lora", "allocation": {"max_rank": 2}}
+    for method in (*METHODS, *CONTROLS):
+        recipe = recipe_of(content, Cell("mood", "r=1", method, 3), parameters=448)
+        assert (recipe.seed, recipe.budget, recipe.baselines) == (3, "448", ())
+        # Limits are for the recipe's own method.
+        assert (recipe.allocation.max_rank == 2) == (method in ("i-lora", "shuffled"))
+    assert recipe_of(content, Cell("mood", "r=1", "full", 0)).stage2.learning_rate == 5e-5
+    assert recipe_of({**content, "stage2": {"max_steps": 7}}, Cell("mood", "r=1", "igu-lora", 0)).stage1.max_steps == 7
+
+
+def test_refusals_come_first(recipe_file: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "grid"
+    for overrides, methods, error, message in (
+        ([], ("eva",), ComparisonError, "add lora to the methods"),
+        ([], ("lora", "evaa"), ComparisonError, r"'evaa' is unknown \(did you mean eva\?\)"),
+        (["eva:stage2.epochs=1"], ("lora",), ComparisonError, "'eva' has choices of its own"),
+        (["mod:stage2.epochs=1"], ("lora",), ComparisonError, r"did you mean mood\?"),
+        (["mood:stage2.epoch=1"], ("lora",), RecipeError, "stage2.epoch: unknown key"),
+        (["lora:stage2"], ("lora",), ComparisonError, "not of the form METHOD:key=value"),
+        (["lora:stage2.epoch=1"], ("lora",), RecipeError, "stage2.epoch: unknown key"),
+        (["budgt=1"], ("lora",), RecipeError, "budgt: unknown key"),
+        (["i-lora:scoring.batch_size=64"], ("lora", "i-lora"), DataError, "less than one batch of 64"),
+        (["igu-lora:pruning.every=10"], ("lora", "igu-lora"), AllocationError, "the last cut is at step"),
+    ):
+        with pytest.raises(error, match=message):
+            run_grid(read_grid([recipe_file], overrides, methods, (0,), None, folder), launch=in_this_process)
+    assert not (folder / "cells").exists()
+    shutil.copyfile(recipe_file, tmp_path / "other.yaml")
+    with pytest.raises(ComparisonError, match="two recipes are called 'mood'"):
+        read_grid([recipe_file, recipe_file], [], ("lora",), (0,), None, folder)
+    assert ERROR not in [path.name for path in folder.rglob("*")]
