@@ -199,6 +199,7 @@ def test_recipes_of_cells(recipe_file: Path, tmp_path: Path) -> None:
         assert (recipe.seed, recipe.budget, recipe.baselines) == (3, "448", ())
         # Limits are for the recipe's own method.
         assert (recipe.allocation.max_rank == 2) == (method in ("i-lora", "shuffled"))
+    assert recipe_of(content, Cell("mood", "r=1", "adalora", 0)).pruning.budget_in == "parameters"
     assert recipe_of(content, Cell("mood", "r=1", "full", 0)).stage2.learning_rate == 5e-5
     assert recipe_of({**content, "stage2": {"max_steps": 7}}, Cell("mood", "r=1", "igu-lora", 0)).stage1.max_steps == 7
 

@@ -110,7 +110,7 @@ def recipe_of(
     """The recipe of a cell: the task's, with this method, budget and seed, and the method's own choices.
 
     Sections that say how the recipe's method scores, prunes and allocates are for that method; others use their presets. A
-    method that allocates while it trains does so for as long as the others train their adapters.
+    method that allocates while it trains does so for as long as the others train their adapters, and counts in parameters.
 
     Args:
         content: of the task's recipe, as it was written.
@@ -135,6 +135,9 @@ def recipe_of(
         kept |= {"calibration": shared} if METHODS[method].scorer is not None else {}
     chosen: dict[str, Any] = {**kept, "method": method, "seed": cell.seed, "baselines": []}
     chosen["budget"] = str(parameters or cell.budget)
+    if METHODS.get(method, METHODS[BASELINE]).trained == "pruned triplets":
+        # Counted in ranks, as the papers do, a budget is spent to within some percent of parameters only.
+        chosen["pruning"] = merged({"budget_in": "parameters"}, kept.get("pruning") or {})
     recipe = make_recipe(merged(merged(chosen, _OWN_CHOICES.get(cell.method, {})), own or {}))
     if rate_section(recipe) == "stage2":
         return recipe
