@@ -73,7 +73,7 @@ def i_lora(name: str) -> tuple[list[str], dict[str, Any]]:
     """I-LoRA on DeBERTaV3-base: adapters of rank 2 in stage 1, half of them pruned."""
     rate1, epochs1, rate2, epochs2 = I_LORA[name]
     notes = [
-        f"I-LoRA, DeBERTaV3-base on GLUE {name}: Table 6 (learning rates, epochs), batch 32, rank 2 in stage 1, pruning ratio 50 %.",
+        f"I-LoRA, DeBERTaV3-base on GLUE {name}: Table 6 (rates, epochs), batch 32, rank 2 in stage 1, pruning ratio 50 %.",
         "Not in the paper, and lorank's defaults here: alpha / r, schedule, warm-up, weight decay, longest input (AdaLoRA's).",
         "The paper's 0.33M is the size of stage 1; after pruning about half of it is left.",
     ]
