@@ -52,7 +52,7 @@ def test_missing_cells_are_left_out_and_said() -> None:
         ({"tokens": 901}, r"differ in tokens \(901 and 900\)"),
         ({"steps": 11}, r"differ in steps"),
         ({"data": {"train": "c", "test": "b"}}, r"differ in data"),
-        ({"scale": 0.125}, r"different effective scales \(0.125, 2\)"),
+        ({"scale": 0.125}, r"different effective scales \(0.125 to 2\)"),
     ],
 )
 def test_cells_that_are_not_equal_are_not_compared(options: dict[str, object], message: str) -> None:

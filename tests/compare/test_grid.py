@@ -201,6 +201,8 @@ def test_recipes_of_cells(recipe_file: Path, tmp_path: Path) -> None:
         assert (recipe.allocation.max_rank == 2) == (method in ("i-lora", "shuffled"))
     assert recipe_of(content, Cell("mood", "r=1", "adalora", 0)).pruning.budget_in == "parameters"
     assert recipe_of(content, Cell("mood", "r=1", "full", 0)).stage2.learning_rate == 5e-5
+    own = grid(recipe_file, tmp_path / "grid", ("lora", "i-lora", "shuffled"), (0,), "i-lora:stage2.learning_rate=0.5")
+    assert own.recipe(Cell("mood", "r=1", "shuffled", 0)).stage2.learning_rate == 0.5
     assert recipe_of({**content, "stage2": {"max_steps": 7}}, Cell("mood", "r=1", "igu-lora", 0)).stage1.max_steps == 7
 
 
@@ -212,6 +214,10 @@ def test_refusals_come_first(recipe_file: Path, tmp_path: Path) -> None:
         (["eva:stage2.epochs=1"], ("lora",), ComparisonError, "'eva' has choices of its own"),
         (["mod:stage2.epochs=1"], ("lora",), ComparisonError, r"did you mean mood\?"),
         (["mood:stage2.epoch=1"], ("lora",), RecipeError, "stage2.epoch: unknown key"),
+        (["lora:seed=3"], ("lora",), ComparisonError, "lora:seed would make this method's cells unequal"),
+        ([], ("lora", "shuffled"), ComparisonError, "add i-lora to the methods"),
+        (["mood:budget=r=2"], ("lora", "svd-truncate"), ComparisonError, "no larger than budget r=2"),
+        (["mood:stage2.scale_by=active"], ("lora",), ComparisonError, "scale_by must be initial"),
         (["lora:stage2"], ("lora",), ComparisonError, "not of the form METHOD:key=value"),
         (["lora:stage2.epoch=1"], ("lora",), RecipeError, "stage2.epoch: unknown key"),
         (["budgt=1"], ("lora",), RecipeError, "budgt: unknown key"),

@@ -5,7 +5,7 @@ import statistics
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 
-from lorank.compare.cells import BASELINE, CONTROLS, Cell, Measured
+from lorank.compare.cells import BASELINE, Cell, Measured
 from lorank.compare.statistics import Difference, Test, compare, corrected, paired_differences
 from lorank.errors import ComparisonError
 
@@ -122,27 +122,35 @@ def _row(
 
 
 def check_equal(results: Mapping[Cell, Measured]) -> None:
-    """Refuse to compare what is not equal: data, training tokens and, of adapters, the scale, within a task and seed.
+    """Refuse to compare what is not equal: data and scale of adapters within a task, training tokens and steps within a seed.
 
     Raises:
         ComparisonError: names the two cells.
 
     """
     first: dict[tuple[str, str, int], tuple[Cell, Measured]] = {}
+    hashes: dict[str, tuple[Cell, Mapping[str, str]]] = {}
     for cell, one in results.items():
+        seen_cell, seen = hashes.setdefault(cell.task, (cell, one.data))
+        if one.data != seen:
+            raise ComparisonError(
+                f"{cell.folder} and {seen_cell.folder} differ in data: it changed while the grid was run"
+            )
         other_cell, other = first.setdefault((cell.task, cell.budget, cell.seed), (cell, one))
-        for what in ("data", "tokens", "steps"):
+        for what in ("tokens", "steps"):
             if getattr(one, what) != getattr(other, what):
                 raise ComparisonError(
                     f"{cell.folder} and {other_cell.folder} differ in {what} ({getattr(one, what)} and {getattr(other, what)}) "
                     "and cannot be compared; remove the wrong one's folder and run the grid again"
                 )
-    scales = {one.scale for cell, one in results.items() if one.scale is not None and cell.method not in CONTROLS}
-    if len(scales) > 1:
-        raise ComparisonError(
-            f"adapters have different effective scales ({', '.join(f'{scale:g}' for scale in sorted(scales))}); a comparison "
-            "needs one: set scale in the recipe, and stage2.scale_by: initial"
-        )
+    for task in dict.fromkeys(cell.task for cell in results):
+        # What is cut by svd-truncate was trained at the scale of the recipe; afterwards its scale has no meaning.
+        scales = [one.scale for cell, one in results.items() if cell.task == task and cell.method != "svd-truncate"]
+        known = [scale for scale in scales if scale is not None]
+        if known and not all(math.isclose(scale, known[0]) for scale in known):
+            raise ComparisonError(
+                f"{task}: adapters have different effective scales ({min(known):g} to {max(known):g}); a comparison needs one"
+            )
 
 
 def _metric(task: str, wanted: str | None, results: Mapping[Cell, Measured]) -> str:
@@ -160,15 +168,15 @@ def sentence(row: Row, level: float = 0.05) -> str:
     found = row.difference
     if found.pairs < 2:
         return f"{where} cannot be compared: {found.pairs} seed{'s' * (found.pairs != 1)} in common with uniform LoRA."
-    size = f"{found.mean:+.4f} {row.metric} ({100 * (1 - level):g} % interval {found.low:+.4f} to {found.high:+.4f})"
+    size = f"{found.mean:+.4f} {row.metric} (bootstrap interval {found.low:+.4f} to {found.high:+.4f})"
     shown = f"p = {found.holm:.2g} after Holm's correction, {found.pairs} seeds"
     if found.holm < level:
         return f"{where} is {'better' if found.mean > 0 else 'worse'} than uniform LoRA by {size}; {shown}."
     if found.mean == 0:
-        return f"{where}: no difference to uniform LoRA in {found.pairs} seeds."
+        return f"{where}: no mean difference to uniform LoRA in {found.pairs} seeds."
     more = (
         "not even 1,000 seeds would show a difference of this size"
         if found.seeds_needed is None
-        else f"a difference of this size would take about {found.seeds_needed} seeds to show"
+        else f"a difference of this size would take about {found.seeds_needed} seeds to show, alone"
     )
     return f"{where}: no difference to uniform LoRA that {found.pairs} seeds can show: {size}; {shown}; {more}."

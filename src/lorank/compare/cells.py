@@ -26,6 +26,10 @@ ORDER, RESULT, ERROR = "cell.json", "result.json", "error.txt"
 _OWN_CHOICES: Mapping[str, Mapping[str, Any]] = {"full": {"stage2": {"learning_rate": 5e-5}}}
 
 
+# What may be a method's own; anything else decides what has to be equal.
+_OWN_KEYS = ("preset", "scoring", "calibration", "pruning", "allocation", "stage1", "stage2")
+
+
 @dataclass(frozen=True)
 class Cell:
     """One run of a grid.
@@ -91,6 +95,7 @@ def cells_of(
 
     """
     known = (*METHODS, *CONTROLS)
+    methods, budgets = list(dict.fromkeys(methods)), list(dict.fromkeys(budgets))
     for name in methods:
         if name not in known:
             raise ComparisonError(f"method {name!r} is unknown{nearest(name, known)}; allowed: {', '.join(known)}")
@@ -123,7 +128,11 @@ def recipe_of(
         RecipeError: a key or value that is not allowed.
 
     """
-    first = str(content.get("method", "i-lora"))
+    first = source_of(content)
+    if strange := [key for key in own or {} if key not in _OWN_KEYS]:
+        raise ComparisonError(
+            f"{cell.method}:{strange[0]} would make this method's cells unequal to the others'; allowed: {', '.join(_OWN_KEYS)}"
+        )
     method = {"shuffled": first, "svd-truncate": BASELINE, "full": BASELINE}.get(cell.method, cell.method)
     kept = dict(content)
     if method != first:
@@ -137,14 +146,20 @@ def recipe_of(
     chosen["budget"] = str(parameters or cell.budget)
     if METHODS.get(method, METHODS[BASELINE]).trained == "pruned triplets":
         # Counted in ranks, as the papers do, a budget is spent to within some percent of parameters only.
-        chosen["pruning"] = merged({"budget_in": "parameters"}, kept.get("pruning") or {})
+        chosen["pruning"] = merged(kept.get("pruning") or {}, {"budget_in": "parameters"})
     recipe = make_recipe(merged(merged(chosen, _OWN_CHOICES.get(cell.method, {})), own or {}))
     if rate_section(recipe) == "stage2":
         return recipe
     # The stage that allocates is the one that trains: as long as the others' stage 2, over the same batches.
-    same = ("epochs", "max_steps", "batch_size", "gradient_accumulation")
+    length = ("epochs", "max_steps", "batch_size", "gradient_accumulation")
+    same = (*length, "warmup", "scheduler", "weight_decay", "max_grad_norm")
     stage1 = recipe.stage1.model_copy(update={key: getattr(recipe.stage2, key) for key in same})
     return recipe.model_copy(update={"stage1": stage1})
+
+
+def source_of(content: Mapping[str, Any]) -> str:
+    """The method whose plan `shuffled` shuffles: the recipe's own."""
+    return str(content.get("method", "i-lora"))
 
 
 def rate_section(recipe: Recipe) -> str:

@@ -52,8 +52,11 @@ def compare_command(
         if test not in ("t", "wilcoxon"):
             raise ComparisonError(f"test {test!r} is unknown; allowed: t, wilcoxon")
         folder = output_dir or Path("runs") / f"compare-{'-'.join(path.stem for path in paths)}"
-        asked = budgets.split(",") if budgets else None
-        grid = read_grid(paths, overrides, methods.split(","), _seeds(seeds), asked, folder)
+        if processes < 1 or tries < 1 or not 0 < level < 1:
+            raise ComparisonError("--processes and --tries start at 1, --level is a probability between 0 and 1")
+        asked = [one.strip() for one in budgets.split(",")] if budgets else None
+        chosen = [one.strip() for one in methods.split(",")]
+        grid = read_grid(paths, overrides, chosen, _seeds(seeds), asked, folder)
         judged = dict.fromkeys(grid.contents, metric) if metric else None
         found = compare_recipes(
             grid,

@@ -46,7 +46,7 @@ def draw_forest_plot(rows: Sequence[Row], path: Path, level: float = 0.05) -> No
         metric = found[0].metric if found else ""
         axis.set_title(f"{task}, budget {budget}: {metric} minus that of uniform LoRA", loc="left", fontsize=10)
         axis.grid(axis="x", alpha=0.3)
-    said = f"mean and {100 * (1 - level):g} % bootstrap interval over paired seeds; filled: p < {level:g} after Holm's correction"
+    said = f"mean and bootstrap interval over paired seeds; filled: p < {level:g} after Holm's correction"
     figure.text(0.01, -0.01, said, fontsize=8, va="top")
     write_atomically(path, lambda temporary: figure.savefig(temporary, dpi=150, format="png", bbox_inches="tight"))
     pyplot.close(figure)

@@ -28,8 +28,9 @@ from lorank.compare.cells import (
     rate_section,
     read_measured,
     recipe_of,
+    source_of,
 )
-from lorank.errors import OutputError
+from lorank.errors import ComparisonError, OutputError
 from lorank.methods import METHODS
 from lorank.targets import unit_costs
 from lorank.training.checks import check_model
@@ -75,6 +76,8 @@ class Grid:
     def own_of(self, cell: Cell) -> dict[str, Any]:
         """The cell's choices over its task's recipe: its method's, and the learning rate that was searched for it."""
         own = dict(self.own.get(cell.method) or {})
+        if cell.method == "shuffled":  # trained as the method whose plan it shuffles
+            own = merged(self.own.get(source_of(self.contents[cell.task])) or {}, own)
         rate = self.rates.get((cell.task, cell.budget, cell.method))
         if rate is None:
             return own
@@ -107,13 +110,31 @@ class Grid:
         for task, content in self.contents.items():
             train[task] = load_task_data(recipe_of(content, Cell(task, self.budgets[0], BASELINE, 0)).data).train
         for cell in self.cells():
-            if cell.seed != self.seeds[0] or cell.method in CONTROLS:
+            if cell.seed != self.seeds[0]:
                 continue
             recipe = self.recipe(cell)
+            if recipe.stage2.scale_by != "initial":
+                raise ComparisonError(f"{cell.task}: stage2.scale_by must be initial, or effective scales would differ")
+            if cell.method in CONTROLS:
+                self._check_control(cell, recipe)
+                continue
             check_model(recipe, (recipe.method,))
             check_schedule(recipe, recipe.method, len(train[cell.task]))
             if METHODS[recipe.method].trained == "triplets":
                 split_for_scoring(recipe, train[cell.task])
+
+    def _check_control(self, cell: Cell, recipe: Recipe) -> None:
+        source = source_of(self.contents[cell.task])
+        if cell.method == "shuffled" and source not in self.methods:
+            raise ComparisonError(f"shuffled shuffles the plan of {cell.task}'s method; add {source} to the methods")
+        wide = recipe.stage1.initial_rank
+        if cell.method == "svd-truncate" and self.parameters(cell.task, cell.budget) >= self.parameters(
+            cell.task, f"r={wide}"
+        ):
+            raise ComparisonError(
+                f"svd-truncate cuts an adapter of rank {wide} (stage1.initial_rank), which is no larger than budget "
+                f"{cell.budget}; raise the initial rank, ask for less, or leave svd-truncate out"
+            )
 
     def fingerprint(self, cell: Cell) -> str:
         """What decides the cell's numbers."""
@@ -189,7 +210,8 @@ def _run(grid: Grid, cells: Sequence[Cell], processes: int, tries: int, console:
     def work(cell: Cell) -> int:
         folder = grid.folder / "cells" / cell.folder
         folder.mkdir(parents=True, exist_ok=True)
-        source = Cell(cell.task, cell.budget, str(grid.contents[cell.task].get("method", "i-lora")), cell.seed)
+        (folder / ERROR).unlink(missing_ok=True)
+        source = Cell(cell.task, cell.budget, source_of(grid.contents[cell.task]), cell.seed)
         content = {
             "cell": asdict(cell),
             "content": dict(grid.contents[cell.task]),
@@ -200,7 +222,8 @@ def _run(grid: Grid, cells: Sequence[Cell], processes: int, tries: int, console:
         write_json(folder / ORDER, content)
         return launch(folder)
 
-    with ThreadPoolExecutor(max_workers=processes) as pool:
+    pool = ThreadPoolExecutor(max_workers=processes)
+    try:
         tried = dict.fromkeys(cells, 0)
         running = {pool.submit(work, cell): cell for cell in cells}
         while running:
@@ -208,7 +231,7 @@ def _run(grid: Grid, cells: Sequence[Cell], processes: int, tries: int, console:
             for future in finished:
                 cell, code = running.pop(future), future.result()
                 tried[cell] += 1
-                if code == 0:
+                if code == 0 and (grid.folder / "cells" / cell.folder / RESULT).is_file():
                     console.print(f"done    {cell.folder}", highlight=False)
                     continue
                 folder = grid.folder / "cells" / cell.folder
@@ -219,11 +242,12 @@ def _run(grid: Grid, cells: Sequence[Cell], processes: int, tries: int, console:
                 console.print(f"failed  {cell.folder}: {reason}{', once more' if again else ''}", highlight=False)
                 if again:
                     running[pool.submit(work, cell)] = cell
+    finally:
+        pool.shutdown(wait=True, cancel_futures=True)  # Ctrl-C: what has begun ends, what waits does not begin
 
 
 def _process(folder: Path, processes: int) -> int:
     """One cell in a Python of its own, its share of the cores, its output in log.txt."""
-    (folder / ERROR).unlink(missing_ok=True)
     threads = max(1, (os.cpu_count() or 1) // processes)
     environment = {"OMP_NUM_THREADS": str(threads), "TOKENIZERS_PARALLELISM": "false", **os.environ}
     with (folder / "log.txt").open("a", encoding="utf-8") as log:

@@ -14,7 +14,7 @@ from lorank.artefact import write_json, write_text
 from lorank.compare.cells import BASELINE, Cell, Measured, merged, rate_section, recipe_of
 from lorank.compare.grid import Grid, Launch, run_grid
 from lorank.errors import ComparisonError
-from lorank.training.data import TaskData, hold_out, load_task_data
+from lorank.training.data import hold_out, load_task_data
 
 # Not a seed of the grid: the search must not choose what happens to suit one of them.
 SEARCH_SEED = 1000
@@ -76,7 +76,8 @@ def searched(
         for cell, one in run_grid(part, processes=processes, tries=tries, console=console, launch=launch).items():
             key = (cell.task, cell.budget, cell.method)
             found.setdefault(key, {})[factor] = (_judged(cell.task, one, metrics), rates[key])
-    chosen = {key: _best(key, tried) for key, tried in found.items()}
+    wanted = [(task, budget, method) for task in contents for budget in grid.budgets for method in methods]
+    chosen = {key: _best(key, found.get(key, {})) for key in wanted}
     for task, content in grid.contents.items():
         for budget in grid.budgets if "shuffled" in grid.methods else ():
             source = (task, budget, str(content.get("method", "i-lora")))
@@ -103,7 +104,7 @@ def _judged(task: str, measured: Measured, metrics: Mapping[str, str] | None) ->
 
 
 def _best(key: tuple[str, str, str], tried: Mapping[float, tuple[float, float]]) -> float:
-    if all(value == -math.inf for value, _ in tried.values()):
+    if all(value == -math.inf for value, _ in tried.values()):  # also where every try failed
         raise ComparisonError(
             f"{'/'.join(key)}: no learning rate of the search gave a result; look at the folder search"
         )
@@ -118,7 +119,7 @@ def _on_training_data(task: str, content: Mapping[str, Any], folder: Path, fract
     train, judged = hold_out(data.train, fraction, SEARCH_SEED)
     columns = [name for name in ("text_1", "text_2") if name in train.column_names]
     for name, rows in (("train", train), ("judged", judged)):
-        write_text(folder / "data" / f"{task}-{name}.jsonl", _lines(rows, columns, data))
+        write_text(folder / "data" / f"{task}-{name}.jsonl", _lines(rows, columns))
     section = recipe.data.model_dump(exclude={"name", "config", "train_split", "test_split"})
     paths = {
         "train": str(folder / "data" / f"{task}-train.jsonl"),
@@ -128,9 +129,9 @@ def _on_training_data(task: str, content: Mapping[str, Any], folder: Path, fract
     return merged({key: value for key, value in content.items() if key != "data"}, {"data": section})
 
 
-def _lines(rows: Dataset, columns: Sequence[str], data: TaskData) -> str:
+def _lines(rows: Dataset, columns: Sequence[str]) -> str:
     lines = []
     for row in rows:
-        label = data.label_names[row["labels"]] if data.label_names else row["labels"]
-        lines.append(json.dumps({**{name: row[name] for name in columns}, "label": label}, ensure_ascii=False))
+        # Numbers, not names: names would be sorted again, and F1 would be that of another class.
+        lines.append(json.dumps({**{name: row[name] for name in columns}, "label": row["labels"]}, ensure_ascii=False))
     return "\n".join([*lines, ""])

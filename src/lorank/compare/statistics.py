@@ -130,8 +130,8 @@ def seeds_needed(mean: float, std: float, level: float = 0.05, power: float = 0.
     """Smallest number of pairs at which a paired t-test shows a true difference of `mean` with spread `std` with this power."""
     if not (math.isfinite(mean) and math.isfinite(std)) or mean == 0:
         return None
-    if std == 0:
-        return 2
+    if std <= 1e-12 * abs(mean):  # the sign test of `p_value`
+        return 1 + math.ceil(math.log2(1 / level))
     effect = abs(mean) / std
     for count in range(2, 1001):
         threshold = stats.t.ppf(1 - level / 2, count - 1)
