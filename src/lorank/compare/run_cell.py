@@ -19,7 +19,7 @@ from transformers import set_seed
 
 from lorank.compare.cells import ERROR, ORDER, RESULT, Cell, Measured, fingerprint_of, recipe_of, write_measured
 from lorank.compare.controls import shuffled
-from lorank.errors import ComparisonError, LorankError
+from lorank.errors import ComparisonError, LorankError, one_line
 from lorank.plan import RankPlan
 from lorank.training.checks import check_model
 from lorank.training.data import TaskData, load_task_data, tokenize
@@ -158,11 +158,11 @@ def main(folder: Path) -> int:
         plan_of = Path(order["plan_of"]) if order["plan_of"] else None
         measured = run_cell(recipe, cell, folder, plan_of, Console(width=160))
     except LorankError as error:
-        (folder / ERROR).write_text(" ".join(str(error).split()), encoding="utf-8")
+        (folder / ERROR).write_text(one_line(error, 2000), encoding="utf-8")
         return 1
     except Exception as error:  # whatever it is, the grid says it and goes on
         traceback.print_exc()
-        (folder / ERROR).write_text(f"{type(error).__name__}: {' '.join(str(error).split())[:300]}", encoding="utf-8")
+        (folder / ERROR).write_text(f"{type(error).__name__}: {one_line(error)}", encoding="utf-8")
         return 1
     write_measured(folder / RESULT, measured, fingerprint_of(recipe, cell))
     (folder / ERROR).unlink(missing_ok=True)

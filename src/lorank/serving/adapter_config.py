@@ -8,7 +8,7 @@ from typing import Annotated, Any
 from peft import LoraConfig
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, StrictFloat, StrictInt, ValidationError
 
-from lorank.errors import AdapterError
+from lorank.errors import AdapterError, one_line
 
 CONFIG = "adapter_config.json"
 # Starts after which the base model is the one that was loaded; others (PiSSA, OLoRA, CorDA, LoftQ) change it on loading.
@@ -93,7 +93,7 @@ def read_config(folder: Path) -> dict[str, Any]:
         where = ".".join(map(str, first["loc"][:2] if "pattern" in str(first["loc"][0]) else first["loc"][:1]))
         raise AdapterError(f"{path}: {where} is {_short(first['input'])}: {first['msg']}; put it right") from None
     except (ValueError, TypeError) as error:
-        raise AdapterError(f"{path}: {' '.join(str(error).split())}") from None
+        raise AdapterError(f"{path}: {one_line(error)}") from None
     for key, what in _FEATURES.items():
         if config.get(key):
             raise NotPlainError(

@@ -6,7 +6,7 @@ from huggingface_hub import HfApi
 from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalTokenNotFoundError, OfflineModeIsEnabled
 from huggingface_hub.utils import validate_repo_id
 
-from lorank.errors import OutputError
+from lorank.errors import OutputError, one_line
 
 # What the hub's client raises for a name, a login or a network that is not there; requests that fail are OSErrors.
 _FAILURES = (HfHubHTTPError, HFValidationError, LocalTokenNotFoundError, OfflineModeIsEnabled, OSError)
@@ -23,7 +23,7 @@ def check_hub(repository: str) -> None:
         validate_repo_id(repository)
         HfApi().whoami()
     except _FAILURES as error:
-        reason = " ".join(str(error).split())[:200]
+        reason = one_line(error, 200)
         raise OutputError(
             f"nothing can be pushed to {repository!r}: {reason}; give USER/NAME, log in with `hf auth login`, or leave out "
             "--push-to-hub"
@@ -45,7 +45,7 @@ def push(folder: Path, repository: str, *, private: bool = False) -> str:
         name = api.create_repo(repository, private=private, exist_ok=True).repo_id
         return str(api.upload_folder(folder_path=folder, repo_id=name, commit_message="Upload with lorank"))
     except _FAILURES as error:
-        reason = " ".join(str(error).split())[:200]
+        reason = one_line(error, 200)
         raise OutputError(
             f"{folder} is written, but could not be pushed to {repository!r}: {reason}; push it again"
         ) from None

@@ -9,7 +9,7 @@ from huggingface_hub import split_torch_state_dict_into_shards
 from transformers import AutoTokenizer
 
 from lorank.artefact import check_new_folder, new_folder
-from lorank.errors import AdapterError
+from lorank.errors import AdapterError, one_line
 from lorank.serving.adapter_config import NotPlainError
 from lorank.serving.adapter_files import AdapterFiles
 from lorank.serving.base_layers import BaseLayers
@@ -65,7 +65,7 @@ def merge(
     try:
         merged = model.merge_and_unload(safe_merge=True)
     except (ValueError, AttributeError, TypeError) as error:  # not finite; or a PEFT type that cannot be merged
-        raise AdapterError(f"{adapter} cannot be merged: {' '.join(str(error).split())}") from None
+        raise AdapterError(f"{adapter} cannot be merged: {one_line(error)}") from None
     with new_folder(output) as folder:
         merged.save_pretrained(str(folder), max_shard_size=max_shard_size)
         _save_tokenizer((str(adapter), str(merged.config._name_or_path)), folder, trust_remote_code)

@@ -10,7 +10,7 @@ from peft import PeftConfig, PeftModel
 from safetensors import safe_open
 from transformers import AutoConfig, AutoModel
 
-from lorank.errors import AdapterError
+from lorank.errors import AdapterError, one_line
 from lorank.training.model import NOT_LOADABLE, quiet_loading
 
 
@@ -40,7 +40,7 @@ def load_adapted(
             )
         return PeftModel.from_pretrained(model, str(adapter))
     except NOT_LOADABLE as error:
-        reason = " ".join(str(error).split())[:300]
+        reason = one_line(error)
         raise AdapterError(
             f"{adapter} cannot be loaded on {base or 'the base model that its config names'}: {reason}; give the base model "
             "that it was trained on"

@@ -11,7 +11,7 @@ from transformers import set_seed
 
 from lorank.artefact import check_new_folder, new_folder, write_json
 from lorank.budget import Budget
-from lorank.errors import AdapterError
+from lorank.errors import AdapterError, one_line
 from lorank.plan import RankPlan
 from lorank.report.rank_map import draw_rank_map
 from lorank.scoring.batches import Batch
@@ -96,7 +96,7 @@ def _on(base: Any, adapter: Path) -> PeftModel:
     try:
         return PeftModel.from_pretrained(base, str(adapter))
     except NOT_LOADABLE as error:
-        reason = " ".join(str(error).split())[:300]
+        reason = one_line(error)
         raise AdapterError(
             f"{adapter} cannot be loaded on the base model of the recipe: {reason}; give the recipe that trained it as --data"
         ) from None
