@@ -16,7 +16,7 @@ import pytest
 import yaml
 from rich.console import Console
 
-from lorank.compare.cells import CONTROLS, Cell, recipe_of
+from lorank.compare.cells import CONTROLS, FROM_PLAN, Cell, recipe_of
 from lorank.compare.compare import compare_recipes, read_grid
 from lorank.compare.grid import ERROR, RESULT, Grid, run_grid
 from lorank.compare.learning_rate import searched
@@ -34,7 +34,7 @@ def recipe_file(tiny_recipe: Callable[..., Any], tmp_path: Path) -> Path:
     content = {
         "model": recipe.model, "budget": "r=1", "data": {**recipe.data.model_dump(include={"train", "test", "max_length"})},
         "metrics": ["accuracy", "matthews"], "checkpoint_every": 4,
-        "stage1": {"initial_rank": 2, "max_steps": 12, "batch_size": 8, "learning_rate": 1e-2},
+        "stage1": {"initial_rank": 2, "max_steps": 4, "batch_size": 8, "learning_rate": 1e-2},
         "stage2": {"max_steps": 12, "batch_size": 8, "learning_rate": 1e-2},
         "calibration": {"examples": 32}, "scoring": {"batch_size": 8},
     }  # fmt: skip
@@ -47,7 +47,7 @@ def in_this_process(folder: Path) -> int:
     return main(folder)
 
 
-METHOD_NAMES = ("lora", "i-lora", "igu-lora", "sensitivity-lora", "shuffled", "svd-truncate", "full")
+METHOD_NAMES = ("lora", "i-lora", "igu-lora", "sensitivity-lora", "shuffled", "equal-compute", "svd-truncate", "full")
 
 
 def grid(
@@ -63,7 +63,10 @@ def test_every_kind_of_cell_is_equal_where_it_has_to_be(recipe_file: Path, tmp_p
     asked = grid(recipe_file, tmp_path / "grid")
     results = run_grid(asked, launch=in_this_process)
     assert set(results) == set(asked.cells())
-    assert len({one.tokens for one in results.values()}) == len({one.steps for one in results.values()}) == 1
+    shorter = next(one for cell, one in results.items() if cell.method == "equal-compute")
+    assert (shorter.steps, shorter.steps + shorter.steps_before) == (4, 12)
+    whole = [one for one in results.values() if one is not shorter]
+    assert len({one.tokens for one in whole}) == len({one.steps for one in whole}) == 1
     adapters = {cell.method: one for cell, one in results.items() if cell.method != "full"}
     assert {one.scale for one in adapters.values()} == {2.0}
     assert all(448 - 48 < one.parameters <= 448 for one in adapters.values())
@@ -75,6 +78,7 @@ def test_every_kind_of_cell_is_equal_where_it_has_to_be(recipe_file: Path, tmp_p
         name: RankPlan.load(tmp_path / "grid" / CELLS / name / "seed-0" / "run" / "plan.json")
         for name in ("i-lora", "shuffled")
     }
+    assert adapters["equal-compute"].parameters == adapters["i-lora"].parameters
     assert plans["shuffled"].spent == plans["i-lora"].spent
     assert sorted(plans["shuffled"].ranks.values()) == sorted(plans["i-lora"].ranks.values())
     assert plans["shuffled"].ranks != plans["i-lora"].ranks
@@ -138,7 +142,7 @@ def test_a_failed_cell_is_tried_again_then_said_and_left_out(recipe_file: Path, 
     assert sum("i-lora" in str(folder) for folder in calls) == 2
     reasons = {cell.method: reason for cell, reason in asked.errors().items()}
     assert "ended with 9, see" in reasons["i-lora"]
-    assert "the plan to shuffle has to be made first" in reasons["shuffled"]
+    assert "the plan has to be made first" in reasons["shuffled"]
     assert "once more" in (tmp_path / "log").read_text()
     # The same grid again does what is left.
     assert len(run_grid(asked, launch=in_this_process)) == 3
@@ -198,7 +202,7 @@ def test_recipes_of_cells(recipe_file: Path, tmp_path: Path) -> None:
         recipe = recipe_of(content, Cell("mood", "r=1", method, 3), parameters=448)
         assert (recipe.seed, recipe.budget, recipe.baselines) == (3, "448", ())
         # Limits are for the recipe's own method.
-        assert (recipe.allocation.max_rank == 2) == (method in ("i-lora", "shuffled"))
+        assert (recipe.allocation.max_rank == 2) == (method in ("i-lora", *FROM_PLAN))
     assert recipe_of(content, Cell("mood", "r=1", "adalora", 0)).pruning.budget_in == "parameters"
     assert recipe_of(content, Cell("mood", "r=1", "full", 0)).stage2.learning_rate == 5e-5
     own = grid(recipe_file, tmp_path / "grid", ("lora", "i-lora", "shuffled"), (0,), "i-lora:stage2.learning_rate=0.5")
@@ -216,6 +220,7 @@ def test_refusals_come_first(recipe_file: Path, tmp_path: Path) -> None:
         (["mood:stage2.epoch=1"], ("lora",), RecipeError, "stage2.epoch: unknown key"),
         (["lora:seed=3"], ("lora",), ComparisonError, "lora:seed would make this method's cells unequal"),
         ([], ("lora", "shuffled"), ComparisonError, "add i-lora to the methods"),
+        (["mood:method=eva"], ("lora", "eva", "equal-compute"), ComparisonError, "for methods of two stages, eva"),
         (["mood:budget=r=2"], ("lora", "svd-truncate"), ComparisonError, "no larger than budget r=2"),
         (["mood:stage2.scale_by=active"], ("lora",), ComparisonError, "scale_by must be initial"),
         (["lora:stage2"], ("lora",), ComparisonError, "not of the form METHOD:key=value"),

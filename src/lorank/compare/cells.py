@@ -16,10 +16,13 @@ from lorank.validation import nearest
 # What is compared beside rank-allocation methods, and what for.
 CONTROLS: Mapping[str, str] = {
     "shuffled": "the plan of the recipe's method, its ranks shuffled among modules of equal cost: does it matter which module?",
+    "equal-compute": "the recipe's method with its second stage shortened by what stage 1 and scoring cost: is it worth its price?",
     "svd-truncate": "uniform LoRA at stage 1's initial rank, cut to the budget by singular values: does planning matter?",
     "full": "full fine-tuning: what is there to gain?",
 }
 BASELINE = "lora"
+# Controls that train the plan of the recipe's method, once that is there.
+FROM_PLAN = ("shuffled", "equal-compute")
 # In the folder of a cell: what is asked for, what was measured, why there is nothing.
 ORDER, RESULT, ERROR = "cell.json", "result.json", "error.txt"
 # Every weight is trained, so a rate that suits adapters is too high by far.
@@ -66,7 +69,7 @@ class Measured:
         tokens: training tokens of these steps.
         seconds: of that training.
         before: seconds of what came before it: stage 1, scoring, or the training of what is cut.
-        steps_before: optimizer steps, and passes over scoring batches, of what came before.
+        steps_before: what the plan cost, before that training or in it: optimizer steps and passes over scoring batches.
         peak_bytes: largest memory of the process (of the GPU, where there is one).
         data: SHA-256 of the training and test examples.
 
@@ -88,7 +91,7 @@ class Measured:
 def cells_of(
     tasks: Sequence[str], budgets: Sequence[str], methods: Sequence[str], seeds: Sequence[int]
 ) -> Iterator[Cell]:
-    """All cells: seed by seed, so that a grid that is stopped early has whole seeds; controls that need a plan come last.
+    """All cells, seed by seed; controls that need a plan come last.
 
     Raises:
         ComparisonError: an unknown method, or no uniform LoRA to compare with.
@@ -101,7 +104,7 @@ def cells_of(
             raise ComparisonError(f"method {name!r} is unknown{nearest(name, known)}; allowed: {', '.join(known)}")
     if BASELINE not in methods:
         raise ComparisonError(f"differences are to uniform LoRA; add {BASELINE} to the methods")
-    order = sorted(methods, key=lambda name: name == "shuffled")
+    order = sorted(methods, key=lambda name: name in FROM_PLAN)
     for seed in seeds:
         for task in tasks:
             for budget in budgets:
@@ -133,7 +136,8 @@ def recipe_of(
         raise ComparisonError(
             f"{cell.method}:{strange[0]} would make this method's cells unequal to the others'; allowed: {', '.join(_OWN_KEYS)}"
         )
-    method = {"shuffled": first, "svd-truncate": BASELINE, "full": BASELINE}.get(cell.method, cell.method)
+    controls = {**dict.fromkeys(FROM_PLAN, first), "svd-truncate": BASELINE, "full": BASELINE}
+    method = controls.get(cell.method, cell.method)
     kept = dict(content)
     if method != first:
         for section in ("preset", "scoring", "pruning", "allocation"):
@@ -158,7 +162,7 @@ def recipe_of(
 
 
 def source_of(content: Mapping[str, Any]) -> str:
-    """The method whose plan `shuffled` shuffles: the recipe's own."""
+    """The method whose plan controls train: the recipe's own."""
     return str(content.get("method", "i-lora"))
 
 
@@ -167,6 +171,11 @@ def rate_section(recipe: Recipe) -> str:
     if METHODS[recipe.method].trained != "pruned triplets":
         return "stage2"
     return "stage1" if pruning_of(recipe, recipe.method)[1].ending == "continue" else "stage2"
+
+
+def two_stages(recipe: Recipe) -> bool:
+    """Whether a first stage is trained, and thrown away, for the plan that the second one trains."""
+    return METHODS[recipe.method].trained != "nothing" and rate_section(recipe) == "stage2"
 
 
 def merged(content: Mapping[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:
@@ -202,5 +211,9 @@ def read_measured(path: Path) -> tuple[Measured, str]:
 
 
 def fingerprint_of(recipe: Recipe, cell: Cell) -> str:
-    """What decides a cell's numbers, as one sum: the resolved recipe and which cell it is."""
-    return checksum({"cell": asdict(cell), "recipe": recipe.model_dump(mode="json", exclude={"resolved"})})
+    """What decides a cell's numbers, as one sum: the resolved recipe and which cell it is.
+
+    Defaults are left out, so that a key which a later version adds does not make finished cells another recipe's.
+    """
+    content = recipe.model_dump(mode="json", exclude={"resolved"}, exclude_defaults=True)
+    return checksum({"cell": asdict(cell), "recipe": content})

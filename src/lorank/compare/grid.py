@@ -18,6 +18,7 @@ from lorank.compare.cells import (
     BASELINE,
     CONTROLS,
     ERROR,
+    FROM_PLAN,
     ORDER,
     RESULT,
     Cell,
@@ -29,6 +30,7 @@ from lorank.compare.cells import (
     read_measured,
     recipe_of,
     source_of,
+    two_stages,
 )
 from lorank.errors import ComparisonError, OutputError
 from lorank.methods import METHODS
@@ -76,7 +78,7 @@ class Grid:
     def own_of(self, cell: Cell) -> dict[str, Any]:
         """The cell's choices over its task's recipe: its method's, and the learning rate that was searched for it."""
         own = dict(self.own.get(cell.method) or {})
-        if cell.method == "shuffled":  # trained as the method whose plan it shuffles
+        if cell.method in FROM_PLAN:  # trained as the method whose plan it is
             own = merged(self.own.get(source_of(self.contents[cell.task])) or {}, own)
         rate = self.rates.get((cell.task, cell.budget, cell.method))
         if rate is None:
@@ -125,8 +127,12 @@ class Grid:
 
     def _check_control(self, cell: Cell, recipe: Recipe) -> None:
         source = source_of(self.contents[cell.task])
-        if cell.method == "shuffled" and source not in self.methods:
-            raise ComparisonError(f"shuffled shuffles the plan of {cell.task}'s method; add {source} to the methods")
+        if cell.method in FROM_PLAN and source not in self.methods:
+            raise ComparisonError(f"{cell.method} trains the plan of {cell.task}'s method; add {source} to the methods")
+        if cell.method == "equal-compute" and not two_stages(recipe):
+            raise ComparisonError(
+                f"equal-compute is for methods of two stages, {source} of {cell.task} has one; leave equal-compute out"
+            )
         wide = recipe.stage1.initial_rank
         if cell.method == "svd-truncate" and self.parameters(cell.task, cell.budget) >= self.parameters(
             cell.task, f"r={wide}"
@@ -197,9 +203,9 @@ def run_grid(
         with FileLock(grid.folder / ".lock", timeout=0):
             left = [cell for cell in grid.cells() if cell not in done]
             console.print(f"{len(done)} of {len(grid.cells())} cells are done, {len(left)} are left", highlight=False)
-            first = [cell for cell in left if cell.method != "shuffled"]
-            # Plans have to be made before they are shuffled.
-            for group in (first, [cell for cell in left if cell.method == "shuffled"]):
+            first = [cell for cell in left if cell.method not in FROM_PLAN]
+            # Plans have to be made before controls train them.
+            for group in (first, [cell for cell in left if cell.method in FROM_PLAN]):
                 _run(grid, group, processes, tries, console, launch or (lambda folder: _process(folder, processes)))
     except Timeout:
         raise OutputError(f"{grid.folder} is in use by another comparison; wait for it, or give another one") from None
@@ -217,7 +223,7 @@ def _run(grid: Grid, cells: Sequence[Cell], processes: int, tries: int, console:
             "content": dict(grid.contents[cell.task]),
             "own": grid.own_of(cell),
             "parameters": grid.parameters(cell.task, cell.budget),
-            "plan_of": str(grid.folder / "cells" / source.folder) if cell.method == "shuffled" else None,
+            "plan_of": str(grid.folder / "cells" / source.folder) if cell.method in FROM_PLAN else None,
         }
         write_json(folder / ORDER, content)
         return launch(folder)

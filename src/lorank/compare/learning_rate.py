@@ -11,7 +11,7 @@ from datasets import Dataset
 from rich.console import Console
 
 from lorank.artefact import write_json, write_text
-from lorank.compare.cells import BASELINE, Cell, Measured, merged, rate_section, recipe_of
+from lorank.compare.cells import BASELINE, FROM_PLAN, Cell, Measured, merged, rate_section, recipe_of, source_of
 from lorank.compare.grid import Grid, Launch, run_grid
 from lorank.errors import ComparisonError
 from lorank.training.data import hold_out, load_task_data
@@ -34,8 +34,8 @@ def searched(
     """The grid with a learning rate for every task, budget and method.
 
     Each method is trained once for each factor times its own learning rate, on a part of the training data, and judged on the
-    rest of it (split by content). Of equally good factors the one nearest to 1 is taken. `shuffled` takes the rate of the
-    method whose plan it shuffles.
+    rest of it (split by content). Of equally good factors the one nearest to 1 is taken. Controls that train a
+    method's plan take its rate.
 
     Args:
         grid: what is compared.
@@ -54,12 +54,14 @@ def searched(
     """
     if not factors or any(not 0 < factor < math.inf for factor in factors):
         raise ComparisonError(f"factors are {list(factors)}; allowed: numbers above 0, for example 0.3,1,3")
+    if SEARCH_SEED in grid.seeds:
+        raise ComparisonError(f"seed {SEARCH_SEED} is the search's own; leave it out of --seeds")
     found: dict[tuple[str, str, str], dict[float, tuple[float, float]]] = {}
     contents = {
         task: _on_training_data(task, content, grid.folder / "search", fraction)
         for task, content in grid.contents.items()
     }
-    methods = tuple(name for name in grid.methods if name != "shuffled")
+    methods = tuple(name for name in grid.methods if name not in FROM_PLAN)
     for factor in factors:
         rates = {
             (task, budget, method): factor * _own_rate(grid, Cell(task, budget, method, SEARCH_SEED))
@@ -79,10 +81,10 @@ def searched(
     wanted = [(task, budget, method) for task in contents for budget in grid.budgets for method in methods]
     chosen = {key: _best(key, found.get(key, {})) for key in wanted}
     for task, content in grid.contents.items():
-        for budget in grid.budgets if "shuffled" in grid.methods else ():
-            source = (task, budget, str(content.get("method", "i-lora")))
+        for budget in grid.budgets:
+            source = (task, budget, source_of(content))
             if source in chosen and rate_section(grid.recipe(Cell(*source, SEARCH_SEED))) == "stage2":
-                chosen[task, budget, "shuffled"] = chosen[source]
+                chosen |= {(task, budget, name): chosen[source] for name in FROM_PLAN if name in grid.methods}
     record = []
     for (task, budget, method), tried in found.items():
         values = [{"rate": rate, "value": None if value == -math.inf else value} for value, rate in tried.values()]

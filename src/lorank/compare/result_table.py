@@ -46,7 +46,7 @@ def cells_of_row(row: Row) -> tuple[str, ...]:
         "-" if found is None else _p(found.holm),
         f"{len(row.values)}" + (f" of {len(row.values) + len(row.missing)}" if row.missing else ""),
         f"{row.parameters:,}",
-        f"{steps:,}" + (f" + {before:,} before" if before else ""),
+        f"{steps:,}" + (f" + {before:,} for the plan" if before else ""),
         _number(row.seconds, 0) + (f" + {row.before:.0f}" if row.before > 0 else ""),
         _number(row.peak_bytes / 2**30, 2),
     )

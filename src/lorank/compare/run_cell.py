@@ -17,8 +17,18 @@ import transformers
 from rich.console import Console
 from transformers import set_seed
 
-from lorank.compare.cells import ERROR, ORDER, RESULT, Cell, Measured, fingerprint_of, recipe_of, write_measured
-from lorank.compare.controls import shuffled
+from lorank.compare.cells import (
+    ERROR,
+    FROM_PLAN,
+    ORDER,
+    RESULT,
+    Cell,
+    Measured,
+    fingerprint_of,
+    recipe_of,
+    write_measured,
+)
+from lorank.compare.controls import shortened, shuffled
 from lorank.errors import ComparisonError, LorankError, one_line
 from lorank.plan import RankPlan
 from lorank.training.checks import check_model
@@ -39,11 +49,11 @@ def run_cell(recipe: Recipe, cell: Cell, folder: Path, plan_of: Path | None, con
         recipe: of the cell (`recipe_of`).
         cell: which one.
         folder: where it works.
-        plan_of: for `shuffled`: the folder of the cell whose plan is shuffled.
+        plan_of: for controls that train a plan: the folder of the cell that made it.
         console: for lines of progress.
 
     Raises:
-        ComparisonError: the adapter does not have the budget's parameters, or the cell to shuffle is not done.
+        ComparisonError: the adapter does not have the budget's parameters, or the plan to train is not there.
         LorankError: as `lorank.training.run.run`.
 
     """
@@ -52,11 +62,17 @@ def run_cell(recipe: Recipe, cell: Cell, folder: Path, plan_of: Path | None, con
         return _full(recipe, data, folder, console)
     if cell.method == "svd-truncate":
         return _truncated(recipe, data, folder, console)
-    if cell.method == "shuffled":
+    spent = 0
+    if cell.method in FROM_PLAN:
         path = (plan_of or folder) / "run" / "plan.json"
         if not path.is_file():
-            raise ComparisonError(f"{path} is not there: the plan to shuffle has to be made first; run the grid again")
-        result = run_plan(recipe, shuffled(RankPlan.load(path), cell.seed), folder / "run", console)
+            raise ComparisonError(f"{path} is not there: the plan has to be made first; run the grid again")
+        plan = RankPlan.load(path)
+        if cell.method == "shuffled":
+            plan = shuffled(plan, cell.seed)
+        else:
+            recipe, spent = shortened(recipe, len(data.train), path.parent)
+        result = run_plan(recipe, plan, folder / "run", console)
     else:
         result = run(recipe, folder / "run", console)
     found = next(iter(result.results.values()))
@@ -71,7 +87,7 @@ def run_cell(recipe: Recipe, cell: Cell, folder: Path, plan_of: Path | None, con
         tokens=tokens_trained(recipe, data, found["steps"]),
         seconds=found["seconds"],
         before=before.get("seconds", 0.0),
-        steps_before=before.get("steps", 0) + before.get("passes", 0) + found.get("scoring_passes", 0),
+        steps_before=spent or before.get("steps", 0) + before.get("passes", 0) + found.get("scoring_passes", 0),
         peak_bytes=peak_bytes(),
         data=data.hashes,
     )

@@ -39,7 +39,7 @@ def check_schedule(recipe: Recipe, method: str, examples: int) -> None:
 
     """
     if METHODS[method].trained == "pruned triplets":
-        section, epoch = recipe.stage1, steps_per_epoch(recipe, examples)
+        section, epoch = recipe.stage1, steps_per_epoch(recipe.stage1, examples)
         schedule_of(pruning_of(recipe, method)[1], section.max_steps or math.ceil(section.epochs * epoch), epoch)
 
 

@@ -12,6 +12,7 @@ from lorank.scoring.batches import Batch
 from lorank.training.data import hold_out
 from lorank.training.processes import processes
 from lorank.training.recipe import Recipe
+from lorank.training.recipe_sections import TrainingSection
 
 
 def split_for_scoring(recipe: Recipe, rows: Dataset) -> tuple[Dataset, Dataset]:
@@ -36,7 +37,7 @@ def split_for_scoring(recipe: Recipe, rows: Dataset) -> tuple[Dataset, Dataset]:
             f"scoring.fraction {options.fraction} leaves {len(train)} of {len(rows)} examples to train stage 1 on, less than "
             f"one batch of {recipe.stage1.batch_size}; lower scoring.fraction or stage1.batch_size"
         )
-    steps = recipe.stage1.max_steps or math.ceil(recipe.stage1.epochs * steps_per_epoch(recipe, len(train)))
+    steps = recipe.stage1.max_steps or math.ceil(recipe.stage1.epochs * steps_per_epoch(recipe.stage1, len(train)))
     counted = (steps - int(options.warmup * steps)) // options.every
     if options.when == "during" and counted < 1:
         raise DataError(
@@ -46,9 +47,8 @@ def split_for_scoring(recipe: Recipe, rows: Dataset) -> tuple[Dataset, Dataset]:
     return train, scoring
 
 
-def steps_per_epoch(recipe: Recipe, examples: int) -> int:
-    """Optimizer steps in which stage 1 sees every example once."""
-    section = recipe.stage1
+def steps_per_epoch(section: TrainingSection, examples: int) -> int:
+    """Optimizer steps in which a stage sees every example once."""
     micro_batches = math.ceil(examples / (section.batch_size * processes().num_processes))
     return math.ceil(micro_batches / section.gradient_accumulation)
 
