@@ -7,6 +7,7 @@ import sys
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import FIRST_COMPLETED, ThreadPoolExecutor, wait
 from dataclasses import asdict, dataclass, field
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -203,9 +204,9 @@ def run_grid(
         with FileLock(grid.folder / ".lock", timeout=0):
             left = [cell for cell in grid.cells() if cell not in done]
             console.print(f"{len(done)} of {len(grid.cells())} cells are done, {len(left)} are left", highlight=False)
-            first = [cell for cell in left if cell.method not in FROM_PLAN]
-            # Plans have to be made before controls train them.
-            for group in (first, [cell for cell in left if cell.method in FROM_PLAN]):
+            # Seed by seed, so that a grid that is stopped early has whole seeds; plans are made before controls train them.
+            for seed, trains_plan in product(grid.seeds, (False, True)):
+                group = [cell for cell in left if cell.seed == seed and (cell.method in FROM_PLAN) == trains_plan]
                 _run(grid, group, processes, tries, console, launch or (lambda folder: _process(folder, processes)))
     except Timeout:
         raise OutputError(f"{grid.folder} is in use by another comparison; wait for it, or give another one") from None

@@ -34,7 +34,7 @@ def searched(
     """The grid with a learning rate for every task, budget and method.
 
     Each method is trained once for each factor times its own learning rate, on a part of the training data, and judged on the
-    rest of it (split by content). Of equally good factors the one nearest to 1 is taken. Controls that train a
+    rest of it (split by content); where the metric is equal, by the loss. Controls that train a
     method's plan take its rate.
 
     Args:
@@ -56,7 +56,7 @@ def searched(
         raise ComparisonError(f"factors are {list(factors)}; allowed: numbers above 0, for example 0.3,1,3")
     if SEARCH_SEED in grid.seeds:
         raise ComparisonError(f"seed {SEARCH_SEED} is the search's own; leave it out of --seeds")
-    found: dict[tuple[str, str, str], dict[float, tuple[float, float]]] = {}
+    found: dict[tuple[str, str, str], dict[float, tuple[tuple[float, float], float]]] = {}
     contents = {
         task: _on_training_data(task, content, grid.folder / "search", fraction)
         for task, content in grid.contents.items()
@@ -87,7 +87,10 @@ def searched(
                 chosen |= {(task, budget, name): chosen[source] for name in FROM_PLAN if name in grid.methods}
     record = []
     for (task, budget, method), tried in found.items():
-        values = [{"rate": rate, "value": None if value == -math.inf else value} for value, rate in tried.values()]
+        values = [
+            {"rate": rate, "value": _finite(value), "loss": _finite(-better)}
+            for (value, better), rate in tried.values()
+        ]
         picked = chosen[task, budget, method]
         record.append({"task": task, "budget": budget, "method": method, "chosen": picked, "tried": values})
     write_json(grid.folder / "search.json", record)
@@ -99,14 +102,19 @@ def _own_rate(grid: Grid, cell: Cell) -> float:
     return float(getattr(recipe, rate_section(recipe)).learning_rate)
 
 
-def _judged(task: str, measured: Measured, metrics: Mapping[str, str] | None) -> float:
+def _judged(task: str, measured: Measured, metrics: Mapping[str, str] | None) -> tuple[float, float]:
+    """The metric, then the loss (the lower the better): rates that learn nothing yet have one and the same metric."""
     name = (metrics or {}).get(task) or next(iter(measured.metrics))
-    value = measured.metrics[name]
-    return -math.inf if value is None else value
+    value, loss = measured.metrics[name], measured.loss
+    return -math.inf if value is None else value, -math.inf if loss is None else -loss
 
 
-def _best(key: tuple[str, str, str], tried: Mapping[float, tuple[float, float]]) -> float:
-    if all(value == -math.inf for value, _ in tried.values()):  # also where every try failed
+def _finite(value: float) -> float | None:
+    return value if math.isfinite(value) else None
+
+
+def _best(key: tuple[str, str, str], tried: Mapping[float, tuple[tuple[float, float], float]]) -> float:
+    if all(value == -math.inf for (value, _), _ in tried.values()):  # also where every try failed
         raise ComparisonError(
             f"{'/'.join(key)}: no learning rate of the search gave a result; look at the folder search"
         )
