@@ -12,8 +12,13 @@ from peft import LoraConfig, PeftModel, TaskType, get_peft_model
 from tokenizers import Tokenizer, models, pre_tokenizers, processors
 from transformers import (
     AutoTokenizer,
+    BartConfig,
+    BartForConditionalGeneration,
     BertConfig,
     BertForSequenceClassification,
+    LlamaConfig,
+    LlamaForCausalLM,
+    PreTrainedModel,
     PreTrainedTokenizerFast,
     Trainer,
     TrainingArguments,
@@ -139,3 +144,34 @@ def random_batch(size: int = 4, length: int = 7, seed: int = 0) -> dict[str, tor
     generator = torch.Generator().manual_seed(seed)
     ids = torch.randint(5, 21, (size, length), generator=generator)
     return {"input_ids": ids, "attention_mask": torch.ones_like(ids), "labels": torch.arange(size) % 2}
+
+
+def save_tiny(model: PreTrainedModel, tiny_folder: Path, folder: Path, **tokens: str) -> Path:
+    """Save a tiny random model as `from_pretrained` reads it, with the words of the tiny tokenizer."""
+    model.save_pretrained(folder)
+    tokenizer = AutoTokenizer.from_pretrained(tiny_folder)
+    tokenizer.add_special_tokens(tokens)
+    tokenizer.save_pretrained(folder)
+    return folder
+
+
+def tiny_writer(kind: str, tiny_folder: Path, folder: Path) -> Path:
+    """A tiny model that writes: a "decoder" with Llama's architecture, or an "encoder-decoder" with BART's."""
+    set_seed(0)
+    ids = {"pad_token_id": 0, "bos_token_id": 2, "eos_token_id": 3}
+    if kind == "decoder":
+        model: Any = LlamaForCausalLM(
+            LlamaConfig(
+                vocab_size=32, hidden_size=16, intermediate_size=32, num_hidden_layers=2, num_attention_heads=2,
+                num_key_value_heads=1, max_position_embeddings=512, initializer_range=0.3, tie_word_embeddings=True, **ids,
+            )
+        )  # fmt: skip
+    else:
+        model = BartForConditionalGeneration(
+            BartConfig(
+                vocab_size=32, d_model=16, encoder_layers=2, decoder_layers=2, encoder_attention_heads=2,
+                decoder_attention_heads=2, encoder_ffn_dim=32, decoder_ffn_dim=32, max_position_embeddings=1024,
+                init_std=0.3, decoder_start_token_id=3, forced_eos_token_id=3, **ids,
+            )
+        )  # fmt: skip
+    return save_tiny(model, tiny_folder, folder, eos_token="[SEP]")

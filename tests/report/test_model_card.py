@@ -40,7 +40,7 @@ def test_hub_names_go_into_the_cards_metadata(tmp_path: Path) -> None:
 
     write_model_card(
         tmp_path, RankPlan({"a": 2, "b": 0}, {"a": 10, "b": 10}, "r=1", 20), title="x", base_model="org/base", method="lora",
-        preset=None, data="Something.", hub_data="org/rows", num_labels=2, seed=0,
+        preset=None, data="Something.", hub_data="org/rows", task_type="SEQ_CLS", num_labels=2, seed=0,
         results={"lora": {"adapter_parameters": 20, "metrics": {"matthews": None}}},
     )  # fmt: skip
     card = ModelCard.load(tmp_path / "README.md")

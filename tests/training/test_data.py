@@ -9,7 +9,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from lorank import LorankError
-from lorank.training.data import hold_out, load_task_data, tokenize
+from lorank.training.data import hold_out, load_task_data
+from lorank.training.encoding import tokenize
 from lorank.training.recipe_sections import DataSection
 
 ROWS = [("the day was fine", "good"), ('a "bare quote', "bad"), ("null", "good"), ("NA", "bad")]
@@ -143,16 +144,16 @@ def test_the_scoring_set_shares_no_text_with_the_rest(contents: list[str], fract
     assert len(scoring) >= round(fraction * len(contents)) or len(set(train["content"])) == 1
 
 
-def test_pairs_are_encoded_together(tmp_path: Path, tiny_tokenizer) -> None:
+def test_pairs_are_encoded_together(tmp_path: Path, tiny_recipe, tiny_tokenizer) -> None:
     frame = pandas.DataFrame(
         [("the day", "was fine", "x"), ("the house", "was cold", "y")], columns=["a", "b", "label"]
     )
     frame.to_csv(tmp_path / "train.csv", index=False)
     path = str(tmp_path / "train.csv")
-    data = load_task_data(DataSection(train=path, test=path, text=("a", "b")))
-    encoded = tokenize(data.train, tiny_tokenizer, 16)
+    recipe = tiny_recipe(data={"train": path, "test": path, "text": ["a", "b"], "max_length": 8})
+    data = load_task_data(recipe.data)
+    encoded = tokenize(data.train, tiny_tokenizer, recipe)
     assert encoded["length"][0] == 7  # [CLS] the day [SEP] was fine [SEP]
-    assert tokenize(data.train, tiny_tokenizer, 8)["length"][0] == 7
     assert set(encoded.column_names) >= {"input_ids", "attention_mask", "labels", "length"}
 
 

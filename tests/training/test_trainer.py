@@ -10,7 +10,8 @@ from transformers import TrainingArguments
 from lorank import LorankError
 from lorank.adapter.orthogonality import orthogonality
 from lorank.training.checkpoints import latest_checkpoint, read_progress
-from lorank.training.data import load_task_data, tokenize
+from lorank.training.data import load_task_data
+from lorank.training.encoding import tokenize
 from lorank.training.stage import train_stage
 from lorank.training.trainer import SeededOrder, StageTrainer
 
@@ -80,7 +81,7 @@ def test_examples_of_similar_length_share_a_batch() -> None:
 
 def stage_inputs(tiny_recipe, tiny_tokenizer, tmp_path: Path, **changes):
     recipe = tiny_recipe(**changes)
-    rows = tokenize(load_task_data(recipe.data).train, tiny_tokenizer, 16)
+    rows = tokenize(load_task_data(recipe.data).train, tiny_tokenizer, recipe)
     return {
         "name": "stage 1",
         "recipe": recipe,

@@ -16,7 +16,7 @@ from lorank.validation import nearest
 # What is compared beside rank-allocation methods, and what for.
 CONTROLS: Mapping[str, str] = {
     "shuffled": "the plan of the recipe's method, its ranks shuffled among modules of equal cost: does it matter which module?",
-    "equal-compute": "the recipe's method with its second stage shortened by what stage 1 and scoring cost: is it worth its price?",
+    "equal-compute": "the recipe's method with stage 2 shortened by what stage 1 and scoring cost: is it worth its price?",
     "svd-truncate": "uniform LoRA at stage 1's initial rank, cut to the budget by singular values: does planning matter?",
     "full": "full fine-tuning: what is there to gain?",
 }

@@ -32,7 +32,8 @@ from lorank.compare.controls import shortened, shuffled
 from lorank.errors import ComparisonError, LorankError, one_line
 from lorank.plan import RankPlan
 from lorank.training.checks import check_model
-from lorank.training.data import TaskData, load_task_data, tokenize
+from lorank.training.data import TaskData, load_task_data
+from lorank.training.encoding import tokenize
 from lorank.training.full_stage import train_full
 from lorank.training.model import load_tokenizer
 from lorank.training.output import claimed
@@ -144,7 +145,7 @@ def _check_parameters(parameters: int, plan: RankPlan) -> None:
 
 def tokens_trained(recipe: Recipe, data: TaskData, steps: int) -> int:
     """Tokens in the batches of so many optimizer steps, padding not counted."""
-    lengths = tokenize(data.train, load_tokenizer(recipe), recipe.data.max_length)["length"]
+    lengths = tokenize(data.train, load_tokenizer(recipe), recipe)["length"]
     batch = recipe.stage2.batch_size * recipe.stage2.gradient_accumulation
     order = SeededOrder(lengths, batch, recipe.seed, group_by_length=recipe.group_by_length)
     left, total = steps, 0

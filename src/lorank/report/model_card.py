@@ -9,6 +9,7 @@ from huggingface_hub import ModelCard, ModelCardData
 from lorank.artefact import versions, write_atomically
 from lorank.plan import RankPlan
 
+_PIPELINES = {"CAUSAL_LM": "text-generation", "SEQ_2_SEQ_LM": "text2text-generation"}
 _TEMPLATE = """\
 ---
 {{ card_data }}
@@ -73,6 +74,7 @@ def write_model_card(
     data: str,
     hub_data: str | None,
     results: Mapping[str, Mapping[str, Any]],
+    task_type: str,
     num_labels: int,
     seed: int,
     picture: Path | None = None,
@@ -91,7 +93,8 @@ def write_model_card(
         data: what it was trained and tested on, in Markdown.
         hub_data: name of the data set on the hub, for the card's metadata.
         results: method -> adapter parameters and metrics, as in metrics.json.
-        num_labels: width of the head.
+        task_type: PEFT's.
+        num_labels: width of the head of a classifier.
         seed: of the run.
         picture: ranks.png.
 
@@ -101,7 +104,7 @@ def write_model_card(
     card_data = ModelCardData(
         library_name="peft",
         tags=["lora", "lorank", method],
-        pipeline_tag="text-classification",
+        pipeline_tag=_PIPELINES.get(task_type, "text-classification"),
         datasets=[hub_data] if hub_data else None,
         base_model=None if Path(base_model).exists() else base_model,  # the hub refuses a folder as a base model
     )
@@ -119,8 +122,10 @@ def write_model_card(
         metrics=list(next(iter(results.values()))["metrics"]),
         results=results,
         seed=seed,
-        family="AutoModelForSequenceClassification",
-        options=f", num_labels={num_labels}",
+        family={"CAUSAL_LM": "AutoModelForCausalLM", "SEQ_2_SEQ_LM": "AutoModelForSeq2SeqLM"}.get(
+            task_type, "AutoModelForSequenceClassification"
+        ),
+        options=f", num_labels={num_labels}" if task_type == "SEQ_CLS" else "",
         made_with=", ".join(f"{name} {number}" for name, number in versions().items()),
     )
     _write(folder / "README.md", f"{card}".encode())

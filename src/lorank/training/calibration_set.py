@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 from datasets import Dataset
-from transformers import DataCollatorWithPadding, PreTrainedTokenizerBase, set_seed
+from transformers import PreTrainedTokenizerBase, set_seed
 
 from lorank.methods import METHODS
 from lorank.scores import ImportanceScores
@@ -15,7 +15,8 @@ from lorank.scoring.batches import Batch
 from lorank.scoring.one_shot import Subject
 from lorank.scoring.options import CalibrationOptions
 from lorank.targets import Target
-from lorank.training.data import TaskData, content_hash, tokenize
+from lorank.training.data import TaskData, content_hash
+from lorank.training.encoding import collator, tokenize
 from lorank.training.model import load_task_model
 from lorank.training.processes import processes
 from lorank.training.recipe import Recipe
@@ -29,9 +30,9 @@ def calibration_rows(recipe: Recipe, rows: Dataset) -> Dataset:
 
 def calibration_batches(recipe: Recipe, rows: Dataset, tokenizer: PreTrainedTokenizerBase) -> list[Batch]:
     """The examples in padded batches, those of like length together; how they are put together changes no score."""
-    encoded = tokenize(rows, tokenizer, recipe.data.max_length)
+    encoded = tokenize(rows, tokenizer, recipe)
     order = sorted(range(len(encoded)), key=lambda row: encoded[row]["length"])
-    size, collate = recipe.calibration.batch_size, DataCollatorWithPadding(tokenizer)
+    size, collate = recipe.calibration.batch_size, collator(tokenizer, recipe)
     columns = encoded.remove_columns("length")
     return [collate([columns[row] for row in order[start : start + size]]) for start in range(0, len(order), size)]
 

@@ -6,6 +6,7 @@ from tempfile import gettempdir
 from typing import Any
 
 import numpy as np
+from peft import TaskType
 from transformers.integrations.integration_utils import INTEGRATION_TO_CALLBACK
 
 from lorank.allocation.budgeted import allocate
@@ -17,7 +18,7 @@ from lorank.plan import RankPlan
 from lorank.scores import ImportanceScores
 from lorank.targets import Target, find_targets, unit_costs
 from lorank.training.metrics import choose_metrics
-from lorank.training.model import base_parameters, head_modules, load_without_weights, longest_input
+from lorank.training.model import base_parameters, head_modules, load_without_weights, longest_input, task_type_of
 from lorank.training.recipe import Recipe
 from lorank.training.stage import training_arguments
 from lorank.training.stage2 import scaled_plan
@@ -35,19 +36,24 @@ def check_model(recipe: Recipe, methods: Sequence[str]) -> tuple[tuple[Target, .
     """
     choose_metrics(recipe.data.task, recipe.metrics)
     _check_training_options(recipe)
-    model = load_without_weights(recipe.model, trust_remote_code=recipe.trust_remote_code, classifier=True)
-    positions = longest_input(model)
-    if positions is not None and recipe.data.max_length > positions:
-        raise RecipeError(
-            f"data.max_length is {recipe.data.max_length}, but {recipe.model} has {positions} positions; lower it"
-        )
+    task_type = task_type_of(recipe)
+    model = load_without_weights(recipe.model, trust_remote_code=recipe.trust_remote_code, task_type=task_type)
+    positions, longest = longest_input(model), {"data.max_length": recipe.data.max_length}
+    if task_type == TaskType.SEQ_2_SEQ_LM:
+        longest["data.max_target_length"] = recipe.data.max_target_length
+    elif task_type == TaskType.CAUSAL_LM:
+        longest = {"data.max_length + max_target_length": recipe.data.max_length + recipe.data.max_target_length}
+    for what, tokens in longest.items():
+        if positions is not None and tokens > positions:
+            raise RecipeError(f"{what} is {tokens}, but {recipe.model} has {positions} positions; lower it")
     targets = find_targets(model, recipe.targets)
-    heads = tuple(f"{head}." for head in head_modules(model))
-    if inside := [target.name for target in targets if f"{target.name}.".startswith(heads)]:
+    heads = head_modules(model) if task_type == TaskType.SEQ_CLS else ()
+    within = tuple(f"{head}." for head in heads)
+    if inside := [target.name for target in targets if f"{target.name}.".startswith(within)]:
         raise TargetError(
             f"targets match {inside[0]!r}, part of the head, which is trained whole; name the others more closely"
         )
-    costs, size = unit_costs(targets), base_parameters(model)
+    costs, size = unit_costs(targets), base_parameters(model, heads)
     initial, limits = recipe.stage1.initial_rank, recipe.allocation
     parameters = recipe.read_budget.parameters(costs, base_parameters=size, initial_rank=initial)
     most = min(initial, limits.max_rank or initial) // limits.multiple_of * limits.multiple_of

@@ -1,4 +1,4 @@
-"""Labelled text from files or the hub, checked before anything expensive, split by content, tokenised."""
+"""Examples from files or the hub, checked before anything expensive, split by content."""
 
 import csv
 import hashlib
@@ -13,10 +13,10 @@ from typing import Any, Literal
 
 import datasets
 from datasets import Dataset
-from transformers import PreTrainedTokenizerBase
 
 from lorank.errors import DataError
 from lorank.training.recipe_sections import DataSection
+from lorank.training.text_data import needed_columns, prompts_and_targets
 
 # Delimiter, and whether quotes mean anything: in GLUE-style tsv files they are part of the text.
 _TABLES: dict[str, tuple[str, Literal[0, 3]]] = {".csv": (",", csv.QUOTE_MINIMAL), ".tsv": ("\t", csv.QUOTE_NONE)}
@@ -28,9 +28,10 @@ class TaskData:
     """Checked examples, labels as numbers.
 
     Attributes:
-        train: text columns `text_1` (and `text_2`), `labels`, and `content`, a hash of the texts.
+        train: text columns `text_1` (and `text_2`), `labels`, and `content`, a hash of the texts; of tasks that write, `prompt`,
+            `cue` (its end), `target` and `content`.
         test: the same, evaluated once at the end.
-        label_names: name of each class in order; empty for regression.
+        label_names: name of each class in order; empty for regression and tasks that write.
         hashes: SHA-256 over the content of each part, for the record and for resuming.
 
     """
@@ -49,9 +50,10 @@ def load_task_data(section: DataSection) -> TaskData:
             the training data does not know, no examples, a single class.
 
     """
-    raw = {"train": _load(section, "train"), "test": _load(section, "test")}
-    for part, rows in raw.items():
-        _check_columns(part, rows, section)
+    raw = {part: load_rows(section, part) for part in ("train", "test")}
+    if section.writes:
+        parts = {part: prompts_and_targets(part, rows, section) for part, rows in raw.items()}
+        return TaskData(parts["train"], parts["test"], (), {part: content_hash(rows) for part, rows in parts.items()})
     labels = _Labels.of(raw["train"], section)
     parts = {part: _clean(part, rows, section, labels) for part, rows in raw.items()}
     if section.task == "regression" and len(set(parts["test"]["labels"])) < 2:
@@ -62,9 +64,10 @@ def load_task_data(section: DataSection) -> TaskData:
 
 
 def content_hash(rows: Dataset) -> str:
-    """SHA-256 over texts and labels of all examples, in order."""
+    """SHA-256 over texts and labels, or prompts and targets, of all examples, in order."""
     digest = hashlib.sha256()
-    for content, label in zip(rows["content"], rows["labels"], strict=True):
+    answers = rows["labels" if "labels" in rows.column_names else "target"]
+    for content, label in zip(rows["content"], answers, strict=True):
         digest.update(f"{content}\t{label!r}\n".encode())
     return digest.hexdigest()
 
@@ -99,15 +102,16 @@ def hold_out(rows: Dataset, fraction: float, seed: int) -> tuple[Dataset, Datase
     return train, scoring
 
 
-def tokenize(rows: Dataset, tokenizer: PreTrainedTokenizerBase, max_length: int) -> Dataset:
-    """Model inputs, `labels` and `length` (tokens after cutting); not padded: batches are."""
-    columns = [name for name in ("text_1", "text_2") if name in rows.column_names]
+def load_rows(section: DataSection, part: str) -> Dataset:
+    """The rows of a part as they stand in the file or on the hub, with the columns that the task needs.
 
-    def encode(batch: Mapping[str, list[Any]]) -> dict[str, Any]:
-        encoded = dict(tokenizer(*(batch[name] for name in columns), truncation=True, max_length=max_length))
-        return encoded | {"length": [len(ids) for ids in encoded["input_ids"]]}
+    Raises:
+        DataError: a file that cannot be read, a missing column, no examples.
 
-    return rows.map(encode, batched=True, remove_columns=[*columns, "content"], keep_in_memory=True)
+    """
+    rows = _load(section, part)
+    _check_columns(part, rows, section)
+    return rows
 
 
 def _load(section: DataSection, part: str) -> Dataset:
@@ -157,7 +161,10 @@ def _read_table(path: Path, part: str, delimiter: str, quoting: Literal[0, 3]) -
 
 
 def _check_columns(part: str, rows: Dataset, section: DataSection) -> None:
-    for key, column in [*(("text", name) for name in section.text), ("label", section.label)]:
+    needed = [*(("text", name) for name in section.text), ("label", section.label)]
+    if section.writes and section.task != "summarization":
+        needed = [("task", column) for column in needed_columns(section)]
+    for key, column in needed:
         if column not in rows.column_names:
             raise DataError(f"data.{key}: {part} has no column {column!r}; it has {', '.join(rows.column_names)}")
     if len(rows) == 0:

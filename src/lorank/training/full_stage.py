@@ -7,8 +7,9 @@ from typing import Any
 from rich.console import Console
 from transformers import PreTrainedTokenizerBase, set_seed
 
-from lorank.training.data import TaskData, tokenize
-from lorank.training.model import head_modules, load_task_model
+from lorank.training.data import TaskData
+from lorank.training.encoding import tokenize
+from lorank.training.model import load_task_model
 from lorank.training.recipe import Recipe
 from lorank.training.stage import train_stage
 from lorank.training.stage2 import measured
@@ -46,18 +47,19 @@ def train_full(
 
     """
     set_seed(recipe.seed)
-    model: Any = load_task_model(recipe, data.label_names).model
+    task = load_task_model(recipe, data.label_names)
+    model: Any = task.model
     progress = train_stage(
         name="full fine-tuning",
         recipe=recipe,
         section=recipe.stage2,
         directory=directory / "stage2",
         model=model,
-        rows=tokenize(data.train, tokenizer, recipe.data.max_length),
+        rows=tokenize(data.train, tokenizer, recipe),
         tokenizer=tokenizer,
         console=console,
     )
-    heads = {id(p) for name in head_modules(model) for p in model.get_submodule(name).parameters()}
+    heads = {id(p) for name in task.heads for p in model.get_submodule(name).parameters()}
     trained = sum(p.numel() for p in model.parameters() if p.requires_grad and id(p) not in heads)
     metrics, loss = measured(recipe, data, model, tokenizer, directory / "stage2")
     return FullResult(metrics, loss, trained, progress.step, progress.seconds)

@@ -4,10 +4,12 @@ import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import lru_cache
 
 import torch
 import transformers
 from huggingface_hub.errors import StrictDataclassError
+from peft import TaskType
 from safetensors import SafetensorError
 from torch import nn
 from transformers import (
@@ -35,11 +37,40 @@ class TaskModel:
     Attributes:
         model: with the task head on top.
         heads: full names of the modules to train whole: the head, and whatever the checkpoint had no weights for.
+        task_type: PEFT's word for what the model does.
 
     """
 
     model: nn.Module
     heads: tuple[str, ...]
+    task_type: TaskType
+
+
+def task_type_of(recipe: Recipe) -> TaskType:
+    """PEFT's word for what the recipe's model does: classify, or write, as encoder-decoder or decoder.
+
+    Raises:
+        RecipeError: there is no config under that name.
+
+    """
+    if not recipe.data.writes:
+        return TaskType.SEQ_CLS
+    return TaskType.SEQ_2_SEQ_LM if _reads_first(recipe.model, recipe.trust_remote_code) else TaskType.CAUSAL_LM
+
+
+@lru_cache
+def _reads_first(name: str, trust_remote_code: bool) -> bool:
+    try:
+        return bool(AutoConfig.from_pretrained(name, trust_remote_code=trust_remote_code).is_encoder_decoder)
+    except NOT_LOADABLE as error:
+        raise _not_loadable(name, error) from None
+
+
+_FAMILIES = {
+    TaskType.SEQ_CLS: AutoModelForSequenceClassification,
+    TaskType.SEQ_2_SEQ_LM: AutoModelForSeq2SeqLM,
+    TaskType.CAUSAL_LM: AutoModelForCausalLM,
+}
 
 
 def load_tokenizer(recipe: Recipe) -> PreTrainedTokenizerBase:
@@ -59,7 +90,7 @@ def load_tokenizer(recipe: Recipe) -> PreTrainedTokenizerBase:
 
 
 def load_task_model(recipe: Recipe, label_names: Sequence[str]) -> TaskModel:
-    """Load the base model in fp32 with a head on top (one output for regression).
+    """Load the base model in fp32: with a head on top (one output for regression), or, for tasks that write, as it is.
 
     The head is new, unless the checkpoint has one of the same shape, as `from_pretrained` does it; it is trained whole.
 
@@ -67,10 +98,10 @@ def load_task_model(recipe: Recipe, label_names: Sequence[str]) -> TaskModel:
         RecipeError: the model cannot be loaded.
 
     """
-    config = _task_config(recipe, label_names)
+    config, task_type = _task_config(recipe, label_names), task_type_of(recipe)
     try:
         with quiet_loading():
-            model, loading = AutoModelForSequenceClassification.from_pretrained(
+            model, loading = _FAMILIES[task_type].from_pretrained(
                 recipe.model,
                 config=config,
                 dtype=torch.float32,
@@ -82,14 +113,21 @@ def load_task_model(recipe: Recipe, label_names: Sequence[str]) -> TaskModel:
         raise _not_loadable(recipe.model, error) from None
     if model.config.pad_token_id is None:
         model.config.pad_token_id = load_tokenizer(recipe).pad_token_id
-    return TaskModel(model, head_modules(model, loading["missing_keys"]))
+    if task_type == TaskType.SEQ_CLS:
+        return TaskModel(model, head_modules(model, loading["missing_keys"]), task_type)
+    if loading["missing_keys"]:
+        missing = sorted(loading["missing_keys"])[0]
+        raise RecipeError(
+            f"model: {recipe.model!r} has no weights for {missing!r}, so it cannot write; give another one"
+        )
+    return TaskModel(model, (), task_type)
 
 
-def load_without_weights(name: str, *, trust_remote_code: bool = False, classifier: bool = False) -> nn.Module:
+def load_without_weights(name: str, *, trust_remote_code: bool = False, task_type: TaskType | None = None) -> nn.Module:
     """Build a model from its config alone, on the meta device: names and shapes, no weights, no download of them.
 
-    The class is the one that `lorank run` trains (sequence classification) where the architecture has it, else, unless
-    a `classifier` is wanted, sequence-to-sequence, causal or the bare model.
+    The class is that of `task_type`. Without one it is sequence classification where the architecture has it, else
+    sequence-to-sequence, causal or the bare model.
 
     Raises:
         RecipeError: there is no config under that name, or no class for it.
@@ -100,29 +138,34 @@ def load_without_weights(name: str, *, trust_remote_code: bool = False, classifi
     except NOT_LOADABLE as error:
         raise _not_loadable(name, error) from None
     own_code = getattr(config, "auto_map", None) or {} if trust_remote_code else {}
-    others = () if classifier else (AutoModelForSeq2SeqLM, AutoModelForCausalLM, AutoModel)
-    for family in (AutoModelForSequenceClassification, *others):
+    others = (AutoModelForSequenceClassification, AutoModelForSeq2SeqLM, AutoModelForCausalLM, AutoModel)
+    for family in others if task_type is None else (_FAMILIES[task_type],):
         if type(config) in family._model_mapping or family.__name__ in own_code:
             with torch.device("meta"), quiet_loading():
                 return family.from_config(config, trust_remote_code=trust_remote_code)
     raise _not_loadable(
-        name, ValueError(f"{config.model_type!r} has no {'classifier' if classifier else 'model'} class")
+        name, ValueError(f"{config.model_type!r} has no {'model' if task_type is None else task_type} class")
     )
 
 
 def longest_input(model: nn.Module) -> int | None:
     """How many tokens the learned position embeddings of a model allow; None where positions are relative."""
     for name, module in model.named_modules():
-        if isinstance(module, nn.Embedding) and name.endswith(("position_embeddings", "wpe")):
-            # RoBERTa and MPNet count positions from behind the padding index.
-            return module.num_embeddings - (0 if module.padding_idx is None else module.padding_idx + 1)
+        if isinstance(module, nn.Embedding) and name.endswith(("position_embeddings", "wpe", "embed_positions")):
+            # RoBERTa and MPNet count positions from behind the padding index, BART and OPT from an offset.
+            before = 0 if module.padding_idx is None else module.padding_idx + 1
+            return module.num_embeddings - getattr(module, "offset", before)
     return None
 
 
-def base_parameters(model: nn.Module) -> int:
-    """Parameters of a model without the head on top of it."""
-    heads = {id(p) for name in head_modules(model) for p in model.get_submodule(name).parameters()}
-    return sum(parameter.numel() for parameter in model.parameters() if id(parameter) not in heads)
+def base_parameters(model: nn.Module, heads: Sequence[str] | None = None) -> int:
+    """Parameters of a model without the heads on top of it (None: `head_modules`)."""
+    within = {
+        id(p)
+        for name in (head_modules(model) if heads is None else heads)
+        for p in model.get_submodule(name).parameters()
+    }
+    return sum(parameter.numel() for parameter in model.parameters() if id(parameter) not in within)
 
 
 def head_modules(model: nn.Module, missing_keys: Sequence[str] = ()) -> tuple[str, ...]:
@@ -143,7 +186,9 @@ def _task_config(recipe: Recipe, label_names: Sequence[str]) -> PreTrainedConfig
         config = AutoConfig.from_pretrained(recipe.model, trust_remote_code=recipe.trust_remote_code)
     except NOT_LOADABLE as error:
         raise _not_loadable(recipe.model, error) from None
-    if recipe.data.task == "regression":
+    if recipe.data.writes:
+        pass  # its head is the language model's own
+    elif recipe.data.task == "regression":
         config.num_labels, config.problem_type = 1, "regression"
     else:
         config.num_labels, config.problem_type = len(label_names), "single_label_classification"
@@ -158,7 +203,7 @@ def _task_config(recipe: Recipe, label_names: Sequence[str]) -> PreTrainedConfig
 
 @contextmanager
 def quiet_loading() -> Iterator[None]:
-    """No bar where there is no terminal, and no warning that the new head is new."""
+    """No bar where there is no terminal, and no warnings of transformers: that the new head is new, for one."""
     logging = transformers.utils.logging
     verbosity = logging.get_verbosity()
     if not sys.stderr.isatty():

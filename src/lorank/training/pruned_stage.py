@@ -12,7 +12,8 @@ from transformers import PreTrainedTokenizerBase, set_seed
 from lorank.methods import METHODS
 from lorank.targets import Target
 from lorank.training.cut_rules import schedule_of
-from lorank.training.data import TaskData, tokenize
+from lorank.training.data import TaskData
+from lorank.training.encoding import tokenize
 from lorank.training.model import load_task_model
 from lorank.training.processes import processes
 from lorank.training.pruning import PruningOptions
@@ -62,7 +63,7 @@ def allocate_in_training(
     set_seed(recipe.seed)
     task = load_task_model(recipe, data.label_names)
     section = recipe.stage1
-    model = get_peft_model(task.model, initial_config(recipe, targets, task.heads))
+    model = get_peft_model(task.model, initial_config(recipe, targets, task))
     preset, options, limits = pruning_of(recipe, method)
     allocation = RankAllocation(
         method,
@@ -79,7 +80,7 @@ def allocate_in_training(
         section=section,
         directory=directory / "stage1",
         model=model,
-        rows=tokenize(data.train, tokenizer, recipe.data.max_length),
+        rows=tokenize(data.train, tokenizer, recipe),
         tokenizer=tokenizer,
         console=console,
         callbacks=[allocation],

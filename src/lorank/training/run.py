@@ -19,7 +19,8 @@ from lorank.report.model_card import write_model_card
 from lorank.report.rank_map import draw_rank_map
 from lorank.training.checks import check_model
 from lorank.training.data import TaskData, load_task_data
-from lorank.training.model import load_tokenizer, load_without_weights
+from lorank.training.encoding import check_texts
+from lorank.training.model import load_tokenizer, load_without_weights, task_type_of
 from lorank.training.output import claimed
 from lorank.training.processes import processes
 from lorank.training.pruned_stage import check_schedule
@@ -110,7 +111,9 @@ def check_plan(recipe: Recipe, plan: RankPlan) -> None:
         PlanError: names the first module that differs.
 
     """
-    model = load_without_weights(recipe.model, trust_remote_code=recipe.trust_remote_code, classifier=True)
+    model = load_without_weights(
+        recipe.model, trust_remote_code=recipe.trust_remote_code, task_type=task_type_of(recipe)
+    )
     plan.check_model(model)
 
 
@@ -123,7 +126,9 @@ def _prepared(recipe: Recipe, methods: tuple[str, ...], console: Console | None)
         split_for_scoring(recipe, data.train)
     for method in methods:
         check_schedule(recipe, method, len(data.train))
-    return Work(recipe, data, targets, load_tokenizer(recipe), console, provenance)
+    tokenizer = load_tokenizer(recipe)
+    check_texts(data, tokenizer, recipe)
+    return Work(recipe, data, targets, tokenizer, console, provenance)
 
 
 def _method_result(work: Work, method: str, folder: Path) -> dict[str, Any]:
@@ -160,6 +165,7 @@ def _write_results(
         data=_data_described(recipe, data),
         hub_data=recipe.data.name,
         results=results,
+        task_type=task_type_of(recipe),
         num_labels=len(data.label_names) or 1,
         seed=recipe.seed,
         picture=picture,
@@ -173,7 +179,7 @@ def _data_described(recipe: Recipe, data: TaskData) -> str:
         train, test = f"`{named}` ({recipe.data.train_split})", f"`{named}` ({recipe.data.test_split})"
     else:
         train, test = (f"`{Path(str(path)).name}`" for path in (recipe.data.train, recipe.data.test))
-    labels = f", {len(data.label_names)} labels" if data.label_names else ", regression"
+    labels = f", {len(data.label_names)} labels" if data.label_names else f", {recipe.data.task}"
     return (
         f"Trained on {len(data.train):,} examples of {train}{labels}, SHA-256 {data.hashes['train'][:12]}…; tested on "
         f"{len(data.test):,} of {test}, SHA-256 {data.hashes['test'][:12]}…, never scored or stopped on."

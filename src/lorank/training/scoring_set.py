@@ -5,11 +5,12 @@ import random
 
 import torch
 from datasets import Dataset
-from transformers import DataCollatorWithPadding, PreTrainedTokenizerBase
+from transformers import PreTrainedTokenizerBase
 
 from lorank.errors import DataError
 from lorank.scoring.batches import Batch
 from lorank.training.data import hold_out
+from lorank.training.encoding import collator
 from lorank.training.processes import processes
 from lorank.training.recipe import Recipe
 from lorank.training.recipe_sections import TrainingSection
@@ -59,7 +60,7 @@ class ScoringBatches:
     def __init__(self, rows: Dataset, tokenizer: PreTrainedTokenizerBase, recipe: Recipe) -> None:
         self.size, self.seed = recipe.scoring.batch_size, recipe.seed
         self._rows = rows.remove_columns("length")
-        self._collate = DataCollatorWithPadding(tokenizer)
+        self._collate = collator(tokenizer, recipe)
         self._order: tuple[int, list[int]] | None = None
 
     def __len__(self) -> int:

@@ -7,11 +7,10 @@ from typing import Any
 
 import torch
 from datasets import Dataset
-from peft import LoraConfig, PeftModel, TaskType, set_peft_model_state_dict
+from peft import LoraConfig, PeftModel, set_peft_model_state_dict
 from rich.console import Console
 from safetensors.torch import load_file, load_model
 from transformers import (
-    DataCollatorWithPadding,
     PreTrainedModel,
     PreTrainedTokenizerBase,
     PrinterCallback,
@@ -24,6 +23,8 @@ from transformers import (
 from lorank.adapter.triplet import TripletAdapter
 from lorank.targets import Target
 from lorank.training.checkpoints import CheckpointCallback, StageProgress, StageState, latest_checkpoint, read_progress
+from lorank.training.encoding import collator
+from lorank.training.model import TaskModel
 from lorank.training.processes import only_cpu, processes
 from lorank.training.recipe import Recipe
 from lorank.training.recipe_sections import TrainingSection
@@ -61,7 +62,7 @@ def training_arguments(recipe: Recipe, section: TrainingSection, directory: Path
     )
 
 
-def initial_config(recipe: Recipe, targets: Sequence[Target], heads: Sequence[str]) -> LoraConfig:
+def initial_config(recipe: Recipe, targets: Sequence[Target], task: TaskModel) -> LoraConfig:
     """What stage 1 starts from: every target at the initial rank, heads trained whole."""
     rank = recipe.stage1.initial_rank
     return LoraConfig(
@@ -69,8 +70,8 @@ def initial_config(recipe: Recipe, targets: Sequence[Target], heads: Sequence[st
         lora_alpha=recipe.scale * rank,
         target_modules=[target.name for target in targets],
         lora_dropout=recipe.lora_dropout,
-        modules_to_save=list(heads),
-        task_type=TaskType.SEQ_CLS,
+        modules_to_save=list(task.heads) or None,
+        task_type=task.task_type,
     )
 
 
@@ -113,7 +114,7 @@ def train_stage(
         model=model,
         args=arguments,
         train_dataset=rows.remove_columns("length"),
-        data_collator=DataCollatorWithPadding(tokenizer),
+        data_collator=collator(tokenizer, recipe),
         callbacks=[*callbacks, _LogLine(name, console), checkpoints],
     )
     checkpoints.trainer = trainer

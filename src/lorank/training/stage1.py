@@ -31,7 +31,8 @@ from lorank.scoring.accumulate import ScoreAccumulator
 from lorank.scoring.options import PathScoreOptions
 from lorank.scoring.path import PathScorer, model_loss
 from lorank.targets import Target, unit_costs
-from lorank.training.data import TaskData, content_hash, tokenize
+from lorank.training.data import TaskData, content_hash
+from lorank.training.encoding import tokenize
 from lorank.training.model import load_task_model
 from lorank.training.recipe import Recipe
 from lorank.training.scoring_set import ScoringBatches, split_for_scoring
@@ -60,7 +61,7 @@ def score_units(
     set_seed(recipe.seed)
     task = load_task_model(recipe, data.label_names)
     section, options = recipe.stage1, recipe.scoring
-    model = get_peft_model(task.model, triplet_config(initial_config(recipe, targets, task.heads)))
+    model = get_peft_model(task.model, triplet_config(initial_config(recipe, targets, task)))
     adapter = TripletAdapter.of(model)
     if set(adapter.names) != {target.name for target in targets}:
         raise TargetError(
@@ -75,7 +76,7 @@ def score_units(
         seed=recipe.seed,
         loss_scale=1024.0 if recipe.precision == "fp16" else 1.0,
     )
-    batches = ScoringBatches(tokenize(scoring_rows, tokenizer, recipe.data.max_length), tokenizer, recipe)
+    batches = ScoringBatches(tokenize(scoring_rows, tokenizer, recipe), tokenizer, recipe)
     during = ScoringCallback(recipe, targets, scorer, batches, console, provenance)
     progress = train_stage(
         name=STAGE,
@@ -83,7 +84,7 @@ def score_units(
         section=section,
         directory=directory,
         model=model,
-        rows=tokenize(train_rows, tokenizer, recipe.data.max_length),
+        rows=tokenize(train_rows, tokenizer, recipe),
         tokenizer=tokenizer,
         console=console,
         callbacks=[during],

@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 import torch
 from datasets import Dataset
-from peft import PeftModel, TaskType, get_peft_model
+from peft import PeftModel, get_peft_model
 from peft.tuners.lora import LoraLayer
 from rich.console import Console
 from safetensors import safe_open
@@ -21,12 +21,14 @@ from transformers import DataCollatorWithPadding, PreTrainedTokenizerBase, Train
 from lorank.errors import LorankWarning, PlanError
 from lorank.plan import RankPlan
 from lorank.training.checkpoints import latest_checkpoint, read_progress
-from lorank.training.data import TaskData, tokenize
+from lorank.training.data import TaskData
+from lorank.training.encoding import tokenize
 from lorank.training.metrics import choose_metrics
 from lorank.training.model import load_task_model
 from lorank.training.processes import only_cpu, processes
 from lorank.training.recipe import Recipe
 from lorank.training.stage import train_stage
+from lorank.training.text_evaluation import measure_texts
 
 
 @dataclass(frozen=True)
@@ -83,7 +85,7 @@ def train_plan(
     set_seed(recipe.seed)
     task = load_task_model(recipe, data.label_names)
     config = plan.lora_config(
-        lora_dropout=recipe.lora_dropout, modules_to_save=list(task.heads), task_type=TaskType.SEQ_CLS
+        lora_dropout=recipe.lora_dropout, modules_to_save=list(task.heads) or None, task_type=task.task_type
     )
     model = get_peft_model(task.model, config)
     _check_ranks(model, plan)
@@ -95,7 +97,7 @@ def train_plan(
         section=recipe.stage2,
         directory=directory / "stage2",
         model=model,
-        rows=tokenize(data.train, tokenizer, recipe.data.max_length),
+        rows=tokenize(data.train, tokenizer, recipe),
         tokenizer=tokenizer,
         console=console,
     )
@@ -153,7 +155,10 @@ def measured(
     recipe: Recipe, data: TaskData, model: nn.Module, tokenizer: PreTrainedTokenizerBase, directory: Path
 ) -> tuple[dict[str, float | None], float | None]:
     """Metrics and mean loss of a model on the test part; `directory` is Trainer's to work in."""
-    rows: Dataset = tokenize(data.test, tokenizer, recipe.data.max_length)
+    if recipe.data.writes:
+        found, mean = measure_texts(recipe, data.test, model, tokenizer, directory)
+        return {name: _defined(name, value) for name, value in found.items()}, _defined("loss", mean)
+    rows: Dataset = tokenize(data.test, tokenizer, recipe)
     rows = rows.select(np.argsort(rows["length"], kind="stable")).remove_columns("length")  # less padding
     arguments = TrainingArguments(
         output_dir=str(directory),

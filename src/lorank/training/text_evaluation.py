@@ -1,0 +1,114 @@
+"""What a model writes for the prompts of the test part, and how good it is."""
+
+import json
+import sys
+from copy import deepcopy
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from datasets import Dataset
+from peft import TaskType
+from torch import nn
+from transformers import (
+    DataCollatorWithPadding,
+    GenerationConfig,
+    PreTrainedTokenizerBase,
+    Seq2SeqTrainer,
+    Seq2SeqTrainingArguments,
+)
+
+from lorank.artefact import write_text
+from lorank.training.encoding import collator, tokenize
+from lorank.training.metrics import choose_metrics
+from lorank.training.model import quiet_loading, task_type_of
+from lorank.training.processes import only_cpu, processes
+from lorank.training.recipe import Recipe
+from lorank.training.text_data import IGNORED, prompt_ids
+
+BATCH = 16  # texts that are written side by side
+
+
+class Writer(Seq2SeqTrainer):
+    """transformers' trainer that generates; what a decoder has read is taken off what it has written."""
+
+    strips_prompt = False
+
+    def prediction_step(self, model: nn.Module, inputs: Any, *args: Any, **options: Any) -> Any:
+        """Generate for one batch of prompts that are padded at the left."""
+        loss, written, labels = super().prediction_step(model, inputs, *args, **options)
+        if written is not None and self.strips_prompt and self.args.predict_with_generate:
+            written = written[:, inputs["input_ids"].shape[1] :].contiguous()
+        return loss, written, labels
+
+
+def measure_texts(
+    recipe: Recipe, rows: Dataset, model: nn.Module, tokenizer: PreTrainedTokenizerBase, directory: Path
+) -> tuple[dict[str, float], float]:
+    """Metrics of what the model writes, greedily or with `data.beams`, and the mean loss of a target's token.
+
+    What was written stands in `directory/predictions.jsonl`, with prompt and target, shortest first.
+    """
+    section, decoder = recipe.data, task_type_of(recipe) == TaskType.CAUSAL_LM
+    encoded = tokenize(rows, tokenizer, recipe)
+    order = np.argsort(encoded["length"], kind="stable")  # less padding
+    rows, encoded = rows.select(order), encoded.select(order).remove_columns("length")
+    loss = _loss(recipe, encoded, model, tokenizer, directory)
+    prompts = [prompt_ids(tokenizer, row, section.max_length, keeps_end=not decoder) for row in rows]
+    asked = Dataset.from_dict({"input_ids": prompts, "attention_mask": [[1] * len(ids) for ids in prompts]})
+    side, tokenizer.padding_side = tokenizer.padding_side, "left" if decoder else tokenizer.padding_side
+    try:
+        writer = Writer(
+            model=model,
+            args=_arguments(recipe, directory, predict_with_generate=True),
+            data_collator=DataCollatorWithPadding(tokenizer),
+            processing_class=tokenizer,
+        )
+        writer.strips_prompt = decoder
+        # Seq2SeqTrainer gives the model a max_length of its own after the first batch, and generate warns of it.
+        with quiet_loading():
+            ids: Any = writer.predict(asked, generation_config=_settings(model, recipe)).predictions
+    finally:
+        tokenizer.padding_side = side
+    ids = np.where(ids == IGNORED, tokenizer.pad_token_id, ids)  # how processes and batches are made equally long
+    written = [text.strip() for text in tokenizer.batch_decode(ids, skip_special_tokens=True)]
+    targets = list(rows["target"])
+    if processes().is_main_process:
+        told = zip(rows["prompt"], rows["cue"], targets, written, strict=True)
+        lines = [json.dumps({"prompt": p + c, "target": t, "written": w}, ensure_ascii=False) for p, c, t, w in told]
+        write_text(directory / "predictions.jsonl", "\n".join([*lines, ""]))
+    chosen = choose_metrics(section.task, recipe.metrics)
+    return {name: metric(targets, written) for name, metric in chosen.items()}, loss
+
+
+def _settings(model: Any, recipe: Recipe) -> GenerationConfig:
+    """The model's own settings, but greedy or by beams, and as long as the recipe allows."""
+    settings = deepcopy(model.generation_config)
+    sampling = {"do_sample": False, "temperature": 1.0, "top_p": 1.0, "top_k": 50}
+    length = {"max_length": None, "max_new_tokens": recipe.data.max_target_length}
+    settings.update(**sampling, **length, num_beams=recipe.data.beams)
+    return settings
+
+
+def _loss(
+    recipe: Recipe, encoded: Dataset, model: nn.Module, tokenizer: PreTrainedTokenizerBase, directory: Path
+) -> float:
+    trainer = Writer(model=model, args=_arguments(recipe, directory), data_collator=collator(tokenizer, recipe))
+    return float(trainer.predict(encoded, metric_key_prefix="test").metrics["test_loss"])
+
+
+def _arguments(recipe: Recipe, directory: Path, **more: Any) -> Seq2SeqTrainingArguments:
+    return Seq2SeqTrainingArguments(
+        output_dir=str(directory),
+        use_cpu=only_cpu(),
+        per_device_eval_batch_size=BATCH,
+        prediction_loss_only=not more,
+        bf16=recipe.precision == "bf16",
+        fp16=recipe.precision == "fp16",
+        report_to="none",
+        disable_tqdm=not sys.stderr.isatty(),
+        label_names=["labels"],
+        dataloader_pin_memory=torch.cuda.is_available(),
+        **more,
+    )
