@@ -15,6 +15,7 @@ from typing import Any
 import pytest
 import yaml
 from rich.console import Console
+from tests.conftest import tiny_writer
 
 from lorank.compare.cells import CONTROLS, FROM_PLAN, Cell, recipe_of
 from lorank.compare.compare import compare_recipes, read_grid
@@ -236,3 +237,23 @@ def test_refusals_come_first(recipe_file: Path, tmp_path: Path) -> None:
     with pytest.raises(ComparisonError, match="two recipes are called 'mood'"):
         read_grid([recipe_file, recipe_file], [], ("lora",), (0,), None, folder)
     assert ERROR not in [path.name for path in folder.rglob("*")]
+
+
+def test_a_grid_of_a_task_that_writes(tiny_folder: Path, tmp_path: Path) -> None:
+    rows = [{"question": f"was the day {'warm' if k % 2 else 'cold'}", "answer": f"#### {k % 2}"} for k in range(60)]
+    for part, chosen in (("train", rows), ("test", rows[:12])):
+        (tmp_path / f"{part}.jsonl").write_text("\n".join(map(json.dumps, chosen)))
+    data = {"train": str(tmp_path / "train.jsonl"), "test": str(tmp_path / "test.jsonl"), "task": "gsm8k"}
+    stage = {"max_steps": 4, "batch_size": 8, "learning_rate": 1e-2}
+    content = {
+        "model": str(tiny_writer("decoder", tiny_folder, tmp_path / "model")), "budget": "r=1",
+        "data": {**data, "max_length": 12, "max_target_length": 4}, "scoring": {"batch_size": 4},
+        "stage1": {**stage, "initial_rank": 2}, "stage2": stage,
+    }  # fmt: skip
+    (tmp_path / "sums.yaml").write_text(yaml.safe_dump(content))
+    asked = read_grid([tmp_path / "sums.yaml"], [], ("lora", "svd-truncate", "full"), (0,), None, tmp_path / "grid")
+    asked = searched(asked, (0.5, 1.0), launch=in_this_process)
+    results = run_grid(asked, launch=in_this_process)
+    assert {cell.method for cell in results} == {"lora", "svd-truncate", "full"}
+    assert all(set(one.metrics) == {"exact_match"} for one in results.values())
+    assert len({one.tokens for one in results.values()}) == 1

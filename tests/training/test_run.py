@@ -9,18 +9,25 @@ import pytest
 import torch
 import yaml
 from filelock import FileLock
-from peft import PeftModel
+from peft import PeftModel, get_peft_model, set_peft_model_state_dict
 from rich.console import Console
 from safetensors.numpy import load_file
+from safetensors.torch import load_file as load_torch
 from transformers import AutoModel, AutoModelForSequenceClassification, DebertaV2Config, MarianConfig, MPNetConfig
 
 from lorank import ImportanceScores, LorankError, RankPlan
+from lorank.adapter.triplet import TripletAdapter, triplet_config
 from lorank.allocation import allocate
 from lorank.errors import LorankWarning
 from lorank.scoring.path import PathScorer
+from lorank.targets import find_targets
 from lorank.training import metrics as metrics_module
+from lorank.training.checkpoints import latest_checkpoint
+from lorank.training.data import load_task_data
+from lorank.training.model import load_task_model
 from lorank.training.recipe import load_recipe
-from lorank.training.run import run
+from lorank.training.run import run, run_plan
+from lorank.training.stage import initial_config
 
 QUIET = Console(quiet=True)
 
@@ -72,6 +79,37 @@ def test_a_run_leaves_a_plain_peft_adapter_within_the_budget(tiny_recipe, tmp_pa
     assert scores.provenance["scoring_batches"] == 5  # of 10 steps, those after the warm-up
     assert scores.provenance["loss_reduction"] != 0
     assert allocate(scores, "r=1", rank_by="score-per-parameter").ranks == plan.ranks
+
+
+@pytest.mark.parametrize("budget", ["r=2", "r=1"])
+def test_without_a_second_stage_the_adapter_is_what_stage_1_trained(tiny_recipe, tmp_path: Path, budget: str) -> None:
+    recipe = tiny_recipe(budget=budget, stage2={"skip": True}, baselines=["lora"])
+    result = run(recipe, tmp_path / "out", QUIET)
+    found = result.results["i-lora"]
+    assert (found["steps"], found["adapter_parameters"]) == (10, result.plan.spent)
+    assert "stage1" not in found
+    assert not (tmp_path / "out" / "stage2").exists() or not list((tmp_path / "out" / "stage2").glob("checkpoint*"))
+    # The triplets that are left, in the model that stage 1 trained, with the others switched off.
+    data = load_task_data(recipe.data)
+    task = load_task_model(recipe, data.label_names)
+    targets = find_targets(task.model, None)
+    model = get_peft_model(task.model, triplet_config(initial_config(recipe, targets, task))).eval()
+    checkpoint = latest_checkpoint(tmp_path / "out" / "stage1")
+    set_peft_model_state_dict(model, load_torch(checkpoint / "adapter_model.safetensors"))
+    scores = ImportanceScores.load(tmp_path / "out" / "scores.safetensors")
+    places = {name: np.argsort(np.argsort(-values, kind="stable")) for name, values in scores.scores.items()}
+    kept = {name: torch.from_numpy(place < result.plan.ranks[name]) for name, place in places.items()}
+    TripletAdapter.of(model).switch_off(kept)
+    base = AutoModelForSequenceClassification.from_pretrained(recipe.model, num_labels=2)
+    plain = PeftModel.from_pretrained(base, str(tmp_path / "out" / "adapter")).eval()
+    batch = {"input_ids": torch.arange(5, 15).reshape(2, 5), "attention_mask": torch.ones(2, 5, dtype=torch.long)}
+    with torch.no_grad():
+        torch.testing.assert_close(plain(**batch).logits, model(**batch).logits, rtol=1e-5, atol=1e-6)
+    assert run(recipe, tmp_path / "out", QUIET) == result
+    with pytest.raises(LorankError, match="leaves nothing to train the plan by"):
+        run_plan(recipe, result.plan, tmp_path / "plan", QUIET)
+    with pytest.raises(LorankError, match="lora has no such stage"):
+        tiny_recipe(method="lora", stage2={"skip": True})
 
 
 def test_the_saved_adapter_gives_the_logits_that_were_trained(tiny_recipe, tmp_path: Path, monkeypatch) -> None:

@@ -142,6 +142,8 @@ def recipe_of(
     if method != first:
         for section in ("preset", "scoring", "pruning", "allocation"):
             kept.pop(section, None)
+    if cell.method != first and isinstance(kept.get("stage2"), Mapping):
+        kept["stage2"] = {key: value for key, value in kept["stage2"].items() if key != "skip"}
     if isinstance(kept.get("calibration"), Mapping) and (method != first or METHODS[method].scorer is None):
         # How many examples are looked at is the task's matter, how is the method's.
         shared = {key: value for key, value in kept.pop("calibration").items() if key in ("examples", "batch_size")}
@@ -169,7 +171,7 @@ def source_of(content: Mapping[str, Any]) -> str:
 def rate_section(recipe: Recipe) -> str:
     """Which stage's learning rate the adapter of a recipe is trained by: `stage1` where it allocates while it trains."""
     if METHODS[recipe.method].trained != "pruned triplets":
-        return "stage2"
+        return "stage1" if METHODS[recipe.method].trained == "triplets" and recipe.stage2.skip else "stage2"
     return "stage1" if pruning_of(recipe, recipe.method)[1].ending == "continue" else "stage2"
 
 

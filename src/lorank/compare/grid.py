@@ -118,6 +118,11 @@ class Grid:
             recipe = self.recipe(cell)
             if recipe.stage2.scale_by != "initial":
                 raise ComparisonError(f"{cell.task}: stage2.scale_by must be initial, or effective scales would differ")
+            if recipe.stage2.skip and recipe.scoring.source == "held-out":
+                raise ComparisonError(
+                    f"{cell.task}: with stage2.skip, {cell.method} would be trained without the scoring set, and so on less than "
+                    "the others; give scoring.source=training with it"
+                )
             if cell.method in CONTROLS:
                 self._check_control(cell, recipe)
                 continue

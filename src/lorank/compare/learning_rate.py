@@ -14,7 +14,7 @@ from lorank.artefact import write_json, write_text
 from lorank.compare.cells import BASELINE, FROM_PLAN, Cell, Measured, merged, rate_section, recipe_of, source_of
 from lorank.compare.grid import Grid, Launch, run_grid
 from lorank.errors import ComparisonError
-from lorank.training.data import hold_out, load_task_data
+from lorank.training.data import hold_out, load_rows, load_task_data
 
 # Not a seed of the grid: the search must not choose what happens to suit one of them.
 SEARCH_SEED = 1000
@@ -126,17 +126,24 @@ def _on_training_data(task: str, content: Mapping[str, Any], folder: Path, fract
     """The task's recipe on two parts of its training data, written as JSON lines."""
     recipe = recipe_of(content, Cell(task, str(content.get("budget", "r=8")), BASELINE, SEARCH_SEED))
     data = load_task_data(recipe.data)
-    train, judged = hold_out(data.train, fraction, SEARCH_SEED)
+    numbered = data.train.add_column("row", list(range(len(data.train))))
+    train, judged = hold_out(numbered, fraction, SEARCH_SEED)
     columns = [name for name in ("text_1", "text_2") if name in train.column_names]
+    raw = load_rows(recipe.data, "train") if recipe.data.writes else None
     for name, rows in (("train", train), ("judged", judged)):
-        write_text(folder / "data" / f"{task}-{name}.jsonl", _lines(rows, columns))
+        text = _lines(rows, columns) if raw is None else _raw_lines(raw.select(rows["row"]))
+        write_text(folder / "data" / f"{task}-{name}.jsonl", text)
     section = recipe.data.model_dump(exclude={"name", "config", "train_split", "test_split"})
     paths = {
         "train": str(folder / "data" / f"{task}-train.jsonl"),
         "test": str(folder / "data" / f"{task}-judged.jsonl"),
     }
-    section |= {**paths, "text": columns, "label": "label"}
+    section |= {**paths, "text": columns, "label": "label"} if raw is None else paths
     return merged({key: value for key, value in content.items() if key != "data"}, {"data": section})
+
+
+def _raw_lines(rows: Dataset) -> str:
+    return "\n".join([*(json.dumps(row, ensure_ascii=False) for row in rows), ""])
 
 
 def _lines(rows: Dataset, columns: Sequence[str]) -> str:

@@ -93,6 +93,10 @@ class Recipe(Section):
             raise ValueError(
                 f"pruning is for methods that prune while they train, {self.method} does not; leave it out"
             )
+        if self.stage2.skip and METHODS[self.method].trained != "triplets":
+            raise ValueError(
+                f"stage2.skip keeps what stage 1 has trained, {self.method} has no such stage; leave it out"
+            )
         limits = self.allocation
         if limits.max_rank is not None and limits.max_rank < limits.min_rank:
             raise ValueError(f"allocation.max_rank {limits.max_rank} is below allocation.min_rank {limits.min_rank}")

@@ -160,6 +160,9 @@ class Stage1Section(TrainingSection):
 class Stage2Section(TrainingSection):
     """Train a plain PEFT LoRA with the plan's ranks, freshly initialised, on the whole training set."""
 
+    skip: bool = Field(
+        False, description="keep the triplets that the plan keeps as stage 1 left them, and train no further (ablation)"
+    )
     scale_by: Literal["initial", "target", "active"] = Field(
         "initial",
         description="A13: alpha / r with r the initial rank (same scale as stage 1), the plan's mean, or the module's own",

@@ -83,6 +83,8 @@ def run_plan(recipe: Recipe, plan: RankPlan, directory: str | Path, console: Con
         LorankError: as `run`.
 
     """
+    if recipe.stage2.skip:
+        raise RecipeError("stage2.skip leaves nothing to train the plan by; leave it out")
     directory, results = Path(directory), {}
     name = str(plan.provenance.get("method", "plan"))
     if name in recipe.baselines:
@@ -136,6 +138,7 @@ def _method_result(work: Work, method: str, folder: Path) -> dict[str, Any]:
     work.allocate_in_training(method, folder)
     scores = work.scores(method, folder)
     plan = work.plan(method, folder, scores)
+    work.keep_stage1(method, folder, plan, scores)
     stage = "stage2" if work.retrains(method) else "stage1"
     evaluation = work.evaluation(method, folder, plan, stage=stage, start=work.start_of(method, plan))
     return {**asdict(evaluation), **work.cost_of_scores(method, folder, scores)}

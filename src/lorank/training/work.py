@@ -25,6 +25,7 @@ from lorank.training.processes import processes
 from lorank.training.pruned_stage import allocate_in_training, pruning_of
 from lorank.training.recipe import Recipe
 from lorank.training.stage1 import score_units
+from lorank.training.stage1_adapter import keep_stage1
 from lorank.training.stage2 import Evaluation, evaluate_adapter, train_plan
 
 
@@ -55,17 +56,19 @@ class Work:
 
     def retrains(self, method: str) -> bool:
         """Whether a second stage trains the plan from a fresh start."""
+        if METHODS[method].trained == "triplets":
+            return not self.recipe.stage2.skip
         pruned = METHODS[method].trained == "pruned triplets"
         return not pruned or pruning_of(self.recipe, method)[1].ending == "retrain"
 
     def cost_of_scores(self, method: str, folder: Path, scores: ImportanceScores) -> dict[str, Any]:
         """What came before, or beside, the training of the adapter."""
         made = scores.provenance
-        if "stage1" in made:
+        if "stage1" in made and self.retrains(method):
             return {"stage1": {**made["stage1"], "passes": made["scoring_passes"]}}
         if METHODS[method].scorer is not None and "seconds" in made:
             return {"calibration": {"examples": made.get("examples", 0), "seconds": made["seconds"]}}
-        if METHODS[method].trained != "pruned triplets":
+        if METHODS[method].trained == "nothing":
             return {}
         checkpoint = latest_checkpoint(folder / "stage1")
         if not self.retrains(method) or checkpoint is None:
@@ -107,6 +110,12 @@ class Work:
         if plan.provenance.get("scores") != scores.fingerprint:
             raise OutputError(f"{path} was made from other scores than those in {folder}; remove it to allocate again")
         return plan
+
+    def keep_stage1(self, method: str, folder: Path, plan: RankPlan, scores: ImportanceScores) -> None:
+        """For a method whose second stage is skipped: leaves stage 1's triplets as the adapter."""
+        if METHODS[method].trained == "triplets" and not self.retrains(method) and not (folder / "adapter").exists():
+            keep_stage1(self.recipe, self.data, self.targets, plan, scores, folder)
+        processes().wait_for_everyone()
 
     def start_of(self, method: str, plan: RankPlan) -> Callable[[PeftModel], None] | None:
         """How a fresh adapter of the method starts, where that is not PEFT's start."""
