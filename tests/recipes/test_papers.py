@@ -4,13 +4,24 @@ import json
 import random
 import shutil
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 import yaml
-from tests.conftest import BAD, GOOD, sentence
-from transformers import DebertaV2Config, DebertaV2Model, set_seed
+from tests.conftest import BAD, GOOD, save_tiny, sentence, tiny_writer
+from tokenizers import pre_tokenizers
+from transformers import (
+    DebertaV2Config,
+    DebertaV2Model,
+    Qwen2Config,
+    Qwen2ForCausalLM,
+    Qwen2Tokenizer,
+    RobertaConfig,
+    RobertaModel,
+    set_seed,
+)
 
 from lorank.training.recipe import load_recipe
 from lorank.training.run import run
@@ -19,11 +30,7 @@ PAPERS = Path(__file__).parents[2] / "recipes" / "papers"
 RECIPES = sorted(PAPERS.glob("*/*.yaml"))
 
 
-@pytest.fixture(scope="module")
-def tiny_deberta(tiny_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """DeBERTaV3's architecture, tiny and random, with the words of the tiny tokenizer."""
-    folder = tmp_path_factory.mktemp("deberta") / "tiny"
-    set_seed(0)
+def deberta(tiny_folder: Path, folder: Path) -> Path:
     config = DebertaV2Config(
         vocab_size=32, hidden_size=16, num_hidden_layers=2, num_attention_heads=2, intermediate_size=32, type_vocab_size=0,
         relative_attention=True, position_buckets=8, pos_att_type=["p2c", "c2p"], share_att_key=True, norm_rel_ebd="layer_norm",
@@ -35,39 +42,100 @@ def tiny_deberta(tiny_folder: Path, tmp_path_factory: pytest.TempPathFactory) ->
     return folder
 
 
-def rows_of(columns: list[str], regression: bool, count: int, seed: int) -> str:
-    source, lines = random.Random(seed), []
-    for number in range(count):
-        mood = GOOD if number % 2 else BAD
-        row: dict[str, Any] = {column: sentence(source, mood) for column in columns}
-        lines.append(json.dumps({**row, "label": 5.0 * source.random() if regression else number % 2}))
-    return "\n".join(lines)
+def roberta(tiny_folder: Path, folder: Path) -> Path:
+    config = RobertaConfig(
+        vocab_size=32, hidden_size=16, num_hidden_layers=2, num_attention_heads=2, intermediate_size=32, pad_token_id=0,
+        max_position_embeddings=520, type_vocab_size=1, initializer_range=0.3,
+    )  # fmt: skip
+    return save_tiny(RobertaModel(config), tiny_folder, folder)
+
+
+def qwen(tiny_folder: Path, folder: Path) -> Path:
+    """With a tokenizer of bytes: `AutoTokenizer` gives every Qwen2 its own class."""
+    letters = sorted(pre_tokenizers.ByteLevel.alphabet())
+    Qwen2Tokenizer({letter: number for number, letter in enumerate(letters)}, []).save_pretrained(folder)
+    config = Qwen2Config(
+        vocab_size=264, hidden_size=64, intermediate_size=64, num_hidden_layers=1, num_attention_heads=2, num_key_value_heads=1,
+        initializer_range=0.3, tie_word_embeddings=True,
+    )  # fmt: skip
+    Qwen2ForCausalLM(config).save_pretrained(folder)
+    return folder
+
+
+def bart(tiny_folder: Path, folder: Path) -> Path:
+    return tiny_writer("encoder-decoder", tiny_folder, folder)
+
+
+MODELS: dict[str, Callable[[Path, Path], Path]] = {
+    "deberta-v3-base": deberta, "roberta-large": roberta, "qwen2.5-0.5b": qwen, "bart-large": bart,
+}  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def tiny_models(tiny_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    folder = tmp_path_factory.mktemp("papers")
+    set_seed(0)
+    return {name: make(tiny_folder, folder / name) for name, make in MODELS.items()}
+
+
+def row_of(data: dict[str, Any], source: random.Random, number: int) -> dict[str, Any]:
+    """A row with the columns that the data set has on the hub."""
+    text = sentence(source, GOOD if number % 2 else BAD)
+    answer: dict[str, Any] = {
+        "boolq": {"passage": text, "question": "was it", "answer": bool(number % 2)},
+        "arc": {"question": text, "choices": {"label": ["A", "B"], "text": ["cold", "warm"]}, "answerKey": "AB"[number % 2]},
+        "gsm8k": {"question": text, "answer": f"so\n#### {number}"},
+        "aqua": {"question": text, "options": ["A)1", "B)2"], "rationale": "so", "correct": "AB"[number % 2]},
+        "summarization": {"document": text, "summary": text.split()[-1]},
+    }  # fmt: skip
+    if data.get("task") in answer:
+        return answer[data["task"]]
+    row: dict[str, Any] = {column: sentence(source, GOOD if number % 2 else BAD) for column in data["text"]}
+    return {**row, "label": 5.0 * source.random() if data.get("task") == "regression" else number % 2}
 
 
 @pytest.mark.parametrize("path", RECIPES, ids=lambda path: f"{path.parent.name}/{path.stem}")
-def test_a_papers_recipe_runs(path: Path, tiny_deberta: Path, tmp_path: Path) -> None:
+def test_a_papers_recipe_runs(path: Path, tiny_models: dict[str, Path], tmp_path: Path) -> None:
     content = yaml.safe_load(path.read_text())
-    columns, regression = content["data"]["text"], content["data"].get("task") == "regression"
+    model = next(folder for name, folder in tiny_models.items() if path.stem.startswith(name))
+    data = {
+        key: value for key, value in content["data"].items() if "split" not in key and key not in ("name", "config")
+    }
     for part, count in (("train", 96), ("test", 16)):
-        (tmp_path / f"{part}.jsonl").write_text(rows_of(columns, regression, count, count))
-    data = {"train": str(tmp_path / "train.jsonl"), "test": str(tmp_path / "test.jsonl"), "text": columns}
-    data |= {"task": "regression" if regression else "classification", "max_length": content["data"]["max_length"]}
+        source = random.Random(count)
+        lines = [json.dumps(row_of(data, source, number)) for number in range(count)]
+        (tmp_path / f"{part}.jsonl").write_text("\n".join(lines))
+        data[part] = str(tmp_path / f"{part}.jsonl")
+    if "max_target_length" in data:
+        data["max_target_length"] = 8
+    stages = [f"stage{k}.{key}" for k in (1, 2) for key in ("batch_size=8", "gradient_accumulation=1")]
     shorter = [
         "stage1.max_steps=8",
-        "stage1.batch_size=8",
         "stage2.max_steps=3",
+        *stages,
         "baselines=[]",
         f"data={json.dumps(data)}",
+        "precision=fp32",
     ]
     if content["method"] == "adalora":
-        # Twelve modules in place of 72, steps in place of epochs.
-        shorter += ["budget=rank=24", "pruning.begin=2", "pruning.interval=1", "pruning.end=6"]
+        shorter += ["pruning.begin=2", "pruning.interval=1", "pruning.end=6"]
+    elif content["method"] == "igu-lora":
+        shorter += ["pruning.window=1", "pruning.begin=0.3", "pruning.end=0.8", "pruning.interval=0.2"]
     else:
         shorter.append("scoring.batch_size=8")
-    result = run(load_recipe(path, [f"model={tiny_deberta}", *shorter]), tmp_path / "out")
+    # As many ranks for each matrix as the paper has, on fewer matrices; a share of parameters is taken of rank 1.
+    matrices = {"deberta-v3-base": 72, "roberta-large": 144, "qwen2.5-0.5b": 168, "bart-large": 192}
+    tiny = {"deberta-v3-base": 12, "roberta-large": 12, "qwen2.5-0.5b": 7, "bart-large": 32}
+    name = next(name for name in matrices if path.stem.startswith(name))
+    asked = str(content["budget"])
+    if asked.startswith("rank="):
+        shorter.append(f"budget=rank={int(asked[5:]) * tiny[name] // matrices[name]}")
+    elif asked.endswith("%"):
+        shorter.append("budget=beta=0.5")
+    result = run(load_recipe(path, [f"model={model}", *shorter]), tmp_path / "out")
     assert list(next(iter(result.results.values()))["metrics"]) == content["metrics"]
-    assert len(result.plan.ranks) == 12
-    assert 0 < result.plan.total_rank <= 24
+    assert len(result.plan.ranks) == tiny[name]
+    assert 0 < result.plan.total_rank <= content["stage1"]["initial_rank"] * tiny[name]
 
 
 def test_the_files_are_what_the_script_writes() -> None:
@@ -82,10 +150,19 @@ def test_the_files_are_what_the_script_writes() -> None:
         assert path.read_text(encoding="utf-8") == text
 
 
-@pytest.mark.parametrize("override", ["scoring.source=training", "scoring.nodes=gradient", "scoring.intervals=4"])
-def test_ablations_are_one_override(override: str) -> None:
+ABLATIONS = {
+    "i-lora/deberta-v3-base-cola": (
+        "stage2.skip=true", "scoring.source=training", "scoring.nodes=gradient", "scoring.intervals=4",
+    ),
+    "igu-lora/qwen2.5-0.5b-boolq": ("pruning.estimator=training-pass", "pruning.intervals=10", "pruning.score=product"),
+    "adalora/deberta-v3-base-cola": ("pruning.score=ratio",),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(("recipe", "override"), [(name, one) for name, all_of in ABLATIONS.items() for one in all_of])
+def test_ablations_are_one_override(recipe: str, override: str) -> None:
     assert f"`{override}`" in (PAPERS / "README.md").read_text()
-    load_recipe(PAPERS / "i-lora" / "deberta-v3-base-cola.yaml", [override])
+    load_recipe(PAPERS / f"{recipe}.yaml", [override])
 
 
 def test_recipes_of_the_comparison_can_be_read() -> None:
