@@ -10,7 +10,7 @@ import pytest
 from matplotlib import image
 from tests.compare.made_up import grid_of, measured
 
-from lorank.compare.answer import answer, sentence
+from lorank.compare.answer import answer, contrasts, sentence
 from lorank.compare.cells import Cell
 from lorank.compare.forest_plot import draw_forest_plot
 from lorank.compare.result_table import comma_separated, latex, markdown, terminal_table
@@ -70,6 +70,31 @@ def test_refusals() -> None:
         answer(cells, results, metrics={"mood": "bleu"})
     with pytest.raises(ComparisonError, match=r"method 'evaa' is unknown \(did you mean eva\?\)"):
         grid_of({"evaa": 0.0})
+
+
+def test_a_method_is_tested_against_its_own_controls() -> None:
+    effects = {"igu-lora": 0.03, "eva": 0.02, "shuffled": 0.03, "svd-truncate": 0.0}
+    rows = answer(*grid_of(effects))
+    found = contrasts(rows, {"mood": "igu-lora"})
+    assert [(one.method, one.control) for one in found] == [("igu-lora", "svd-truncate"), ("igu-lora", "shuffled")]
+    said = [sentence(one) for one in found]
+    assert "igu-lora is better than an adapter cut by singular values by +0.0" in said[0]
+    assert "no difference to its own plan, shuffled that 5 seeds can show" in said[1]
+    # Both are better than uniform LoRA: only the test between them says that the order of the ranks is not why.
+    assert all(row.difference.holm < 0.05 for row in rows if row.method in ("igu-lora", "shuffled"))  # type: ignore[union-attr]
+    # A family of their own: corrected over two, not over the table.
+    assert max(one.difference.holm for one in found) <= 2 * max(one.difference.p for one in found)
+    assert contrasts(rows, {"mood": "i-lora"}) == []
+
+
+def test_a_shorter_second_stage_is_equal_with_what_its_plan_cost() -> None:
+    cells, results = grid_of({"i-lora": 0.0, "equal-compute": 0.0}, seeds=2)
+    for seed in range(2):
+        results[Cell("mood", "r=1", "equal-compute", seed)] = measured(0.8, steps=4, steps_before=6, tokens=300)
+    assert len(answer(cells, results)) == 3
+    results[Cell("mood", "r=1", "equal-compute", 1)] = measured(0.8, steps=5, steps_before=6, tokens=300)
+    with pytest.raises(ComparisonError, match=r"differ in steps \(11 and 10\)"):
+        answer(cells, results)
 
 
 def test_tables(tmp_path: Path) -> None:

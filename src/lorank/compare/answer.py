@@ -2,12 +2,15 @@
 
 import math
 import statistics
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from lorank.compare.cells import BASELINE, Cell, Measured
 from lorank.compare.statistics import Difference, Test, compare, corrected, paired_differences
 from lorank.errors import ComparisonError
+
+# Controls that a task's own method is tested against, beside uniform LoRA.
+AGAINST = ("shuffled", "svd-truncate")
 
 
 @dataclass(frozen=True)
@@ -46,6 +49,28 @@ class Row:
     seconds: float
     before: float
     peak_bytes: float
+
+
+@dataclass(frozen=True)
+class Contrast:
+    """A method against one of its own controls, over the seeds.
+
+    Attributes:
+        task: name of the recipe.
+        budget: as it was asked for.
+        method: whose plans the control shuffles, or does without.
+        control: of `CONTROLS`.
+        metric: what is judged by.
+        difference: `method - control` in pairs of seeds.
+
+    """
+
+    task: str
+    budget: str
+    method: str
+    control: str
+    metric: str
+    difference: Difference
 
 
 def answer(
@@ -92,6 +117,31 @@ def answer(
     return [replace(row, difference=right.get(id(row))) for row in rows]
 
 
+def contrasts(
+    rows: Sequence[Row], sources: Mapping[str, str], *, level: float = 0.05, test: Test = "t"
+) -> list[Contrast]:
+    """Each task's own method against its controls: is it the plan that does it?
+
+    These are a family of their own: Holm's correction is over them, and not over the differences to uniform LoRA.
+
+    Args:
+        rows: of `answer`.
+        sources: task -> the method whose plan was shuffled.
+        level: of claims and intervals.
+        test: "t" or "wilcoxon".
+
+    """
+    found = []
+    by_key = {(row.task, row.budget, row.method): row for row in rows}
+    for (task, budget, control), row in by_key.items():
+        mine = by_key.get((task, budget, sources.get(task, "")))
+        if control in AGAINST and mine is not None:
+            difference = compare(paired_differences(mine.values, row.values), level=level, test=test)
+            found.append(Contrast(task, budget, mine.method, control, row.metric, difference))
+    right = corrected([one.difference for one in found])
+    return [replace(one, difference=difference) for one, difference in zip(found, right, strict=True)]
+
+
 def _row(
     task: str,
     budget: str,
@@ -136,10 +186,12 @@ def check_equal(results: Mapping[Cell, Measured]) -> None:
             raise ComparisonError(
                 f"{cell.folder} and {seen_cell.folder} differ in data: it changed while the grid was run"
             )
-        if cell.method == "equal-compute":
-            continue  # shorter by what its plan cost
+        if cell.method == "equal-compute":  # shorter by what its plan cost
+            one = replace(one, steps=one.steps + one.steps_before, tokens=0)
         other_cell, other = first.setdefault((cell.task, cell.budget, cell.seed), (cell, one))
         for what in ("tokens", "steps"):
+            if what == "tokens" and "equal-compute" in (cell.method, other_cell.method):
+                continue
             if getattr(one, what) != getattr(other, what):
                 raise ComparisonError(
                     f"{cell.folder} and {other_cell.folder} differ in {what} ({getattr(one, what)} and {getattr(other, what)}) "
@@ -162,23 +214,27 @@ def _metric(task: str, wanted: str | None, results: Mapping[Cell, Measured]) -> 
     return wanted or next(iter(known), "-")
 
 
-def sentence(row: Row, level: float = 0.05) -> str:
-    """What can be said of a method against uniform LoRA, in plain words."""
-    where = f"{row.task}, budget {row.budget}: {row.method}"
-    if row.method == BASELINE or row.difference is None:
-        return f"{where} is what the others are compared with ({row.metric} {row.mean:.4f})."
-    found = row.difference
+def sentence(one: Row | Contrast, level: float = 0.05) -> str:
+    """What can be said of a method against uniform LoRA, or against one of its controls, in plain words."""
+    where = f"{one.task}, budget {one.budget}: {one.method}"
+    found, other = one.difference, "uniform LoRA"
+    if found is None:
+        return f"{where} is what the others are compared with" + (
+            f" ({one.metric} {one.mean:.4f})." if isinstance(one, Row) else "."
+        )
+    if isinstance(one, Contrast):
+        other = {"shuffled": "its own plan, shuffled", "svd-truncate": "an adapter cut by singular values"}[one.control]
     if found.pairs < 2:
-        return f"{where} cannot be compared: {found.pairs} seed{'s' * (found.pairs != 1)} in common with uniform LoRA."
-    size = f"{found.mean:+.4f} {row.metric} (bootstrap interval {found.low:+.4f} to {found.high:+.4f})"
+        return f"{where} cannot be compared: {found.pairs} seed{'s' * (found.pairs != 1)} in common with {other}."
+    size = f"{found.mean:+.4f} {one.metric} (bootstrap interval {found.low:+.4f} to {found.high:+.4f})"
     shown = f"p = {found.holm:.2g} after Holm's correction, {found.pairs} seeds"
     if found.holm < level:
-        return f"{where} is {'better' if found.mean > 0 else 'worse'} than uniform LoRA by {size}; {shown}."
+        return f"{where} is {'better' if found.mean > 0 else 'worse'} than {other} by {size}; {shown}."
     if found.mean == 0:
-        return f"{where}: no mean difference to uniform LoRA in {found.pairs} seeds."
+        return f"{where}: no mean difference to {other} in {found.pairs} seeds."
     more = (
         "not even 1,000 seeds would show a difference of this size"
         if found.seeds_needed is None
         else f"a difference of this size would take about {found.seeds_needed} seeds to show, alone"
     )
-    return f"{where}: no difference to uniform LoRA that {found.pairs} seeds can show: {size}; {shown}; {more}."
+    return f"{where}: no difference to {other} that {found.pairs} seeds can show: {size}; {shown}; {more}."

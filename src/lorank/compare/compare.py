@@ -9,8 +9,8 @@ from typing import Any
 from rich.console import Console
 
 from lorank.artefact import versions, write_json, write_text
-from lorank.compare.answer import Row, answer, sentence
-from lorank.compare.cells import Cell, Measured, merged
+from lorank.compare.answer import Contrast, Row, answer, contrasts, sentence
+from lorank.compare.cells import Cell, Measured, merged, source_of
 from lorank.compare.forest_plot import draw_forest_plot
 from lorank.compare.grid import Grid, grid_content, run_grid
 from lorank.compare.learning_rate import searched
@@ -27,6 +27,7 @@ class Comparison:
 
     Attributes:
         rows: one for each task, budget and method.
+        contrasts: of each task's own method with its controls.
         sentences: what can be said of each, in words.
         failed: cells without a result, and why.
         folder: where the tables are.
@@ -34,6 +35,7 @@ class Comparison:
     """
 
     rows: tuple[Row, ...]
+    contrasts: tuple[Contrast, ...]
     sentences: tuple[str, ...]
     failed: Mapping[Cell, str]
     folder: Path
@@ -135,32 +137,41 @@ def compare_recipes(
         grid = searched(grid, search, metrics=metrics, processes=processes, tries=tries, console=console)
     results = run_grid(grid, processes=processes, tries=tries, console=console)
     rows = answer(grid.cells(), results, metrics=metrics, level=level, test=test)
-    said, failed = tuple(sentence(row, level) for row in rows), grid.errors()
-    write_comparison(grid, results, rows, said, failed, level, test)
-    return Comparison(tuple(rows), said, failed, grid.folder)
+    sources = {task: source_of(content) for task, content in grid.contents.items()}
+    against = contrasts(rows, sources, level=level, test=test)
+    found = Comparison(
+        tuple(rows),
+        tuple(against),
+        (*(sentence(row, level) for row in rows), *(sentence(one, level) for one in against)),
+        grid.errors(),
+        grid.folder,
+    )
+    write_comparison(grid, results, found, level, test)
+    return found
 
 
 def write_comparison(
     grid: Grid,
     results: Mapping[Cell, Measured],
-    rows: Sequence[Row],
-    said: Sequence[str],
-    failed: Mapping[Cell, str],
+    found: Comparison,
     level: float,
     test: str,
 ) -> None:
     """Small files that can be kept: every cell's numbers, the table in three forms, the picture, the reading."""
+    rows, failed = found.rows, found.failed
     content = {
         "grid": grid_content(grid),
         "level": level,
         "test": test,
         "versions": versions(),
+        "rows": [_json(asdict(row)) for row in rows],
+        "contrasts": [_json(asdict(one)) for one in found.contrasts],
         "cells": [{**asdict(cell), **_json(asdict(one))} for cell, one in results.items()],
         "failed": [{**asdict(cell), "reason": reason} for cell, reason in failed.items()],
     }
     write_json(grid.folder / "comparison.json", content)
     missing = [f"{cell.folder} failed: {reason}" for cell, reason in failed.items()]
-    reading = "\n".join(f"- {line}" for line in [*said, *missing])
+    reading = "\n".join(f"- {line}" for line in [*found.sentences, *missing])
     tables = {
         "table.md": f"{markdown(rows)}\n{reading}\n",
         "table.tex": latex(rows),
@@ -171,5 +182,8 @@ def write_comparison(
     draw_forest_plot(rows, grid.folder / "forest.png", level)
 
 
-def _json(content: dict[str, Any]) -> dict[str, Any]:
-    return {key: None if isinstance(value, float) and math.isnan(value) else value for key, value in content.items()}
+def _json(content: Any) -> Any:
+    """With null in place of what is no number, at any depth."""
+    if isinstance(content, dict):
+        return {key: _json(value) for key, value in content.items()}
+    return None if isinstance(content, float) and math.isnan(content) else content
