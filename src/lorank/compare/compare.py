@@ -10,14 +10,16 @@ from rich.console import Console
 
 from lorank.artefact import versions, write_json, write_text
 from lorank.compare.answer import Contrast, Row, answer, contrasts, sentence
-from lorank.compare.cells import Cell, Measured, merged, source_of
+from lorank.compare.cells import BASELINE, Cell, Measured, merged, recipe_of, source_of
 from lorank.compare.forest_plot import draw_forest_plot
 from lorank.compare.grid import Grid, grid_content, run_grid
+from lorank.compare.launch import Launch
 from lorank.compare.learning_rate import searched
 from lorank.compare.result_table import comma_separated, latex, markdown
 from lorank.compare.statistics import Test
 from lorank.errors import ComparisonError
-from lorank.training.recipe import read_recipe
+from lorank.training.metrics import choose_metrics
+from lorank.training.recipe import read_override, read_recipe
 from lorank.validation import nearest
 
 
@@ -92,17 +94,10 @@ def read_grid(
 
 
 def _nested(override: str) -> dict[str, Any]:
-    """`stage2.learning_rate=1e-3` as nested mappings, read as an override of a recipe is."""
-    import yaml
-
-    key, equals, value = override.partition("=")
-    if not equals or not key:
-        raise ComparisonError(
-            f"{override!r} is not of the form METHOD:key=value, for example full:stage2.learning_rate=2e-5"
-        )
-    found: Any = yaml.safe_load(value)
-    for part in reversed(key.split(".")):
-        found = {part: found}
+    """`stage2.learning_rate=1e-3` as nested mappings."""
+    keys, found = read_override(override)
+    for key in reversed(keys):
+        found = {key: found}
     return found
 
 
@@ -116,6 +111,7 @@ def compare_recipes(
     metrics: Mapping[str, str] | None = None,
     search: Sequence[float] | None = None,
     console: Console | None = None,
+    launch: Launch | None = None,
 ) -> Comparison:
     """Run what is left of a grid, and write its tables, its picture and its reading into the grid's folder.
 
@@ -128,14 +124,16 @@ def compare_recipes(
         metrics: task -> what it is judged by; None: the first of its metrics.
         search: factors of each method's learning rate to choose from, on a part of the training data; None: no search.
         console: for one line a cell.
+        launch: as in `run_grid`.
 
     Raises:
         LorankError: as `run_grid`, `searched` and `answer`.
 
     """
+    check_metrics(grid, metrics or {})
     if search is not None:
-        grid = searched(grid, search, metrics=metrics, processes=processes, tries=tries, console=console)
-    results = run_grid(grid, processes=processes, tries=tries, console=console)
+        grid = searched(grid, search, metrics=metrics, processes=processes, tries=tries, console=console, launch=launch)
+    results = run_grid(grid, processes=processes, tries=tries, console=console, launch=launch)
     rows = answer(grid.cells(), results, metrics=metrics, level=level, test=test)
     sources = {task: source_of(content) for task, content in grid.contents.items()}
     against = contrasts(rows, sources, level=level, test=test)
@@ -148,6 +146,21 @@ def compare_recipes(
     )
     write_comparison(grid, results, found, level, test)
     return found
+
+
+def check_metrics(grid: Grid, metrics: Mapping[str, str]) -> None:
+    """Refuse what a task does not measure, before anything is run.
+
+    Raises:
+        ComparisonError: it is not among the recipe's metrics.
+        RecipeError: it is no metric of the task.
+
+    """
+    for task, name in metrics.items():
+        recipe = recipe_of(grid.contents[task], Cell(task, grid.budgets[0], BASELINE, grid.seeds[0]))
+        known = list(choose_metrics(recipe.data.task, recipe.metrics))
+        if name not in known:
+            raise ComparisonError(f"metric {name!r} is none of {task}'s; allowed: {', '.join(known)}")
 
 
 def write_comparison(

@@ -1,10 +1,7 @@
 """A grid of cells: run in several processes, continued where it was stopped, a failed cell tried again and reported."""
 
 import json
-import os
-import subprocess
-import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from concurrent.futures import FIRST_COMPLETED, ThreadPoolExecutor, wait
 from dataclasses import asdict, dataclass, field
 from itertools import product
@@ -14,7 +11,7 @@ from typing import Any
 from filelock import FileLock, Timeout
 from rich.console import Console
 
-from lorank.artefact import write_json
+from lorank.artefact import file_checksum, write_json
 from lorank.compare.cells import (
     BASELINE,
     CONTROLS,
@@ -33,6 +30,7 @@ from lorank.compare.cells import (
     source_of,
     two_stages,
 )
+from lorank.compare.launch import Launch, here
 from lorank.errors import ComparisonError, OutputError
 from lorank.methods import METHODS
 from lorank.targets import unit_costs
@@ -168,6 +166,10 @@ class Grid:
                     raise OutputError(
                         f"{path.parent} was run by another recipe; give another --output-dir, or remove that folder"
                     )
+                source = Cell(cell.task, cell.budget, source_of(self.contents[cell.task]), cell.seed)
+                plan = self.folder / "cells" / source.folder / "run" / "plan.json"
+                if measured.plan is not None and plan.is_file() and file_checksum(plan) != measured.plan:
+                    raise OutputError(f"{path.parent} trained another plan than {plan} holds now; remove that folder")
                 found[cell] = measured
         return found
 
@@ -179,9 +181,6 @@ class Grid:
             if (folder / ERROR).is_file() and not (folder / RESULT).is_file():
                 found[cell] = (folder / ERROR).read_text(encoding="utf-8")
         return found
-
-
-Launch = Callable[[Path], int]
 
 
 def run_grid(
@@ -212,7 +211,7 @@ def run_grid(
             # Seed by seed, so that a grid that is stopped early has whole seeds; plans are made before controls train them.
             for seed, trains_plan in product(grid.seeds, (False, True)):
                 group = [cell for cell in left if cell.seed == seed and (cell.method in FROM_PLAN) == trains_plan]
-                _run(grid, group, processes, tries, console, launch or (lambda folder: _process(folder, processes)))
+                _run(grid, group, processes, tries, console, launch or here(processes))
     except Timeout:
         raise OutputError(f"{grid.folder} is in use by another comparison; wait for it, or give another one") from None
     return grid.results()
@@ -256,15 +255,6 @@ def _run(grid: Grid, cells: Sequence[Cell], processes: int, tries: int, console:
                     running[pool.submit(work, cell)] = cell
     finally:
         pool.shutdown(wait=True, cancel_futures=True)  # Ctrl-C: what has begun ends, what waits does not begin
-
-
-def _process(folder: Path, processes: int) -> int:
-    """One cell in a Python of its own, its share of the cores, its output in log.txt."""
-    threads = max(1, (os.cpu_count() or 1) // processes)
-    environment = {"OMP_NUM_THREADS": str(threads), "TOKENIZERS_PARALLELISM": "false", **os.environ}
-    with (folder / "log.txt").open("a", encoding="utf-8") as log:
-        command = [sys.executable, "-m", "lorank.compare.run_cell", str(folder)]
-        return subprocess.run(command, stdout=log, stderr=subprocess.STDOUT, env=environment, check=False).returncode
 
 
 def grid_content(grid: Grid) -> dict[str, Any]:

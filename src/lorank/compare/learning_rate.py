@@ -12,7 +12,8 @@ from rich.console import Console
 
 from lorank.artefact import write_json, write_text
 from lorank.compare.cells import BASELINE, FROM_PLAN, Cell, Measured, merged, rate_section, recipe_of, source_of
-from lorank.compare.grid import Grid, Launch, run_grid
+from lorank.compare.grid import Grid, run_grid
+from lorank.compare.launch import Launch
 from lorank.errors import ComparisonError
 from lorank.training.data import hold_out, load_rows, load_task_data
 

@@ -6,6 +6,7 @@ is in its folder, so the next try continues it.
 
 import json
 import resource
+import shutil
 import sys
 import traceback
 from collections.abc import Mapping
@@ -17,6 +18,7 @@ import transformers
 from rich.console import Console
 from transformers import set_seed
 
+from lorank.artefact import file_checksum
 from lorank.compare.cells import (
     ERROR,
     FROM_PLAN,
@@ -63,12 +65,12 @@ def run_cell(recipe: Recipe, cell: Cell, folder: Path, plan_of: Path | None, con
         return _full(recipe, data, folder, console)
     if cell.method == "svd-truncate":
         return _truncated(recipe, data, folder, console)
-    spent = 0
+    spent, trained_plan = 0, None
     if cell.method in FROM_PLAN:
         path = (plan_of or folder) / "run" / "plan.json"
         if not path.is_file():
             raise ComparisonError(f"{path} is not there: the plan has to be made first; run the grid again")
-        plan = RankPlan.load(path)
+        plan, trained_plan = RankPlan.load(path), file_checksum(path)
         if cell.method == "shuffled":
             plan = shuffled(plan, cell.seed)
         else:
@@ -91,6 +93,7 @@ def run_cell(recipe: Recipe, cell: Cell, folder: Path, plan_of: Path | None, con
         steps_before=spent or before.get("steps", 0) + before.get("passes", 0) + found.get("scoring_passes", 0),
         peak_bytes=peak_bytes(),
         data=data.hashes,
+        plan=trained_plan,
     )
 
 
@@ -182,6 +185,9 @@ def main(folder: Path) -> int:
         (folder / ERROR).write_text(f"{type(error).__name__}: {one_line(error)}", encoding="utf-8")
         return 1
     write_measured(folder / RESULT, measured, fingerprint_of(recipe, cell))
+    if cell.method == "full":  # checkpoints of every weight and its moments, for each seed
+        for checkpoint in (folder / "run" / "stage2").glob("checkpoint-*"):
+            shutil.rmtree(checkpoint)
     (folder / ERROR).unlink(missing_ok=True)
     return 0
 

@@ -8,7 +8,7 @@ import yaml
 from pydantic import Field, ValidationError, field_validator, model_validator
 
 from lorank.budget import Budget
-from lorank.errors import BudgetError, RecipeError
+from lorank.errors import BudgetError, RecipeError, one_line
 from lorank.methods import METHODS, Method
 from lorank.training.pruning import PruningOptions
 from lorank.training.recipe_sections import (
@@ -135,14 +135,25 @@ def read_recipe(path: str | Path, overrides: Iterable[str] = ()) -> dict[str, An
     if not isinstance(content, dict):
         raise RecipeError(f"{path}: a recipe is a mapping of keys to values, this is {type(content).__name__}")
     for override in overrides:
-        key, equals, value = override.partition("=")
-        if not equals or not key:
-            raise RecipeError(f"override {override!r} is not of the form key=value, for example stage2.epochs=1")
-        try:
-            _set(content, key.split("."), yaml.safe_load(value))
-        except yaml.YAMLError as error:
-            raise RecipeError(f"override {override!r}: the value is not YAML: {error}") from None
+        keys, value = read_override(override)
+        _set(content, keys, value)
     return content
+
+
+def read_override(override: str) -> tuple[list[str], Any]:
+    """Keys and value of `stage2.epochs=1`.
+
+    Raises:
+        RecipeError: not of that form, or the value is not YAML.
+
+    """
+    key, equals, value = override.partition("=")
+    if not equals or not key:
+        raise RecipeError(f"override {override!r} is not of the form key=value, for example stage2.epochs=1")
+    try:
+        return key.split("."), yaml.safe_load(value)
+    except yaml.YAMLError as error:
+        raise RecipeError(f"override {override!r}: the value is not YAML: {one_line(error)}") from None
 
 
 def make_recipe(content: Mapping[str, Any]) -> Recipe:

@@ -99,7 +99,8 @@ def run_plan(recipe: Recipe, plan: RankPlan, directory: str | Path, console: Con
         if processes().is_main_process:
             plan.save(path)
         processes().wait_for_everyone()
-        start = work.start_of(str(plan.provenance.get("method")), plan)
+        # A shuffled plan starts as the plan that was shuffled.
+        start = work.start_of(str(plan.provenance.get("shuffled") or plan.provenance.get("method")), plan)
         results[name] = asdict(work.evaluation(name, directory, plan, start=start))
         results |= _baseline_results(work, directory)
         _write_results(work, name, plan.provenance.get("preset"), plan, results, directory)

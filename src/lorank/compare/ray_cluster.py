@@ -1,0 +1,43 @@
+"""Cells on a Ray cluster in place of processes of this machine (`lorank compare --engine ray`, extra `lorank[ray]`)."""
+
+import subprocess
+from pathlib import Path
+
+from lorank.compare.launch import Launch, command_of, environment_of
+from lorank.errors import ComparisonError
+
+
+def on_ray(cores: int) -> Launch:
+    """A launcher that gives each cell to Ray as a task of its own, and waits for it.
+
+    The cluster is the one that `RAY_ADDRESS` names, else a new one on this machine. Every node needs lorank and sees the grid's
+    folder under the same path. A cell gets `cores` cores and, where the cluster has any, one GPU.
+
+    Args:
+        cores: of each cell.
+
+    Raises:
+        ComparisonError: Ray is not installed, or the cluster has no node with so many cores.
+
+    """
+    try:
+        import ray
+    except ImportError:
+        raise ComparisonError(
+            "engine ray needs the package ray: pip install 'lorank[ray]'; or leave --engine out to run on this machine"
+        ) from None
+    if not ray.is_initialized():
+        ray.init(log_to_driver=False, include_dashboard=False)
+    most = max(node["Resources"].get("CPU", 0) for node in ray.nodes() if node["Alive"])
+    if cores > most:
+        raise ComparisonError(f"a cell would get {cores} cores, the largest node has {most:g}; raise --processes")
+    gpus = 1 if ray.cluster_resources().get("GPU", 0) else 0
+
+    @ray.remote(num_cpus=cores, num_gpus=gpus, max_retries=0)
+    def run(folder: str) -> int:
+        with (Path(folder) / "log.txt").open("a", encoding="utf-8") as log:
+            return subprocess.run(
+                command_of(Path(folder)), stdout=log, stderr=subprocess.STDOUT, env=environment_of(cores), check=False
+            ).returncode
+
+    return lambda folder: int(ray.get(run.remote(str(folder.resolve()))))
