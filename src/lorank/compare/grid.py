@@ -36,6 +36,8 @@ from lorank.methods import METHODS
 from lorank.targets import unit_costs
 from lorank.training.checks import check_model
 from lorank.training.data import load_task_data
+from lorank.training.encoding import check_texts
+from lorank.training.model import load_tokenizer
 from lorank.training.pruned_stage import check_schedule
 from lorank.training.recipe import Recipe
 from lorank.training.scoring_set import split_for_scoring
@@ -109,7 +111,10 @@ class Grid:
         """
         train = {}
         for task, content in self.contents.items():
-            train[task] = load_task_data(recipe_of(content, Cell(task, self.budgets[0], BASELINE, 0)).data).train
+            recipe = recipe_of(content, Cell(task, self.budgets[0], BASELINE, 0))
+            data = load_task_data(recipe.data)
+            check_texts(data, load_tokenizer(recipe), recipe)
+            train[task] = data.train
         for cell in self.cells():
             if cell.seed != self.seeds[0]:
                 continue
