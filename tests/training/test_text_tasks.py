@@ -14,7 +14,7 @@ from rouge_score import rouge_scorer
 from tests.conftest import BAD, GOOD, save_tiny, tiny_writer
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from lorank.errors import DataError, RecipeError
+from lorank.errors import DataError, LorankWarning, RecipeError
 from lorank.training.data import load_task_data
 from lorank.training.encoding import collator, tokenize
 from lorank.training.metrics import choose_metrics
@@ -35,7 +35,7 @@ ROWS: dict[str, dict[str, Any]] = {
     "aqua": {"question": "how many", "options": ["A)3", "B)7"], "rationale": "3 and 4 is 7", "correct": "B"},
 }  # fmt: skip
 WRITTEN = {
-    "summarization": "day fine", "instruction": "I say the Answer is cold!", "boolq": "Yes, it was.", "arc": "B. warm",
+    "summarization": "day fine", "instruction": "I say the Answer is Cold!", "boolq": "Yes, it was.", "arc": "B. warm",
     "gsm8k": "so it is #### 7.0", "aqua": "Therefore the answer is (B).",
 }  # fmt: skip
 
@@ -80,13 +80,27 @@ def test_an_answer_is_found_in_the_target_and_in_what_is_written(task: str, rows
 
 def test_rules_of_answers() -> None:
     assert number("#### 1,234") == number("a #### 3\n#### $1234.00") == "1234"
+    assert number("#### 0.0") == "0"
     assert number("#### -0.50") == "-0.5"
     assert number("the number is 7") is None
     assert number("#### none") is None
-    assert choice("C") == choice("(C) because") == choice("A? No, the answer is C.") == "C"
-    assert choice("A planet") == "A"  # a letter at the start is taken as the choice
-    assert choice("because") is None
+    same = (
+        "C",
+        "(C) because",
+        "A? No, the answer is C.",
+        "Answer: C",
+        "**C**",
+        "the answer is **C**",
+        "C: warm",
+        "Answer is (C)",
+    )
+    assert {choice(text) for text in same} == {"C"}
+    for text in ("A planet", "because", "The answer is a prime", "Cold", "the answer is Cold"):
+        assert choice(text) is None, text
     assert stated("The answer is answer3") == "answer3"
+    assert stated("I think. The answer is New York. Or not.") == "new york"
+    assert stated("answer: 3.14") == "3.14" != stated("the answer is 3.99")
+    assert stated("The answer is $1,000.0") == stated("so the answer is 1000") == "1000"
     assert stated("The  Cat. ") == plain("the cat")
     assert truth("No, true") == "false"
     assert truth("maybe") is None
@@ -115,7 +129,9 @@ def test_only_the_target_is_taught_and_only_the_body_is_cut(
     for kind in ("decoder", "encoder-decoder"):
         recipe = recipe_of(tiny_writer(kind, tiny_folder, tmp_path / kind), {**texts, "max_length": 12})
         tokenizer, data = load_tokenizer(recipe), load_task_data(recipe.data)
-        row = tokenize(data.train, tokenizer, recipe)[0]
+        with pytest.warns(LorankWarning, match="4 of 4 prompts are longer than data.max_length"):
+            rows = tokenize(data.train, tokenizer, recipe)
+        row = rows[0]
         read = tokenizer.convert_ids_to_tokens(row["input_ids"])
         taught = tokenizer.convert_ids_to_tokens([label for label in row["labels"] if label != IGNORED])
         assert row["length"] == (12 + 3 if kind == "decoder" else 12 + len(taught))
@@ -128,10 +144,45 @@ def test_only_the_target_is_taught_and_only_the_body_is_cut(
             assert len(read) == 12
             assert read[-3:] == ["and", "house", "[SEP]"]
             assert taught[-3:] == ["fine", "day", "[SEP]"]
-        rows = tokenize(data.train, tokenizer, recipe).remove_columns("length")
+        rows = rows.remove_columns("length")
         batch = collator(tokenizer, recipe)([rows[0], {**rows[1], "labels": rows[1]["labels"][-2:]}])
         assert batch["labels"].shape[0] == 2
         assert (batch["labels"][1] == IGNORED).any()
+
+
+def test_the_question_behind_a_long_passage_stays_and_a_cut_target_does_not_end(
+    tiny_folder: Path, tmp_path: Path, rows_file: Callable[..., str]
+) -> None:
+    long = rows_file("boolq", passage="the day was fine " * 10)
+    model = tiny_writer("decoder", tiny_folder, tmp_path / "model")
+    recipe = recipe_of(model, {"train": long, "test": rows_file("boolq"), "task": "boolq", "max_length": 20})
+    tokenizer, data = load_tokenizer(recipe), load_task_data(recipe.data)
+    with pytest.warns(LorankWarning, match="4 of 4 prompts"):
+        row = tokenize(data.train, tokenizer, recipe)[0]
+    read = tokenizer.decode(row["input_ids"])
+    assert "was the day cold" in read  # the question
+    assert row["labels"][:20] == [IGNORED] * 20
+    path = rows_file("aqua", rationale="the day was fine " * 10)
+    for kind in ("decoder", "encoder-decoder"):
+        data_ = {"train": path, "test": path, "task": "aqua", "max_target_length": 6}
+        recipe = recipe_of(tiny_writer(kind, tiny_folder, tmp_path / kind), data_)
+        with pytest.warns(LorankWarning, match="0 of 4 prompts .* 4 targets than"):
+            row = tokenize(load_task_data(recipe.data).train, tokenizer, recipe)[0]
+        taught = [label for label in row["labels"] if label != IGNORED]
+        assert len(taught) == 6
+        assert tokenizer.eos_token_id not in taught
+
+
+def test_templates_of_prompts(rows_file: Callable[..., str]) -> None:
+    def first(task: str, **options: Any) -> tuple[str, str]:
+        row = load_task_data(section(task, rows_file(task), **options)).train[0]
+        return row["prompt"], row["cue"]
+
+    assert first("boolq") == ("the day was cold", "\n\nQuestion: was the day cold?\nTrue or false?")
+    assert first("arc", prompt="{choices} {question} A:") == ("A. cold\nB. warm the day was", " A:")
+    assert first("arc", prompt="Which? {choices} A:") == ("Which? A. cold\nB. warm", " A:")
+    two = {"text": ("document", "summary"), "label": "summary"}
+    assert first("summarization", **two) == ("the day was fine and bright\nfine day", "\nSummary:")
 
 
 # A word decides what is written: the model has to read the prompt.
@@ -200,6 +251,10 @@ def test_refusals(tiny_folder: Path, tmp_path: Path, rows_file: Callable[..., st
         ("arc", {"choices": ["A", "B"]}, "does not have the form of this task"),
         ("gsm8k", {"answer": " "}, "as the target"),
         ("summarization", {"document": None}, "has None as document"),
+        ("gsm8k", {"answer": "42"}, "has no answer in its target '42'"),
+        ("boolq", {"answer": None}, "has None in 'answer'"),
+        ("boolq", {"answer": "maybe"}, "does not have the form of this task"),
+        ("aqua", {"options": "A)1 B)2"}, "options is a text"),
     ):
         with pytest.raises(DataError, match=message):
             load_task_data(section(task, rows_file(task, **changes)))
@@ -222,7 +277,7 @@ def test_refusals(tiny_folder: Path, tmp_path: Path, rows_file: Callable[..., st
     texts = {"train": path, "test": path, "task": "gsm8k"}
     lora = {"method": "lora"}
     long = {**texts, "prompt": "{question} the the the the the the the the", "max_length": 8}
-    with pytest.raises(RecipeError, match=r"no room for a prompt whose end has 8 tokens"):
+    with pytest.raises(RecipeError, match=r"no room for a prompt of which 8 tokens are never cut"):
         run(recipe_of(decoder, long, **lora), tmp_path / "o", QUIET)
     reader = tiny_writer("encoder-decoder", tiny_folder, tmp_path / "reader")
     with pytest.raises(RecipeError, match=r"data.max_target_length is 2000, but .* has 1024 positions"):

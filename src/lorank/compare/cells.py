@@ -217,7 +217,8 @@ def read_measured(path: Path) -> tuple[Measured, str]:
 def fingerprint_of(recipe: Recipe, cell: Cell) -> str:
     """What decides a cell's numbers, as one sum: the resolved recipe and which cell it is.
 
-    Defaults are left out, so that a key which a later version adds does not make finished cells another recipe's.
+    Defaults are left out, so that a key which a later version adds does not make finished cells another recipe's. A default that
+    a later version changes goes unnoticed: a grid should be finished by the version that began it.
     """
     content = recipe.model_dump(mode="json", exclude={"resolved"}, exclude_defaults=True)
     return checksum({"cell": asdict(cell), "recipe": content})

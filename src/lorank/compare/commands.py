@@ -64,10 +64,9 @@ def compare_command(
         grid = read_grid(paths, overrides, chosen, _seeds(seeds), asked, folder)
         launch = None
         if engine == "ray":
-            from lorank.compare.launch import cores_of
             from lorank.compare.ray_cluster import on_ray
 
-            launch = on_ray(cores_of(processes))
+            launch = on_ray(processes)
         judged = dict.fromkeys(grid.contents, metric) if metric else None
         found = compare_recipes(
             grid,

@@ -11,7 +11,7 @@ from lorank.errors import ComparisonError
 from lorank.methods import METHODS
 from lorank.plan import RankPlan
 from lorank.training.recipe import Recipe
-from lorank.training.scoring_set import steps_per_epoch
+from lorank.training.scoring_set import stage_steps
 
 
 def shuffled(plan: RankPlan, seed: int) -> RankPlan:
@@ -51,15 +51,46 @@ def shortened(recipe: Recipe, examples: int, made: Path) -> tuple[Recipe, int]:
 
     """
     stage1, stage2 = recipe.stage1, recipe.stage2
-    cost = json.loads((made / "metrics.json").read_text(encoding="utf-8"))["results"][recipe.method]["stage1"]
-    batch = stage1.batch_size * stage1.gradient_accumulation
-    scored = recipe.scoring.batch_size if METHODS[recipe.method].trained == "triplets" else stage1.batch_size
-    seen = cost["steps"] * batch + cost["passes"] * scored
-    spent = math.ceil(seen / (stage2.batch_size * stage2.gradient_accumulation))
-    whole = stage2.max_steps or math.ceil(stage2.epochs * steps_per_epoch(stage2, examples))
-    if spent >= whole:
+    try:
+        cost = json.loads((made / "metrics.json").read_text(encoding="utf-8"))["results"][recipe.method]["stage1"]
+    except (OSError, ValueError, KeyError):
         raise ComparisonError(
-            f"equal-compute: stage 1 and scoring cost as much as {spent:,} steps, the whole training has {whole:,}; shorten "
-            "stage 1, or leave equal-compute out"
-        )
+            f"{made / 'metrics.json'} does not say what the plan cost: its run has to end first; run the grid again"
+        ) from None
+    scored = recipe.scoring.batch_size if METHODS[recipe.method].trained == "triplets" else stage1.batch_size
+    spent = _in_steps(recipe, cost["steps"], cost["passes"] * scored)
+    whole = stage_steps(stage2, examples)
+    if spent >= whole:
+        raise ComparisonError(_nothing_left(spent, whole))
     return recipe.model_copy(update={"stage2": stage2.model_copy(update={"max_steps": whole - spent})}), spent
+
+
+def check_shortened(recipe: Recipe, examples: int) -> None:
+    """Refuse a first stage that is as dear as the second, as far as it can be told before it is run.
+
+    Raises:
+        ComparisonError: nothing would be left of the second stage.
+
+    """
+    stage1, options = recipe.stage1, recipe.scoring
+    if stage1.stop_when_stable is not None or METHODS[recipe.method].trained != "triplets":
+        return
+    steps = stage_steps(stage1, examples)
+    batches = (steps - int(options.warmup * steps)) // options.every if options.when == "during" else 1
+    spent, whole = _in_steps(recipe, steps, batches * options.batch_size), stage_steps(recipe.stage2, examples)
+    if spent >= whole:
+        raise ComparisonError(_nothing_left(spent, whole))
+
+
+def _in_steps(recipe: Recipe, steps: int, scored: int) -> int:
+    """Steps of stage 1 and scored examples, in steps of stage 2."""
+    stage1, stage2 = recipe.stage1, recipe.stage2
+    seen = steps * stage1.batch_size * stage1.gradient_accumulation + scored
+    return math.ceil(seen / (stage2.batch_size * stage2.gradient_accumulation))
+
+
+def _nothing_left(spent: int, whole: int) -> str:
+    return (
+        f"equal-compute: stage 1 and scoring cost at least as much as {spent:,} steps, the whole training has {whole:,}; shorten "
+        "stage 1, or leave equal-compute out"
+    )

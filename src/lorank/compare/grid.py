@@ -3,7 +3,7 @@
 import json
 from collections.abc import Mapping, Sequence
 from concurrent.futures import FIRST_COMPLETED, ThreadPoolExecutor, wait
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from itertools import product
 from pathlib import Path
 from typing import Any
@@ -30,8 +30,9 @@ from lorank.compare.cells import (
     source_of,
     two_stages,
 )
+from lorank.compare.controls import check_shortened
 from lorank.compare.launch import Launch, here
-from lorank.errors import ComparisonError, OutputError
+from lorank.errors import ComparisonError, OutputError, one_line
 from lorank.methods import METHODS
 from lorank.targets import unit_costs
 from lorank.training.checks import check_model
@@ -81,6 +82,7 @@ class Grid:
         own = dict(self.own.get(cell.method) or {})
         if cell.method in FROM_PLAN:  # trained as the method whose plan it is
             own = merged(self.own.get(source_of(self.contents[cell.task])) or {}, own)
+            own = {**own, "stage2": {key: value for key, value in own.get("stage2", {}).items() if key != "skip"}}
         rate = self.rates.get((cell.task, cell.budget, cell.method))
         if rate is None:
             return own
@@ -127,21 +129,24 @@ class Grid:
                     "the others; give scoring.source=training with it"
                 )
             if cell.method in CONTROLS:
-                self._check_control(cell, recipe)
+                self._check_control(cell, recipe, len(train[cell.task]))
                 continue
             check_model(recipe, (recipe.method,))
             check_schedule(recipe, recipe.method, len(train[cell.task]))
             if METHODS[recipe.method].trained == "triplets":
                 split_for_scoring(recipe, train[cell.task])
 
-    def _check_control(self, cell: Cell, recipe: Recipe) -> None:
+    def _check_control(self, cell: Cell, recipe: Recipe, examples: int) -> None:
         source = source_of(self.contents[cell.task])
         if cell.method in FROM_PLAN and source not in self.methods:
             raise ComparisonError(f"{cell.method} trains the plan of {cell.task}'s method; add {source} to the methods")
-        if cell.method == "equal-compute" and not two_stages(recipe):
-            raise ComparisonError(
-                f"equal-compute is for methods of two stages, {source} of {cell.task} has one; leave equal-compute out"
-            )
+        if cell.method == "equal-compute":
+            made_by = self.recipe(replace(cell, method=source))
+            if not two_stages(made_by):
+                raise ComparisonError(
+                    f"equal-compute is for methods of two stages, {source} of {cell.task} has one; leave equal-compute out"
+                )
+            check_shortened(made_by, examples)
         wide = recipe.stage1.initial_rank
         if cell.method == "svd-truncate" and self.parameters(cell.task, cell.budget) >= self.parameters(
             cell.task, f"r={wide}"
@@ -233,10 +238,14 @@ def _run(grid: Grid, cells: Sequence[Cell], processes: int, tries: int, console:
             "content": dict(grid.contents[cell.task]),
             "own": grid.own_of(cell),
             "parameters": grid.parameters(cell.task, cell.budget),
-            "plan_of": str(grid.folder / "cells" / source.folder) if cell.method in FROM_PLAN else None,
+            "plan_of": str((grid.folder / "cells" / source.folder).resolve()) if cell.method in FROM_PLAN else None,
         }
         write_json(folder / ORDER, content)
-        return launch(folder)
+        try:
+            return launch(folder)
+        except Exception as error:  # a node that was lost is a try that failed
+            (folder / ERROR).write_text(f"{type(error).__name__}: {one_line(error)}", encoding="utf-8")
+            return 1
 
     pool = ThreadPoolExecutor(max_workers=processes)
     try:

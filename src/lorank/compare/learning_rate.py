@@ -10,7 +10,7 @@ from typing import Any
 from datasets import Dataset
 from rich.console import Console
 
-from lorank.artefact import write_json, write_text
+from lorank.artefact import write_atomically, write_json, write_text
 from lorank.compare.cells import BASELINE, FROM_PLAN, Cell, Measured, merged, rate_section, recipe_of, source_of
 from lorank.compare.grid import Grid, run_grid
 from lorank.compare.launch import Launch
@@ -124,27 +124,25 @@ def _best(key: tuple[str, str, str], tried: Mapping[float, tuple[tuple[float, fl
 
 
 def _on_training_data(task: str, content: Mapping[str, Any], folder: Path, fraction: float) -> dict[str, Any]:
-    """The task's recipe on two parts of its training data, written as JSON lines."""
+    """The task's recipe on two parts of its training data, written as files."""
     recipe = recipe_of(content, Cell(task, str(content.get("budget", "r=8")), BASELINE, SEARCH_SEED))
     data = load_task_data(recipe.data)
     numbered = data.train.add_column("row", list(range(len(data.train))))
     train, judged = hold_out(numbered, fraction, SEARCH_SEED)
     columns = [name for name in ("text_1", "text_2") if name in train.column_names]
     raw = load_rows(recipe.data, "train") if recipe.data.writes else None
-    for name, rows in (("train", train), ("judged", judged)):
-        text = _lines(rows, columns) if raw is None else _raw_lines(raw.select(rows["row"]))
-        write_text(folder / "data" / f"{task}-{name}.jsonl", text)
+    paths = {}
+    for part, name, rows in (("train", "train", train), ("test", "judged", judged)):
+        path = folder / "data" / f"{task}-{name}.{'jsonl' if raw is None else 'parquet'}"
+        paths[part] = str(path)
+        if raw is None:
+            write_text(path, _lines(rows, columns))
+        else:  # with its types: a reader of JSON would guess them again
+            kept = raw.select(rows["row"])
+            write_atomically(path, lambda temporary, kept=kept: kept.to_parquet(str(temporary)))  # type: ignore[misc]
     section = recipe.data.model_dump(exclude={"name", "config", "train_split", "test_split"})
-    paths = {
-        "train": str(folder / "data" / f"{task}-train.jsonl"),
-        "test": str(folder / "data" / f"{task}-judged.jsonl"),
-    }
     section |= {**paths, "text": columns, "label": "label"} if raw is None else paths
     return merged({key: value for key, value in content.items() if key != "data"}, {"data": section})
-
-
-def _raw_lines(rows: Dataset) -> str:
-    return "\n".join([*(json.dumps(row, ensure_ascii=False) for row in rows), ""])
 
 
 def _lines(rows: Dataset, columns: Sequence[str]) -> str:

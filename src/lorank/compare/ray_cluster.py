@@ -7,17 +7,18 @@ from lorank.compare.launch import Launch, command_of, environment_of
 from lorank.errors import ComparisonError
 
 
-def on_ray(cores: int) -> Launch:
+def on_ray(processes: int) -> Launch:
     """A launcher that gives each cell to Ray as a task of its own, and waits for it.
 
-    The cluster is the one that `RAY_ADDRESS` names, else a new one on this machine. Every node needs lorank and sees the grid's
-    folder under the same path. A cell gets `cores` cores and, where the cluster has any, one GPU.
+    The cluster is the one that `RAY_ADDRESS` names, else a new one on this machine. Every node needs lorank and sees the working
+    folder, the grid's and the data under the same paths. A cell gets its share of the cluster's cores, no more than the largest
+    node has, and one GPU where the cluster has any.
 
     Args:
-        cores: of each cell.
+        processes: cells at a time.
 
     Raises:
-        ComparisonError: Ray is not installed, or the cluster has no node with so many cores.
+        ComparisonError: Ray is not installed.
 
     """
     try:
@@ -29,15 +30,20 @@ def on_ray(cores: int) -> Launch:
     if not ray.is_initialized():
         ray.init(log_to_driver=False, include_dashboard=False)
     most = max(node["Resources"].get("CPU", 0) for node in ray.nodes() if node["Alive"])
-    if cores > most:
-        raise ComparisonError(f"a cell would get {cores} cores, the largest node has {most:g}; raise --processes")
+    cores = max(1, min(int(most), int(ray.cluster_resources()["CPU"]) // processes))
+    folder_here = str(Path.cwd())
     gpus = 1 if ray.cluster_resources().get("GPU", 0) else 0
 
     @ray.remote(num_cpus=cores, num_gpus=gpus, max_retries=0)
     def run(folder: str) -> int:
         with (Path(folder) / "log.txt").open("a", encoding="utf-8") as log:
             return subprocess.run(
-                command_of(Path(folder)), stdout=log, stderr=subprocess.STDOUT, env=environment_of(cores), check=False
+                command_of(Path(folder)),
+                stdout=log,
+                stderr=subprocess.STDOUT,
+                env=environment_of(cores),
+                cwd=folder_here,
+                check=False,
             ).returncode
 
     return lambda folder: int(ray.get(run.remote(str(folder.resolve()))))

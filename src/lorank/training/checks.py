@@ -38,14 +38,7 @@ def check_model(recipe: Recipe, methods: Sequence[str]) -> tuple[tuple[Target, .
     _check_training_options(recipe)
     task_type = task_type_of(recipe)
     model = load_without_weights(recipe.model, trust_remote_code=recipe.trust_remote_code, task_type=task_type)
-    positions, longest = longest_input(model), {"data.max_length": recipe.data.max_length}
-    if task_type == TaskType.SEQ_2_SEQ_LM:
-        longest["data.max_target_length"] = recipe.data.max_target_length
-    elif task_type == TaskType.CAUSAL_LM:
-        longest = {"data.max_length + max_target_length": recipe.data.max_length + recipe.data.max_target_length}
-    for what, tokens in longest.items():
-        if positions is not None and tokens > positions:
-            raise RecipeError(f"{what} is {tokens}, but {recipe.model} has {positions} positions; lower it")
+    _check_length(recipe, model, task_type)
     targets = find_targets(model, recipe.targets)
     heads = head_modules(model) if task_type == TaskType.SEQ_CLS else ()
     within = tuple(f"{head}." for head in heads)
@@ -76,6 +69,22 @@ def check_model(recipe: Recipe, methods: Sequence[str]) -> tuple[tuple[Target, .
         # The limits are tried on equal scores now, not after an hour of stage 1.
         allocate_for(method, recipe, equal_scores(method, recipe, targets, provenance))
     return targets, provenance
+
+
+def _check_length(recipe: Recipe, model: Any, task_type: TaskType) -> None:
+    data = recipe.data
+    needed = [("data.max_length", data.max_length, model)]
+    if task_type == TaskType.SEQ_2_SEQ_LM:
+        needed = [
+            ("data.max_length", data.max_length, model.get_encoder()),
+            ("data.max_target_length", data.target_length, model.get_decoder()),
+        ]
+    elif task_type == TaskType.CAUSAL_LM:
+        needed = [("data.max_length + max_target_length", data.max_length + data.target_length, model)]
+    for what, tokens, part in needed:
+        positions = longest_input(part)
+        if positions is not None and tokens > positions:
+            raise RecipeError(f"{what} is {tokens}, but {recipe.model} has {positions} positions; lower it")
 
 
 def _check_training_options(recipe: Recipe) -> None:

@@ -30,12 +30,12 @@ REGRESSION: Mapping[str, Metric] = {
 
 
 def rouge(targets: Sequence[str], written: Sequence[str], kind: str) -> float:
-    """Mean F-measure of rouge-score, with Porter's stemmer, as the papers' ROUGE-1.5.5 has it.
+    """Mean F-measure of rouge-score, with Porter's stemmer; ASCII letters and digits alone are seen.
 
     Args:
         targets: one for each text.
         written: texts of a model.
-        kind: rouge1, rouge2 or rougeL.
+        kind: rouge1, rouge2, rougeL (over the whole text), or rougeLsum (line by line, as ROUGE-1.5.5 has it by sentences).
 
     """
     from rouge_score.rouge_scorer import RougeScorer  # slow to import, and for tasks that write alone
@@ -70,7 +70,7 @@ def choose_metrics(task: str, names: Sequence[str] | None, classes: int | None =
     usual: Sequence[str] = tuple(known)
     if task in TEXT_TASKS:
         usual = TEXT_TASKS[task].metrics
-        known = {kind: partial(rouge, kind=kind) for kind in ("rouge1", "rouge2", "rougeL")}
+        known = {kind: partial(rouge, kind=kind) for kind in ("rouge1", "rouge2", "rougeL", "rougeLsum")}
         known["exact_match"] = partial(exact_match, answer=TEXT_TASKS[task].answer)
     if classes == 2:
         known["f1"] = partial(_f1, average="binary")

@@ -1,6 +1,5 @@
 """A stage that allocates while it trains (IGU-LoRA, AdaLoRA): RankAllocation in the Trainer of a run."""
 
-import math
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -19,7 +18,7 @@ from lorank.training.processes import processes
 from lorank.training.pruning import PruningOptions
 from lorank.training.rank_allocation import RankAllocation
 from lorank.training.recipe import Recipe, choose_options
-from lorank.training.scoring_set import steps_per_epoch
+from lorank.training.scoring_set import stage_steps, steps_per_epoch
 from lorank.training.stage import initial_config, train_stage
 from lorank.training.stage2 import save_adapter
 
@@ -40,8 +39,8 @@ def check_schedule(recipe: Recipe, method: str, examples: int) -> None:
 
     """
     if METHODS[method].trained == "pruned triplets":
-        section, epoch = recipe.stage1, steps_per_epoch(recipe.stage1, examples)
-        schedule_of(pruning_of(recipe, method)[1], section.max_steps or math.ceil(section.epochs * epoch), epoch)
+        epoch = steps_per_epoch(recipe.stage1, examples)
+        schedule_of(pruning_of(recipe, method)[1], stage_steps(recipe.stage1, examples), epoch)
 
 
 def allocate_in_training(

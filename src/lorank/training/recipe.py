@@ -41,7 +41,7 @@ class Recipe(Section):
     )
     baselines: tuple[str, ...] = Field((), description="methods trained and evaluated beside it at the same budget")
     metrics: tuple[str, ...] | None = Field(
-        None, description="null: accuracy, f1 and matthews, or pearson and spearman"
+        None, description="null: accuracy, f1 and matthews, pearson and spearman, or what the task has in docs/tasks.md"
     )
     seed: int = Field(0, description="of every draw")
     scale: float = Field(2.0, gt=0, description="alpha / r of every adapter at the start")

@@ -8,6 +8,7 @@ from transformers import SchedulerType
 
 from lorank.allocation.top_b import RankBy, Scope
 from lorank.scoring.options import CalibrationOptions, PathScoreOptions
+from lorank.training.text_tasks import TEXT_TASKS
 
 # `reduce_lr_on_plateau` would need an evaluation while training, on data that is kept for the end.
 SCHEDULERS = tuple(
@@ -41,10 +42,12 @@ class DataSection(Section):
     )
     max_length: int = Field(128, ge=8, description="longer texts, or prompts, are cut, in tokens")
     prompt: str | None = Field(
-        None, description="of tasks that write: template with columns in braces; what follows the last one is never cut"
+        None, description="of tasks that write: template with columns in braces; null: the task's"
     )
-    max_target_length: int = Field(
-        128, ge=2, description="of tasks that write: longer targets are cut, and no more is written, in tokens"
+    max_target_length: int | None = Field(
+        None,
+        ge=2,
+        description="of tasks that write: longer targets are cut, and no more is written, in tokens; null: the task's",
     )
     beams: int = Field(1, ge=1, description="of tasks that write: width of the beam search; 1 is greedy")
 
@@ -59,6 +62,11 @@ class DataSection(Section):
         if isinstance(content, Mapping) and content.get("task") == "summarization":
             return {"text": ("document",), "label": "summary", **content}
         return content
+
+    @property
+    def target_length(self) -> int:
+        """Most tokens of a target."""
+        return self.max_target_length or TEXT_TASKS[self.task].tokens
 
     @property
     def writes(self) -> bool:

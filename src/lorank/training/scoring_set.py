@@ -38,7 +38,7 @@ def split_for_scoring(recipe: Recipe, rows: Dataset) -> tuple[Dataset, Dataset]:
             f"scoring.fraction {options.fraction} leaves {len(train)} of {len(rows)} examples to train stage 1 on, less than "
             f"one batch of {recipe.stage1.batch_size}; lower scoring.fraction or stage1.batch_size"
         )
-    steps = recipe.stage1.max_steps or math.ceil(recipe.stage1.epochs * steps_per_epoch(recipe.stage1, len(train)))
+    steps = stage_steps(recipe.stage1, len(train))
     counted = (steps - int(options.warmup * steps)) // options.every
     if options.when == "during" and counted < 1:
         raise DataError(
@@ -52,6 +52,11 @@ def steps_per_epoch(section: TrainingSection, examples: int) -> int:
     """Optimizer steps in which a stage sees every example once."""
     micro_batches = math.ceil(examples / (section.batch_size * processes().num_processes))
     return math.ceil(micro_batches / section.gradient_accumulation)
+
+
+def stage_steps(section: TrainingSection, examples: int) -> int:
+    """Optimizer steps of a whole stage."""
+    return section.max_steps or math.ceil(section.epochs * steps_per_epoch(section, examples))
 
 
 class ScoringBatches:

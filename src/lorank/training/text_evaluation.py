@@ -2,6 +2,7 @@
 
 import json
 import sys
+from contextlib import AbstractContextManager, nullcontext
 from copy import deepcopy
 from pathlib import Path
 from typing import Any
@@ -55,7 +56,7 @@ def measure_texts(
     order = np.argsort(encoded["length"], kind="stable")  # less padding
     rows, encoded = rows.select(order), encoded.select(order).remove_columns("length")
     loss = _loss(recipe, encoded, model, tokenizer, directory)
-    prompts = [prompt_ids(tokenizer, row, section.max_length, keeps_end=not decoder) for row in rows]
+    prompts = [prompt_ids(tokenizer, row, section.max_length, keeps_end=not decoder)[0] for row in rows]
     asked = Dataset.from_dict({"input_ids": prompts, "attention_mask": [[1] * len(ids) for ids in prompts]})
     side, tokenizer.padding_side = tokenizer.padding_side, "left" if decoder else tokenizer.padding_side
     try:
@@ -67,8 +68,8 @@ def measure_texts(
         )
         writer.strips_prompt = decoder
         # Seq2SeqTrainer gives the model a max_length of its own after the first batch, and generate warns of it.
-        with quiet_loading():
-            ids: Any = writer.predict(asked, generation_config=_settings(model, recipe)).predictions
+        with quiet_loading(), _narrow(recipe):
+            ids: Any = writer.predict(asked, generation_config=_settings(model, recipe, tokenizer)).predictions
     finally:
         tokenizer.padding_side = side
     ids = np.where(ids == IGNORED, tokenizer.pad_token_id, ids)  # how processes and batches are made equally long
@@ -82,13 +83,23 @@ def measure_texts(
     return {name: metric(targets, written) for name, metric in chosen.items()}, loss
 
 
-def _settings(model: Any, recipe: Recipe) -> GenerationConfig:
-    """The model's own settings, but greedy or by beams, and as long as the recipe allows."""
+def _settings(model: Any, recipe: Recipe, tokenizer: PreTrainedTokenizerBase) -> GenerationConfig:
+    """The model's special tokens; greedy or by beams, without penalties, and as long as the recipe allows."""
     settings = deepcopy(model.generation_config)
     sampling = {"do_sample": False, "temperature": 1.0, "top_p": 1.0, "top_k": 50}
-    length = {"max_length": None, "max_new_tokens": recipe.data.max_target_length}
-    settings.update(**sampling, **length, num_beams=recipe.data.beams)
+    penalties = {"repetition_penalty": 1.0, "no_repeat_ngram_size": 0, "length_penalty": 1.0, "early_stopping": False}
+    length = {"max_length": None, "min_length": 0, "max_new_tokens": recipe.data.target_length}
+    ends = settings.eos_token_id if isinstance(settings.eos_token_id, list) else [settings.eos_token_id]
+    # What was taught as the end of a text ends it.
+    known = sorted({one for one in (*ends, tokenizer.eos_token_id) if one is not None})
+    settings.update(**sampling, **penalties, **length, num_beams=recipe.data.beams, eos_token_id=known)
     return settings
+
+
+def _narrow(recipe: Recipe) -> AbstractContextManager[Any]:
+    """Autocast as in training: Trainer's reaches forward, and `generate` of an adapted model goes past it."""
+    narrow = {"bf16": torch.bfloat16, "fp16": torch.float16}.get(recipe.precision)
+    return nullcontext() if narrow is None else torch.autocast(processes().device.type, narrow)
 
 
 def _loss(

@@ -6,7 +6,7 @@ Prompts are ours: the papers that use these tasks do not print theirs. `data.pro
 import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from decimal import Decimal, InvalidOperation
+from decimal import Decimal
 from typing import Any
 
 Row = Mapping[str, Any]
@@ -20,7 +20,9 @@ class TextTask:
     Attributes:
         columns: that its rows have, as on the hub; empty where the recipe names them.
         fields: row -> what a prompt can name in braces.
-        prompt: template; the text behind its last brace is never cut.
+        prompt: template.
+        cut: the field at whose end a long prompt is cut; what follows it stays whole.
+        tokens: most of a target, unless the recipe says otherwise.
         target: row -> what the model shall write.
         answer: text -> the answer in it, for exact match; None where there is none in it.
         metrics: what is measured unless the recipe says otherwise.
@@ -30,26 +32,30 @@ class TextTask:
     columns: tuple[str, ...]
     fields: Callable[[Row], Mapping[str, str]]
     prompt: str
+    cut: str
+    tokens: int
     target: Callable[[Row], str]
     answer: Answer
     metrics: tuple[str, ...]
 
 
 def plain(text: str) -> str | None:
-    """The text in lower case, with single blanks and without a full stop at its end; None if nothing is left."""
-    return " ".join(text.lower().split()).rstrip(".") or None
+    """The text in lower case, with single blanks and without marks at its end; None if nothing is left. 1,234.0 is 1234."""
+    words = " ".join(text.lower().split()).strip(" .!*")
+    return as_number(words) or words or None
 
 
 def stated(text: str) -> str | None:
-    """The word behind the last "answer is"; the whole text, `plain`, where nobody says so."""
-    found = re.findall(r"answer is:?\s*\(?([\w'-]+)", text, flags=re.IGNORECASE)
-    return found[-1].lower() if found else plain(text)
+    """What stands behind the last "answer is" or "answer:", to the end of the sentence; the whole text where nobody says so."""
+    found = re.findall(r"answer(?: is\b:?|:)\s*(.+?)(?=[.!?;]\s|\n|$)", text, flags=re.IGNORECASE)
+    return plain(found[-1] if found else text)
 
 
 def choice(text: str) -> str | None:
-    """The letter or digit of a choice: behind the last "answer is", else at the start; None where there is neither."""
-    found = re.findall(r"answer is:?\s*\(?([A-Za-z1-5])\b", text) or re.findall(r"^\s*\(?([A-E1-5])\b", text)
-    return found[-1].upper() if found else None
+    """The capital letter, or digit, of a choice: behind the last "answer is" or "answer:", or alone at the start; else None."""
+    said = re.findall(r"[aA]nswer(?: is\b:?|:)[\s(*]*([A-E1-5])(?![\w])", text)
+    alone = re.findall(r"^[\s(*]*([A-E1-5])(?:[).:*]|\s*$)", text)
+    return (said or alone or [None])[-1]
 
 
 def truth(text: str) -> str | None:
@@ -59,15 +65,18 @@ def truth(text: str) -> str | None:
 
 
 def number(text: str) -> str | None:
-    """GSM8K's final number: behind the last `####`, without `$` and thousands' commas, 72.0 as 72; None where there is none."""
+    """GSM8K's final number: behind the last `####`; None where there is none."""
     _, marked, rest = text.rpartition("####")
-    found = re.match(r"\s*\$?\s*(-?[\d,]*\.?\d+)", rest) if marked else None
-    if found is None:
+    found = re.match(r"\s*(\$?\s*-?[\d,]*\.?\d+)", rest) if marked else None
+    return as_number(found[1]) if found else None
+
+
+def as_number(text: str) -> str | None:
+    """A number in one spelling: without `$` and thousands' commas, 72.0 as 72; None if it is none."""
+    if not re.fullmatch(r"\$?\s*-?[\d,]*\.?\d+", text):
         return None
-    try:
-        return f"{Decimal(found[1].replace(',', '')).normalize():f}"
-    except InvalidOperation:
-        return None
+    value = Decimal(text.replace(",", "").strip("$ "))
+    return f"{value.normalize():f}" if value else "0"
 
 
 def _listed(labels: Any, texts: Any) -> str:
@@ -84,17 +93,37 @@ def _instruction_fields(row: Row) -> Mapping[str, str]:
 
 
 def _boolq_fields(row: Row) -> Mapping[str, str]:
-    return {"passage": row["passage"], "question": row["question"]}
+    return {"passage": row["passage"], "question": row["question"].rstrip("?")}
+
+
+def _boolq_target(row: Row) -> str:
+    known = {"true": "true", "1": "true", "yes": "true", "false": "false", "0": "false", "no": "false"}
+    return known[str(row["answer"]).lower()]
+
+
+def _aqua_fields(row: Row) -> Mapping[str, str]:
+    if isinstance(row["options"], str):
+        raise TypeError("options is a text; a list of texts is allowed")
+    return {"question": row["question"], "options": "\n".join(row["options"])}
 
 
 TEXT_TASKS: Mapping[str, TextTask] = {
     "summarization": TextTask(
-        (), lambda row: row, "{document}\nSummary:", lambda row: row["summary"], plain, ("rouge1", "rouge2", "rougeL")
+        (),
+        lambda row: row,
+        "{document}\nSummary:",
+        "document",
+        128,
+        lambda row: row["summary"],
+        plain,
+        ("rouge1", "rouge2", "rougeL"),
     ),
     "instruction": TextTask(
         ("instruction", "input", "output"),
         _instruction_fields,
         "{instruction}\n\nAnswer:",
+        "instruction",
+        128,
         lambda row: row["output"],
         stated,
         ("exact_match",),
@@ -103,7 +132,9 @@ TEXT_TASKS: Mapping[str, TextTask] = {
         ("question", "passage", "answer"),
         _boolq_fields,
         "{passage}\n\nQuestion: {question}?\nTrue or false?",
-        lambda row: str(row["answer"]).lower(),
+        "passage",
+        8,
+        _boolq_target,
         truth,
         ("exact_match",),
     ),
@@ -111,6 +142,8 @@ TEXT_TASKS: Mapping[str, TextTask] = {
         ("question", "choices", "answerKey"),
         _arc_fields,
         "Question: {question}\n{choices}\nAnswer:",
+        "question",
+        8,
         lambda row: row["answerKey"],
         choice,
         ("exact_match",),
@@ -119,14 +152,18 @@ TEXT_TASKS: Mapping[str, TextTask] = {
         ("question", "answer"),
         lambda row: {"question": row["question"]},
         "Question: {question}\nAnswer:",
+        "question",
+        320,
         lambda row: row["answer"],
         number,
         ("exact_match",),
     ),
     "aqua": TextTask(
         ("question", "options", "rationale", "correct"),
-        lambda row: {"question": row["question"], "options": "\n".join(row["options"])},
+        _aqua_fields,
         "Question: {question}\n{options}\nAnswer:",
+        "question",
+        320,
         lambda row: f"{row['rationale']}\nThe answer is {row['correct']}",
         choice,
         ("exact_match",),
