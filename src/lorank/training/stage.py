@@ -62,6 +62,29 @@ def training_arguments(recipe: Recipe, section: TrainingSection, directory: Path
     )
 
 
+def evaluation_arguments(
+    recipe: Recipe,
+    directory: Path,
+    batch_size: int,
+    *,
+    family: type[TrainingArguments] = TrainingArguments,
+    **more: Any,
+) -> TrainingArguments:
+    """Write what an evaluation needs in the words of transformers; it reports to nobody."""
+    return family(
+        output_dir=str(directory),
+        use_cpu=only_cpu(),
+        per_device_eval_batch_size=batch_size,
+        bf16=recipe.precision == "bf16",
+        fp16=recipe.precision == "fp16",
+        report_to="none",
+        disable_tqdm=not sys.stderr.isatty(),
+        label_names=["labels"],
+        dataloader_pin_memory=torch.cuda.is_available(),
+        **more,
+    )
+
+
 def initial_config(recipe: Recipe, targets: Sequence[Target], task: TaskModel) -> LoraConfig:
     """What stage 1 starts from: every target at the initial rank, heads trained whole."""
     rank = recipe.stage1.initial_rank

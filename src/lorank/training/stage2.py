@@ -2,21 +2,19 @@
 
 import math
 import shutil
-import sys
 import warnings
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
-import torch
 from datasets import Dataset
 from peft import PeftModel, get_peft_model
 from peft.tuners.lora import LoraLayer
 from rich.console import Console
 from safetensors import safe_open
 from torch import nn
-from transformers import DataCollatorWithPadding, PreTrainedTokenizerBase, Trainer, TrainingArguments, set_seed
+from transformers import DataCollatorWithPadding, PreTrainedTokenizerBase, Trainer, set_seed
 
 from lorank.errors import LorankWarning, PlanError
 from lorank.plan import RankPlan
@@ -25,9 +23,9 @@ from lorank.training.data import TaskData
 from lorank.training.encoding import tokenize
 from lorank.training.metrics import choose_metrics
 from lorank.training.model import load_task_model
-from lorank.training.processes import only_cpu, processes
+from lorank.training.processes import processes
 from lorank.training.recipe import Recipe
-from lorank.training.stage import train_stage
+from lorank.training.stage import evaluation_arguments, train_stage
 from lorank.training.text_evaluation import measure_texts
 
 
@@ -160,17 +158,7 @@ def measured(
         return {name: _defined(name, value) for name, value in found.items()}, _defined("loss", mean)
     rows: Dataset = tokenize(data.test, tokenizer, recipe)
     rows = rows.select(np.argsort(rows["length"], kind="stable")).remove_columns("length")  # less padding
-    arguments = TrainingArguments(
-        output_dir=str(directory),
-        use_cpu=only_cpu(),
-        per_device_eval_batch_size=64,
-        bf16=recipe.precision == "bf16",
-        fp16=recipe.precision == "fp16",
-        report_to="none",
-        disable_tqdm=not sys.stderr.isatty(),
-        label_names=["labels"],
-        dataloader_pin_memory=torch.cuda.is_available(),
-    )
+    arguments = evaluation_arguments(recipe, directory, 64)
     trainer = Trainer(model=model, args=arguments, data_collator=DataCollatorWithPadding(tokenizer))
     output = trainer.predict(rows, metric_key_prefix="test")
     # Encoder-decoders return more than logits; these come first.

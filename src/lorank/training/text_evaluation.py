@@ -1,7 +1,6 @@
 """What a model writes for the prompts of the test part, and how good it is."""
 
 import json
-import sys
 from contextlib import AbstractContextManager, nullcontext
 from copy import deepcopy
 from pathlib import Path
@@ -18,14 +17,16 @@ from transformers import (
     PreTrainedTokenizerBase,
     Seq2SeqTrainer,
     Seq2SeqTrainingArguments,
+    Trainer,
 )
 
 from lorank.artefact import write_text
 from lorank.training.encoding import collator, tokenize
 from lorank.training.metrics import choose_metrics
 from lorank.training.model import quiet_loading, task_type_of
-from lorank.training.processes import only_cpu, processes
+from lorank.training.processes import processes
 from lorank.training.recipe import Recipe
+from lorank.training.stage import evaluation_arguments
 from lorank.training.text_data import IGNORED, prompt_ids
 
 BATCH = 16  # texts that are written side by side
@@ -34,12 +35,12 @@ BATCH = 16  # texts that are written side by side
 class Writer(Seq2SeqTrainer):
     """transformers' trainer that generates; what a decoder has read is taken off what it has written."""
 
-    strips_prompt = False
+    strips_prompt = False  # an encoder-decoder writes a text of its own
 
     def prediction_step(self, model: nn.Module, inputs: Any, *args: Any, **options: Any) -> Any:
         """Generate for one batch of prompts that are padded at the left."""
         loss, written, labels = super().prediction_step(model, inputs, *args, **options)
-        if written is not None and self.strips_prompt and self.args.predict_with_generate:
+        if written is not None and self.strips_prompt:
             written = written[:, inputs["input_ids"].shape[1] :].contiguous()
         return loss, written, labels
 
@@ -62,7 +63,9 @@ def measure_texts(
     try:
         writer = Writer(
             model=model,
-            args=_arguments(recipe, directory, predict_with_generate=True),
+            args=evaluation_arguments(
+                recipe, directory, BATCH, family=Seq2SeqTrainingArguments, predict_with_generate=True
+            ),
             data_collator=DataCollatorWithPadding(tokenizer),
             processing_class=tokenizer,
         )
@@ -105,21 +108,6 @@ def _narrow(recipe: Recipe) -> AbstractContextManager[Any]:
 def _loss(
     recipe: Recipe, encoded: Dataset, model: nn.Module, tokenizer: PreTrainedTokenizerBase, directory: Path
 ) -> float:
-    trainer = Writer(model=model, args=_arguments(recipe, directory), data_collator=collator(tokenizer, recipe))
+    arguments = evaluation_arguments(recipe, directory, BATCH, prediction_loss_only=True)
+    trainer = Trainer(model=model, args=arguments, data_collator=collator(tokenizer, recipe))
     return float(trainer.predict(encoded, metric_key_prefix="test").metrics["test_loss"])
-
-
-def _arguments(recipe: Recipe, directory: Path, **more: Any) -> Seq2SeqTrainingArguments:
-    return Seq2SeqTrainingArguments(
-        output_dir=str(directory),
-        use_cpu=only_cpu(),
-        per_device_eval_batch_size=BATCH,
-        prediction_loss_only=not more,
-        bf16=recipe.precision == "bf16",
-        fp16=recipe.precision == "fp16",
-        report_to="none",
-        disable_tqdm=not sys.stderr.isatty(),
-        label_names=["labels"],
-        dataloader_pin_memory=torch.cuda.is_available(),
-        **more,
-    )
