@@ -179,6 +179,8 @@ def test_templates_of_prompts(rows_file: Callable[..., str]) -> None:
         return row["prompt"], row["cue"]
 
     assert first("boolq") == ("the day was cold", "\n\nQuestion: was the day cold?\nTrue or false?")
+    path = rows_file("instruction", input=None)
+    assert load_task_data(section("instruction", path)).train[0]["prompt"] == "was the day"
     assert first("arc", prompt="{choices} {question} A:") == ("A. cold\nB. warm the day was", " A:")
     assert first("arc", prompt="Which? {choices} A:") == ("Which? A. cold\nB. warm", " A:")
     two = {"text": ("document", "summary"), "label": "summary"}

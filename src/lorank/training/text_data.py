@@ -49,7 +49,8 @@ def prompts_and_targets(part: str, rows: Dataset, section: DataSection) -> Datas
 def _filled(part: str, index: int, row: Mapping[str, Any], section: DataSection) -> tuple[Mapping[str, str], str]:
     """What the prompt can name, and the target."""
     task, where = TEXT_TASKS[section.task], f"{part} example {index}"
-    if missing := [name for name in task.columns if row[name] is None]:
+    # Alpaca's form has null where an instruction needs no input.
+    if missing := [name for name in task.columns if row[name] is None and name != "input"]:
         raise DataError(f"data: {where} has None in {missing[0]!r}; fill it in, or leave the example out")
     try:
         if section.task == "summarization":
