@@ -1,5 +1,6 @@
 """Cells on a Ray cluster in place of processes of this machine (`lorank compare --engine ray`, extra `lorank[ray]`)."""
 
+import os
 import subprocess
 from pathlib import Path
 
@@ -28,6 +29,7 @@ def on_ray(processes: int) -> Launch:
             "engine ray needs the package ray: pip install 'lorank[ray]'; or leave --engine out to run on this machine"
         ) from None
     if not ray.is_initialized():
+        os.environ.setdefault("RAY_worker_niceness", "0")  # Ray's 15 starves cells on a machine that does anything else
         ray.init(log_to_driver=False, include_dashboard=False)
     most = max(node["Resources"].get("CPU", 0) for node in ray.nodes() if node["Alive"])
     cores = max(1, min(int(most), int(ray.cluster_resources()["CPU"]) // processes))
