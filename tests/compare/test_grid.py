@@ -288,6 +288,12 @@ def test_refusals_come_first(recipe_file: Path, tmp_path: Path) -> None:
         (["eva:stage2.epochs=1"], ("lora",), ComparisonError, "'eva' has choices of its own"),
         (["mod:stage2.epochs=1"], ("lora",), ComparisonError, r"did you mean mood\?"),
         (["mood:stage2.epoch=1"], ("lora",), RecipeError, "stage2.epoch: unknown key"),
+        (
+            ["i-lora:stage2.batch_size=4"],
+            ("lora", "i-lora"),
+            ComparisonError,
+            r"stage2.batch_size of i-lora on mood is 4, of",
+        ),
         (["lora:seed=3"], ("lora",), ComparisonError, "lora:seed would make this method's cells unequal"),
         ([], ("lora", "shuffled"), ComparisonError, "add i-lora to the methods"),
         (

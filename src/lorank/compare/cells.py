@@ -33,6 +33,13 @@ _OWN_CHOICES: Mapping[str, Mapping[str, Any]] = {"full": {"stage2": {"learning_r
 _OWN_KEYS = ("preset", "scoring", "calibration", "pruning", "allocation", "stage1", "stage2")
 
 
+# Of the training that is judged: the same for every method of a task.
+SAME = (
+    *("epochs", "max_steps", "batch_size", "gradient_accumulation"),
+    *("warmup", "scheduler", "weight_decay", "max_grad_norm"),
+)
+
+
 @dataclass(frozen=True)
 class Cell:
     """One run of a grid.
@@ -159,9 +166,7 @@ def recipe_of(
     if rate_section(recipe) == "stage2":
         return recipe
     # The stage that allocates is the one that trains: as long as the others' stage 2, over the same batches.
-    length = ("epochs", "max_steps", "batch_size", "gradient_accumulation")
-    same = (*length, "warmup", "scheduler", "weight_decay", "max_grad_norm")
-    stage1 = recipe.stage1.model_copy(update={key: getattr(recipe.stage2, key) for key in same})
+    stage1 = recipe.stage1.model_copy(update={key: getattr(recipe.stage2, key) for key in SAME})
     return recipe.model_copy(update={"stage1": stage1})
 
 

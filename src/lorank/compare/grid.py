@@ -19,6 +19,7 @@ from lorank.compare.cells import (
     FROM_PLAN,
     ORDER,
     RESULT,
+    SAME,
     Cell,
     Measured,
     cells_of,
@@ -120,7 +121,13 @@ class Grid:
         for cell in self.cells():
             if cell.seed != self.seeds[0]:
                 continue
-            recipe = self.recipe(cell)
+            recipe, baseline = self.recipe(cell), self.recipe(replace(cell, method=BASELINE)).stage2
+            judged = rate_section(recipe)
+            for key in SAME:
+                if (mine := getattr(getattr(recipe, judged), key)) != (theirs := getattr(baseline, key)):
+                    raise ComparisonError(
+                        f"{judged}.{key} of {cell.method} on {cell.task} is {mine}, of uniform LoRA {theirs}; one for all is needed"
+                    )
             if recipe.stage2.scale_by != "initial":
                 raise ComparisonError(f"{cell.task}: stage2.scale_by must be initial, or effective scales would differ")
             if recipe.stage2.skip and recipe.scoring.source == "held-out":
