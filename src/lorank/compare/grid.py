@@ -126,7 +126,7 @@ class Grid:
             for key in SAME:
                 if (mine := getattr(getattr(recipe, judged), key)) != (theirs := getattr(baseline, key)):
                     raise ComparisonError(
-                        f"{judged}.{key} of {cell.method} on {cell.task} is {mine}, of uniform LoRA {theirs}; one for all is needed"
+                        f"{judged}.{key} of {cell.method} on {cell.task} is {mine}, of lora {theirs}; one for all is needed"
                     )
             if recipe.stage2.scale_by != "initial":
                 raise ComparisonError(f"{cell.task}: stage2.scale_by must be initial, or effective scales would differ")
