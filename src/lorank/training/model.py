@@ -66,6 +66,12 @@ def _reads_first(name: str, trust_remote_code: bool) -> bool:
         raise _not_loadable(name, error) from None
 
 
+_CALLED = {
+    None: "model",
+    TaskType.SEQ_CLS: "classifier",
+    TaskType.SEQ_2_SEQ_LM: "sequence-to-sequence",
+    TaskType.CAUSAL_LM: "causal",
+}
 _FAMILIES = {
     TaskType.SEQ_CLS: AutoModelForSequenceClassification,
     TaskType.SEQ_2_SEQ_LM: AutoModelForSeq2SeqLM,
@@ -143,9 +149,7 @@ def load_without_weights(name: str, *, trust_remote_code: bool = False, task_typ
         if type(config) in family._model_mapping or family.__name__ in own_code:
             with torch.device("meta"), quiet_loading():
                 return family.from_config(config, trust_remote_code=trust_remote_code)
-    raise _not_loadable(
-        name, ValueError(f"{config.model_type!r} has no {'model' if task_type is None else task_type} class")
-    )
+    raise _not_loadable(name, ValueError(f"{config.model_type!r} has no {_CALLED[task_type]} class"))
 
 
 def longest_input(model: nn.Module) -> int | None:
