@@ -187,7 +187,7 @@ def check_equal(results: Mapping[Cell, Measured]) -> None:
                 f"{cell.folder} and {seen_cell.folder} differ in data: it changed while the grid was run"
             )
         if cell.method == "equal-compute":  # shorter by what its plan cost
-            one = replace(one, steps=one.steps + one.steps_before, tokens=0)
+            one = replace(one, steps=one.steps + one.steps_before)
         other_cell, other = first.setdefault((cell.task, cell.budget, cell.seed), (cell, one))
         for what in ("tokens", "steps"):
             if what == "tokens" and "equal-compute" in (cell.method, other_cell.method):

@@ -3,7 +3,7 @@
 import os
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from queue import SimpleQueue
 
@@ -24,14 +24,7 @@ def here(processes: int) -> Launch:
         slot = free.get()
         try:
             gpu = gpus[slot % len(gpus)] if gpus else None
-            with (folder / "log.txt").open("a", encoding="utf-8") as log:
-                return subprocess.run(
-                    command_of(folder),
-                    stdout=log,
-                    stderr=subprocess.STDOUT,
-                    env=environment_of(cores_of(processes), gpu),
-                    check=False,
-                ).returncode
+            return in_process(folder, environment_of(cores_of(processes), gpu))
         finally:
             free.put(slot)
 
@@ -50,9 +43,13 @@ def cores_of(processes: int) -> int:
     return max(1, (os.cpu_count() or 1) // processes)
 
 
-def command_of(folder: Path) -> list[str]:
-    """What runs the cell in a folder."""
-    return [sys.executable, "-m", "lorank.compare.run_cell", str(folder)]
+def in_process(folder: Path, environment: Mapping[str, str], working: Path | None = None) -> int:
+    """Run the cell of a folder in a process of its own (in the folder `working`), its output in log.txt; gives its exit code."""
+    command = [sys.executable, "-m", "lorank.compare.run_cell", str(folder)]
+    with (folder / "log.txt").open("a", encoding="utf-8") as log:
+        return subprocess.run(
+            command, stdout=log, stderr=subprocess.STDOUT, env=environment, cwd=working, check=False
+        ).returncode
 
 
 def environment_of(cores: int, gpu: str | None = None) -> dict[str, str]:

@@ -1,10 +1,9 @@
 """Cells on a Ray cluster in place of processes of this machine (`lorank compare --engine ray`, extra `lorank[ray]`)."""
 
 import os
-import subprocess
 from pathlib import Path
 
-from lorank.compare.launch import Launch, command_of, environment_of
+from lorank.compare.launch import Launch, environment_of, in_process
 from lorank.errors import ComparisonError
 
 
@@ -33,19 +32,11 @@ def on_ray(processes: int) -> Launch:
         ray.init(log_to_driver=False, include_dashboard=False)
     most = max(node["Resources"].get("CPU", 0) for node in ray.nodes() if node["Alive"])
     cores = max(1, min(int(most), int(ray.cluster_resources()["CPU"]) // processes))
-    folder_here = str(Path.cwd())
+    working = Path.cwd()
     gpus = 1 if ray.cluster_resources().get("GPU", 0) else 0
 
     @ray.remote(num_cpus=cores, num_gpus=gpus, max_retries=0)
     def run(folder: str) -> int:
-        with (Path(folder) / "log.txt").open("a", encoding="utf-8") as log:
-            return subprocess.run(
-                command_of(Path(folder)),
-                stdout=log,
-                stderr=subprocess.STDOUT,
-                env=environment_of(cores),
-                cwd=folder_here,
-                check=False,
-            ).returncode
+        return in_process(Path(folder), environment_of(cores), working)
 
     return lambda folder: int(ray.get(run.remote(str(folder.resolve()))))

@@ -2,7 +2,6 @@
 
 import random
 from collections.abc import Mapping
-from contextlib import nullcontext
 from typing import Any
 
 import torch
@@ -17,7 +16,7 @@ from lorank.scoring.options import CalibrationOptions
 from lorank.targets import Target
 from lorank.training.data import TaskData, content_hash
 from lorank.training.encoding import collator, tokenize
-from lorank.training.model import load_task_model
+from lorank.training.model import autocast_of, load_task_model
 from lorank.training.processes import processes
 from lorank.training.recipe import Recipe
 
@@ -82,6 +81,5 @@ def score_frozen(
     subject = subject_of(recipe, model, data, targets, tokenizer, {**provenance, "method": method, "preset": preset})
     scorer = METHODS[method].scorer
     assert scorer is not None, f"{method} does not score a frozen model"
-    narrow = {"bf16": torch.bfloat16, "fp16": torch.float16}.get(recipe.precision)
-    with torch.autocast(device.type, narrow) if narrow is not None else nullcontext():
+    with autocast_of(recipe):
         return scorer(subject)

@@ -2,9 +2,10 @@
 
 import sys
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from functools import lru_cache
+from typing import Any
 
 import torch
 import transformers
@@ -24,6 +25,7 @@ from transformers import (
 )
 
 from lorank.errors import RecipeError
+from lorank.training.processes import processes
 from lorank.training.recipe import Recipe
 
 # What transformers raises for names, files and packages that are missing or damaged.
@@ -150,6 +152,12 @@ def load_without_weights(name: str, *, trust_remote_code: bool = False, task_typ
             with torch.device("meta"), quiet_loading():
                 return family.from_config(config, trust_remote_code=trust_remote_code)
     raise _not_loadable(name, ValueError(f"{config.model_type!r} has no {_CALLED[task_type]} class"))
+
+
+def autocast_of(recipe: Recipe) -> AbstractContextManager[Any]:
+    """The recipe's precision, for a forward pass outside of Trainer."""
+    narrow = {"bf16": torch.bfloat16, "fp16": torch.float16}.get(recipe.precision)
+    return nullcontext() if narrow is None else torch.autocast(processes().device.type, narrow)
 
 
 def longest_input(model: nn.Module) -> int | None:

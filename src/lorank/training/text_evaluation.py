@@ -1,13 +1,11 @@
 """What a model writes for the prompts of the test part, and how good it is."""
 
 import json
-from contextlib import AbstractContextManager, nullcontext
 from copy import deepcopy
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 from datasets import Dataset
 from peft import TaskType
 from torch import nn
@@ -23,11 +21,11 @@ from transformers import (
 from lorank.artefact import write_text
 from lorank.training.encoding import collator, tokenize
 from lorank.training.metrics import choose_metrics
-from lorank.training.model import quiet_loading, task_type_of
+from lorank.training.model import autocast_of, quiet_loading, task_type_of
 from lorank.training.processes import processes
 from lorank.training.recipe import Recipe
 from lorank.training.stage import evaluation_arguments
-from lorank.training.text_data import IGNORED, prompt_ids
+from lorank.training.text_data import IGNORED
 
 BATCH = 16  # texts that are written side by side
 
@@ -57,7 +55,8 @@ def measure_texts(
     order = np.argsort(encoded["length"], kind="stable")  # less padding
     rows, encoded = rows.select(order), encoded.select(order).remove_columns("length")
     loss = _loss(recipe, encoded, model, tokenizer, directory)
-    prompts = [prompt_ids(tokenizer, row, section.max_length, keeps_end=not decoder)[0] for row in rows]
+    # A decoder's row is the prompt, whose labels are left out, and the target behind it.
+    prompts = [row["input_ids"][: row["labels"].count(IGNORED)] if decoder else row["input_ids"] for row in encoded]
     asked = Dataset.from_dict({"input_ids": prompts, "attention_mask": [[1] * len(ids) for ids in prompts]})
     side, tokenizer.padding_side = tokenizer.padding_side, "left" if decoder else tokenizer.padding_side
     try:
@@ -71,7 +70,8 @@ def measure_texts(
         )
         writer.strips_prompt = decoder
         # Seq2SeqTrainer gives the model a max_length of its own after the first batch, and generate warns of it.
-        with quiet_loading(), _narrow(recipe):
+        # Trainer's autocast reaches forward, and `generate` of an adapted model goes past it.
+        with quiet_loading(), autocast_of(recipe):
             ids: Any = writer.predict(asked, generation_config=_settings(model, recipe, tokenizer)).predictions
     finally:
         tokenizer.padding_side = side
@@ -97,12 +97,6 @@ def _settings(model: Any, recipe: Recipe, tokenizer: PreTrainedTokenizerBase) ->
     known = sorted({one for one in (*ends, tokenizer.eos_token_id) if one is not None})
     settings.update(**sampling, **penalties, **length, num_beams=recipe.data.beams, eos_token_id=known)
     return settings
-
-
-def _narrow(recipe: Recipe) -> AbstractContextManager[Any]:
-    """Autocast as in training: Trainer's reaches forward, and `generate` of an adapted model goes past it."""
-    narrow = {"bf16": torch.bfloat16, "fp16": torch.float16}.get(recipe.precision)
-    return nullcontext() if narrow is None else torch.autocast(processes().device.type, narrow)
 
 
 def _loss(
