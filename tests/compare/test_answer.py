@@ -87,6 +87,13 @@ def test_a_method_is_tested_against_its_own_controls() -> None:
     assert contrasts(rows, {"mood": "i-lora"}) == []
 
 
+def test_triplets_are_tested_against_triplets_of_uniform_rank() -> None:
+    rows = answer(*grid_of({"igu-lora": 0.03, "adalora": 0.03, "i-lora": 0.0, "uniform-triplets": 0.03}))
+    found = contrasts(rows, {"mood": "i-lora"})
+    assert {(one.method, one.control) for one in found} == {(m, "uniform-triplets") for m in ("igu-lora", "adalora")}
+    assert all("no difference to triplets that were held at the uniform rank" in sentence(one) for one in found)
+
+
 def test_a_shorter_second_stage_is_equal_with_what_its_plan_cost() -> None:
     cells, results = grid_of({"i-lora": 0.0, "equal-compute": 0.0}, seeds=2)
     for seed in range(2):

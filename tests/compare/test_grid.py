@@ -154,7 +154,8 @@ def test_a_failed_cell_is_tried_again_then_said_and_left_out(recipe_file: Path, 
 
 
 def test_learning_rates_are_searched_on_training_data_alone(recipe_file: Path, tmp_path: Path) -> None:
-    asked = grid(recipe_file, tmp_path / "grid", ("lora", "igu-lora", "full"))
+    methods = ("lora", "igu-lora", "full", "uniform-triplets")
+    asked = grid(recipe_file, tmp_path / "grid", methods, (0,), "mood:method=igu-lora")
     found = searched(asked, (1e-6, 1.0), launch=in_this_process)
     # Factors are of each method's own rate.
     rates = {method: rate for (_, _, method), rate in found.rates.items()}
@@ -168,7 +169,7 @@ def test_learning_rates_are_searched_on_training_data_alone(recipe_file: Path, t
     texts = [{json.loads(line)["text_1"] for line in part} for part in held]
     assert not texts[0] & texts[1]
     recipe = found.recipe(Cell("mood", "r=1", "igu-lora", 0))
-    assert recipe.stage1.learning_rate == rates["igu-lora"]
+    assert recipe.stage1.learning_rate == rates["igu-lora"] == rates["uniform-triplets"]
     record = json.loads((tmp_path / "grid" / "search.json").read_text())
     assert [len(one["tried"]) for one in record] == [2, 2, 2]
     with pytest.raises(ComparisonError, match="factors are"):
@@ -207,6 +208,24 @@ def test_controls_of_a_method_whose_second_stage_is_skipped(recipe_file: Path, t
     assert {cell.method: one.steps for cell, one in results.items()} == {"lora": 12, "i-lora": 12, "shuffled": 12}
     with pytest.raises(ComparisonError, match="for methods of two stages, i-lora of mood has one"):
         grid(recipe_file, tmp_path / "other", ("lora", "i-lora", "equal-compute"), (0,), *skip).check()
+
+
+def test_triplets_held_at_the_uniform_rank(recipe_file: Path, tmp_path: Path) -> None:
+    methods = ("lora", "igu-lora", "uniform-triplets")
+    asked = grid(recipe_file, tmp_path / "grid", methods, (0,), "mood:method=igu-lora")
+    theirs, mine = (asked.recipe(Cell("mood", "r=1", name, 0)) for name in methods[1:])
+    limits = {"min_rank": 1, "max_rank": 1}
+    assert mine == theirs.model_copy(update={"allocation": theirs.allocation.model_copy(update=limits)})
+    assert theirs.pruning.every == 2
+    assert theirs.allocation.max_rank is None
+    results = run_grid(asked, launch=in_this_process)
+    plan = RankPlan.load(tmp_path / "grid" / CELLS / "uniform-triplets" / "seed-0" / "run" / "plan.json")
+    assert set(plan.ranks.values()) == {1}
+    assert results[Cell("mood", "r=1", "uniform-triplets", 0)].parameters == 448
+    # Where the recipe's method allocates before the training, AdaLoRA's training is what is looked at.
+    asked = grid(recipe_file, tmp_path / "other", ("lora", "adalora", "uniform-triplets"), (0,), "mood:budget=700")
+    recipe = asked.recipe(Cell("mood", "700", "uniform-triplets", 0))
+    assert (recipe.method, recipe.allocation.min_rank, recipe.allocation.max_rank) == ("adalora", 1, 2)
 
 
 def test_a_control_of_a_plan_that_has_changed_is_refused(recipe_file: Path, tmp_path: Path) -> None:
@@ -296,6 +315,7 @@ def test_refusals_come_first(recipe_file: Path, tmp_path: Path) -> None:
         ),
         (["lora:seed=3"], ("lora",), ComparisonError, "lora:seed would make this method's cells unequal"),
         ([], ("lora", "shuffled"), ComparisonError, "add i-lora to the methods"),
+        ([], ("lora", "uniform-triplets"), ComparisonError, "a control of adalora on mood; add adalora"),
         (
             ["mood:stage1.max_steps=9"],
             ("lora", "i-lora", "equal-compute"),

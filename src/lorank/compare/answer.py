@@ -4,13 +4,18 @@ import math
 import statistics
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from itertools import product
 
-from lorank.compare.cells import BASELINE, Cell, Measured
+from lorank.compare.cells import BASELINE, Cell, Measured, allocates_in_training
 from lorank.compare.statistics import Difference, Test, compare, corrected, paired_differences
 from lorank.errors import ComparisonError
 
-# Controls that a task's own method is tested against, beside uniform LoRA.
-AGAINST = ("shuffled", "svd-truncate")
+# What methods are tested against beside uniform LoRA, in words.
+AGAINST = {
+    "shuffled": "its own plan, shuffled",
+    "svd-truncate": "an adapter cut by singular values",
+    "uniform-triplets": "triplets that were held at the uniform rank",
+}
 
 
 @dataclass(frozen=True)
@@ -120,9 +125,11 @@ def answer(
 def contrasts(
     rows: Sequence[Row], sources: Mapping[str, str], *, level: float = 0.05, test: Test = "t"
 ) -> list[Contrast]:
-    """Each task's own method against its controls: is it the plan that does it?
+    """Methods against their controls: is it the plan that does it?
 
-    These are a family of their own: Holm's correction is over them, and not over the differences to uniform LoRA.
+    Each task's own method is tested against `shuffled` and `svd-truncate`, methods that allocate while they train against
+    `uniform-triplets`. These are a family of their own: Holm's correction is over them, and not over the differences to uniform
+    LoRA.
 
     Args:
         rows: of `answer`.
@@ -132,12 +139,13 @@ def contrasts(
 
     """
     found = []
-    by_key = {(row.task, row.budget, row.method): row for row in rows}
-    for (task, budget, control), row in by_key.items():
-        mine = by_key.get((task, budget, sources.get(task, "")))
-        if control in AGAINST and mine is not None:
+    for row, mine in product(rows, rows):
+        if row.method not in AGAINST or (mine.task, mine.budget) != (row.task, row.budget):
+            continue
+        own, in_training = mine.method == sources.get(row.task), allocates_in_training(mine.method)
+        if in_training if row.method == "uniform-triplets" else own:
             difference = compare(paired_differences(mine.values, row.values), level=level, test=test)
-            found.append(Contrast(task, budget, mine.method, control, row.metric, difference))
+            found.append(Contrast(row.task, row.budget, mine.method, row.method, row.metric, difference))
     right = corrected([one.difference for one in found])
     return [replace(one, difference=difference) for one, difference in zip(found, right, strict=True)]
 
@@ -223,7 +231,7 @@ def sentence(one: Row | Contrast, level: float = 0.05) -> str:
             f" ({one.metric} {one.mean:.4f})." if isinstance(one, Row) else "."
         )
     if isinstance(one, Contrast):
-        other = {"shuffled": "its own plan, shuffled", "svd-truncate": "an adapter cut by singular values"}[one.control]
+        other = AGAINST[one.control]
     if found.pairs < 2:
         return f"{where} cannot be compared: {found.pairs} seed{'s' * (found.pairs != 1)} in common with {other}."
     size = f"{found.mean:+.4f} {one.metric} (bootstrap interval {found.low:+.4f} to {found.high:+.4f})"

@@ -17,12 +17,15 @@ from lorank.validation import nearest
 CONTROLS: Mapping[str, str] = {
     "shuffled": "the plan of the recipe's method, its ranks shuffled among modules of equal cost: does it matter which module?",
     "equal-compute": "the recipe's method with stage 2 shortened by what stage 1 and scoring cost: is it worth its price?",
+    "uniform-triplets": "allocation in training, every module held at the uniform rank: is it the ranks, or the training?",
     "svd-truncate": "uniform LoRA at stage 1's initial rank, cut to the budget by singular values: does planning matter?",
     "full": "full fine-tuning: what is there to gain?",
 }
 BASELINE = "lora"
 # Controls that train the plan of the recipe's method, once that is there.
 FROM_PLAN = ("shuffled", "equal-compute")
+# Controls with the choices and the learning rate of the method that they are controls of.
+BORROWING = (*FROM_PLAN, "uniform-triplets")
 # In the folder of a cell: what is asked for, what was measured, why there is nothing.
 ORDER, RESULT, ERROR = "cell.json", "result.json", "error.txt"
 # Every weight is trained, so a rate that suits adapters is too high by far.
@@ -140,13 +143,12 @@ def recipe_of(
         RecipeError: a key or value that is not allowed.
 
     """
-    first = source_of(content)
+    first = str(content.get("method", "i-lora"))
     if strange := [key for key in own or {} if key not in _OWN_KEYS]:
         raise ComparisonError(
             f"{cell.method}:{strange[0]} would make this method's cells unequal to the others'; allowed: {', '.join(_OWN_KEYS)}"
         )
-    controls = {**dict.fromkeys(FROM_PLAN, first), "svd-truncate": BASELINE, "full": BASELINE}
-    method = controls.get(cell.method, cell.method)
+    method = source_of(content, cell.method)
     kept = dict(content)
     if method != first:
         for section in ("preset", "scoring", "pruning", "allocation"):
@@ -159,7 +161,7 @@ def recipe_of(
         kept |= {"calibration": shared} if METHODS[method].scorer is not None else {}
     chosen: dict[str, Any] = {**kept, "method": method, "seed": cell.seed, "baselines": []}
     chosen["budget"] = str(parameters or cell.budget)
-    if METHODS.get(method, METHODS[BASELINE]).trained == "pruned triplets":
+    if allocates_in_training(method):
         # Counted in ranks, as the papers do, a budget is spent to within some percent of parameters only.
         chosen["pruning"] = merged(kept.get("pruning") or {}, {"budget_in": "parameters", "fill": True})
     recipe = make_recipe(merged(merged(chosen, _OWN_CHOICES.get(cell.method, {})), own or {}))
@@ -170,14 +172,28 @@ def recipe_of(
     return recipe.model_copy(update={"stage1": stage1})
 
 
-def source_of(content: Mapping[str, Any]) -> str:
-    """The method whose plan controls train: the recipe's own."""
-    return str(content.get("method", "i-lora"))
+def source_of(content: Mapping[str, Any], name: str) -> str:
+    """The method that a cell is trained by: its own, or the one that it is a control of.
+
+    Controls that train a plan take that of the recipe's method; `uniform-triplets` is trained as the recipe's method is, and as
+    AdaLoRA where that one does not allocate while it trains.
+    """
+    first = str(content.get("method", "i-lora"))
+    if name in FROM_PLAN:
+        return first
+    if name == "uniform-triplets":
+        return first if allocates_in_training(first) else "adalora"
+    return BASELINE if name in CONTROLS else name
+
+
+def allocates_in_training(method: str) -> bool:
+    """Whether triplets are trained and pruned at once; not so for names that are no method."""
+    return method in METHODS and METHODS[method].trained == "pruned triplets"
 
 
 def rate_section(recipe: Recipe) -> str:
     """Which stage's learning rate the adapter of a recipe is trained by: `stage1` where it allocates while it trains."""
-    if METHODS[recipe.method].trained != "pruned triplets":
+    if not allocates_in_training(recipe.method):
         return "stage1" if METHODS[recipe.method].trained == "triplets" and recipe.stage2.skip else "stage2"
     return "stage1" if pruning_of(recipe, recipe.method)[1].ending == "continue" else "stage2"
 

@@ -19,7 +19,10 @@ def compare_command(
         typer.Argument(metavar="RECIPE... [[METHOD:|TASK:]KEY=VALUE]...", help="a recipe for each task; overrides"),
     ],
     methods: Annotated[
-        str, typer.Option(help="rank-allocation methods, and the controls shuffled, equal-compute, svd-truncate, full")
+        str,
+        typer.Option(
+            help="rank-allocation methods, and the controls shuffled, uniform-triplets, equal-compute, svd-truncate, full"
+        ),
     ] = "lora,adalora,i-lora,igu-lora,sensitivity-lora,eva,svd-truncate,shuffled",
     seeds: Annotated[str, typer.Option(help='how many, "5", or which, "0,1,7"')] = "5",
     budgets: Annotated[str | None, typer.Option(help='"1M,2M"; default: the recipes\' own')] = None,

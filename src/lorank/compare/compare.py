@@ -29,7 +29,7 @@ class Comparison:
 
     Attributes:
         rows: one for each task, budget and method.
-        contrasts: of each task's own method with its controls.
+        contrasts: of methods with their controls.
         sentences: what can be said of each, in words.
         failed: cells without a result, and why.
         folder: where the tables are.
@@ -135,7 +135,7 @@ def compare_recipes(
         grid = searched(grid, search, metrics=metrics, processes=processes, tries=tries, console=console, launch=launch)
     results = run_grid(grid, processes=processes, tries=tries, console=console, launch=launch)
     rows = answer(grid.cells(), results, metrics=metrics, level=level, test=test)
-    sources = {task: source_of(content) for task, content in grid.contents.items()}
+    sources = {task: source_of(content, "shuffled") for task, content in grid.contents.items()}
     against = contrasts(rows, sources, level=level, test=test)
     found = Comparison(
         tuple(rows),

@@ -14,6 +14,7 @@ from rich.console import Console
 from lorank.artefact import file_checksum, write_json
 from lorank.compare.cells import (
     BASELINE,
+    BORROWING,
     CONTROLS,
     ERROR,
     FROM_PLAN,
@@ -57,7 +58,7 @@ class Grid:
         own: method -> keys and values of recipes, for this method only (its learning rate, say).
         folder: where cells work and leave their results.
         rates: (task, budget, method) -> learning rate that was searched for it; empty without a search.
-        known: (task, budget) -> parameters, once they have been worked out.
+        known: (task, budget) -> parameters, and those of rank 1 everywhere, once they have been worked out.
 
     """
 
@@ -68,7 +69,7 @@ class Grid:
     own: Mapping[str, Mapping[str, Any]]
     folder: Path
     rates: Mapping[tuple[str, str, str], float] = field(default_factory=dict)
-    known: dict[tuple[str, str], int] = field(default_factory=dict)
+    known: dict[tuple[str, str], tuple[int, int]] = field(default_factory=dict)
 
     def cells(self) -> list[Cell]:
         """All cells, in the order in which they run."""
@@ -81,8 +82,11 @@ class Grid:
     def own_of(self, cell: Cell) -> dict[str, Any]:
         """The cell's choices over its task's recipe: its method's, and the learning rate that was searched for it."""
         own = dict(self.own.get(cell.method) or {})
-        if cell.method in FROM_PLAN:  # trained as the method whose plan it is
-            own = merged(self.own.get(source_of(self.contents[cell.task])) or {}, own)
+        if cell.method in BORROWING:  # trained as the method that it is a control of
+            own = merged(self.own.get(source_of(self.contents[cell.task], cell.method)) or {}, own)
+        if cell.method == "uniform-triplets":
+            own = merged(own, {"allocation": self._uniform_ranks(cell)})
+        if cell.method in FROM_PLAN:
             own = {**own, "stage2": {key: value for key, value in own.get("stage2", {}).items() if key != "skip"}}
         rate = self.rates.get((cell.task, cell.budget, cell.method))
         if rate is None:
@@ -97,13 +101,22 @@ class Grid:
             LorankError: a budget, model or targets that cannot be read.
 
         """
+        return self._known(task, budget)[0]
+
+    def _known(self, task: str, budget: str) -> tuple[int, int]:
         key = (task, budget)
         if key not in self.known:
             recipe = recipe_of(self.contents[task], Cell(task, budget, BASELINE, self.seeds[0]))
             targets, provenance = check_model(recipe, (BASELINE,))
             size = {"base_parameters": provenance["base_parameters"], "initial_rank": recipe.stage1.initial_rank}
-            self.known[key] = recipe.read_budget.parameters(unit_costs(targets), **size)
+            costs = unit_costs(targets)
+            self.known[key] = recipe.read_budget.parameters(costs, **size), sum(costs.values())
         return self.known[key]
+
+    def _uniform_ranks(self, cell: Cell) -> dict[str, int]:
+        """Limits that leave no choice between modules; where the budget is no whole rank, one between two of them."""
+        parameters, one = self._known(cell.task, cell.budget)
+        return {"min_rank": parameters // one, "max_rank": -(-parameters // one)}
 
     def check(self) -> None:
         """Try every recipe, the data and the budgets before anything is trained.
@@ -144,9 +157,9 @@ class Grid:
                 split_for_scoring(recipe, train[cell.task])
 
     def _check_control(self, cell: Cell, recipe: Recipe, examples: int) -> None:
-        source = source_of(self.contents[cell.task])
-        if cell.method in FROM_PLAN and source not in self.methods:
-            raise ComparisonError(f"{cell.method} trains the plan of {cell.task}'s method; add {source} to the methods")
+        source = source_of(self.contents[cell.task], cell.method)
+        if source not in self.methods:
+            raise ComparisonError(f"{cell.method} is a control of {source} on {cell.task}; add {source} to the methods")
         if cell.method == "equal-compute":
             made_by = self.recipe(replace(cell, method=source))
             if not two_stages(made_by):
@@ -183,7 +196,7 @@ class Grid:
                     raise OutputError(
                         f"{path.parent} was run by another recipe; give another --output-dir, or remove that folder"
                     )
-                source = Cell(cell.task, cell.budget, source_of(self.contents[cell.task]), cell.seed)
+                source = replace(cell, method=source_of(self.contents[cell.task], cell.method))
                 plan = self.folder / "cells" / source.folder / "run" / "plan.json"
                 if measured.plan is not None and plan.is_file() and file_checksum(plan) != measured.plan:
                     raise OutputError(f"{path.parent} trained another plan than {plan} holds now; remove that folder")
@@ -239,7 +252,7 @@ def _run(grid: Grid, cells: Sequence[Cell], processes: int, tries: int, console:
         folder = grid.folder / "cells" / cell.folder
         folder.mkdir(parents=True, exist_ok=True)
         (folder / ERROR).unlink(missing_ok=True)
-        source = Cell(cell.task, cell.budget, source_of(grid.contents[cell.task]), cell.seed)
+        source = replace(cell, method=source_of(grid.contents[cell.task], cell.method))
         content = {
             "cell": asdict(cell),
             "content": dict(grid.contents[cell.task]),

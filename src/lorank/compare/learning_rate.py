@@ -11,7 +11,17 @@ from datasets import Dataset
 from rich.console import Console
 
 from lorank.artefact import write_atomically, write_json, write_text
-from lorank.compare.cells import BASELINE, FROM_PLAN, Cell, Measured, merged, rate_section, recipe_of, source_of
+from lorank.compare.cells import (
+    BASELINE,
+    BORROWING,
+    FROM_PLAN,
+    Cell,
+    Measured,
+    merged,
+    rate_section,
+    recipe_of,
+    source_of,
+)
 from lorank.compare.grid import Grid, run_grid
 from lorank.compare.launch import Launch
 from lorank.errors import ComparisonError
@@ -35,8 +45,7 @@ def searched(
     """The grid with a learning rate for every task, budget and method.
 
     Each method is trained once for each factor times its own learning rate, on a part of the training data, and judged on the
-    rest of it (split by content); where the metric is equal, by the loss. Controls that train a
-    method's plan take its rate.
+    rest of it (split by content); where the metric is equal, by the loss. Controls of a method take its rate.
 
     Args:
         grid: what is compared.
@@ -62,7 +71,7 @@ def searched(
         task: _on_training_data(task, content, grid.folder / "search", fraction)
         for task, content in grid.contents.items()
     }
-    methods = tuple(name for name in grid.methods if name not in FROM_PLAN)
+    methods = tuple(name for name in grid.methods if name not in BORROWING)
     for factor in factors:
         rates = {
             (task, budget, method): factor * _own_rate(grid, Cell(task, budget, method, SEARCH_SEED))
@@ -83,9 +92,11 @@ def searched(
     chosen = {key: _best(key, found.get(key, {})) for key in wanted}
     for task, content in grid.contents.items():
         for budget in grid.budgets:
-            source = (task, budget, source_of(content))
-            if source in chosen and rate_section(grid.recipe(Cell(*source, SEARCH_SEED))) == "stage2":
-                chosen |= {(task, budget, name): chosen[source] for name in FROM_PLAN if name in grid.methods}
+            for name in (name for name in BORROWING if name in grid.methods):
+                source = (task, budget, source_of(content, name))
+                # A plan that was made in training is trained by stage 2, which has another rate.
+                if name not in FROM_PLAN or rate_section(grid.recipe(Cell(*source, SEARCH_SEED))) == "stage2":
+                    chosen[task, budget, name] = chosen[source]
     record = []
     for (task, budget, method), tried in found.items():
         values = [
