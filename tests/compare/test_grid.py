@@ -20,11 +20,11 @@ from safetensors.torch import load_file
 from tests.conftest import tiny_writer
 
 from lorank.compare.cells import CONTROLS, FROM_PLAN, Cell, recipe_of
-from lorank.compare.compare import compare_recipes, read_grid
+from lorank.compare.compare import DEFAULT, compare_recipes, read_grid, with_equal_compute
 from lorank.compare.grid import ERROR, RESULT, Grid, run_grid
 from lorank.compare.launch import cores_of, environment_of
 from lorank.compare.learning_rate import searched
-from lorank.compare.run_cell import main
+from lorank.compare.run_cell import end_with, main
 from lorank.errors import AllocationError, ComparisonError, DataError, OutputError, RecipeError
 from lorank.methods import METHODS
 from lorank.plan import RankPlan
@@ -49,6 +49,10 @@ def recipe_file(tiny_recipe: Callable[..., Any], tmp_path: Path) -> Path:
 
 def in_this_process(folder: Path) -> int:
     return main(folder)
+
+
+def never(folder: Path) -> int:
+    raise AssertionError(f"{folder} is done")
 
 
 METHOD_NAMES = ("lora", "i-lora", "igu-lora", "sensitivity-lora", "shuffled", "equal-compute", "svd-truncate", "full")
@@ -96,10 +100,6 @@ def test_a_grid_run_twice_gives_the_same_numbers_and_a_finished_one_runs_nothing
     second = run_grid(grid(recipe_file, tmp_path / "two", methods), launch=in_this_process)
     for cell, one in first.items():
         assert (one.metrics, one.loss) == (second[cell].metrics, second[cell].loss)
-
-    def never(folder: Path) -> int:
-        raise AssertionError(f"{folder} is done")
-
     assert run_grid(grid(recipe_file, tmp_path / "one", methods), launch=never) == first
 
 
@@ -171,7 +171,11 @@ def test_learning_rates_are_searched_on_training_data_alone(recipe_file: Path, t
     recipe = found.recipe(Cell("mood", "r=1", "igu-lora", 0))
     assert recipe.stage1.learning_rate == rates["igu-lora"] == rates["uniform-triplets"]
     record = json.loads((tmp_path / "grid" / "search.json").read_text())
-    assert [len(one["tried"]) for one in record] == [2, 2, 2]
+    assert [len(one["tried"]) for one in record["found"]] == [2, 2, 2]
+    # The same question is not asked again, also where an answer was missing; another one is.
+    assert searched(asked, (1e-6, 1.0), launch=never).rates == found.rates
+    with pytest.raises(ComparisonError, match="lora: no learning rate of the search gave a result"):
+        searched(asked, (0.5, 2.0), launch=never)
     with pytest.raises(ComparisonError, match="factors are"):
         searched(asked, (0.0,))
 
@@ -199,6 +203,45 @@ def test_what_a_launcher_raises_is_a_failed_try(recipe_file: Path, tmp_path: Pat
     assert list(asked.errors().values()) == ["ConnectionError: the node is gone"]
 
 
+def test_equal_compute_is_among_the_defaults_where_it_can_be(recipe_file: Path, tmp_path: Path) -> None:
+    def methods(*overrides: str) -> tuple[str, ...]:
+        with (tmp_path / "said.txt").open("w") as said:
+            grid = read_grid([recipe_file], overrides, None, (0,), None, tmp_path / "grid")
+            return with_equal_compute(grid, Console(file=said, width=200)).methods
+
+    assert methods() == (*DEFAULT, "equal-compute")
+    assert methods("method=igu-lora") == DEFAULT
+    assert methods("method=magnitude") == (*DEFAULT, "magnitude")
+    assert methods("stage1.max_steps=9") == DEFAULT
+    assert "mood: equal-compute: stage 1 and scoring cost at least as much as 18" in (tmp_path / "said.txt").read_text()
+
+
+def test_no_cell_waits_for_one_that_it_does_not_need(recipe_file: Path, tmp_path: Path) -> None:
+    begun, reached = [], threading.Event()
+
+    def launch(folder: Path) -> int:
+        begun.append("/".join(folder.parts[-2:]))
+        if begun[-1] == "lora/seed-1":
+            reached.set()
+        return 0 if begun[-1] != "lora/seed-0" or reached.wait(60) else 1
+
+    asked = grid(recipe_file, tmp_path / "grid", ("lora", "i-lora", "shuffled"), (0, 1))
+    run_grid(asked, launch=launch, processes=2, tries=1)
+    # In order, each control after its plan, and the next seed begins while a cell of the first one is still running.
+    assert reached.is_set()
+    assert begun == [f"{name}/seed-{seed}" for seed in (0, 1) for name in ("lora", "i-lora", "shuffled")]
+
+
+def test_a_cell_ends_with_the_grid_that_started_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    def ended(code: int) -> None:
+        raise SystemExit(code)
+
+    monkeypatch.setattr(os, "_exit", ended)
+    monkeypatch.setattr(os, "getppid", iter((5, 1)).__next__)
+    with pytest.raises(SystemExit):
+        end_with(5)
+
+
 def test_controls_of_a_method_whose_second_stage_is_skipped(recipe_file: Path, tmp_path: Path) -> None:
     skip = ("i-lora:stage2.skip=true", "i-lora:scoring.source=training")
     asked = grid(recipe_file, tmp_path / "grid", ("lora", "i-lora", "shuffled"), (0,), *skip)
@@ -210,7 +253,7 @@ def test_controls_of_a_method_whose_second_stage_is_skipped(recipe_file: Path, t
         grid(recipe_file, tmp_path / "other", ("lora", "i-lora", "equal-compute"), (0,), *skip).check()
 
 
-def test_triplets_held_at_the_uniform_rank(recipe_file: Path, tmp_path: Path) -> None:
+def test_triplets_that_end_at_the_uniform_rank(recipe_file: Path, tmp_path: Path) -> None:
     methods = ("lora", "igu-lora", "uniform-triplets")
     asked = grid(recipe_file, tmp_path / "grid", methods, (0,), "mood:method=igu-lora")
     theirs, mine = (asked.recipe(Cell("mood", "r=1", name, 0)) for name in methods[1:])
@@ -221,6 +264,8 @@ def test_triplets_held_at_the_uniform_rank(recipe_file: Path, tmp_path: Path) ->
     results = run_grid(asked, launch=in_this_process)
     plan = RankPlan.load(tmp_path / "grid" / CELLS / "uniform-triplets" / "seed-0" / "run" / "plan.json")
     assert set(plan.ranks.values()) == {1}
+    # A plan made in training is shuffled for a fresh LoRA: that is another training too, and no test of the plan.
+    assert asked.controlled() == {("mood", "svd-truncate"): "igu-lora", ("mood", "uniform-triplets"): "igu-lora"}
     assert results[Cell("mood", "r=1", "uniform-triplets", 0)].parameters == 448
     # Where the recipe's method allocates before the training, AdaLoRA's training is what is looked at.
     asked = grid(recipe_file, tmp_path / "other", ("lora", "adalora", "uniform-triplets"), (0,), "mood:budget=700")

@@ -119,5 +119,29 @@ def test_holm(p_values: list[float]) -> None:
 def test_correction_is_over_all_comparisons_together() -> None:
     strong, weak = compare(np.array([0.1, 0.11, 0.12, 0.1])), compare(np.array([0.1, -0.1, 0.05, 0.0]))
     first, second = corrected([strong, weak])
+    # Seeds are counted as for the first claim of two, and what is not shown needs more than there are.
+    assert (first.seeds_needed, second.seeds_needed) == tuple(
+        seeds_needed(d.mean, d.std, 0.025) for d in (strong, weak)
+    )
+    assert (second.seeds_needed or 1000) > 4
     assert first.holm == pytest.approx(2 * strong.p)
     assert second.holm == pytest.approx(max(weak.p, first.holm))
+
+
+@pytest.mark.parametrize("seeds", [2, 3, 5, 8])
+def test_what_is_not_shown_would_take_more_seeds(seeds: int) -> None:
+    source = np.random.default_rng(seeds)
+    for test in ("t", "wilcoxon"):
+        drawn = [compare(source.normal(0.3, 0.2, seeds), test=test) for _ in range(4)]  # type: ignore[arg-type]
+        for found in corrected(drawn, test=test):  # type: ignore[arg-type]
+            assert found.holm < 0.05 or found.seeds_needed is None or found.seeds_needed > seeds
+            assert test == "t" or found.seeds_needed is None or found.seeds_needed >= 8  # 2^-7 < 0.05 / 4
+
+
+def test_a_claim_needs_mean_and_ranks_on_one_side() -> None:
+    differences = np.array([*np.linspace(0.01, 0.028, 19), -0.9])
+    found = corrected([compare(differences, test="wilcoxon")], test="wilcoxon")[0]
+    assert found.holm < 0.05
+    assert (found.mean < 0, found.direction, found.claim(0.05)) == (True, 1, 0)
+    assert corrected([compare(differences[:19], test="wilcoxon")], test="wilcoxon")[0].claim(0.05) == 1
+    assert corrected([compare(-differences[:19])])[0].claim(0.05) == -1

@@ -81,7 +81,7 @@ def test_an_answer_is_found_in_the_target_and_in_what_is_written(task: str, rows
 def test_rules_of_answers() -> None:
     assert number("#### 1,234") == number("a #### 3\n#### $1234.00") == "1234"
     assert number("#### 0.0") == "0"
-    assert number("#### -0.50") == "-0.5"
+    assert number("#### -0.50") == number("#### -$.5") == number("#### **$-0.5**") == "-0.5"
     assert number("the number is 7") is None
     assert number("#### none") is None
     same = (
@@ -93,9 +93,12 @@ def test_rules_of_answers() -> None:
         "the answer is **C**",
         "C: warm",
         "Answer is (C)",
+        "C\nQuestion: which?",
+        "The answer is $C$",
+        "Answer: C\nThe answer is 3.5 km",
     )
     assert {choice(text) for text in same} == {"C"}
-    for text in ("A planet", "because", "The answer is a prime", "Cold", "the answer is Cold"):
+    for text in ("A planet", "because", "The answer is a prime", "Cold", "the answer is Cold", "3.5 km"):
         assert choice(text) is None, text
     assert stated("The answer is answer3") == "answer3"
     assert stated("I think. The answer is New York. Or not.") == "new york"

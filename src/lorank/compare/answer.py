@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import product
 
-from lorank.compare.cells import BASELINE, Cell, Measured, allocates_in_training
+from lorank.compare.cells import BASELINE, Cell, Measured
 from lorank.compare.statistics import Difference, Test, compare, corrected, paired_differences
 from lorank.errors import ComparisonError
 
@@ -14,7 +14,7 @@ from lorank.errors import ComparisonError
 AGAINST = {
     "shuffled": "its own plan, shuffled",
     "svd-truncate": "an adapter cut by singular values",
-    "uniform-triplets": "triplets that were held at the uniform rank",
+    "uniform-triplets": "triplets that end at the uniform rank",
 }
 
 
@@ -37,6 +37,7 @@ class Row:
         seconds: mean wall time of the training.
         before: mean wall time of what came before it.
         peak_bytes: mean peak memory.
+        uncut: of what was cut after its training: mean of the metric before the cut; NaN for others.
 
     """
 
@@ -54,6 +55,17 @@ class Row:
     seconds: float
     before: float
     peak_bytes: float
+    uncut: float = math.nan
+
+    @property
+    def known(self) -> list[float]:
+        """The values that are numbers."""
+        return [value for value in self.values.values() if value is not None and math.isfinite(value)]
+
+    @property
+    def asked(self) -> int:
+        """Seeds of the grid, with and without a value."""
+        return len(self.values) + len(self.missing)
 
 
 @dataclass(frozen=True)
@@ -67,6 +79,7 @@ class Contrast:
         control: of `CONTROLS`.
         metric: what is judged by.
         difference: `method - control` in pairs of seeds.
+        asked: seeds of the grid.
 
     """
 
@@ -76,6 +89,7 @@ class Contrast:
     control: str
     metric: str
     difference: Difference
+    asked: int
 
 
 def answer(
@@ -117,36 +131,32 @@ def answer(
         )
         rows.append(_row(task, budget, method, metric, values, mine, difference))
     compared = [row for row in rows if row.difference is not None]
-    family = corrected([row.difference for row in compared if row.difference is not None])
+    family = corrected([row.difference for row in compared if row.difference is not None], level=level, test=test)
     right = {id(row): difference for row, difference in zip(compared, family, strict=True)}
     return [replace(row, difference=right.get(id(row))) for row in rows]
 
 
 def contrasts(
-    rows: Sequence[Row], sources: Mapping[str, str], *, level: float = 0.05, test: Test = "t"
+    rows: Sequence[Row], controlled: Mapping[tuple[str, str], str], *, level: float = 0.05, test: Test = "t"
 ) -> list[Contrast]:
     """Methods against their controls: is it the plan that does it?
 
-    Each task's own method is tested against `shuffled` and `svd-truncate`, methods that allocate while they train against
-    `uniform-triplets`. These are a family of their own: Holm's correction is over them, and not over the differences to uniform
-    LoRA.
+    These are a family of their own: Holm's correction is over them, and not over the differences to uniform LoRA.
 
     Args:
         rows: of `answer`.
-        sources: task -> the method whose plan was shuffled.
+        controlled: (task, control) -> the method that is tested against it.
         level: of claims and intervals.
         test: "t" or "wilcoxon".
 
     """
     found = []
     for row, mine in product(rows, rows):
-        if row.method not in AGAINST or (mine.task, mine.budget) != (row.task, row.budget):
-            continue
-        own, in_training = mine.method == sources.get(row.task), allocates_in_training(mine.method)
-        if in_training if row.method == "uniform-triplets" else own:
+        tested = (mine.task, mine.budget, mine.method) == (row.task, row.budget, controlled.get((row.task, row.method)))
+        if tested and row.method in AGAINST:
             difference = compare(paired_differences(mine.values, row.values), level=level, test=test)
-            found.append(Contrast(row.task, row.budget, mine.method, row.method, row.metric, difference))
-    right = corrected([one.difference for one in found])
+            found.append(Contrast(row.task, row.budget, mine.method, row.method, row.metric, difference, row.asked))
+    right = corrected([one.difference for one in found], level=level, test=test)
     return [replace(one, difference=difference) for one, difference in zip(found, right, strict=True)]
 
 
@@ -159,24 +169,28 @@ def _row(
     cells: Mapping[int, Measured | None],
     difference: Difference | None,
 ) -> Row:
-    known = [value for value in values.values() if value is not None and math.isfinite(value)]
     done = [one for one in cells.values() if one is not None]
-    return Row(
+    uncut = [value for one in done if one.uncut is not None and (value := one.uncut[metric]) is not None]
+    row = Row(
         task=task,
         budget=budget,
         method=method,
         metric=metric,
         values=values,
         missing=tuple(seed for seed, one in cells.items() if one is None),
-        mean=statistics.fmean(known) if known else math.nan,
-        std=statistics.stdev(known) if len(known) > 1 else math.nan,
+        mean=math.nan,
+        std=math.nan,
         difference=difference,
         parameters=max((one.parameters for one in done), default=0),
         steps=(max((one.steps for one in done), default=0), max((one.steps_before for one in done), default=0)),
         seconds=statistics.fmean(one.seconds for one in done) if done else math.nan,
         before=statistics.fmean(one.before for one in done) if done else math.nan,
         peak_bytes=statistics.fmean(one.peak_bytes for one in done) if done else math.nan,
+        uncut=statistics.fmean(uncut) if uncut else math.nan,
     )
+    known = row.known
+    mean = statistics.fmean(known) if known else math.nan
+    return replace(row, mean=mean, std=statistics.stdev(known) if len(known) > 1 else math.nan)
 
 
 def check_equal(results: Mapping[Cell, Measured]) -> None:
@@ -225,24 +239,31 @@ def _metric(task: str, wanted: str | None, results: Mapping[Cell, Measured]) -> 
 def sentence(one: Row | Contrast, level: float = 0.05) -> str:
     """What can be said of a method against uniform LoRA, or against one of its controls, in plain words."""
     where = f"{one.task}, budget {one.budget}: {one.method}"
-    found, other = one.difference, "uniform LoRA"
+    found, other = one.difference, AGAINST[one.control] if isinstance(one, Contrast) else "uniform LoRA"
+    uncut = math.nan if isinstance(one, Contrast) else one.uncut
+    before = "" if math.isnan(uncut) else f"; before it was cut {uncut:.4f}"
     if found is None:
         return f"{where} is what the others are compared with" + (
             f" ({one.metric} {one.mean:.4f})." if isinstance(one, Row) else "."
         )
-    if isinstance(one, Contrast):
-        other = AGAINST[one.control]
     if found.pairs < 2:
-        return f"{where} cannot be compared: {found.pairs} seed{'s' * (found.pairs != 1)} in common with {other}."
+        return (
+            f"{where} cannot be compared: {found.pairs} seed{'s' * (found.pairs != 1)} in common with {other}{before}."
+        )
     size = f"{found.mean:+.4f} {one.metric} (bootstrap interval {found.low:+.4f} to {found.high:+.4f})"
     shown = f"p = {found.holm:.2g} after Holm's correction, {found.pairs} seeds"
+    if found.pairs < one.asked:
+        # A method that fails now and then must not look better for it.
+        shown += f" ({one.asked - found.pairs} of {one.asked} have no value and are left out)"
+    if claim := found.claim(level):
+        return f"{where} is {'better' if claim > 0 else 'worse'} than {other} by {size}; {shown}{before}."
     if found.holm < level:
-        return f"{where} is {'better' if found.mean > 0 else 'worse'} than {other} by {size}; {shown}."
+        return f"{where}: the mean and the ranks of the differences to {other} point to different sides: {size}; {shown}{before}."
     if found.mean == 0:
-        return f"{where}: no mean difference to {other} in {found.pairs} seeds."
+        return f"{where}: no mean difference to {other} in {found.pairs} seeds{before}."
     more = (
         "not even 1,000 seeds would show a difference of this size"
         if found.seeds_needed is None
-        else f"a difference of this size would take about {found.seeds_needed} seeds to show, alone"
+        else f"a difference of this size would take about {found.seeds_needed} seeds to show in a table of this size"
     )
-    return f"{where}: no difference to {other} that {found.pairs} seeds can show: {size}; {shown}; {more}."
+    return f"{where}: no difference to {other} that {found.pairs} seeds can show: {size}; {shown}; {more}{before}."

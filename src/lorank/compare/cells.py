@@ -17,7 +17,7 @@ from lorank.validation import nearest
 CONTROLS: Mapping[str, str] = {
     "shuffled": "the plan of the recipe's method, its ranks shuffled among modules of equal cost: does it matter which module?",
     "equal-compute": "the recipe's method with stage 2 shortened by what stage 1 and scoring cost: is it worth its price?",
-    "uniform-triplets": "allocation in training, every module held at the uniform rank: is it the ranks, or the training?",
+    "uniform-triplets": "training with allocation where every module ends at the uniform rank: is it the ranks, or the training?",
     "svd-truncate": "uniform LoRA at stage 1's initial rank, cut to the budget by singular values: does planning matter?",
     "full": "full fine-tuning: what is there to gain?",
 }
@@ -83,6 +83,7 @@ class Measured:
         peak_bytes: largest memory of the process (of the GPU, where there is one).
         data: SHA-256 of the training and test examples.
         plan: of controls that train a plan: SHA-256 of its file.
+        uncut: metrics before the cut, of what is cut after its training.
 
     """
 
@@ -98,6 +99,7 @@ class Measured:
     peak_bytes: int = 0
     data: Mapping[str, str] = field(default_factory=dict)
     plan: str | None = None
+    uncut: Mapping[str, float | None] | None = None
 
 
 def cells_of(

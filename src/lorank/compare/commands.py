@@ -19,15 +19,19 @@ def compare_command(
         typer.Argument(metavar="RECIPE... [[METHOD:|TASK:]KEY=VALUE]...", help="a recipe for each task; overrides"),
     ],
     methods: Annotated[
-        str,
+        str | None,
         typer.Option(
-            help="rank-allocation methods, and the controls shuffled, uniform-triplets, equal-compute, svd-truncate, full"
+            help="rank-allocation methods, and the controls shuffled, uniform-triplets, equal-compute, svd-truncate, full; "
+            "default: lora,adalora,i-lora,igu-lora,sensitivity-lora,eva,svd-truncate,shuffled, the recipes' methods, and "
+            "equal-compute where these have two stages"
         ),
-    ] = "lora,adalora,i-lora,igu-lora,sensitivity-lora,eva,svd-truncate,shuffled",
+    ] = None,
     seeds: Annotated[str, typer.Option(help='how many, "5", or which, "0,1,7"')] = "5",
     budgets: Annotated[str | None, typer.Option(help='"1M,2M"; default: the recipes\' own')] = None,
     metric: Annotated[str | None, typer.Option(help="what is judged by; default: the first of each recipe's")] = None,
-    level: Annotated[float, typer.Option(help="chance of any false claim in the table")] = 0.05,
+    level: Annotated[
+        float, typer.Option(help="chance of any false claim, against uniform LoRA and against controls each")
+    ] = 0.05,
     test: Annotated[str, typer.Option(help="t or wilcoxon")] = "t",
     search: Annotated[
         str | None,
@@ -47,7 +51,7 @@ def compare_command(
     The same command again continues a grid that was stopped, and tries failed cells again.
     """
     with clear_errors():
-        from lorank.compare.compare import compare_recipes, read_grid
+        from lorank.compare.compare import compare_recipes, read_grid, with_equal_compute
         from lorank.compare.result_table import terminal_table
         from lorank.errors import ComparisonError
 
@@ -63,8 +67,10 @@ def compare_command(
         if processes < 1 or tries < 1 or not 0 < level < 1:
             raise ComparisonError("--processes and --tries start at 1, --level is a probability between 0 and 1")
         asked = [one.strip() for one in budgets.split(",")] if budgets else None
-        chosen = [one.strip() for one in methods.split(",")]
+        chosen = [one.strip() for one in methods.split(",")] if methods else None
         grid = read_grid(paths, overrides, chosen, _seeds(seeds), asked, folder)
+        if methods is None:
+            grid = with_equal_compute(grid, progress)
         launch = None
         if engine == "ray":
             from lorank.compare.ray_cluster import on_ray

@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +10,8 @@ from rich.console import Console
 
 from lorank.artefact import versions, write_json, write_text
 from lorank.compare.answer import Contrast, Row, answer, contrasts, sentence
-from lorank.compare.cells import BASELINE, Cell, Measured, merged, recipe_of, source_of
+from lorank.compare.cells import BASELINE, CONTROLS, Cell, Measured, merged, recipe_of, source_of, two_stages
+from lorank.compare.controls import check_shortened
 from lorank.compare.forest_plot import draw_forest_plot
 from lorank.compare.grid import Grid, grid_content, run_grid
 from lorank.compare.launch import Launch
@@ -18,9 +19,13 @@ from lorank.compare.learning_rate import searched
 from lorank.compare.result_table import comma_separated, latex, markdown
 from lorank.compare.statistics import Test
 from lorank.errors import ComparisonError
+from lorank.training.data import load_task_data
 from lorank.training.metrics import choose_metrics
 from lorank.training.recipe import read_override, read_recipe
 from lorank.validation import nearest
+
+# What is compared unless the user says otherwise.
+DEFAULT = ("lora", "adalora", "i-lora", "igu-lora", "sensitivity-lora", "eva", "svd-truncate", "shuffled")
 
 
 @dataclass(frozen=True)
@@ -46,7 +51,7 @@ class Comparison:
 def read_grid(
     recipes: Sequence[Path],
     overrides: Sequence[str],
-    methods: Sequence[str],
+    methods: Sequence[str] | None,
     seeds: Sequence[int],
     budgets: Sequence[str] | None,
     folder: Path,
@@ -56,7 +61,7 @@ def read_grid(
     Args:
         recipes: a task each; its name is the file's.
         overrides: `key=value` for all cells, or `METHOD:key=value` and `TASK:key=value` for one method's or one task's.
-        methods: of `METHODS` and `CONTROLS`.
+        methods: of `METHODS` and `CONTROLS`; None takes `DEFAULT` and the recipes' own.
         seeds: of the runs.
         budgets: None takes the recipes' own.
         folder: where cells work.
@@ -77,11 +82,6 @@ def read_grid(
             of_task[name].append(rest)
         else:
             own[name] = merged(own.get(name, {}), _nested(rest))
-    if strange := [name for name in own if name not in methods]:
-        raise ComparisonError(
-            f"{strange[0]!r} has choices of its own, and is neither a method nor a task here"
-            f"{nearest(strange[0], [*methods, *tasks])}"
-        )
     contents: dict[str, dict[str, Any]] = {}
     for path in recipes:
         if path.stem in contents:
@@ -90,7 +90,34 @@ def read_grid(
     found = tuple(budgets or dict.fromkeys(str(content.get("budget", "r=8")) for content in contents.values()))
     if budgets is None and len(found) > 1:
         raise ComparisonError(f"the recipes have different budgets ({', '.join(found)}); give --budgets")
-    return Grid(contents, found, tuple(methods), tuple(seeds), own, folder)
+    sources = (source_of(content, "shuffled") for content in contents.values())
+    names = tuple(dict.fromkeys([*DEFAULT, *sources]) if methods is None else methods)
+    known = (*names, *(() if methods is not None else CONTROLS))
+    if strange := [name for name in own if name not in known]:
+        raise ComparisonError(
+            f"{strange[0]!r} has choices of its own, and is neither a method nor a task here"
+            f"{nearest(strange[0], [*known, *tasks])}"
+        )
+    return Grid(contents, found, names, tuple(seeds), own, folder)
+
+
+def with_equal_compute(grid: Grid, console: Console) -> Grid:
+    """The grid with `equal-compute`, where every recipe's method has two stages and the second is longer than what a plan costs.
+
+    Raises:
+        LorankError: a recipe or data that cannot be read.
+
+    """
+    for task, content in grid.contents.items():
+        recipe = grid.recipe(Cell(task, grid.budgets[0], source_of(content, "equal-compute"), grid.seeds[0]))
+        if not two_stages(recipe):
+            return grid
+        try:
+            check_shortened(recipe, len(load_task_data(recipe.data).train))
+        except ComparisonError as error:
+            console.print(f"{task}: {error}; it is left out", highlight=False)
+            return grid
+    return replace(grid, methods=(*grid.methods, "equal-compute"))
 
 
 def _nested(override: str) -> dict[str, Any]:
@@ -135,8 +162,7 @@ def compare_recipes(
         grid = searched(grid, search, metrics=metrics, processes=processes, tries=tries, console=console, launch=launch)
     results = run_grid(grid, processes=processes, tries=tries, console=console, launch=launch)
     rows = answer(grid.cells(), results, metrics=metrics, level=level, test=test)
-    sources = {task: source_of(content, "shuffled") for task, content in grid.contents.items()}
-    against = contrasts(rows, sources, level=level, test=test)
+    against = contrasts(rows, grid.controlled(), level=level, test=test)
     found = Comparison(
         tuple(rows),
         tuple(against),

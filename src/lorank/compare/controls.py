@@ -6,6 +6,7 @@ import random
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 from lorank.errors import ComparisonError
 from lorank.methods import METHODS
@@ -50,19 +51,35 @@ def shortened(recipe: Recipe, examples: int, made: Path) -> tuple[Recipe, int]:
         ComparisonError: nothing would be left.
 
     """
-    stage1, stage2 = recipe.stage1, recipe.stage2
     try:
         cost = json.loads((made / "metrics.json").read_text(encoding="utf-8"))["results"][recipe.method]["stage1"]
     except (OSError, ValueError, KeyError):
         raise ComparisonError(
             f"{made / 'metrics.json'} does not say what the plan cost: its run has to end first; run the grid again"
         ) from None
-    scored = recipe.scoring.batch_size if METHODS[recipe.method].trained == "triplets" else stage1.batch_size
-    spent = _in_steps(recipe, cost["steps"], cost["passes"] * scored)
-    whole = stage_steps(stage2, examples)
+    spent, whole = steps_before(recipe, {"stage1": cost}), stage_steps(recipe.stage2, examples)
     if spent >= whole:
         raise ComparisonError(_nothing_left(spent, whole))
-    return recipe.model_copy(update={"stage2": stage2.model_copy(update={"max_steps": whole - spent})}), spent
+    stage2 = recipe.stage2.model_copy(update={"max_steps": whole - spent})
+    return recipe.model_copy(update={"stage2": stage2}), spent
+
+
+def steps_before(recipe: Recipe, found: Mapping[str, Any]) -> int:
+    """What a plan cost, in steps of the training that is judged: stage 1, scoring, calibration.
+
+    A pass over a batch counts like a step on as many examples, also where it only goes forward.
+
+    Args:
+        recipe: of the run.
+        found: of the method, as in the run's metrics.json.
+
+    """
+    if cost := found.get("stage1"):
+        scored = recipe.scoring.batch_size if METHODS[recipe.method].trained == "triplets" else recipe.stage1.batch_size
+        return _in_steps(recipe, cost["steps"], cost["passes"] * scored)
+    if looked_at := found.get("calibration"):
+        return _in_steps(recipe, 0, looked_at["examples"])
+    return int(found.get("scoring_passes", 0))
 
 
 def check_shortened(recipe: Recipe, examples: int) -> None:

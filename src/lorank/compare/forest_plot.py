@@ -33,12 +33,13 @@ def draw_forest_plot(rows: Sequence[Row], path: Path, level: float = 0.05) -> No
             difference = row.difference
             if difference is None or math.isnan(difference.mean):
                 continue
-            color = "tab:gray" if not difference.holm < level else "tab:green" if difference.mean > 0 else "tab:red"
+            claim = difference.claim(level)
+            color = {0: "tab:gray", 1: "tab:green", -1: "tab:red"}[claim]
             if not math.isnan(difference.low):
                 axis.plot([difference.low, difference.high], [place, place], color=color, linewidth=2)
             axis.plot(
                 [difference.mean], [place], "o", color=color, markersize=7,
-                markerfacecolor=color if difference.holm < level else "white",
+                markerfacecolor=color if claim else "white",
             )  # fmt: skip
         axis.axvline(0, color="black", linewidth=1)
         axis.set_yticks(range(len(found)), [row.method for row in reversed(found)])

@@ -2,9 +2,8 @@
 
 import json
 from collections.abc import Mapping, Sequence
-from concurrent.futures import FIRST_COMPLETED, ThreadPoolExecutor, wait
+from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from dataclasses import asdict, dataclass, field, replace
-from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -114,9 +113,9 @@ class Grid:
         return self.known[key]
 
     def _uniform_ranks(self, cell: Cell) -> dict[str, int]:
-        """Limits that leave no choice between modules; where the budget is no whole rank, one between two of them."""
+        """Limits of the last cut that leave no choice between modules; where the budget is no whole rank, between two ranks."""
         parameters, one = self._known(cell.task, cell.budget)
-        return {"min_rank": parameters // one, "max_rank": -(-parameters // one)}
+        return {"min_rank": parameters // one, "max_rank": -(-parameters // one), "multiple_of": 1}
 
     def check(self) -> None:
         """Try every recipe, the data and the budgets before anything is trained.
@@ -175,6 +174,21 @@ class Grid:
                 f"svd-truncate cuts an adapter of rank {wide} (stage1.initial_rank), which is no larger than budget "
                 f"{cell.budget}; raise the initial rank, ask for less, or leave svd-truncate out"
             )
+
+    def controlled(self) -> dict[tuple[str, str], str]:
+        """(task, control) -> the method whose ranks that control puts to the test.
+
+        A plan that was made in training is shuffled for a fresh start: the difference to the method would be that of its
+        training too, so these two are not tested against each other.
+        """
+        found = {}
+        for task, content in self.contents.items():
+            source = source_of(content, FROM_PLAN[0])
+            found[task, "svd-truncate"] = source
+            found[task, "uniform-triplets"] = source_of(content, "uniform-triplets")
+            if source in self.methods and rate_section(self.recipe(Cell(task, self.budgets[0], source, 0))) == "stage2":
+                found[task, "shuffled"] = source
+        return found
 
     def fingerprint(self, cell: Cell) -> str:
         """What decides the cell's numbers."""
@@ -238,10 +252,7 @@ def run_grid(
         with FileLock(grid.folder / ".lock", timeout=0):
             left = [cell for cell in grid.cells() if cell not in done]
             console.print(f"{len(done)} of {len(grid.cells())} cells are done, {len(left)} are left", highlight=False)
-            # Seed by seed, so that a grid that is stopped early has whole seeds; plans are made before controls train them.
-            for seed, trains_plan in product(grid.seeds, (False, True)):
-                group = [cell for cell in left if cell.seed == seed and (cell.method in FROM_PLAN) == trains_plan]
-                _run(grid, group, processes, tries, console, launch or here(processes))
+            _run(grid, left, processes, tries, console, launch or here(processes))
     except Timeout:
         raise OutputError(f"{grid.folder} is in use by another comparison; wait for it, or give another one") from None
     return grid.results()
@@ -269,9 +280,15 @@ def _run(grid: Grid, cells: Sequence[Cell], processes: int, tries: int, console:
 
     pool = ThreadPoolExecutor(max_workers=processes)
     try:
-        tried = dict.fromkeys(cells, 0)
-        running = {pool.submit(work, cell): cell for cell in cells}
-        while running:
+        tried, waiting, running = dict.fromkeys(cells, 0), list(cells), dict[Future[int], Cell]()
+        while waiting or running:
+            # In order, so that a grid that is stopped early has whole seeds; a control when the plan that it trains is there.
+            for cell in list(waiting):
+                source = replace(cell, method=source_of(grid.contents[cell.task], cell.method))
+                ready = cell.method not in FROM_PLAN or source not in (*waiting, *running.values())
+                if ready and len(running) < processes:
+                    waiting.remove(cell)
+                    running[pool.submit(work, cell)] = cell
             finished, _ = wait(running, return_when=FIRST_COMPLETED)
             for future in finished:
                 cell, code = running.pop(future), future.result()
@@ -286,9 +303,9 @@ def _run(grid: Grid, cells: Sequence[Cell], processes: int, tries: int, console:
                 again = tried[cell] < tries
                 console.print(f"failed  {cell.folder}: {reason}{', once more' if again else ''}", highlight=False)
                 if again:
-                    running[pool.submit(work, cell)] = cell
+                    waiting.insert(0, cell)
     finally:
-        pool.shutdown(wait=True, cancel_futures=True)  # Ctrl-C: what has begun ends, what waits does not begin
+        pool.shutdown(wait=True, cancel_futures=True)  # Ctrl-C: cells get it too, and end; the next call continues them
 
 
 def grid_content(grid: Grid) -> dict[str, Any]:

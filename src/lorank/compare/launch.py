@@ -40,7 +40,8 @@ def visible_gpus() -> list[str]:
 
 def cores_of(processes: int) -> int:
     """The share of this machine's cores that each of so many cells gets."""
-    return max(1, (os.cpu_count() or 1) // processes)
+    allowed = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return max(1, allowed // processes)
 
 
 def in_process(folder: Path, environment: Mapping[str, str], working: Path | None = None) -> int:

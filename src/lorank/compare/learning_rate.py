@@ -4,13 +4,14 @@ import json
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from itertools import product
 from pathlib import Path
 from typing import Any
 
 from datasets import Dataset
 from rich.console import Console
 
-from lorank.artefact import write_atomically, write_json, write_text
+from lorank.artefact import checksum, write_atomically, write_json, write_text
 from lorank.compare.cells import (
     BASELINE,
     BORROWING,
@@ -22,7 +23,7 @@ from lorank.compare.cells import (
     recipe_of,
     source_of,
 )
-from lorank.compare.grid import Grid, run_grid
+from lorank.compare.grid import Grid, grid_content, run_grid
 from lorank.compare.launch import Launch
 from lorank.errors import ComparisonError
 from lorank.training.data import hold_out, load_rows, load_task_data
@@ -45,7 +46,8 @@ def searched(
     """The grid with a learning rate for every task, budget and method.
 
     Each method is trained once for each factor times its own learning rate, on a part of the training data, and judged on the
-    rest of it (split by content); where the metric is equal, by the loss. Controls of a method take its rate.
+    rest of it (split by content); where the metric is equal, or not defined, by the loss. Controls of a method take its rate.
+    Rates that were chosen for the same question stand: a factor that failed then is not tried again.
 
     Args:
         grid: what is compared.
@@ -66,6 +68,18 @@ def searched(
         raise ComparisonError(f"factors are {list(factors)}; allowed: numbers above 0, for example 0.3,1,3")
     if SEARCH_SEED in grid.seeds:
         raise ComparisonError(f"seed {SEARCH_SEED} is the search's own; leave it out of --seeds")
+    grid.check()
+    question = checksum(
+        {
+            **grid_content(replace(grid, seeds=())),
+            "factors": [*factors],
+            "fraction": fraction,
+            "metrics": dict(metrics or {}),
+        }
+    )
+    record = grid.folder / "search.json"
+    if (chosen := _recorded(record, question)) is not None:
+        return replace(grid, rates=_with_controls(grid, chosen))
     found: dict[tuple[str, str, str], dict[float, tuple[tuple[float, float], float]]] = {}
     contents = {
         task: _on_training_data(task, content, grid.folder / "search", fraction)
@@ -90,23 +104,43 @@ def searched(
             found.setdefault(key, {})[factor] = (_judged(cell.task, one, metrics), rates[key])
     wanted = [(task, budget, method) for task in contents for budget in grid.budgets for method in methods]
     chosen = {key: _best(key, found.get(key, {})) for key in wanted}
-    for task, content in grid.contents.items():
-        for budget in grid.budgets:
-            for name in (name for name in BORROWING if name in grid.methods):
-                source = (task, budget, source_of(content, name))
-                # A plan that was made in training is trained by stage 2, which has another rate.
-                if name not in FROM_PLAN or rate_section(grid.recipe(Cell(*source, SEARCH_SEED))) == "stage2":
-                    chosen[task, budget, name] = chosen[source]
-    record = []
-    for (task, budget, method), tried in found.items():
-        values = [
-            {"rate": rate, "value": _finite(value), "loss": _finite(-better)}
-            for (value, better), rate in tried.values()
-        ]
-        picked = chosen[task, budget, method]
-        record.append({"task": task, "budget": budget, "method": method, "chosen": picked, "tried": values})
-    write_json(grid.folder / "search.json", record)
-    return replace(grid, rates=chosen)
+    lines = []
+    for key in wanted:
+        own = _own_rate(grid, Cell(*key, SEARCH_SEED))
+        values: list[dict[str, float | None]] = []
+        for factor in factors:
+            (value, better), rate = found[key].get(factor, ((-math.inf, -math.inf), factor * own))
+            values.append({"rate": rate, "value": _finite(value), "loss": _finite(-better)})
+        task, budget, method = key
+        lines.append({"task": task, "budget": budget, "method": method, "chosen": chosen[key], "tried": values})
+    write_json(record, {"format": "lorank.search", "version": 1, "question": question, "found": lines})
+    return replace(grid, rates=_with_controls(grid, chosen))
+
+
+def _recorded(path: Path, question: str) -> dict[tuple[str, str, str], float] | None:
+    """The rates of an earlier search, if it was for the same question."""
+    if not path.is_file():
+        return None
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+        if content["question"] != question:
+            return None
+        return {(one["task"], one["budget"], one["method"]): float(one["chosen"]) for one in content["found"]}
+    except (ValueError, TypeError, KeyError) as error:
+        raise ComparisonError(f"{path}: damaged ({error}); remove it to search again") from None
+
+
+def _with_controls(grid: Grid, chosen: Mapping[tuple[str, str, str], float]) -> dict[tuple[str, str, str], float]:
+    """The rates, and those of controls that take the rate of a method."""
+    found = dict(chosen)
+    for (task, content), budget, name in product(grid.contents.items(), grid.budgets, BORROWING):
+        source = (task, budget, source_of(content, name))
+        if name not in grid.methods:
+            continue
+        # A plan that was made in training is trained by stage 2, which has another rate.
+        if name not in FROM_PLAN or rate_section(grid.recipe(Cell(*source, SEARCH_SEED))) == "stage2":
+            found[task, budget, name] = found[source]
+    return found
 
 
 def _own_rate(grid: Grid, cell: Cell) -> float:
@@ -126,7 +160,7 @@ def _finite(value: float) -> float | None:
 
 
 def _best(key: tuple[str, str, str], tried: Mapping[float, tuple[tuple[float, float], float]]) -> float:
-    if all(value == -math.inf for (value, _), _ in tried.values()):  # also where every try failed
+    if all(max(judged) == -math.inf for judged, _ in tried.values()):  # also where every try failed
         raise ComparisonError(
             f"{'/'.join(key)}: no learning rate of the search gave a result; look at the folder search"
         )

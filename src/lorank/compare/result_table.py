@@ -44,7 +44,7 @@ def cells_of_row(row: Row) -> tuple[str, ...]:
         "-" if found is None or math.isnan(found.low) else f"{_signed(found.low)} to {_signed(found.high)}",
         "-" if found is None else _p(found.p),
         "-" if found is None else _p(found.holm),
-        f"{len(row.values)}" + (f" of {len(row.values) + len(row.missing)}" if row.missing else ""),
+        f"{len(row.known)}" + (f" of {row.asked}" if len(row.known) < row.asked else ""),
         f"{row.parameters:,}",
         f"{steps:,}" + (f" + {before:,} for the plan" if before else ""),
         _number(row.seconds, 0) + (f" + {row.before:.0f}" if row.before > 0 else ""),
@@ -105,8 +105,8 @@ def comma_separated(rows: Sequence[Row]) -> str:
             if found is None
             else (found.mean, found.low, found.high, found.p, found.holm, found.pairs, found.seeds_needed)
         )
-        values = (row.task, row.budget, row.method, row.metric, row.mean, row.std, *numbers, len(row.values))
-        costs = (len(row.missing), row.parameters, *row.steps, row.seconds, row.before, row.peak_bytes)
+        values = (row.task, row.budget, row.method, row.metric, row.mean, row.std, *numbers, len(row.known))
+        costs = (row.asked - len(row.known), row.parameters, *row.steps, row.seconds, row.before, row.peak_bytes)
         writer.writerow(["" if value is None or value != value else value for value in (*values, *costs)])
     return text.getvalue()
 
@@ -119,6 +119,7 @@ def _escaped(text: str) -> str:
         ("&", r"\&"),
         ("#", r"\#"),
         ("±", r"$\pm$"),
+        ("<", "$<$"),
     ):
         text = text.replace(plain, written)
     return text

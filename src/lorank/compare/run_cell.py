@@ -5,12 +5,15 @@ is in its folder, so the next try continues it.
 """
 
 import json
+import os
 import resource
 import shutil
 import sys
+import time
 import traceback
 from collections.abc import Mapping
 from pathlib import Path
+from threading import Thread
 from typing import Any
 
 import torch
@@ -30,7 +33,7 @@ from lorank.compare.cells import (
     recipe_of,
     write_measured,
 )
-from lorank.compare.controls import shortened, shuffled
+from lorank.compare.controls import shortened, shuffled, steps_before
 from lorank.errors import ComparisonError, LorankError, one_line
 from lorank.plan import RankPlan
 from lorank.training.checks import check_model
@@ -90,7 +93,7 @@ def run_cell(recipe: Recipe, cell: Cell, folder: Path, plan_of: Path | None, con
         tokens=tokens_trained(recipe, data, found["steps"]),
         seconds=found["seconds"],
         before=before.get("seconds", 0.0),
-        steps_before=spent or before.get("steps", 0) + before.get("passes", 0) + found.get("scoring_passes", 0),
+        steps_before=spent or steps_before(recipe, found),
         peak_bytes=peak_bytes(),
         data=data.hashes,
         plan=trained_plan,
@@ -103,7 +106,10 @@ def _truncated(recipe: Recipe, data: TaskData, folder: Path, console: Console) -
     first = next(iter(run(wide, folder / "wide", console).results.values()))
     pruned = folder / "pruned"
     if not (pruned / "pruned.json").is_file():
-        prune_adapter(folder / "wide" / "adapter", recipe.budget, pruned, recipe, by="svd", console=console)
+        known = {key: first[key] for key in ("metrics", "loss")}
+        prune_adapter(
+            folder / "wide" / "adapter", recipe.budget, pruned, recipe, by="svd", before=known, console=console
+        )
     plan, after = RankPlan.load(pruned / "plan.json"), json.loads((pruned / "pruned.json").read_text())["after"]
     _check_parameters(after["adapter_parameters"], plan)
     return Measured(
@@ -116,6 +122,7 @@ def _truncated(recipe: Recipe, data: TaskData, folder: Path, console: Console) -
         seconds=first["seconds"],
         peak_bytes=peak_bytes(),
         data=data.hashes,
+        uncut=first["metrics"],
     )
 
 
@@ -192,5 +199,13 @@ def main(folder: Path) -> int:
     return 0
 
 
+def end_with(parent: int) -> None:
+    """End this process when the one that started it is gone: the next call of the grid starts the cell again."""
+    while os.getppid() == parent:
+        time.sleep(1)
+    os._exit(1)
+
+
 if __name__ == "__main__":
+    Thread(target=end_with, args=(os.getppid(),), daemon=True).start()
     raise SystemExit(main(Path(sys.argv[1])))

@@ -23,9 +23,10 @@ class Difference:
         low: lower end of the bootstrap confidence interval of the mean.
         high: upper end.
         p: two-sided p-value of the test of a mean (t) or median (Wilcoxon) of 0; NaN where there is nothing to test.
-        holm: the p-value after Holm's correction over all comparisons of the table; the claim is by this one.
-        seeds_needed: seeds at which a difference like this would be shown with a probability of 0.8; None where it cannot be
-            told (no difference seen, or more than 1,000).
+        holm: the p-value after Holm's correction over all comparisons of the family; the claim is by this one.
+        direction: 1 or -1, where the test sees the method: sign of the mean (t), or of the ranks' sum (Wilcoxon); or 0.
+        seeds_needed: seeds at which a difference like this would be shown with a probability of 0.8, as the first claim of
+            as large a family; None where it cannot be told (no difference seen, or more than 1,000).
 
     """
 
@@ -35,8 +36,13 @@ class Difference:
     low: float
     high: float
     p: float
+    direction: int = 0
     holm: float = math.nan
     seeds_needed: int | None = None
+
+    def claim(self, level: float) -> int:
+        """1 for better, -1 for worse, 0 for no claim: not below the level, or test and mean point to different sides."""
+        return self.direction if self.holm < level and self.direction * self.mean > 0 else 0
 
 
 def paired_differences(method: Mapping[int, float | None], baseline: Mapping[int, float | None]) -> np.ndarray:
@@ -54,7 +60,7 @@ def compare(differences: np.ndarray, *, level: float = 0.05, test: Test = "t", s
 
     Args:
         differences: `(pairs,)`.
-        level: 1 - confidence of the interval, and the level of `seeds_needed`.
+        level: 1 - confidence of the interval.
         test: "t", the paired t-test; or "wilcoxon", exact where there are no ties. With fewer than six pairs the latter
             cannot come below 0.05.
         seed: of the bootstrap.
@@ -64,9 +70,7 @@ def compare(differences: np.ndarray, *, level: float = 0.05, test: Test = "t", s
     mean = float(differences.mean()) if count else math.nan
     std = float(differences.std(ddof=1)) if count > 1 else math.nan
     low, high = bootstrap_interval(differences, level=level, seed=seed)
-    return Difference(
-        count, mean, std, low, high, p_value(differences, test), seeds_needed=seeds_needed(mean, std, level)
-    )
+    return Difference(count, mean, std, low, high, p_value(differences, test), _direction(differences, test))
 
 
 def bootstrap_interval(differences: np.ndarray, *, level: float = 0.05, seed: int = 0) -> tuple[float, float]:
@@ -121,20 +125,48 @@ def holm(p_values: Sequence[float]) -> list[float]:
     return corrected
 
 
-def corrected(differences: Sequence[Difference]) -> list[Difference]:
-    """The same differences with Holm's correction over all of them."""
-    return [replace(one, holm=p) for one, p in zip(differences, holm([one.p for one in differences]), strict=True)]
+def corrected(differences: Sequence[Difference], *, level: float = 0.05, test: Test = "t") -> list[Difference]:
+    """The same differences with Holm's correction over all of them, and the seeds that each would need on its own account.
+
+    Holm's first claim has to stay below `level / m` with m comparisons, so the seeds are counted at that level: what is claimed
+    after others needs fewer. The Wilcoxon test's number is an approximation; where the test has just failed to show a difference,
+    it is more than the seeds that there were.
+    """
+    family = sum(not math.isnan(one.p) for one in differences)
+    found = []
+    for one, p in zip(differences, holm([one.p for one in differences]), strict=True):
+        needed = seeds_needed(one.mean, one.std, level / max(1, family), test=test)
+        if needed is not None and not p < level:
+            needed = max(needed, one.pairs + 1)
+        found.append(replace(one, holm=p, seeds_needed=needed))
+    return found
 
 
-def seeds_needed(mean: float, std: float, level: float = 0.05, power: float = 0.8) -> int | None:
-    """Smallest number of pairs at which a paired t-test shows a true difference of `mean` with spread `std` with this power."""
+def _direction(differences: np.ndarray, test: Test) -> int:
+    if not differences.any():
+        return 0
+    sum_of = np.sign(differences) * stats.rankdata(np.abs(differences)) if test == "wilcoxon" else differences
+    return int(np.sign(sum_of.sum()))
+
+
+def seeds_needed(mean: float, std: float, level: float = 0.05, power: float = 0.8, test: Test = "t") -> int | None:
+    """Smallest number of pairs at which a paired test shows a true difference of `mean` with spread `std` with this power.
+
+    For "wilcoxon" this is the t-test's number (for normal differences it needs about 5 % more), but no less than what it takes
+    to come below the level at all: `2^(1 - n)` is its smallest p-value.
+    """
     if not (math.isfinite(mean) and math.isfinite(std)) or mean == 0:
         return None
     if std <= 1e-12 * abs(mean):  # the sign test of `p_value`
-        return 1 + math.ceil(math.log2(1 / level))
+        return _least(level)
     effect = abs(mean) / std
-    for count in range(2, 1001):
+    for count in range(_least(level) if test == "wilcoxon" else 2, 1001):
         threshold = stats.t.ppf(1 - level / 2, count - 1)
         if stats.nct.sf(threshold, count - 1, effect * math.sqrt(count)) >= power:
             return count
     return None
+
+
+def _least(level: float) -> int:
+    """Pairs at which `2^(1 - n)`, the smallest p-value of signs and signed ranks, is below the level."""
+    return 2 + math.floor(math.log2(1 / level))

@@ -1,7 +1,7 @@
 """`lorank prune`: an adapter's folder in, a smaller adapter's folder out, with what that cost."""
 
 import shutil
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -33,6 +33,7 @@ def prune_adapter(
     recipe: Recipe | None,
     *,
     by: str | None = None,
+    before: Mapping[str, Any] | None = None,
     console: Console | None = None,
     **limits: Any,
 ) -> tuple[RankPlan, dict[str, Any]]:
@@ -40,6 +41,16 @@ def prune_adapter(
 
     With a recipe, triplets are scored on its calibration set (training examples), and both adapters are evaluated on its test
     part through plain PEFT. Without one the adapter's own base model is loaded and pruning is by `"svd"`.
+
+    Args:
+        adapter: folder of a PEFT adapter.
+        budget: as in `lorank.allocate`.
+        output: a new folder.
+        recipe: what it was trained by; None: nothing is scored on examples or evaluated.
+        by: score of the triplets.
+        before: `metrics` and `loss` of the adapter on the test part, where they are known; None measures them.
+        console: for lines of progress.
+        **limits: as in `lorank.allocate`.
 
     Returns:
         The plan, and JSON values: `before` and `after`, each with adapter parameters, metrics and loss on the test part, and
@@ -81,7 +92,10 @@ def prune_adapter(
             "after": {"adapter_parameters": pruned.plan.spent, "calibration_loss": pruned.loss_after},
         }
         if recipe is not None and data is not None:
+            measured["before"] |= before or {}
             for when, folder in (("before", adapter), ("after", partial / "adapter")):
+                if "metrics" in measured[when]:
+                    continue
                 console.print(f"evaluating {when} pruning on {len(data.test):,} test examples", highlight=False)
                 metrics, loss = measured_on_test(recipe, data, folder, tokenizer, partial / "work")
                 measured[when] |= {"metrics": metrics, "loss": loss}

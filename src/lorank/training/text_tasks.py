@@ -11,6 +11,7 @@ from typing import Any
 
 Row = Mapping[str, Any]
 Answer = Callable[[str], str | None]
+_NUMBER = r"(?:\$?\s*-?|-\s*\$\s*)[\d,]*\.?\d+"
 
 
 @dataclass(frozen=True)
@@ -53,8 +54,8 @@ def stated(text: str) -> str | None:
 
 def choice(text: str) -> str | None:
     """The capital letter, or digit, of a choice: behind the last "answer is" or "answer:", or alone at the start; else None."""
-    said = re.findall(r"[aA]nswer(?: is\b:?|:)[\s(*]*([A-E1-5])(?![\w])", text)
-    alone = re.findall(r"^[\s(*]*([A-E1-5])(?:[).:*]|\s*$)", text)
+    said = re.findall(r"[aA]nswer(?: is\b:?|:)[\s(*$]*([A-E1-5])(?!\w|[.,]\d)", text)
+    alone = re.findall(r"^[\s(*$]*([A-E1-5])(?![.,]\d)(?:[).:*$]|\s*(?:\n|$))", text)
     return (said or alone or [None])[-1]
 
 
@@ -67,15 +68,15 @@ def truth(text: str) -> str | None:
 def number(text: str) -> str | None:
     """GSM8K's final number: behind the last `####`; None where there is none."""
     _, marked, rest = text.rpartition("####")
-    found = re.match(r"\s*(\$?\s*-?[\d,]*\.?\d+)", rest) if marked else None
+    found = re.match(rf"[\s*]*({_NUMBER})", rest) if marked else None
     return as_number(found[1]) if found else None
 
 
 def as_number(text: str) -> str | None:
     """A number in one spelling: without `$` and thousands' commas, 72.0 as 72; None if it is none."""
-    if not re.fullmatch(r"\$?\s*-?[\d,]*\.?\d+", text):
+    if not re.fullmatch(_NUMBER, text):
         return None
-    value = Decimal(text.replace(",", "").strip("$ "))
+    value = Decimal(re.sub(r"[$,\s]", "", text))
     return f"{value.normalize():f}" if value else "0"
 
 
