@@ -217,19 +217,24 @@ def test_equal_compute_is_among_the_defaults_where_it_can_be(recipe_file: Path, 
 
 
 def test_no_cell_waits_for_one_that_it_does_not_need(recipe_file: Path, tmp_path: Path) -> None:
-    begun, reached = [], threading.Event()
+    begun, first, reached = [], threading.Event(), threading.Event()
 
     def launch(folder: Path) -> int:
-        begun.append("/".join(folder.parts[-2:]))
-        if begun[-1] == "lora/seed-1":
+        cell = "/".join(folder.parts[-2:])
+        assert cell == "lora/seed-0" or first.wait(60)
+        begun.append(cell)
+        first.set()
+        if cell == "lora/seed-1":
             reached.set()
-        return 0 if begun[-1] != "lora/seed-0" or reached.wait(60) else 1
+        return 0 if cell != "lora/seed-0" or reached.wait(60) else 1
 
     asked = grid(recipe_file, tmp_path / "grid", ("lora", "i-lora", "shuffled"), (0, 1))
     run_grid(asked, launch=launch, processes=2, tries=1)
     # In order, each control after its plan, and the next seed begins while a cell of the first one is still running.
     assert reached.is_set()
-    assert begun == [f"{name}/seed-{seed}" for seed in (0, 1) for name in ("lora", "i-lora", "shuffled")]
+    assert begun[:4] == ["lora/seed-0", "i-lora/seed-0", "shuffled/seed-0", "lora/seed-1"]
+    assert begun.index("shuffled/seed-1") > begun.index("i-lora/seed-1")
+    assert len(begun) == 6
 
 
 def test_a_cell_ends_with_the_grid_that_started_it(monkeypatch: pytest.MonkeyPatch) -> None:
