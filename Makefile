@@ -9,8 +9,9 @@ quickstart: .venv/installed
 	$(BIN)/python examples/prepare_quickstart.py downloads
 	HF_HUB_OFFLINE=1 $(BIN)/lorank run examples/quickstart.yaml --output-dir runs/quickstart
 
+# Two processes with a thread each: most tests keep one core busy.
 test: .venv/installed
-	HF_HUB_OFFLINE=1 $(BIN)/python -m pytest
+	HF_HUB_OFFLINE=1 OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses 2
 
 check: .venv/installed
 	$(BIN)/ruff check .
