@@ -22,9 +22,8 @@ from tests.conftest import tiny_writer
 from lorank.compare.cells import CONTROLS, FROM_PLAN, Cell, recipe_of
 from lorank.compare.compare import DEFAULT, compare_recipes, read_grid, with_equal_compute
 from lorank.compare.grid import ERROR, RESULT, Grid, run_grid
-from lorank.compare.launch import cores_of, environment_of
 from lorank.compare.learning_rate import searched
-from lorank.compare.run_cell import end_with, main
+from lorank.compare.run_cell import main
 from lorank.errors import AllocationError, ComparisonError, DataError, OutputError, RecipeError
 from lorank.methods import METHODS
 from lorank.plan import RankPlan
@@ -237,16 +236,6 @@ def test_no_cell_waits_for_one_that_it_does_not_need(recipe_file: Path, tmp_path
     assert len(begun) == 6
 
 
-def test_a_cell_ends_with_the_grid_that_started_it(monkeypatch: pytest.MonkeyPatch) -> None:
-    def ended(code: int) -> None:
-        raise SystemExit(code)
-
-    monkeypatch.setattr(os, "_exit", ended)
-    monkeypatch.setattr(os, "getppid", iter((5, 1)).__next__)
-    with pytest.raises(SystemExit):
-        end_with(5)
-
-
 def test_controls_of_a_method_whose_second_stage_is_skipped(recipe_file: Path, tmp_path: Path) -> None:
     skip = ("i-lora:stage2.skip=true", "i-lora:scoring.source=training")
     asked = grid(recipe_file, tmp_path / "grid", ("lora", "i-lora", "shuffled"), (0,), *skip)
@@ -303,15 +292,6 @@ def test_metrics_are_looked_at_first(recipe_file: Path, tmp_path: Path) -> None:
     with pytest.raises(ComparisonError, match="metric 'f1' is none of mood's; allowed: accuracy, matthews"):
         compare_recipes(asked, metrics={"mood": "f1"})
     assert not (tmp_path / "grid" / "cells").exists()
-
-
-def test_side_by_side_cells_get_their_share(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
-    assert environment_of(3)["OMP_NUM_THREADS"] == "3"
-    assert environment_of(3, "5")["CUDA_VISIBLE_DEVICES"] == "5"
-    monkeypatch.setenv("OMP_NUM_THREADS", "1")
-    assert environment_of(3)["OMP_NUM_THREADS"] == "1"
-    assert cores_of(10_000) == 1
 
 
 @pytest.mark.cluster

@@ -60,7 +60,7 @@ class Row:
     @property
     def known(self) -> list[float]:
         """The values that are numbers."""
-        return [value for value in self.values.values() if value is not None and math.isfinite(value)]
+        return _numbers(self.values)
 
     @property
     def asked(self) -> int:
@@ -160,6 +160,10 @@ def contrasts(
     return [replace(one, difference=difference) for one, difference in zip(found, right, strict=True)]
 
 
+def _numbers(values: Mapping[int, float | None]) -> list[float]:
+    return [value for value in values.values() if value is not None and math.isfinite(value)]
+
+
 def _row(
     task: str,
     budget: str,
@@ -171,15 +175,16 @@ def _row(
 ) -> Row:
     done = [one for one in cells.values() if one is not None]
     uncut = [value for one in done if one.uncut is not None and (value := one.uncut[metric]) is not None]
-    row = Row(
+    known = _numbers(values)
+    return Row(
         task=task,
         budget=budget,
         method=method,
         metric=metric,
         values=values,
         missing=tuple(seed for seed, one in cells.items() if one is None),
-        mean=math.nan,
-        std=math.nan,
+        mean=statistics.fmean(known) if known else math.nan,
+        std=statistics.stdev(known) if len(known) > 1 else math.nan,
         difference=difference,
         parameters=max((one.parameters for one in done), default=0),
         steps=(max((one.steps for one in done), default=0), max((one.steps_before for one in done), default=0)),
@@ -188,9 +193,6 @@ def _row(
         peak_bytes=statistics.fmean(one.peak_bytes for one in done) if done else math.nan,
         uncut=statistics.fmean(uncut) if uncut else math.nan,
     )
-    known = row.known
-    mean = statistics.fmean(known) if known else math.nan
-    return replace(row, mean=mean, std=statistics.stdev(known) if len(known) > 1 else math.nan)
 
 
 def check_equal(results: Mapping[Cell, Measured]) -> None:

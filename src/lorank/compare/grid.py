@@ -74,6 +74,10 @@ class Grid:
         """All cells, in the order in which they run."""
         return list(cells_of(tuple(self.contents), self.budgets, self.methods, self.seeds))
 
+    def source(self, cell: Cell) -> Cell:
+        """The cell that a control is one of; other cells are their own."""
+        return replace(cell, method=source_of(self.contents[cell.task], cell.method))
+
     def recipe(self, cell: Cell) -> Recipe:
         """The recipe of a cell, its budget in parameters."""
         return recipe_of(self.contents[cell.task], cell, self.own_of(cell), self.parameters(cell.task, cell.budget))
@@ -82,7 +86,7 @@ class Grid:
         """The cell's choices over its task's recipe: its method's, and the learning rate that was searched for it."""
         own = dict(self.own.get(cell.method) or {})
         if cell.method in BORROWING:  # trained as the method that it is a control of
-            own = merged(self.own.get(source_of(self.contents[cell.task], cell.method)) or {}, own)
+            own = merged(self.own.get(self.source(cell).method) or {}, own)
         if cell.method == "uniform-triplets":
             own = merged(own, {"allocation": self._uniform_ranks(cell)})
         if cell.method in FROM_PLAN:
@@ -156,11 +160,11 @@ class Grid:
                 split_for_scoring(recipe, train[cell.task])
 
     def _check_control(self, cell: Cell, recipe: Recipe, examples: int) -> None:
-        source = source_of(self.contents[cell.task], cell.method)
+        source = self.source(cell).method
         if source not in self.methods:
             raise ComparisonError(f"{cell.method} is a control of {source} on {cell.task}; add {source} to the methods")
         if cell.method == "equal-compute":
-            made_by = self.recipe(replace(cell, method=source))
+            made_by = self.recipe(self.source(cell))
             if not two_stages(made_by):
                 raise ComparisonError(
                     f"equal-compute is for methods of two stages, {source} of {cell.task} has one; leave equal-compute out"
@@ -210,7 +214,7 @@ class Grid:
                     raise OutputError(
                         f"{path.parent} was run by another recipe; give another --output-dir, or remove that folder"
                     )
-                source = replace(cell, method=source_of(self.contents[cell.task], cell.method))
+                source = self.source(cell)
                 plan = self.folder / "cells" / source.folder / "run" / "plan.json"
                 if measured.plan is not None and plan.is_file() and file_checksum(plan) != measured.plan:
                     raise OutputError(f"{path.parent} trained another plan than {plan} holds now; remove that folder")
@@ -263,7 +267,7 @@ def _run(grid: Grid, cells: Sequence[Cell], processes: int, tries: int, console:
         folder = grid.folder / "cells" / cell.folder
         folder.mkdir(parents=True, exist_ok=True)
         (folder / ERROR).unlink(missing_ok=True)
-        source = replace(cell, method=source_of(grid.contents[cell.task], cell.method))
+        source = grid.source(cell)
         content = {
             "cell": asdict(cell),
             "content": dict(grid.contents[cell.task]),
@@ -284,7 +288,7 @@ def _run(grid: Grid, cells: Sequence[Cell], processes: int, tries: int, console:
         while waiting or running:
             # In order, so that a grid that is stopped early has whole seeds; a control when the plan that it trains is there.
             for cell in list(waiting):
-                source = replace(cell, method=source_of(grid.contents[cell.task], cell.method))
+                source = grid.source(cell)
                 ready = cell.method not in FROM_PLAN or source not in (*waiting, *running.values())
                 if ready and len(running) < processes:
                     waiting.remove(cell)
