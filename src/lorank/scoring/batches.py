@@ -57,6 +57,16 @@ def count_targets(model: nn.Module, labels: torch.Tensor) -> torch.Tensor:
     return counted.sum(1).cpu()
 
 
+def loss_in(outputs: Any) -> torch.Tensor | None:
+    """The loss among what a model returned: attribute or key `loss`, or the first of a tuple if it is a scalar; else None."""
+    if isinstance(outputs, Mapping):
+        return outputs.get("loss")
+    if isinstance(outputs, tuple):
+        first = outputs[0] if outputs else None
+        return first if isinstance(first, torch.Tensor) and first.ndim == 0 else None
+    return getattr(outputs, "loss", None)
+
+
 def summed_loss(model: nn.Module, batch: Batch) -> tuple[torch.Tensor, torch.Tensor]:
     """Sum of the losses of all targets of a transformers model, from its mean loss; and the targets of each example.
 
@@ -70,7 +80,7 @@ def summed_loss(model: nn.Module, batch: Batch) -> tuple[torch.Tensor, torch.Ten
             "loss= for a model that takes others, or use estimator='gram' or method='magnitude' or 'eva', which need none"
         )
     counts = count_targets(model, labels)
-    loss = getattr(model(**batch), "loss", None)
+    loss = loss_in(model(**batch))
     if loss is None:
         raise DataError(f"{type(model).__name__} returned no loss for these labels; give loss=, see lorank.score")
     total = int(counts.sum())

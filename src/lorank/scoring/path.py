@@ -10,7 +10,7 @@ from torch import nn
 from lorank.adapter.path import displacement, path_point
 from lorank.adapter.triplet import TripletAdapter
 from lorank.errors import LorankError
-from lorank.scoring.batches import Batch
+from lorank.scoring.batches import Batch, loss_in
 from lorank.scoring.options import PathScoreOptions
 from lorank.scoring.precision import at_least_fp32
 from lorank.scoring.quadrature import path_nodes
@@ -20,7 +20,7 @@ LossFunction = Callable[[nn.Module, Batch], torch.Tensor]
 
 def model_loss(model: nn.Module, batch: Batch) -> torch.Tensor:
     """The task loss that a transformers model computes from a batch with labels. Scalar."""
-    loss = model(**batch).loss
+    loss = loss_in(model(**batch))
     if loss is None:
         raise LorankError("the model returned no loss; scoring batches need `labels`")
     return loss
