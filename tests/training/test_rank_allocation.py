@@ -99,6 +99,7 @@ def test_cuts_are_logged(tmp_path: Path) -> None:
 
     allocation = RankAllocation(budget="r=2", **ADALORA)
     trainer = tiny_trainer(tmp_path, Reporter(), allocation)
+    allocation.attach(trainer)
     trainer.train()
     cuts = [logs for logs in seen if "rank_allocation/total_rank" in logs]
     assert [logs["rank_allocation/step"] for logs in cuts] == [10, 12]

@@ -77,6 +77,11 @@ class Allocator:
         """Whether there are scores to rank by."""
         return self.smoothed.updates >= updates_needed(self.options.score)
 
+    def begin_step(self, step: int) -> None:
+        """Before the forward passes of a step."""
+        if self.path is not None and self._measures(step):
+            self.path.before_pass(self.measured)
+
     def before_step(self, step: int) -> None:
         """Between the backward pass and the optimizer's step; gradients are unscaled."""
         self._pending = None
@@ -241,7 +246,9 @@ class Allocator:
             self.scores[name] = tensors[f"scores/{name}"].numpy().copy()
         masks = [tensors[f"mask/{n}"].to(device) for n in range(len(self.units)) if f"mask/{n}" in tensors]
         self._masks = masks or None
-        self.measured, self.finished, self.ranks = values["measured"], values["finished"], dict(values["ranks"])
+        self.measured, self.finished = values["measured"], values["finished"]
+        # In the model's order: the Trainer's JSON has sorted the names.
+        self.ranks = {name: values["ranks"][name] for name in self.units}
         self.logged_ranks = self.ranks
         if self.path is not None:
             self.path.restore(values["path"])

@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from accelerate.utils import broadcast
 from torch import nn
+from transformers import TrainingArguments
 
 from lorank.adapter.triplet import TripletAdapter
 from lorank.errors import TrainingError
@@ -21,9 +22,43 @@ from lorank.scoring.estimators import (
 )
 from lorank.scoring.path import undisturbed
 from lorank.targets import places
+from lorank.training.loss_comparison import HALF_TOLERANCE, TOLERANCE, LossComparison
 from lorank.training.pruning import PruningOptions
+from lorank.training.training_pass import ModelPass, TrainerPass, TrainingPass
 
 FIRST_INTERVALS = 8  # of the check from which `intervals: auto` is worked out
+
+
+def path_measure(
+    model: nn.Module,
+    adapter: TripletAdapter,
+    options: PruningOptions,
+    args: TrainingArguments,
+    optimizer: Any,
+    trainer: Any = None,
+) -> "PathMeasure":
+    """A measure whose passes go through the `compute_loss` of a Trainer where it is known, else through the model.
+
+    Raises:
+        TrainingError: the loss is known to be another than the model's, and the Trainer is not known.
+
+    """
+    if trainer is None and args.label_smoothing_factor:
+        raise TrainingError(
+            f"label smoothing takes the labels away from the model, so estimator {options.estimator!r} cannot compute its loss "
+            f"again; {ModelPass.way_out}"
+        )
+    passed = ModelPass(model) if trainer is None else TrainerPass(model, trainer)
+    half = args.bf16 or args.fp16 or any(p.dtype in (torch.bfloat16, torch.float16) for p in model.parameters())
+    return PathMeasure(
+        passed,
+        adapter,
+        options,
+        seed=args.seed,
+        # Small fp16 gradients would vanish; the scaler that training has for that is not for passes of our own.
+        loss_scale=1.0 if getattr(optimizer, "scaler", None) is None else 1024.0,
+        tolerance=HALF_TOLERANCE if half else TOLERANCE,
+    )
 
 
 class PathMeasure:
@@ -31,34 +66,37 @@ class PathMeasure:
 
     def __init__(
         self,
-        model: nn.Module,
+        passed: TrainingPass,
         adapter: TripletAdapter,
         options: PruningOptions,
         *,
         seed: int,
         loss_scale: float = 1.0,
+        tolerance: float = TOLERANCE,
     ) -> None:
         """Listen to what the model is trained on.
 
         Args:
-            model: is called with keyword arguments, as Trainer does.
+            passed: the last micro-batch of training and its loss.
             adapter: its triplets.
             options: estimator, intervals, moved, path_scope, state and lambda_score.
             seed: of the drawn path coefficients.
             loss_scale: factor in the backward pass, divided out again.
+            tolerance: of `LossComparison`.
 
         """
-        self.model, self.adapter, self.options, self.seed, self.loss_scale = model, adapter, options, seed, loss_scale
+        self.passed, self.model = passed, passed.model
+        self.adapter, self.options, self.seed, self.loss_scale = adapter, options, seed, loss_scale
         self.intervals = options.intervals if isinstance(options.intervals, int) else None
         self.passes = 0
-        self._batch: Mapping[str, Any] | None = None
-        self._measuring = False
+        self._comparison = LossComparison(adapter, passed, tolerance=tolerance, loss_scale=loss_scale)
+        self._compared = True  # nothing has been left uncompared yet
         self._groups: list[list[int]] | None = None
         if options.path_scope == "layer":
             placed = places(adapter.names)
             self._groups = layer_groups([(placed[name].stack, placed[name].layer) for name in adapter.names])
         self._listening = True
-        self._listener = model.register_forward_pre_hook(self._remember, with_kwargs=True)
+        passed.start()
 
     @property
     def listening(self) -> bool:
@@ -67,12 +105,34 @@ class PathMeasure:
 
     def close(self) -> None:
         """Stop listening."""
-        self._listener.remove()
-        self._batch, self._listening = None, False
+        self._comparison.stop()
+        if self._listening:
+            self.passed.stop()
+        self._listening = False
+
+    def before_pass(self, number: int) -> None:
+        """Before the passes of the step that scored mini-batch `number` (from 0) is measured in.
+
+        At the 1st, 2nd, 4th, 8th ... the loss is compared with training's; and again where that was not possible.
+        """
+        if not number & (number + 1) or not self._compared:
+            self._comparison.watch()
 
     def sensitivities(self, number: int) -> list[torch.Tensor]:
-        """Signed `w · ∫g` of λ, P and Q (as the state needs them) for scored mini-batch `number`."""
+        """Signed `w · ∫g` of λ, P and Q (as the state needs them) for scored mini-batch `number`.
+
+        Raises:
+            TrainingError: it is not known what training computed, or passes of our own compute another loss.
+
+        """
         batch = self._last_batch()
+        if self._comparison.watching:
+            self.passes += 1
+            try:
+                self._compared = self._comparison.compare(batch, number + 1)
+            except TrainingError:
+                self.close()
+                raise
         with self._own_passes():
             # Paths grow longer as the adapter trains: asked again at the 1st, 2nd, 4th, 8th ... mini-batch.
             if self.options.intervals == "auto" and not number & (number + 1):
@@ -88,7 +148,7 @@ class PathMeasure:
                 groups=self._groups,
                 moved=self.options.moved,
                 wrt=wrt,
-                loss=_own_loss,
+                loss=self.passed.loss,
                 loss_scale=self.loss_scale,
             )
         self.passes += len(points) * len(self._groups or [()])
@@ -98,7 +158,7 @@ class PathMeasure:
 
     def check(self) -> QuadratureCheck | None:
         """Quadrature check on the last batch, with the estimator's N (made even) where it has one; None without a batch."""
-        if self._batch is None:
+        if self.passed.inputs is None:
             return None
         intervals = FIRST_INTERVALS if self.options.estimator == "single-pass" else self.intervals or FIRST_INTERVALS
         with self._own_passes():
@@ -112,7 +172,7 @@ class PathMeasure:
         """From a checkpoint."""
         self.intervals, self.passes = state["intervals"], state["passes"]
 
-    def _choose_intervals(self, batch: Mapping[str, Any]) -> None:
+    def _choose_intervals(self, batch: Any) -> None:
         check = self._check(batch, FIRST_INTERVALS)
         # At λ = 0 there is no path yet. Of several processes the first one's batch decides.
         wanted = intervals_for(self.options.tolerance, check) if check.richardson_error < float("inf") else 0
@@ -120,7 +180,7 @@ class PathMeasure:
         if wanted:
             self.intervals = max(self.intervals or 2, wanted)
 
-    def _check(self, batch: Mapping[str, Any], intervals: int) -> QuadratureCheck:
+    def _check(self, batch: Any, intervals: int) -> QuadratureCheck:
         self.passes += intervals + 1
         return check_quadrature(
             self.model,
@@ -128,39 +188,20 @@ class PathMeasure:
             batch,
             intervals,
             moved=self.options.moved,
-            loss=_own_loss,
+            loss=self.passed.loss,
             loss_scale=self.loss_scale,
         )
 
     @contextmanager
     def _own_passes(self) -> Iterator[None]:
         """Passes that are not remembered, without dropout, random streams untouched."""
-        self._measuring = True
-        try:
-            with undisturbed(self.model):
-                yield
-        finally:
-            self._measuring = False
+        with self.passed.own_passes(), undisturbed(self.model):
+            yield
 
-    def _last_batch(self) -> Mapping[str, Any]:
-        if self._batch is None:
+    def _last_batch(self) -> Any:
+        if self.passed.inputs is None:
             raise TrainingError(
-                f"estimator {self.options.estimator!r} passes the training batch again, but the model was not called with "
-                "keyword arguments while training; train with Trainer, or use estimator='training-pass'"
+                f"estimator {self.options.estimator!r} passes the training batch again, and what training computes was not "
+                f"seen (the model was not called with keyword arguments); {self.passed.way_out}"
             )
-        return self._batch
-
-    def _remember(self, model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        if model.training and not self._measuring and not args:
-            # `num_items_in_batch` divides by the items of all accumulated micro-batches; this is about one.
-            self._batch = {key: value for key, value in kwargs.items() if key != "num_items_in_batch"}
-
-
-def _own_loss(model: nn.Module, batch: Mapping[str, Any]) -> torch.Tensor:
-    loss: torch.Tensor | None = getattr(model(**batch), "loss", None)
-    if loss is None:
-        raise TrainingError(
-            "the model returns no loss for what it is called with: the Trainer computes its own (compute_loss, "
-            "compute_loss_func). Use estimator='training-pass', which scores by the gradients of whatever loss is trained on"
-        )
-    return loss
+        return self.passed.inputs

@@ -1,6 +1,5 @@
 """RankAllocation: allocation during training as one callback of a Trainer (IGU-LoRA, AdaLoRA)."""
 
-import random
 import warnings
 import weakref
 from collections.abc import Mapping, Sized
@@ -24,9 +23,23 @@ from lorank.training.allocation_files import holds_state, read_state, write_resu
 from lorank.training.allocator import Allocator
 from lorank.training.cut_rules import CutRules, schedule_of
 from lorank.training.ground import survey
-from lorank.training.measuring import PathMeasure
+from lorank.training.measuring import path_measure
 from lorank.training.recipe import choose_options
-from lorank.training.trainer_setup import check_setup, come_first, start_again, trained_whole, unscale
+from lorank.training.trainer_setup import (
+    JOINED_LATE,
+    check_setup,
+    check_uncut,
+    forget_best,
+    put_first,
+    refuse_restored_callbacks,
+    start_again,
+    trained_whole,
+    unscale,
+)
+from lorank.training.training_gain import drawn_gain, set_gain
+
+# Model -> the RankAllocation that made triplets of its adapter.
+_ALLOCATIONS: "weakref.WeakKeyDictionary[nn.Module, weakref.ref[RankAllocation]]" = weakref.WeakKeyDictionary()
 
 
 class RankAllocation(TrainerCallback, ExportableState):
@@ -37,6 +50,11 @@ class RankAllocation(TrainerCallback, ExportableState):
     is the initial rank of every module, above what the budget will pay for. The adapter becomes triplets when the Trainer
     is made, is cut by the budget curve on the way, and is folded back when training ends: same function, fewer
     parameters. `plan.json`, `scores.safetensors` and `ranks.png` are written to `args.output_dir`.
+
+    A callback is not told how the Trainer computes its loss. `attach(trainer)` tells it: estimators that make passes of their
+    own then score by the Trainer's `compute_loss`, whatever that is, and loggers see the numbers of each cut beside the
+    loss. Without it those passes take the loss that the model returns, and where that is not the loss of training (DPO,
+    label smoothing, a `compute_loss` of your own) training ends with an error that says so.
 
     Checkpoints of the Trainer hold everything: `trainer.train(resume_from_checkpoint=...)` goes on exactly.
 
@@ -77,6 +95,7 @@ class RankAllocation(TrainerCallback, ExportableState):
         self.allocator: Allocator | None = None
         self._adapter: TripletAdapter | None = None
         self._model: weakref.ref[nn.Module] | None = None
+        self._trainer: weakref.ref[Any] | None = None
         self._beside: dict[str, torch.Tensor] = {}
         self._seed = 0
         self._micro_batch = 0
@@ -106,6 +125,26 @@ class RankAllocation(TrainerCallback, ExportableState):
             raise TrainingError("there are no scores before training ends; call trainer.train() first")
         return self._scores
 
+    def attach(self, trainer: Any) -> "RankAllocation":
+        """Score by the loss that this Trainer computes, and log each cut to all of its loggers.
+
+        Call it when the Trainer has been made, before `trainer.train()`. With it the Trainer need not get the callback in
+        its constructor: `allocation = RankAllocation("igu-lora", "8.8M").attach(trainer)`.
+
+        Args:
+            trainer: transformers' Trainer, or one of its subclasses, TRL's trainers among them.
+
+        Raises:
+            TrainingError: the Trainer has another RankAllocation, or is not one that this allocation was given to.
+            LorankError: as `prepare`.
+
+        """
+        put_first(trainer, self)
+        refuse_restored_callbacks(trainer.args)
+        self.prepare(trainer.model)
+        self._trainer = weakref.ref(trainer)
+        return self
+
     def prepare(self, model: nn.Module) -> None:
         """Make triplets of the adapter that trains, and check the budget. Called when a Trainer is made with the callback.
 
@@ -122,6 +161,9 @@ class RankAllocation(TrainerCallback, ExportableState):
             if self._model() is model:
                 return
             raise TrainingError("this RankAllocation belongs to another model; make a new one for each model")
+        other = _ALLOCATIONS.get(model)
+        if other is not None and (owner := other()) is not None and owner.allocator is None:
+            raise TrainingError("the model has two RankAllocation callbacks; an adapter has one plan, give one")
         name = trained_adapter(model)
         assert isinstance(model, PeftModel)
         layers = adapted_layers(model, name)
@@ -129,6 +171,7 @@ class RankAllocation(TrainerCallback, ExportableState):
         self._ground = survey(model, layers, name, self.budget, self.limits, self.options, self.provenance)
         self._adapter = to_triplets(model, name, initial_lambda=self.options.initial_lambda)
         self._model = weakref.ref(model)
+        _ALLOCATIONS[model] = weakref.ref(self)
         if self.options.ending == "retrain":
             self._beside = {n: p.detach().cpu().clone() for n, p in trained_whole(model)}
 
@@ -136,12 +179,7 @@ class RankAllocation(TrainerCallback, ExportableState):
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, model: Any = None, **_: Any
     ) -> None:
         """The Trainer has its model, and not yet an optimizer."""
-        if args.restore_callback_states_from_checkpoint:
-            raise TrainingError(
-                "restore_callback_states_from_checkpoint would replace RankAllocation by a new one; set it to False: "
-                "RankAllocation restores itself"
-            )
-        come_first(self)
+        refuse_restored_callbacks(args)
         self.prepare(model)
 
     def on_train_begin(
@@ -164,22 +202,13 @@ class RankAllocation(TrainerCallback, ExportableState):
                 )
             return
         if not isinstance(model, nn.Module) or self._model is None or self._model() is not model or not self._adapter:
-            raise TrainingError(
-                "RankAllocation joined after the Trainer was made (add_callback, or model_init); give it to the Trainer's "
-                "constructor, callbacks=[RankAllocation(...)], with a model"
-            )
+            raise TrainingError(JOINED_LATE)
         if self.allocator is not None and self.allocator.path is not None:
             self.allocator.path.close()  # of a training that was interrupted
         self._adapter.refresh()
         check_setup(args, self._adapter, optimizer, self.options.shrink)
-        if (
-            state.global_step == 0
-            and dict(zip(self._adapter.names, self._adapter.ranks, strict=True)) != self._ground.ranks
-        ):
-            raise TrainingError(
-                "an earlier training, which did not end, has cut this adapter already; resume it from a checkpoint, or start "
-                "with a new model"
-            )
+        if state.global_step == 0:
+            check_uncut(self._adapter, self._ground.ranks)
         steps, o = max(1, state.max_steps), self.options
         epoch = (
             len(train_dataloader) // args.gradient_accumulation_steps if isinstance(train_dataloader, Sized) else steps
@@ -187,14 +216,8 @@ class RankAllocation(TrainerCallback, ExportableState):
         schedule, window = schedule_of(o, steps, epoch)
         path = None
         if o.estimator != "training-pass":
-            if args.label_smoothing_factor:
-                raise TrainingError(
-                    f"label smoothing takes the labels away from the model, so estimator {o.estimator!r} cannot pass a batch "
-                    "again; use estimator='training-pass'"
-                )
-            # Small fp16 gradients would vanish; the scaler that training has for that is not for passes of our own.
-            scale = 1.0 if getattr(optimizer, "scaler", None) is None else 1024.0
-            path = PathMeasure(model, self._adapter, o, seed=args.seed, loss_scale=scale)
+            trainer = self._trainer() if self._trainer is not None else None
+            path = path_measure(model, self._adapter, o, args, optimizer, trainer)
         rules = CutRules(self._ground, o, schedule)
         self.allocator = Allocator(self._adapter, rules, window, path, may_shrink=args.world_size == 1)
         self._seed = args.seed
@@ -203,13 +226,15 @@ class RankAllocation(TrainerCallback, ExportableState):
 
     def on_step_begin(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
         """First micro-batch of a step."""
+        if self.allocator is not None and self._plan is None:
+            self.allocator.begin_step(state.global_step + 1)
         self._micro_batch = 0
-        self._draw_gain(state.global_step)
+        self._draw_gain(state)
 
     def on_substep_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
         """Another micro-batch follows."""
         self._micro_batch += 1
-        self._draw_gain(state.global_step)
+        self._draw_gain(state)
 
     def on_pre_optimizer_step(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, optimizer: Any = None, **_: Any
@@ -232,10 +257,10 @@ class RankAllocation(TrainerCallback, ExportableState):
         self._latest = logged
         if self.allocator.finished is not None:
             control.should_log = args.logging_strategy != "no"
-            self._set_gain(1.0)
+            set_gain(self.allocator.adapter, 1.0)
             # PEFT takes tensors of rank 0 in a checkpoint for shards that were not gathered.
             warnings.filterwarnings("ignore", message=r"Adapter .*LoRA tensor\(s\) have invalid shape")
-            _forget_best(state)
+            forget_best(state)
 
     def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
         """With `ending: retrain` the last cut ends this training."""
@@ -246,7 +271,7 @@ class RankAllocation(TrainerCallback, ExportableState):
     def on_evaluate(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
         """Models from before the last cut are above the budget: they do not compete, and no patience is lost on them."""
         if self._plan is None and self.allocator is not None and self.allocator.finished is None:
-            _forget_best(state)
+            forget_best(state)
 
     def on_log(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, logs: Any = None, **_: Any
@@ -285,7 +310,7 @@ class RankAllocation(TrainerCallback, ExportableState):
         """
         if self._plan is not None or self.allocator is None:
             return
-        self._set_gain(1.0)
+        set_gain(self.allocator.adapter, 1.0)
         before_cut = self.allocator.finished is None
         try:
             scores, plan = self.allocator.finish(state.global_step, optimizer)
@@ -293,7 +318,7 @@ class RankAllocation(TrainerCallback, ExportableState):
             if self.allocator.path is not None:
                 self.allocator.path.close()
         if before_cut:
-            _forget_best(state)  # it was measured before the cut
+            forget_best(state)  # it was measured before the cut
         fold_to_lora(model, self.allocator.adapter, plan.scale)
         self._scores, self._plan = scores, plan
         if self.options.ending == "retrain":
@@ -301,17 +326,7 @@ class RankAllocation(TrainerCallback, ExportableState):
         if state.is_world_process_zero:
             write_results(scores, plan, self.output_dir or Path(args.output_dir))
 
-    def _draw_gain(self, step: int) -> None:
+    def _draw_gain(self, state: TrainerState) -> None:
         if self.options.train_on_path and self.allocator is not None and self.allocator.finished is None:
-            n = self.options.intervals if isinstance(self.options.intervals, int) else 20
-            drawn = random.Random(f"{self._seed}/gain/{step}/{self._micro_batch}").randint(1, n) / n
-            self._set_gain(drawn**3 if self.options.moved == "all" else drawn)
-
-    def _set_gain(self, gain: float) -> None:
-        if self.options.train_on_path and self._adapter is not None:
-            for layer in self._adapter.layers:
-                layer.training_gain = gain
-
-
-def _forget_best(state: TrainerState) -> None:
-    state.best_metric = state.best_global_step = state.best_model_checkpoint = None
+            seed = f"{self._seed}/gain/{state.global_step}/{self._micro_batch}"
+            set_gain(self.allocator.adapter, drawn_gain(self.options, seed))

@@ -26,6 +26,7 @@ from lorank.training.checkpoints import CheckpointCallback, StageProgress, Stage
 from lorank.training.encoding import collator
 from lorank.training.model import TaskModel
 from lorank.training.processes import only_cpu, processes
+from lorank.training.rank_allocation import RankAllocation
 from lorank.training.recipe import Recipe
 from lorank.training.recipe_sections import TrainingSection
 from lorank.training.trainer import SeededOrder, StageTrainer
@@ -140,6 +141,9 @@ def train_stage(
         data_collator=collator(tokenizer, recipe),
         callbacks=[*callbacks, _LogLine(name, console), checkpoints],
     )
+    for callback in callbacks:
+        if isinstance(callback, RankAllocation):
+            callback.attach(trainer)
     checkpoints.trainer = trainer
     if stage_state is not None:
         stage_state.check_finite = checkpoints.check_finite

@@ -1,6 +1,5 @@
 """What RankAllocation has to know, and to change, of the Trainer that it is in."""
 
-import inspect
 import math
 from collections.abc import Iterator, Mapping
 from typing import Any
@@ -9,35 +8,60 @@ import torch
 from peft import PeftModel
 from peft.tuners.lora import LoraLayer
 from torch import nn
-from transformers import TrainerCallback, TrainingArguments
-from transformers.trainer_callback import CallbackHandler
+from transformers import TrainerCallback, TrainerState, TrainingArguments
 
 from lorank.adapter.triplet import TripletAdapter
 from lorank.errors import TrainingError
 
+JOINED_LATE = (
+    "RankAllocation joined after the Trainer was made (add_callback, or model_init); call attach(trainer), or give it to the "
+    "Trainer's constructor, callbacks=[RankAllocation(...)], with a model"
+)
 
-def come_first(callback: TrainerCallback) -> None:
-    """Move to the front of the Trainer's callbacks: only there do those that report see what is logged here.
 
-    A callback is not told whose it is, but the handler that is calling it is on the stack. Where none is found (a Trainer
-    that calls its callbacks in another way) the numbers of cuts are in `state.log_history` and nowhere else.
+def put_first(trainer: Any, callback: TrainerCallback) -> None:
+    """Make it the first of the Trainer's callbacks: only there do those that report see what is logged by it.
 
     Raises:
-        TrainingError: there is another of its kind.
+        TrainingError: there is another of its kind, or it is no Trainer.
 
     """
-    frame = inspect.currentframe()
-    while frame is not None:
-        handler = frame.f_locals.get("self")
-        if isinstance(handler, CallbackHandler) and callback in handler.callbacks:
-            if sum(isinstance(one, type(callback)) for one in handler.callbacks) > 1:
-                raise TrainingError(
-                    f"the Trainer has two {type(callback).__name__} callbacks; an adapter has one plan, give one"
-                )
-            handler.callbacks.remove(callback)
-            handler.callbacks.insert(0, callback)
-            return
-        frame = frame.f_back
+    for needed in ("callback_handler", "compute_loss", "compute_loss_context_manager"):
+        if not hasattr(trainer, needed):
+            raise TrainingError(
+                f"{type(trainer).__name__} has no {needed}; give transformers' Trainer or a subclass of it"
+            )
+    callbacks = trainer.callback_handler.callbacks
+    if any(isinstance(one, type(callback)) and one is not callback for one in callbacks):
+        raise TrainingError(
+            f"the Trainer has two {type(callback).__name__} callbacks; an adapter has one plan, give one"
+        )
+    if callback in callbacks:
+        callbacks.remove(callback)
+    callbacks.insert(0, callback)
+
+
+def refuse_restored_callbacks(args: TrainingArguments) -> None:
+    """Refuse an option that would replace the callback when training is resumed."""
+    if args.restore_callback_states_from_checkpoint:
+        raise TrainingError(
+            "restore_callback_states_from_checkpoint would replace RankAllocation by a new one; set it to False: "
+            "RankAllocation restores itself"
+        )
+
+
+def check_uncut(adapter: TripletAdapter, ranks: Mapping[str, int]) -> None:
+    """Refuse an adapter that an earlier training has cut, where a new one begins."""
+    if dict(zip(adapter.names, adapter.ranks, strict=True)) != ranks:
+        raise TrainingError(
+            "an earlier training, which did not end, has cut this adapter already; resume it from a checkpoint, or start "
+            "with a new model"
+        )
+
+
+def forget_best(state: TrainerState) -> None:
+    """The best checkpoint so far does not count any more."""
+    state.best_metric = state.best_global_step = state.best_model_checkpoint = None
 
 
 def check_setup(args: TrainingArguments, adapter: TripletAdapter, optimizer: Any, shrink: str) -> None:

@@ -1,0 +1,141 @@
+"""What training computed last, a micro-batch and its loss, in a form that can be computed again."""
+
+import copy
+import functools
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import nn
+
+from lorank.errors import TrainingError
+from lorank.scoring.batches import loss_in
+from lorank.training.random_streams import random_streams
+from lorank.training.trainer_snapshot import trainer_as_before
+
+ATTACH = "call allocation.attach(trainer) before trainer.train()"
+TRAINING_PASS = "use estimator='training-pass', which scores by the gradients that training itself makes"
+
+
+class TrainingPass:
+    """The last micro-batch of training and its loss. Listens from `start` to `stop`.
+
+    Attributes:
+        inputs: of the last micro-batch; None before the first.
+        on_inputs: called when training begins to compute a loss.
+        way_out: what to do where this loss cannot be computed again.
+
+    """
+
+    way_out = f"{ATTACH}, or {TRAINING_PASS}"
+
+    def __init__(self, model: nn.Module) -> None:
+        self.model = model
+        self.inputs: Any = None
+        self.on_inputs: Callable[[], None] = lambda: None
+        self._own = False
+
+    def start(self) -> None:
+        """Begin to listen."""
+        raise NotImplementedError
+
+    def stop(self) -> None:
+        """Listen no more, and forget the inputs."""
+        self.inputs = None
+
+    def loss(self, model: nn.Module, inputs: Any) -> torch.Tensor:
+        """The loss of `inputs` as training computes it. Scalar."""
+        raise NotImplementedError
+
+    @contextmanager
+    def own_passes(self) -> Iterator[None]:
+        """Passes that are not training's: they are not remembered, and random streams are as before afterwards."""
+        self._own = True
+        try:
+            with random_streams(self.model):
+                yield
+        finally:
+            self._own = False
+
+    def _remember(self, inputs: Any) -> None:
+        if not self._own:
+            self.inputs = inputs
+            self.on_inputs()
+
+
+class ModelPass(TrainingPass):
+    """What the model was called with, and the loss that it returns for it.
+
+    That is the loss of training where the Trainer takes it as it is; `LossComparison` finds out where not.
+    """
+
+    def start(self) -> None:
+        """Listen to the calls of the model."""
+        self._hook = self.model.register_forward_pre_hook(self._called, with_kwargs=True)
+
+    def stop(self) -> None:
+        """Listen no more, and forget the inputs."""
+        self._hook.remove()
+        super().stop()
+
+    def loss(self, model: nn.Module, inputs: Mapping[str, Any]) -> torch.Tensor:
+        """The loss that the model returns.
+
+        Raises:
+            TrainingError: it returns none.
+
+        """
+        loss = loss_in(model(**inputs))
+        if loss is None:
+            raise TrainingError(
+                "the model returns no loss for what it is called with: the Trainer computes its own (compute_loss, "
+                f"compute_loss_func). {self.way_out.capitalize()}"
+            )
+        return loss
+
+    def _called(self, model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        if model.training and not args:
+            # `num_items_in_batch` divides by the items of all accumulated micro-batches; this is about one.
+            self._remember({key: value for key, value in kwargs.items() if key != "num_items_in_batch"})
+
+
+class TrainerPass(TrainingPass):
+    """What the Trainer's `compute_loss` was called with, and that very loss. The Trainer's logs and counters stay as they are."""
+
+    way_out = TRAINING_PASS
+
+    def __init__(self, model: nn.Module, trainer: Any) -> None:
+        super().__init__(model)
+        self.trainer = trainer
+        self._options: dict[str, Any] = {}
+
+    def start(self) -> None:
+        """Listen to the calls of `compute_loss`."""
+        self._replaced = vars(self.trainer).get("compute_loss")  # a function that a user has put on the instance
+        self._compute_loss = compute_loss = self.trainer.compute_loss
+
+        @functools.wraps(compute_loss)
+        def listened(model: nn.Module, inputs: Any, *args: Any, **options: Any) -> Any:
+            if self.model.training:
+                # A copy: label smoothing, for one, takes the labels out of the inputs.
+                self._options = options
+                self._remember(copy.copy(inputs))
+            return compute_loss(model, inputs, *args, **options)
+
+        self.trainer.compute_loss = listened
+
+    def stop(self) -> None:
+        """Listen no more, and forget the inputs."""
+        vars(self.trainer).pop("compute_loss", None)
+        if self._replaced is not None:
+            self.trainer.compute_loss = self._replaced
+        super().stop()
+
+    def loss(self, model: nn.Module, inputs: Any) -> torch.Tensor:
+        """The Trainer's loss of these inputs, with the options that training gave (`num_items_in_batch`)."""
+        options = {key: value for key, value in self._options.items() if key != "return_outputs"}
+        with trainer_as_before(self.trainer), self.trainer.compute_loss_context_manager():
+            found = self._compute_loss(model, copy.copy(inputs), **options)
+        loss: torch.Tensor = found[0] if isinstance(found, tuple) else found
+        return loss
