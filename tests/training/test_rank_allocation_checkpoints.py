@@ -40,6 +40,9 @@ def test_resuming_from_any_checkpoint_is_the_uninterrupted_run(name: str, tmp_pa
         trainer = tiny_trainer(folder, again, **more)
         trainer.train(resume_from_checkpoint=True)
         assert again.plan == whole.plan, step
+        # The Trainer's JSON sorts names; the plan's order is the model's.
+        assert list(again.plan.ranks) == list(whole.plan.ranks), step
+        assert (folder / "plan.json").read_bytes() == (tmp_path / "whole" / "plan.json").read_bytes(), step
         assert again.scores.fingerprint == whole.scores.fingerprint, step
         for file in ("adapter_model.safetensors", "rank_allocation.safetensors", "optimizer.pt"):
             before, now = (read(place / "checkpoint-18" / file) for place in (tmp_path / "whole", folder))

@@ -44,7 +44,7 @@ def test_a_loss_of_ones_own(tmp_path: Path) -> None:
         tiny_trainer(tmp_path, RankAllocation(budget="r=2", **IGU), label_smoothing_factor=0.1).train()
     trainer = tiny_trainer(tmp_path, RankAllocation(budget="r=2", **IGU))
     trainer.compute_loss_func = lambda outputs, labels, num_items_in_batch=None: outputs.logits.square().mean()
-    with pytest.raises(TrainingError, match="the Trainer computes its own.*attach"):
+    with pytest.raises(TrainingError, match=r"the Trainer computes its own.*attach"):
         trainer.train()
     allocation = RankAllocation(budget="r=2", **{**IGU, "estimator": "training-pass"})
     tiny_trainer(tmp_path, allocation, label_smoothing_factor=0.1).train()

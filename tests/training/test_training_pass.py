@@ -16,8 +16,8 @@ from transformers import Trainer
 
 from lorank import RankAllocation
 from lorank.errors import TrainingError
-from lorank.training.training_pass import TrainerPass
 from lorank.training.trainer_snapshot import trainer_as_before
+from lorank.training.training_pass import TrainerPass
 
 STEPS = {"max_steps": 12, "logging_steps": 1}
 
@@ -92,7 +92,9 @@ def test_a_loss_of_the_trainers_own_is_scored_when_attached(tmp_path: Path, monk
 def test_passes_of_our_own_leave_logs_counters_and_random_streams(tmp_path: Path) -> None:
     found = []
     for estimator in ("training-pass", "single-pass"):
-        allocation = RankAllocation(budget="r=2", **{**IGU, "estimator": estimator, "begin": 10, "end": 11, "interval": 1})
+        allocation = RankAllocation(
+            budget="r=2", **{**IGU, "estimator": estimator, "begin": 10, "end": 11, "interval": 1}
+        )
         trainer = noisy(tmp_path / estimator, allocation)
         allocation.attach(trainer)
         random.seed(1)

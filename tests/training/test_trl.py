@@ -1,4 +1,4 @@
-"""TRL's SFTTrainer makes the adapter itself, from `peft_config`."""
+"""TRL's trainers make the adapter themselves, from `peft_config`, and most of them compute a loss of their own."""
 
 from pathlib import Path
 
@@ -6,9 +6,12 @@ import pytest
 import torch
 from datasets import Dataset
 from peft import LoraConfig, PeftModel
+from tests.training.trl_cases import trl_trainer
 from transformers import AutoTokenizer, LlamaConfig, LlamaForCausalLM, set_seed
 
 from lorank import RankAllocation
+from lorank.errors import TrainingError
+from lorank.training.training_pass import TrainerPass
 
 trl = pytest.importorskip("trl")
 
@@ -52,3 +55,27 @@ def test_one_callback_in_sft_trainer(method: str, tiny_folder: Path, tmp_path: P
     with torch.no_grad():
         expected = trainer.model.eval()(**batch).logits
         assert torch.allclose(loaded(**batch).logits, expected.float(), atol=1e-5)
+
+
+@pytest.mark.parametrize("kind", ["dpo", "kto", "reward", "grpo"])
+def test_ranks_are_scored_by_the_loss_that_is_trained(
+    kind: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Attached, the first pass of our own gives the loss that training has just logged; without that it is refused."""
+    seen, own = [], TrainerPass.loss
+
+    def spied(self: TrainerPass, model: torch.nn.Module, inputs: object) -> torch.Tensor:
+        seen.append(own(self, model, inputs))
+        return seen[-1]
+
+    monkeypatch.setattr(TrainerPass, "loss", spied)
+    allocation = RankAllocation("igu-lora", "r=2", every=1)
+    trainer = trl_trainer(kind, tmp_path, [allocation])
+    allocation.attach(trainer)
+    trainer.train()
+    logged = [entry["loss"] for entry in trainer.state.log_history if "loss" in entry]
+    assert float(seen[0].detach()) == pytest.approx(logged[0], abs=1e-5)
+    assert allocation.plan.total_rank
+    alone = trl_trainer(kind, tmp_path, [RankAllocation("igu-lora", "r=2", every=1)])
+    with pytest.raises(TrainingError, match=r"allocation\.attach\(trainer\).*estimator='training-pass'"):
+        alone.train()
