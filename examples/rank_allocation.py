@@ -23,9 +23,8 @@ arguments = TrainingArguments(
     output, max_steps=int(steps), learning_rate=2e-2, per_device_train_batch_size=32, report_to="none"
 )
 allocation = RankAllocation(method="igu-lora", budget="r=2")
-trainer = Trainer(
-    get_peft_model(base, lora), arguments, train_dataset=rows, processing_class=tokenizer, callbacks=[allocation]
-)
+trainer = Trainer(get_peft_model(base, lora), arguments, train_dataset=rows, processing_class=tokenizer)
+allocation.attach(trainer)  # scored by the loss that this Trainer computes
 trainer.train()
 trainer.save_model(f"{output}/adapter")
 print(f"{allocation.plan.spent:,} of {allocation.plan.budget_parameters:,} parameters; plan and heat map in {output}")

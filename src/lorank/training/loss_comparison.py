@@ -69,7 +69,7 @@ class LossComparison:
         lambdas = self.adapter.lambdas
         training = torch.cat([gradients.get(i, torch.zeros_like(v)).detach() for i, v in enumerate(lambdas)]).double()
         with self.passed.own_passes(), random_streams(self.model, streams), _same_mode(self.model):
-            loss = self.passed.loss(self.model, inputs) * self.loss_scale
+            loss = self.passed.loss(self.passed.trained, inputs) * self.loss_scale
             own = torch.cat(torch.autograd.grad(loss, list(lambdas), materialize_grads=True)).double()
         distance = _distance(training, own)
         # A process whose gradients say nothing agrees with the others.

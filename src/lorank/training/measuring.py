@@ -40,13 +40,18 @@ def path_measure(
     """A measure whose passes go through the `compute_loss` of a Trainer where it is known, else through the model.
 
     Raises:
-        TrainingError: the loss is known to be another than the model's, and the Trainer is not known.
+        TrainingError: the Trainer is not known, and the loss is another than the model's or cannot be compared with it.
 
     """
     if trainer is None and args.label_smoothing_factor:
         raise TrainingError(
             f"label smoothing takes the labels away from the model, so estimator {options.estimator!r} cannot compute its loss "
             f"again; {ModelPass.way_out}"
+        )
+    if trainer is None and args.torch_compile and any(m.p > 0 for m in model.modules() if isinstance(m, nn.Dropout)):
+        raise TrainingError(
+            f"torch_compile draws dropout in an order of its own, so estimator {options.estimator!r} cannot compare its loss with "
+            f"training's; {ModelPass.way_out}"
         )
     passed = ModelPass(model) if trainer is None else TrainerPass(model, trainer)
     half = args.bf16 or args.fp16 or any(p.dtype in (torch.bfloat16, torch.float16) for p in model.parameters())

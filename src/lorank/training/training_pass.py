@@ -22,6 +22,8 @@ class TrainingPass:
     """The last micro-batch of training and its loss. Listens from `start` to `stop`.
 
     Attributes:
+        model: computes the passes.
+        trained: what training calls: `model`, or what torch.compile made of it.
         inputs: of the last micro-batch; None before the first.
         on_inputs: called when training begins to compute a loss.
         way_out: what to do where this loss cannot be computed again.
@@ -32,6 +34,7 @@ class TrainingPass:
 
     def __init__(self, model: nn.Module) -> None:
         self.model = model
+        self.trained = model
         self.inputs: Any = None
         self.on_inputs: Callable[[], None] = lambda: None
         self._own = False
@@ -118,6 +121,8 @@ class TrainerPass(TrainingPass):
         @functools.wraps(compute_loss)
         def listened(model: nn.Module, inputs: Any, *args: Any, **options: Any) -> Any:
             if self.model.training:
+                # Compiled, dropout draws other numbers from the same random state.
+                self.trained = model if getattr(model, "_orig_mod", None) is self.model else self.model
                 # A copy: label smoothing, for one, takes the labels out of the inputs.
                 self._options = options
                 self._remember(copy.copy(inputs))
