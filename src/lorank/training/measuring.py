@@ -50,8 +50,8 @@ def path_measure(
         )
     if trainer is None and args.torch_compile and any(m.p > 0 for m in model.modules() if isinstance(m, nn.Dropout)):
         raise TrainingError(
-            f"torch_compile draws dropout in an order of its own, so estimator {options.estimator!r} cannot compare its loss with "
-            f"training's; {ModelPass.way_out}"
+            f"torch_compile draws dropout in an order of its own, so estimator {options.estimator!r} cannot compare its loss "
+            f"with training's; {ModelPass.way_out}"
         )
     passed = ModelPass(model) if trainer is None else TrainerPass(model, trainer)
     half = args.bf16 or args.fp16 or any(p.dtype in (torch.bfloat16, torch.float16) for p in model.parameters())
