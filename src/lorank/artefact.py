@@ -47,7 +47,7 @@ def check_unwritten(path: Path, *, same: bool = False, overwrite: bool = False) 
     """
     check_file(path)
     if path.exists() and not (same or overwrite):
-        raise OutputError(f"{path} is there already and differs; give another output, or --overwrite to replace it")
+        raise OutputError(f"{path} is there already; give another output, or --overwrite to replace it")
 
 
 def write_atomically(path: Path, write: Callable[[Path], object]) -> None:
