@@ -8,13 +8,13 @@ from typing import Any
 import peft
 import torch
 import transformers
-from peft import PeftConfig, PeftModel, TaskType
+from peft import PeftConfig, PeftModel
 from safetensors import safe_open
 from torch import nn
 from transformers import AutoConfig, AutoModel, PreTrainedModel
 
 from lorank.errors import AdapterError, one_line
-from lorank.training.head_width import head_width
+from lorank.training.head_width import labels_by_shape
 from lorank.training.model import NOT_LOADABLE, quiet_loading
 
 _PREFIX = "base_model.model."
@@ -37,10 +37,7 @@ def load_adapted(
 
     """
     try:
-        saved = PeftConfig.from_pretrained(str(adapter))
-        name = base or saved.base_model_name_or_path
-        config = AutoConfig.from_pretrained(name, trust_remote_code=trust_remote_code)
-        family = model_class(saved.task_type, config, class_of(saved.to_dict()))
+        name, family, config = _base_of(adapter, base, trust_remote_code=trust_remote_code)
         width = labels_of(family, config, _saved_shapes(adapter), trust_remote_code=trust_remote_code)
         if width is not None:
             config.num_labels = width
@@ -61,6 +58,22 @@ def load_adapted(
             f"{adapter} cannot be loaded on {base or 'the base model that its config names'}: {reason}; give the base model "
             "that it was trained on"
         ) from None
+
+
+def head_width(adapter: Path, base: str | None = None, *, trust_remote_code: bool = False) -> int | None:
+    """How many labels the saved head of a classifier has, on the base model that its config names, or on `base`.
+
+    None where the adapter holds no head.
+
+    Raises:
+        AdapterError: the configs cannot be read, or heads that contradict each other.
+
+    """
+    try:
+        _, family, config = _base_of(adapter, base, trust_remote_code=trust_remote_code)
+        return labels_of(family, config, _saved_shapes(adapter), trust_remote_code=trust_remote_code)
+    except NOT_LOADABLE as error:
+        raise AdapterError(f"the head of {adapter} cannot be read: {one_line(error)}; give its base model") from None
 
 
 def model_class(task_type: str | None, config: Any, saved_class: str | None = None) -> Any:
@@ -94,7 +107,7 @@ def class_of(adapter_config: Mapping[str, Any]) -> str | None:
 def labels_of(
     family: Any, config: Any, saved: Mapping[str, Sequence[int]], *, trust_remote_code: bool = False
 ) -> int | None:
-    """The number of labels that saved tensors are for (`head_width`), where a class of models has labels at all."""
+    """The number of labels that saved tensors are for (`labels_by_shape`), where a class of models has labels at all."""
     if "Classification" not in family.__name__ or not saved:
         return None
 
@@ -103,7 +116,7 @@ def labels_of(
         changed.num_labels = labels
         return on_meta(family, changed, trust_remote_code=trust_remote_code)
 
-    return head_width(saved, build)
+    return labels_by_shape(saved, build)
 
 
 def on_meta(family: Any, config: Any, *, trust_remote_code: bool = False) -> Any:
@@ -112,6 +125,14 @@ def on_meta(family: Any, config: Any, *, trust_remote_code: bool = False) -> Any
         if hasattr(family, "from_config"):  # an Auto class
             return family.from_config(config, trust_remote_code=trust_remote_code)
         return family._from_config(config)
+
+
+def _base_of(adapter: Path, base: str | None, *, trust_remote_code: bool) -> tuple[str, Any, Any]:
+    """Name, class and config of the base model."""
+    saved = PeftConfig.from_pretrained(str(adapter))
+    name = base or saved.base_model_name_or_path
+    config = AutoConfig.from_pretrained(name, trust_remote_code=trust_remote_code)
+    return name, model_class(saved.task_type, config, class_of(saved.to_dict())), config
 
 
 def _is_model(found: Any) -> bool:
@@ -140,7 +161,12 @@ def _dequantised(model: Any, dtype: torch.dtype | None) -> Any:
     if quantiser is None or getattr(quantiser.quantization_config, "dequantize", False):  # not, or while it was loaded
         return model
     try:
-        return model.dequantize(dtype=dtype)
+        packed = [conversion.source_patterns for conversion in quantiser.get_weight_conversions()]
+        model = model.dequantize(dtype=dtype)
+        # transformers would still pack the weights on saving.
+        kept = [each for each in getattr(model, "_weight_conversions", None) or () if each.source_patterns not in packed]
+        model._weight_conversions = kept or None
+        return model
     except (NotImplementedError, AttributeError, TypeError) as error:
         method = getattr(quantiser.quantization_config, "quant_method", type(quantiser).__name__)
         raise AdapterError(

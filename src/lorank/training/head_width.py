@@ -7,7 +7,7 @@ from torch import nn
 from lorank.errors import AdapterError
 
 
-def head_width(saved: Mapping[str, Sequence[int]], build: Callable[[int], nn.Module]) -> int | None:
+def labels_by_shape(saved: Mapping[str, Sequence[int]], build: Callable[[int], nn.Module]) -> int | None:
     """The number of labels for which a model has heads as large as the saved ones; None where none was saved.
 
     The heads are the parameters whose first dimension changes with the number of labels. Whatever else was trained whole
