@@ -97,11 +97,14 @@ def test_an_empty_folder_a_link_to_one_and_a_link_to_nothing_are_written_into(tm
 
 
 def test_an_error_while_writing_leaves_nothing(tmp_path: Path) -> None:
-    with pytest.raises(RuntimeError), new_folder(tmp_path / "out") as folder:
-        (folder / "half").touch()
+    def fail(path: Path) -> None:
+        (path / "half" if path.is_dir() else path).write_text("half")
         raise RuntimeError
+
+    with pytest.raises(RuntimeError), new_folder(tmp_path / "out") as folder:
+        fail(folder)
     with pytest.raises(RuntimeError):
-        write_atomically(tmp_path / "file", lambda path: (_ for _ in ()).throw(RuntimeError))
+        write_atomically(tmp_path / "file", fail)
     assert not list(tmp_path.iterdir())
 
 

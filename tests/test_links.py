@@ -64,7 +64,9 @@ def test_no_command_follows_a_link_out_of_the_folder(command: str, adapter: Path
         os.symlink(target, link)
         if target == "inner":
             os.symlink("../secret", adapter / "inner")
-        with pytest.raises(AdapterError, match=rf"adapter/(inner|{name}) is a link to .* outside of the adapter's folder"):
+        with pytest.raises(
+            AdapterError, match=rf"adapter/(inner|{name}) is a link to .* outside of the adapter's folder"
+        ):
             COMMANDS[command](adapter, tmp_path / "out")
         assert not (tmp_path / "out").exists()
         link.unlink()

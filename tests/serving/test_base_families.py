@@ -86,7 +86,9 @@ def _adapter(case: str, folder: Path) -> PeftModel:
     base.save_pretrained(folder / "base")
     count = {"num_labels": labels} if labels else {}
     base = getattr(transformers, family or type(base).__name__).from_pretrained(folder / "base", **count)
-    model = get_peft_model(base, LoraConfig(r=2, target_modules=["q_proj", "v_proj"], init_lora_weights=False, **options))
+    model = get_peft_model(
+        base, LoraConfig(r=2, target_modules=["q_proj", "v_proj"], init_lora_weights=False, **options)
+    )
     model.save_pretrained(str(folder / "adapter"))
     return model
 
@@ -143,7 +145,9 @@ def test_names_from_before_transformers_4_52_are_read_as_peft_reads_them(make: A
     old = AdapterFiles.read(_with_old_names(tmp_path / "adapter"))
     layers = BaseLayers.of(old)
     assert not set(old.pairs) & set(layers.shapes)
-    assert {v.engine: v.answer for v in verify(old, None, layers)} == {v.engine: v.answer for v in verify(new, None, layers)}
+    assert {v.engine: v.answer for v in verify(old, None, layers)} == {
+        v.engine: v.answer for v in verify(new, None, layers)
+    }
     assert all(v.right for v in verify(old, new, layers, ["peft"]))
     export_adapter(tmp_path / "adapter", tmp_path / "served")
     served = AdapterFiles.read(tmp_path / "served")
@@ -152,7 +156,10 @@ def test_names_from_before_transformers_4_52_are_read_as_peft_reads_them(make: A
     ids = {"input_ids": torch.arange(5, 12)[None]}
     with torch.no_grad():
         wanted = model.eval()(**ids).logits
-        for found in (load(tmp_path / "merged"), PeftModel.from_pretrained(load(tmp_path / "base"), tmp_path / "served")):
+        for found in (
+            load(tmp_path / "merged"),
+            PeftModel.from_pretrained(load(tmp_path / "base"), tmp_path / "served"),
+        ):
             torch.testing.assert_close(found.eval()(**ids).logits, wanted, atol=1e-5, rtol=1e-5)
 
 
@@ -166,5 +173,7 @@ def test_patterns_with_names_that_peft_no_longer_matches_are_refused(tmp_path: P
     path = tmp_path / "adapter" / "adapter_config.json"
     path.write_text(path.read_text().replace("^model.language_model.", "^language_model.model."))
     files = AdapterFiles.read(_with_old_names(tmp_path / "adapter"))
-    with pytest.raises(AdapterError, match=r"alpha_pattern names 'language_model.model.layers.0.* has as 'model.language"):
+    with pytest.raises(
+        AdapterError, match=r"alpha_pattern names 'language_model.model.layers.0.* has as 'model.language"
+    ):
         verify(files, None, BaseLayers.of(files))

@@ -79,7 +79,9 @@ class BaseLayers:
         model = without_weights(name, task_type, **options)
         modules = dict(model.named_modules())
         named = {id(module): full for full, module in modules.items()}
-        first, last = (named.get(id(end)) for end in (_table(model.get_input_embeddings), _table(model.get_output_embeddings)))
+        first, last = (
+            named.get(id(end)) for end in (_table(model.get_input_embeddings), _table(model.get_output_embeddings))
+        )
         tied = first and last and getattr(model.config, "tie_word_embeddings", False)
         shapes = {full: shape for full, module in modules.items() if (shape := _linear_shape(module))}
         return cls(

@@ -58,8 +58,9 @@ def name_labels(model: Any, adapter: Path, names: list[str] | None, *, own_head:
         config.problem_type = config.problem_type or "single_label_classification"
     elif own_head and width > 1:
         first = ", ".join(repr(config.id2label[number]) for number in range(min(width, 3)))
+        first += ", ..." if width > 3 else ""
         warnings.warn(
-            f"{adapter} has no {LABEL_NAMES}, so the labels of the merged model are called {first}{', ...' if width > 3 else ''}; "
+            f"{adapter} has no {LABEL_NAMES}, so the labels of the merged model are called {first}; "
             "if that is wrong, put a JSON list of the names there and merge again",
             LorankWarning,
             stacklevel=3,

@@ -65,12 +65,12 @@ def merge(
         layers = BaseLayers.of(files, base, trust_remote_code=trust_remote_code)
         files = with_present_names(files, layers)
         layers.check(files)
-        warn_if_idle(files)
         if layers.tied_output in files.pairs:
             raise AdapterError(
                 f"{layers.tied_output!r} shares its weight with the input embedding, which merging would change too; serve the "
                 "adapter unmerged, or train without that module"
             )
+        warn_if_idle(files)
     names = read_label_names(adapter)
     model: Any = load_adapted(adapter, base, dtype=kind, dequantise=True, trust_remote_code=trust_remote_code)
     if "Classification" in type(model.get_base_model()).__name__:

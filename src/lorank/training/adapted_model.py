@@ -50,7 +50,7 @@ def load_adapted(
                 ignore_mismatched_sizes=width is not None,  # a head for another number of labels
             )
             if dequantise:
-                model = _dequantised(model, None if dtype == "auto" else dtype)
+                model = _dequantised(model, dtype if isinstance(dtype, torch.dtype) else None)
         return PeftModel.from_pretrained(model, str(adapter))
     except NOT_LOADABLE as error:
         reason = one_line(error)
@@ -87,7 +87,9 @@ def model_class(task_type: str | None, config: Any, saved_class: str | None = No
 
     """
     named = (saved_class, *(config.architectures or ()))
-    own = next((found for name in named if (found := getattr(transformers, name or "", None)) and _is_model(found)), None)
+    own = next(
+        (found for name in named if (found := getattr(transformers, name or "", None)) and _is_model(found)), None
+    )
     if task_type is None:
         return own or AutoModel
     known = peft.MODEL_TYPE_TO_PEFT_MODEL_MAPPING
@@ -164,12 +166,18 @@ def _dequantised(model: Any, dtype: torch.dtype | None) -> Any:
         packed = [conversion.source_patterns for conversion in quantiser.get_weight_conversions()]
         model = model.dequantize(dtype=dtype)
         # transformers would still pack the weights on saving.
-        kept = [each for each in getattr(model, "_weight_conversions", None) or () if each.source_patterns not in packed]
+        kept = [
+            each for each in getattr(model, "_weight_conversions", None) or () if each.source_patterns not in packed
+        ]
         model._weight_conversions = kept or None
-        return model
     except (NotImplementedError, AttributeError, TypeError) as error:
         method = getattr(quantiser.quantization_config, "quant_method", type(quantiser).__name__)
         raise AdapterError(
             f"the base model is saved in {getattr(method, 'value', method)}, which transformers cannot turn back into plain "
             f"weights ({one_line(error, 100)}); give the model that it was made of as --base"
         ) from None
+    for parameter in (
+        model.parameters() if dtype is not None else ()
+    ):  # what was not quantised was loaded as it is stored
+        parameter.data = parameter.data.to(dtype)
+    return model
