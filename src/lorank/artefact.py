@@ -1,8 +1,10 @@
 """How lorank writes files: to a temporary name, then renamed, so that a killed process never leaves half a file."""
 
+import errno
 import hashlib
 import json
 import os
+import secrets
 import shutil
 import tempfile
 from collections.abc import Callable, Iterator
@@ -29,6 +31,23 @@ def check_file(path: Path) -> None:
     """
     if path.is_dir():
         raise OutputError(f"{path} is a folder; give the name of a file to write")
+
+
+def check_unwritten(path: Path, *, same: bool = False, overwrite: bool = False) -> None:
+    """Refuse to replace a file that a user did not ask to have replaced.
+
+    Args:
+        path: of the file.
+        same: what would be written is what the file holds already: a command that is repeated.
+        overwrite: the user asked for it.
+
+    Raises:
+        OutputError: `path` is there and holds something else, or is a folder.
+
+    """
+    check_file(path)
+    if path.exists() and not (same or overwrite):
+        raise OutputError(f"{path} is there already; give another output, or --overwrite to replace it")
 
 
 def write_atomically(path: Path, write: Callable[[Path], object]) -> None:
@@ -86,7 +105,8 @@ def check_new_folder(folder: Path) -> None:
         OutputError: `folder` is a file, or not empty, or stands below one.
 
     """
-    below = next((parent for parent in folder.absolute().parents if parent.exists()), None)
+    folder = _real(folder)
+    below = next((parent for parent in folder.parents if parent.exists()), None)
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         raise OutputError(f"{folder} is there already; give the name of a new folder as output")
     if below is not None and not (below.is_dir() and os.access(below, os.W_OK)):
@@ -99,14 +119,17 @@ def check_new_folder(folder: Path) -> None:
 def new_folder(folder: Path) -> Iterator[Path]:
     """Give a folder to write into; when all went well it gets its name, else it goes: never half a folder.
 
+    Several processes may write to one name at the same time: each writes a temporary folder of its own, and the first one
+    that is ready gets the name. The others are refused, and what they wrote goes. A process that is killed leaves its
+    temporary folder, `.NAME.XXXXXXXX.partial`, which is in nobody's way.
+
     Raises:
-        OutputError: as `check_new_folder`, or the disk refuses.
+        OutputError: as `check_new_folder`, or the disk refuses, or another process was first.
 
     """
     check_new_folder(folder)
-    folder = folder.absolute()
-    partial = folder.with_name(f".{folder.name}.partial")
-    shutil.rmtree(partial, ignore_errors=True)
+    folder = _real(folder)
+    partial = folder.with_name(f".{folder.name}.{secrets.token_hex(4)}.partial")
     try:
         try:
             partial.mkdir(parents=True)
@@ -116,8 +139,17 @@ def new_folder(folder: Path) -> Iterator[Path]:
         for path in partial.rglob("*"):
             if path.is_file():
                 path.chmod(0o644)  # safetensors makes files private
-        if folder.exists():
-            folder.rmdir()
-        partial.rename(folder)
+        try:
+            # One step: it takes the place of nothing or of an empty folder, and fails on anything else.
+            partial.rename(folder)
+        except OSError as error:
+            taken = error.errno in (errno.ENOTEMPTY, errno.EEXIST, errno.ENOTDIR)
+            why = "another process has written it in the meantime" if taken else str(error.strerror)
+            raise OutputError(f"{folder} is not written: {why}; give the name of a new folder as output") from None
     finally:
         shutil.rmtree(partial, ignore_errors=True)
+
+
+def _real(folder: Path) -> Path:
+    """The folder that a link stands for: a rename would replace the link, or fail on it."""
+    return Path(os.path.realpath(folder))

@@ -96,16 +96,19 @@ def score_command(
         str | None, typer.Option(help="sensitivity-lora, gradient, magnitude or eva; default: the recipe's")
     ] = None,
     output: Annotated[Path, typer.Option(help="where the scores go")] = Path("scores.safetensors"),
+    overwrite: Annotated[bool, typer.Option(help="replace the output if it is there already")] = False,
 ) -> None:
     """Score the modules of a model before training. `lorank allocate` then makes plans for any budget of it."""
     with clear_errors():
         import transformers
 
+        from lorank.artefact import check_unwritten
         from lorank.report.tables import score_table
         from lorank.training.recipe import load_recipe
         from lorank.training.score_recipe import score_recipe
 
         transformers.utils.logging.set_verbosity_error()
+        check_unwritten(output, overwrite=overwrite)  # before the work: what it would be is not known yet
         # Scores depend on no budget, and with another method the recipe's own sections for its method do not apply.
         chosen = ["budget=r=1", "allocation={}"]
         chosen += [f"method={method}", "preset=null", "pruning={}"] if method is not None else []
@@ -133,6 +136,7 @@ def allocate_command(
     model: Annotated[
         str | None, typer.Option(help="hub name or folder: check from its config that the scores are of this model")
     ] = None,
+    overwrite: Annotated[bool, typer.Option(help="replace plans of that name that differ")] = False,
 ) -> None:
     """Make rank plans from scores: no GPU, no weights; exact in parameters."""
     with clear_errors():
@@ -144,7 +148,7 @@ def allocate_command(
 
             check_scores(scores, model)
         limits = {"max_rank": max_rank, "min_rank": min_rank, "multiple_of": multiple_of, "rank_by": rank_by}
-        plans = allocate_file(scores, budget.split(","), output, scale=scale, **limits)
+        plans = allocate_file(scores, budget.split(","), output, overwrite=overwrite, scale=scale, **limits)
         if len(plans) > 1:
             out.print(change_table(list(plans.values())))
         for plan in plans.values() if len(plans) == 1 else ():

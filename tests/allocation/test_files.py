@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from lorank.allocation.files import allocate_file
-from lorank.errors import AllocationError, BudgetError, ScoresError
+from lorank.errors import AllocationError, BudgetError, OutputError, ScoresError
 from lorank.plan import RankPlan
 from lorank.scores import ImportanceScores
 
@@ -39,6 +39,27 @@ def test_nothing_is_written_if_one_budget_cannot_be_allocated(file: Path, tmp_pa
 def test_two_budgets_for_one_file_are_refused(file: Path, tmp_path: Path) -> None:
     with pytest.raises(AllocationError, match="would both be written"):
         allocate_file(file, ["80", "80"], tmp_path / "plan.json")
+
+
+def test_a_plan_that_differs_is_not_overwritten_and_the_same_one_is_left_alone(file: Path, tmp_path: Path) -> None:
+    path = tmp_path / "plan-80.json"
+    allocate_file(file, ["80"], path)
+    written = path.stat()
+    allocate_file(file, ["80"], path)
+    assert (path.stat().st_mtime_ns, path.stat().st_ino) == (written.st_mtime_ns, written.st_ino)
+    with pytest.raises(OutputError, match=r"plan-80.json is there already; .* --overwrite"):
+        allocate_file(file, ["40"], path)
+    with pytest.raises(OutputError, match=r"plan-80.json is there already"):
+        allocate_file(file, ["60", "80"], tmp_path / "plan.json", max_rank=5)
+    assert RankPlan.load(path).spent == 80
+    assert not (tmp_path / "plan-60.json").exists()  # all or nothing
+    allocate_file(file, ["40"], path, overwrite=True)
+    assert RankPlan.load(path).spent == 40
+    path.write_text("mine")
+    with pytest.raises(OutputError, match="is there already"):
+        allocate_file(file, ["40"], path)
+    with pytest.raises(OutputError, match="is a folder"):
+        allocate_file(file, ["40"], tmp_path, overwrite=True)
 
 
 def test_no_such_file(tmp_path: Path) -> None:

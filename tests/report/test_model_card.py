@@ -1,10 +1,14 @@
 """The card of a trained adapter: readable as a card, true to the run."""
 
+import ast
+import shlex
 from pathlib import Path
 from typing import Any
 
+import pytest
 from huggingface_hub import ModelCard
 
+from lorank.plan import RankPlan
 from lorank.report.model_card import write_model_card
 from lorank.training.run import run
 
@@ -36,8 +40,6 @@ def test_a_run_leaves_a_card_with_its_picture_in_the_adapters_folder(tiny_recipe
 
 
 def test_hub_names_go_into_the_cards_metadata(tmp_path: Path) -> None:
-    from lorank.plan import RankPlan
-
     write_model_card(
         tmp_path, RankPlan({"a": 2, "b": 0}, {"a": 10, "b": 10}, "r=1", 20), title="x", base_model="org/base", method="lora",
         preset=None, data="Something.", hub_data="org/rows", task_type="SEQ_CLS", num_labels=2, seed=0,
@@ -48,3 +50,24 @@ def test_hub_names_go_into_the_cards_metadata(tmp_path: Path) -> None:
     assert "1 of 2 modules" in card.text
     assert "| lora (this adapter) | 20 | - |" in card.text
     assert "ranks.png" not in card.text
+
+
+@pytest.mark.parametrize("name", ["my models/base", "it's", 'a"); import os; ("', "$HOME `id`", "back\\slash", "-rf"])
+def test_the_cards_code_holds_names_as_strings(name: str, tmp_path: Path) -> None:
+    write_model_card(
+        tmp_path, RankPlan({"a": 2}, {"a": 10}, "r=1", 20), title=name, base_model=name, method="lora", preset=None,
+        data="Something.", hub_data=None, task_type="CAUSAL_LM", num_labels=1, seed=0,
+        results={"lora": {"adapter_parameters": 20, "metrics": {"loss": 1.0}}},
+    )  # fmt: skip
+    card = (tmp_path / "README.md").read_text()
+    python, shell = (card.split(f"```{language}\n")[1].split("```")[0] for language in ("python", "sh"))
+    strings = [node.value for node in ast.walk(ast.parse(python)) if isinstance(node, ast.Constant)]
+    assert strings == [name, name]
+    calls = [node.func.attr for node in ast.walk(ast.parse(python)) if isinstance(node, ast.Call)]  # type: ignore[attr-defined]
+    assert calls == ["from_pretrained", "from_pretrained"]
+    word = f"./{name}" if name.startswith("-") else name
+    lines = [shlex.split(line, comments=True) for line in shell.splitlines()]
+    assert lines[0] == ["lorank", "export", word, "served"]
+    assert lines[1] == ["lorank", "verify", "served", "--against", word]
+    assert lines[2][:3] == ["vllm", "serve", word]
+    assert lines[2][-1] == f"{word}=served"

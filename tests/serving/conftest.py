@@ -1,5 +1,6 @@
 """A tiny encoder, decoder and encoder-decoder as folders, and an adapter of mixed ranks for each."""
 
+import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -23,6 +24,7 @@ from transformers import (
 from lorank.plan import RankPlan
 from lorank.targets import find_targets, unit_costs
 
+LABELS = ["good", "bad", "7"]
 FAMILIES = {
     "encoder": (AutoModelForSequenceClassification, "SEQ_CLS"),
     "decoder": (AutoModelForCausalLM, "CAUSAL_LM"),
@@ -84,6 +86,8 @@ def trained(bases: dict[str, Path], tmp_path_factory: pytest.TempPathFactory) ->
                         parameter.normal_()
             made[name] = tmp_path_factory.mktemp("trained") / name
             model.save_pretrained(str(made[name]))
+            if name == "encoder":
+                (made[name] / "label_names.json").write_text(json.dumps(LABELS))
         return made[name]
 
     return make

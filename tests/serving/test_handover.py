@@ -1,5 +1,6 @@
 """Plans in other tools' words, and seed adapters that PEFT continues to train."""
 
+import shlex
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,7 @@ from transformers import AutoModelForCausalLM, Trainer, TrainingArguments
 
 from lorank.errors import AdapterError, OutputError, PlanError
 from lorank.plan import RankPlan
+from lorank.serving import handover
 from lorank.serving.adapter_files import AdapterFiles
 from lorank.serving.handover import hand_over
 
@@ -97,8 +99,12 @@ def test_axolotl_takes_whole_alphas_only(plan: RankPlan, tmp_path: Path) -> None
     whole = RankPlan(plan.ranks, plan.unit_costs, plan.budget, plan.budget_parameters, 2.0, plan.provenance)
     text, _ = hand_over(whole, "axolotl", tmp_path / "axolotl.yaml")
     assert (tmp_path / "axolotl.yaml").read_text() == text
-    with pytest.raises(OutputError, match="is there already"):  # it may have been edited
+    hand_over(whole, "axolotl", tmp_path / "axolotl.yaml")  # the same again
+    (tmp_path / "axolotl.yaml").write_text("edited")
+    with pytest.raises(OutputError, match="is there already"):
         hand_over(whole, "axolotl", tmp_path / "axolotl.yaml")
+    hand_over(whole, "axolotl", tmp_path / "axolotl.yaml", overwrite=True)
+    assert (tmp_path / "axolotl.yaml").read_text() == text
     found, config = yaml.safe_load(text), whole.lora_config()
     assert found["lora_rank_pattern"] == config.rank_pattern
     assert found["lora_alpha_pattern"] == config.alpha_pattern
@@ -112,6 +118,25 @@ def test_tools_without_patterns_continue_a_seed_adapter(tool: str, plan: RankPla
     assert seed == tmp_path / "seed"
     assert str(seed) in text
     assert AdapterFiles.read(tmp_path / "seed").pairs
+
+
+NAMES = ["my models/base", "it's", 'say "hi"', "$HOME `id` \\", "two\nlines", "# not: a comment", "héllo"]
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_names_come_through_every_tools_syntax_unchanged(
+    name: str, plan: RankPlan, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(handover, "seed_adapter", lambda *arguments, **options: None)  # is made of the config alone
+    whole = RankPlan(plan.ranks, plan.unit_costs, plan.budget, plan.budget_parameters, 2.0, plan.provenance)
+    seed = tmp_path / name
+    command = hand_over(whole, "ms-swift", seed, name)[0]
+    assert shlex.split(command, comments=True) == [
+        "swift", "sft", "--model", name, "--tuner_type", "lora", "--adapters", str(seed)
+    ]  # fmt: skip
+    config = yaml.safe_load(hand_over(whole, "llama-factory", seed, name)[0])
+    assert (config["model_name_or_path"], config["adapter_name_or_path"]) == (name, str(seed))
+    assert yaml.safe_load(hand_over(whole, "axolotl", model=name)[0])["base_model"] == name
 
 
 def test_refusals(plan: RankPlan, bases: dict[str, Path], tmp_path: Path) -> None:

@@ -236,6 +236,24 @@ class TestCommands:
         said = CliRunner().invoke(app, ["score", str(recipe), "--method", "magnitude", "--output", output])
         assert said.exit_code == 0, said.output
 
+    def test_files_of_scores_and_plans_are_overwritten_only_when_asked(
+        self, tiny_recipe: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        recipe, runner = recipe_file(tmp_path, tiny_recipe), CliRunner()
+        monkeypatch.chdir(tmp_path)
+        for arguments, file in (
+            (["score", str(recipe), "--method", "magnitude"], Path("scores.safetensors")),
+            (["allocate", "scores.safetensors", "--budget", "r=1"], Path("plan.json")),
+        ):
+            file.write_text("mine")
+            said = runner.invoke(app, arguments)
+            assert said.exit_code == 1
+            assert f"{file} is there already; give another output, or --overwrite" in said.output
+            assert file.read_text() == "mine"
+            said = runner.invoke(app, [*arguments, "--overwrite"])
+            assert said.exit_code == 0, said.output
+        assert RankPlan.load("plan.json").budget == "r=1"
+
     def test_warnings_are_one_line(self, tiny_recipe: Any, tmp_path: Path) -> None:
         score_recipe(tiny_recipe(method="magnitude"), tmp_path / "scores.safetensors")
         arguments = [

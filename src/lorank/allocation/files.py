@@ -6,26 +6,31 @@ from pathlib import Path
 from typing import Any
 
 from lorank.allocation.budgeted import allocate
-from lorank.errors import AllocationError
+from lorank.artefact import check_unwritten
+from lorank.errors import AllocationError, PlanError
 from lorank.plan import RankPlan
 from lorank.scores import ImportanceScores
 
 
-def allocate_file(scores: Path, budgets: Sequence[str], output: Path, **limits: Any) -> dict[Path, RankPlan]:
+def allocate_file(
+    scores: Path, budgets: Sequence[str], output: Path, *, overwrite: bool = False, **limits: Any
+) -> dict[Path, RankPlan]:
     """Allocate every budget and write the plans: to `output`, or if there are several to `plan-1M.json`, `plan-2M.json`, ...
 
-    Nothing is written unless every budget can be allocated.
+    Nothing is written unless every budget can be allocated and every file can be written. The same plan again changes no file.
 
     Args:
         scores: a file of `ImportanceScores`.
         budgets: see `lorank.Budget`.
         output: name of the plan.
+        overwrite: replace other plans (and other files) of that name.
         **limits: see `lorank.allocate`.
 
     Returns:
         File -> plan, in the order of the budgets.
 
     Raises:
+        OutputError: a file of that name is there already and holds something else.
         LorankError: as `lorank.allocate`, or two budgets that would go to the same file.
 
     """
@@ -39,6 +44,18 @@ def allocate_file(scores: Path, budgets: Sequence[str], output: Path, **limits: 
                 f"budgets {plans[path].budget} and {budget} would both be written to {path}; give each once"
             )
         plans[path] = plan
+    same = {path: _holds(path, plan) for path, plan in plans.items()}
+    for path in plans:
+        check_unwritten(path, same=same[path], overwrite=overwrite)
     for path, plan in plans.items():
-        plan.save(path)
+        if not same[path]:
+            plan.save(path)
     return plans
+
+
+def _holds(path: Path, plan: RankPlan) -> bool:
+    """Whether a file is this plan already."""
+    try:
+        return path.is_file() and RankPlan.load(path) == plan
+    except PlanError:
+        return False

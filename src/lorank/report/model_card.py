@@ -1,5 +1,7 @@
 """The model card of a trained adapter: README.md in its folder, with the picture of its ranks."""
 
+import json
+import shlex
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -46,17 +48,17 @@ In PEFT:
 from peft import PeftModel
 from transformers import {{ family }}
 
-base = {{ family }}.from_pretrained("{{ base }}"{{ options }})
-model = PeftModel.from_pretrained(base, "{{ title }}")  # this folder
+base = {{ family }}.from_pretrained({{ base_in_python }}{{ options }})
+model = PeftModel.from_pretrained(base, {{ title_in_python }})  # this folder
 ```
 
 Engines differ in how they scale adapters of mixed rank, so for vLLM, SGLang, TGI, TensorRT-LLM, llama.cpp or Ollama make a form \
 that they scale right, and look at what it says:
 
 ```sh
-lorank export {{ title }} served          # one form for all engines, and R; --for vllm, llama.cpp: smaller ones; --gguf
-lorank verify served --against {{ title }}
-vllm serve {{ base }} --enable-lora --max-lora-rank R --lora-modules {{ title }}=served
+lorank export {{ title_in_shell }} served          # one form for all engines, and R; --for vllm, llama.cpp: smaller ones; --gguf
+lorank verify served --against {{ title_in_shell }}
+vllm serve {{ base_in_shell }} --enable-lora --max-lora-rank R --lora-modules {{ title_in_shell }}=served
 ```
 
 Versions: {{ made_with }}.
@@ -112,7 +114,11 @@ def write_model_card(
         card_data,
         template_str=_TEMPLATE,
         title=title,
+        title_in_python=json.dumps(title),  # what JSON says of a string, Python reads as the same
+        title_in_shell=_in_shell(title),
         base=base_model,
+        base_in_python=json.dumps(base_model),
+        base_in_shell=_in_shell(base_model),
         plan=plan,
         adapted=sum(rank > 0 for rank in plan.ranks.values()),
         method=method,
@@ -129,6 +135,11 @@ def write_model_card(
         made_with=", ".join(f"{name} {number}" for name, number in versions().items()),
     )
     _write(folder / "README.md", f"{card}".encode())
+
+
+def _in_shell(word: str) -> str:
+    """A word as the shell reads it, whatever is in it; one that begins with a hyphen is no option."""
+    return shlex.quote(f"./{word}" if word.startswith("-") else word)
 
 
 def _write(path: Path, content: bytes) -> None:

@@ -9,6 +9,7 @@ from peft import LoraConfig
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, StrictFloat, StrictInt, ValidationError
 
 from lorank.errors import AdapterError, one_line
+from lorank.links import check_links
 
 CONFIG = "adapter_config.json"
 # Starts after which the base model is the one that was loaded; others (PiSSA, OLoRA, CorDA, LoftQ) change it on loading.
@@ -67,12 +68,13 @@ def read_config(folder: Path) -> dict[str, Any]:
 
     Raises:
         NotPlainError: another PEFT type, or a LoRA that is more than `W + s B A`.
-        AdapterError: no such folder, damaged, a field of another type.
+        AdapterError: no such folder, a link out of it, damaged, a field of another type.
 
     """
     path = folder / CONFIG
     if not path.is_file():
         raise AdapterError(_no_config(folder))
+    check_links(folder)
     try:
         config = json.loads(path.read_text(encoding="utf-8"))
     except (ValueError, OSError) as error:

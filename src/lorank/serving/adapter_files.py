@@ -1,5 +1,6 @@
 """A LoRA adapter as its two files say it, adapter_config.json and adapter_model.safetensors, from whatever tool they come."""
 
+import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -11,11 +12,12 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 
 from lorank.artefact import write_atomically, write_json
-from lorank.errors import AdapterError
+from lorank.errors import AdapterError, LorankWarning
 from lorank.serving.adapter_config import CONFIG, NotPlainError, read_config
 
 WEIGHTS = "adapter_model.safetensors"
 PREFIX = "base_model.model."
+_NOTHING = 1e-30
 _DTYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 
 
@@ -166,6 +168,22 @@ class AdapterFiles:
                     "can load; take both files from the same training, or, as PEFT sorts patterns when it saves them, put "
                     "overlapping ones in order"
                 )
+
+
+def warn_if_idle(adapter: AdapterFiles) -> None:
+    """Warn where every update `B A` is as good as zero: not trained, or lost on the way.
+
+    Warns:
+        LorankWarning: names the adapter.
+
+    """
+    if all(min(float(t.abs().max()) for t in (pair.a, pair.b)) < _NOTHING for pair in adapter.pairs.values()):
+        warnings.warn(
+            f"{adapter.folder} changes nothing: B (or A) of every module is below {_NOTHING:g}; was it trained, and saved after "
+            "training?",
+            LorankWarning,
+            stacklevel=3,
+        )
 
 
 def _read_tensors(folder: Path) -> dict[str, torch.Tensor]:

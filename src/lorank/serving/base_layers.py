@@ -1,19 +1,20 @@
 """The linear layers of an adapter's base model, from its config alone: what an adapter can name, and of which shape."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import torch
+from torch import nn
 from transformers import AutoConfig
 from transformers.pytorch_utils import Conv1D
 
 from lorank.errors import AdapterError
 from lorank.serving.adapter_files import PREFIX, AdapterFiles
-from lorank.targets import expert_of, find_targets
-from lorank.training.adapted_model import model_class
-from lorank.training.model import NOT_LOADABLE, quiet_loading
+from lorank.targets import expert_of
+from lorank.training.adapted_model import class_of, labels_of, model_class, on_meta
+from lorank.training.model import NOT_LOADABLE
 from lorank.validation import nearest
 
 
@@ -26,9 +27,11 @@ class BaseLayers:
         shapes: full module name, as the adapter's task class has it, -> `(d_out, d_in)`.
         config: the model's config.
         transposed: layers that store their weight as `(d_in, d_out)` (GPT-2's Conv1D).
-        vocabulary: names of the input embedding and of the output layer -> shape of the weight.
+        vocabulary: names of the input embedding and of the output layer, as far as a model has them, -> shape of the weight.
+        output_layer: name of the output layer; None without one.
         tied_output: name of the output layer, where it shares the input embedding's weight; else None.
         fused_experts: names of modules that hold routed experts, all of them in one tensor.
+        model: what these were read from, on the meta device.
 
     """
 
@@ -37,8 +40,10 @@ class BaseLayers:
     config: Any
     transposed: frozenset[str] = frozenset()
     vocabulary: Mapping[str, tuple[int, ...]] = field(default_factory=dict)
+    output_layer: str | None = None
     tied_output: str | None = None
     fused_experts: frozenset[str] = frozenset()
+    model: Any = field(default=None, repr=False)
 
     @classmethod
     def of(cls, adapter: AdapterFiles, name: str | None = None, *, trust_remote_code: bool = False) -> "BaseLayers":
@@ -51,31 +56,46 @@ class BaseLayers:
         name = name or adapter.config.get("base_model_name_or_path")
         if not name:
             raise AdapterError(f"{adapter.folder} names no base model; give --base")
-        return cls.read(str(name), adapter.config.get("task_type"), trust_remote_code=trust_remote_code)
+        task, saved_class = adapter.config.get("task_type"), class_of(adapter.config)
+        options: dict[str, Any] = {"saved_class": saved_class, "trust_remote_code": trust_remote_code}
+        layers = cls.read(str(name), task, **options)
+        if any(layers.shapes.get(module, pair.shape) != pair.shape for module, pair in adapter.pairs.items()):
+            # An adapted head may be for another number of labels than the base model's.
+            saved = {key.removeprefix(PREFIX): tuple(tensor.shape) for key, tensor in adapter.saved_modules.items()}
+            saved |= {f"{module}.weight": pair.shape for module, pair in adapter.pairs.items()}
+            family = model_class(task, layers.config, saved_class)
+            labels = labels_of(family, layers.config, saved, trust_remote_code=trust_remote_code)
+            layers = layers if labels is None else cls.read(str(name), task, num_labels=labels, **options)
+        return layers
 
     @classmethod
-    def read(cls, name: str, task_type: str | None, *, trust_remote_code: bool = False) -> "BaseLayers":
-        """Build the model of a task on the meta device and list its layers.
+    def read(cls, name: str, task_type: str | None, **options: Any) -> "BaseLayers":
+        """Build the model of a task on the meta device and list its layers; options are those of `without_weights`.
 
         Raises:
             AdapterError: as `of`, or an unknown task type.
 
         """
-        model = without_weights(name, task_type, trust_remote_code=trust_remote_code)
+        model = without_weights(name, task_type, **options)
         modules = dict(model.named_modules())
         named = {id(module): full for full, module in modules.items()}
-        ends = [end for end in (model.get_input_embeddings(), model.get_output_embeddings()) if id(end) in named]
-        tied = getattr(model.config, "tie_word_embeddings", False) and len(ends) == 2
+        first, last = (
+            named.get(id(end)) for end in (_table(model.get_input_embeddings), _table(model.get_output_embeddings))
+        )
+        tied = first and last and getattr(model.config, "tie_word_embeddings", False)
+        shapes = {full: shape for full, module in modules.items() if (shape := _linear_shape(module))}
         return cls(
             name,
-            {target.name: (target.d_out, target.d_in) for target in find_targets(model, ".*")},
+            shapes,
             model.config,
             frozenset(full for full, module in modules.items() if isinstance(module, Conv1D)),
-            {named[id(end)]: tuple(end.weight.shape) for end in ends},
-            named[id(ends[1])] if tied else None,
-            frozenset(
+            {end: tuple(modules[end].weight.shape) for end in (first, last) if end is not None},
+            output_layer=last,
+            tied_output=last if tied else None,
+            fused_experts=frozenset(
                 full for full, module in modules.items() if full.endswith(".experts") and not any(module.children())
             ),
+            model=model,
         )
 
     @classmethod
@@ -124,9 +144,16 @@ class BaseLayers:
 
 
 def without_weights(
-    name: str, task_type: str | None, *, num_labels: int | None = None, trust_remote_code: bool = False
+    name: str,
+    task_type: str | None,
+    *,
+    saved_class: str | None = None,
+    num_labels: int | None = None,
+    trust_remote_code: bool = False,
 ) -> Any:
     """The base model of a task on the meta device: names and shapes, from its config; no weights are read.
+
+    `saved_class` is the class that an adapter was saved from, where PEFT recorded it (`model_class`).
 
     Raises:
         AdapterError: no config that can be read, or an unknown task type.
@@ -135,15 +162,28 @@ def without_weights(
     try:
         labels = {} if num_labels is None else {"num_labels": num_labels}
         config = AutoConfig.from_pretrained(name, trust_remote_code=trust_remote_code, **labels)
-        family = model_class(task_type, config)
-        with torch.device("meta"), quiet_loading():
-            if hasattr(family, "from_config"):  # an Auto class
-                return family.from_config(config, trust_remote_code=trust_remote_code)
-            return family._from_config(config)
+        return on_meta(model_class(task_type, config, saved_class), config, trust_remote_code=trust_remote_code)
     except NOT_LOADABLE as error:
         raise AdapterError(
             f"the base model {name!r} cannot be read: {_reason(name, error)}; give its hub name or folder as --base"
         ) from None
+
+
+def _linear_shape(module: nn.Module) -> tuple[int, int] | None:
+    """`(d_out, d_in)` of a linear layer, also of one that is no target of ours, else None."""
+    if isinstance(module, nn.Linear):
+        return module.out_features, module.in_features
+    return (module.nf, module.nx) if isinstance(module, Conv1D) else None
+
+
+def _table(getter: Callable[[], Any]) -> Any:
+    """The input embedding or the output layer that a model gives; None where it has none, as models of images or sound."""
+    try:
+        found = getter()
+    except (NotImplementedError, AttributeError):
+        return None
+    weight = getattr(found, "weight", None)
+    return found if isinstance(weight, torch.Tensor) and weight.ndim == 2 else None
 
 
 def _reason(name: str, error: Exception) -> str:

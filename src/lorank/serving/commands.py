@@ -195,6 +195,7 @@ def plan_export_command(
     num_labels: Annotated[
         int | None, typer.Option(help="of the seed adapter's head; default: the model's config")
     ] = None,
+    overwrite: Annotated[bool, typer.Option(help="replace the file of a snippet; never a folder")] = False,
     trust_remote_code: RemoteCode = False,
 ) -> None:
     """Hand a plan over: the configuration of another tool, or an initialised adapter that it continues to train."""
@@ -204,6 +205,7 @@ def plan_export_command(
         from lorank.serving.handover import hand_over
 
         options: dict[str, Any] = {"num_labels": num_labels, "trust_remote_code": trust_remote_code}
+        options["overwrite"] = overwrite
         text, seed = hand_over(RankPlan.load(plan), to, output, model, task_type=task_type, **options)
         if text and (seed is not None or output is None):
             print(text, end="")

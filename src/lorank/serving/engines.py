@@ -61,8 +61,8 @@ def peft(adapter: AdapterFiles, base: BaseLayers | None) -> Loading:
     if targets is None:
         return Loading(scales)
     if targets == "all-linear":
-        output = [] if base is None else list(base.vocabulary)[1:]
-        return Loading({module: scale for module, scale in scales.items() if module not in output})
+        output = None if base is None else base.output_layer
+        return Loading({module: scale for module, scale in scales.items() if module != output})
     keys = ("exclude_modules", "layers_to_transform", "layers_pattern")
     chosen = LoraConfig(target_modules=targets, **{key: config[key] for key in keys if config.get(key) is not None})
     return Loading({m: s for m, s in scales.items() if check_target_module_exists(chosen, m)})

@@ -15,13 +15,15 @@ from lorank.serving.base_layers import BaseLayers
 from lorank.serving.engines import ENGINES
 from lorank.serving.forms import FORMS
 from lorank.serving.gguf_adapter import check_gguf, write_gguf
+from lorank.serving.labels import LABEL_NAMES
 from lorank.serving.names import DTYPES, choose
+from lorank.serving.old_names import with_present_names
 from lorank.serving.verify import Verdict, verify
 
 SIDE_FILE = "served_adapter.json"
 # What tools and servers look for beside an adapter.
 _COMPANIONS: tuple[str, ...] = ("README.md", "ranks.png", "plan.json", "tokenizer*", "vocab.*", "merges.txt", "*.model")
-_COMPANIONS += ("added_tokens.json", "special_tokens_map.json", "chat_template.*")
+_COMPANIONS += ("added_tokens.json", "special_tokens_map.json", "chat_template.*", LABEL_NAMES)
 # The engine that has to compute a form right, or there is no point in writing it.
 _OWN_ENGINE = {"any": "peft", "vllm": "vllm", "llama.cpp": "llama.cpp", "peft": "peft"}
 
@@ -93,6 +95,7 @@ def export_adapter(
     if layers is None and (form == "any" or gguf):
         raise AdapterError(unread)
     if layers is not None:
+        trained = with_present_names(trained, layers)
         layers.check(trained)
     if gguf and layers is not None:
         check_gguf(trained, layers)

@@ -1,6 +1,7 @@
 """A plan in the words of the tools that people already train with, and as an adapter directory that they continue."""
 
 import re
+import shlex
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -12,8 +13,8 @@ from peft.tuners.lora import LoraLayer
 from peft.utils import ModulesToSaveWrapper
 from torch import nn
 
-from lorank.artefact import check_new_folder, new_folder, write_text
-from lorank.errors import OutputError, PlanError
+from lorank.artefact import check_new_folder, check_unwritten, new_folder, write_text
+from lorank.errors import PlanError
 from lorank.plan import RankPlan, exactly, whole
 from lorank.serving.base_layers import without_weights
 from lorank.serving.names import choose
@@ -124,7 +125,8 @@ def for_llama_factory(plan: RankPlan, model: str, seed: Path | None) -> str:
 def for_ms_swift(plan: RankPlan, model: str, seed: Path | None) -> str:
     """A command for ms-swift, which has no patterns and continues the seed adapter."""
     return (
-        f"swift sft --model {model} --tuner_type lora --adapters {seed}  # and your data set and training arguments\n"
+        f"swift sft --model {shlex.quote(model)} --tuner_type lora --adapters {shlex.quote(str(seed))}"
+        "  # and your data set and training arguments\n"
     )
 
 
@@ -145,6 +147,7 @@ def hand_over(
     task_type: str = "CAUSAL_LM",
     num_labels: int | None = None,
     trust_remote_code: bool = False,
+    overwrite: bool = False,
 ) -> tuple[str, Path | None]:
     """A plan for another tool: its configuration, and a seed adapter where the tool has no patterns of its own.
 
@@ -156,6 +159,7 @@ def hand_over(
         task_type: of the seed adapter.
         num_labels: of the seed adapter's head.
         trust_remote_code: let the model's own code run.
+        overwrite: replace a snippet's file that is there already; a seed adapter's folder is never replaced.
 
     Returns:
         The configuration (empty for "seed-adapter"), and the folder of the seed adapter or None.
@@ -163,7 +167,7 @@ def hand_over(
     Raises:
         AdapterError: an unknown tool.
         PlanError: no model named, or a plan that the tool cannot take.
-        OutputError: a snippet's file is there already.
+        OutputError: a snippet's file is there already and holds something else.
         LorankError: as `seed_adapter`.
 
     """
@@ -173,9 +177,10 @@ def hand_over(
         raise PlanError("the plan does not say which model it is for; give --model")
     words, seeded = TOOLS.get(to, (None, True))
     folder = Path(output or SEED_ADAPTER) if seeded else None
-    if folder is None and output is not None and Path(output).exists():
-        raise OutputError(f"{output} is there already; give the name of a new file")
     text = words(plan, str(name), folder) if words else ""
+    if folder is None and output is not None:
+        same = Path(output).is_file() and Path(output).read_bytes() == text.encode()
+        check_unwritten(Path(output), same=same, overwrite=overwrite)
     if folder is not None:
         options: dict[str, Any] = {
             "task_type": task_type,

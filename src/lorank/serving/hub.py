@@ -7,6 +7,7 @@ from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalToken
 from huggingface_hub.utils import validate_repo_id
 
 from lorank.errors import OutputError, one_line
+from lorank.links import check_links
 
 # What the hub's client raises for a name, a login or a network that is not there; requests that fail are OSErrors.
 _FAILURES = (HfHubHTTPError, HFValidationError, LocalTokenNotFoundError, OfflineModeIsEnabled, OSError)
@@ -37,9 +38,11 @@ def push(folder: Path, repository: str, *, private: bool = False) -> str:
         Its address.
 
     Raises:
+        AdapterError: a link that leads out of the folder: the hub's client would upload what it leads to.
         OutputError: the hub refuses, or cannot be reached; the folder stays.
 
     """
+    check_links(folder)
     try:
         api = HfApi()
         name = api.create_repo(repository, private=private, exist_ok=True).repo_id

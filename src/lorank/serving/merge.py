@@ -6,14 +6,17 @@ from typing import Any
 
 import torch
 from huggingface_hub import split_torch_state_dict_into_shards
+from peft.utils import ModulesToSaveWrapper
 from transformers import AutoTokenizer
 
 from lorank.artefact import check_new_folder, new_folder
 from lorank.errors import AdapterError, one_line
 from lorank.serving.adapter_config import NotPlainError
-from lorank.serving.adapter_files import AdapterFiles
+from lorank.serving.adapter_files import AdapterFiles, warn_if_idle
 from lorank.serving.base_layers import BaseLayers
+from lorank.serving.labels import name_labels, read_label_names
 from lorank.serving.names import DTYPES, choose
+from lorank.serving.old_names import with_present_names
 from lorank.training.adapted_model import load_adapted
 from lorank.training.model import NOT_LOADABLE
 
@@ -29,7 +32,9 @@ def merge(
 ) -> Path:
     """Load the base model, add `ΔW` of every module through PEFT, and save it with its tokenizer, in shards.
 
-    PEFT types and LoRA variants that PEFT can merge are merged too, though they cannot be exported.
+    PEFT types and LoRA variants that PEFT can merge are merged too, though they cannot be exported. A base model that is saved
+    in 4 or 8 bit is turned into plain weights first: the merged model is `W + ΔW` in `dtype`, `W` being what the quantised
+    weights stand for, and is not quantised. A classifier's config says the names of its labels (`label_names.json`).
 
     Args:
         adapter: folder of a PEFT adapter.
@@ -43,6 +48,9 @@ def merge(
         OutputError: `output` is there already.
         AdapterError: an adapter that cannot be read or is not for this base model, or weights that are not finite afterwards.
 
+    Warns:
+        LorankWarning: the adapter changes nothing, or does not say what its labels are called.
+
     """
     adapter, output = Path(adapter), Path(output)
     check_new_folder(output)
@@ -55,13 +63,19 @@ def merge(
         pass
     else:
         layers = BaseLayers.of(files, base, trust_remote_code=trust_remote_code)
+        files = with_present_names(files, layers)
         layers.check(files)
         if layers.tied_output in files.pairs:
             raise AdapterError(
                 f"{layers.tied_output!r} shares its weight with the input embedding, which merging would change too; serve the "
                 "adapter unmerged, or train without that module"
             )
-    model: Any = load_adapted(adapter, base, dtype=kind, trust_remote_code=trust_remote_code)
+        warn_if_idle(files)
+    names = read_label_names(adapter)
+    model: Any = load_adapted(adapter, base, dtype=kind, dequantise=True, trust_remote_code=trust_remote_code)
+    if "Classification" in type(model.get_base_model()).__name__:
+        own_head = any(isinstance(module, ModulesToSaveWrapper) for module in model.modules())
+        name_labels(model.get_base_model(), adapter, names, own_head=own_head)
     try:
         merged = model.merge_and_unload(safe_merge=True)
     except (ValueError, AttributeError, TypeError) as error:  # not finite; or a PEFT type that cannot be merged

@@ -8,11 +8,12 @@ from typing import Literal
 import torch
 
 from lorank.errors import AdapterError
-from lorank.serving.adapter_files import AdapterFiles
+from lorank.serving.adapter_files import AdapterFiles, warn_if_idle
 from lorank.serving.base_layers import BaseLayers
 from lorank.serving.delta import difference_norm, product_norm, rounding
 from lorank.serving.engines import ENGINES, NEED_BASE, Loading
 from lorank.serving.names import choose
+from lorank.serving.old_names import with_present_names
 from lorank.targets import leaf_of
 
 
@@ -63,12 +64,18 @@ def verify(
     Raises:
         AdapterError: an unknown engine; an adapter that is not for the base model, or not for the same layers as `trained`.
 
+    Warns:
+        LorankWarning: the trained adapter changes nothing.
+
     """
     chosen = [choose("engine", name, ENGINES) for name in (ENGINES if engines is None else engines)]
+    if base is not None:
+        adapter, trained = with_present_names(adapter, base), trained and with_present_names(trained, base)
     truth = trained or adapter
     if base is not None:
         base.check(adapter)
         base.check(truth)
+    warn_if_idle(truth)
     for module in adapter.pairs:
         if module in truth.pairs and truth.pairs[module].shape != adapter.pairs[module].shape:
             raise AdapterError(

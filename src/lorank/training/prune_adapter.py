@@ -12,6 +12,7 @@ from transformers import set_seed
 from lorank.artefact import check_new_folder, new_folder, write_json
 from lorank.budget import Budget
 from lorank.errors import AdapterError, one_line
+from lorank.links import check_links
 from lorank.plan import RankPlan
 from lorank.report.rank_map import draw_rank_map
 from lorank.scoring.batches import Batch
@@ -66,6 +67,7 @@ def prune_adapter(
     check_new_folder(output)
     if not (adapter / "adapter_config.json").is_file():
         raise AdapterError(f"{adapter} has no adapter_config.json; give the folder of a PEFT adapter")
+    check_links(adapter)
     console = console or Console(quiet=True)
     batches: Sequence[Batch] | None = None
     data: TaskData | None = None
