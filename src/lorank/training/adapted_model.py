@@ -12,6 +12,7 @@ from transformers import AutoConfig, AutoModel
 
 from lorank.errors import AdapterError, one_line
 from lorank.training.model import NOT_LOADABLE, quiet_loading
+from lorank.training.weights import check_loaded
 
 
 def load_adapted(
@@ -20,24 +21,27 @@ def load_adapted(
     """Load an adapter on the base model that its config names, or on `base`, with a head as wide as the saved one.
 
     Raises:
-        AdapterError: one of them cannot be loaded.
+        AdapterError: one of them cannot be loaded, or the base model has weights that are not its checkpoint's.
 
     """
     try:
         task_type = PeftConfig.from_pretrained(str(adapter)).task_type
         name = base or PeftConfig.from_pretrained(str(adapter)).base_model_name_or_path
         config = AutoConfig.from_pretrained(name, trust_remote_code=trust_remote_code)
-        width = _head_width(adapter) if task_type == peft.TaskType.SEQ_CLS else None
+        width = head_width(adapter) if task_type == peft.TaskType.SEQ_CLS else None
         if width is not None:
             config.num_labels = width
         with quiet_loading():
-            model: Any = model_class(task_type, config).from_pretrained(
+            model: Any
+            model, loading = model_class(task_type, config).from_pretrained(
                 name,
                 config=config,
                 dtype=dtype,
                 trust_remote_code=trust_remote_code,
+                output_loading_info=True,
                 ignore_mismatched_sizes=width is not None,  # a head for another number of labels
             )
+        check_loaded(model, loading, name, heads=saved_modules(adapter), error=AdapterError)
         return PeftModel.from_pretrained(model, str(adapter))
     except NOT_LOADABLE as error:
         reason = one_line(error)
@@ -62,8 +66,18 @@ def model_class(task_type: str | None, config: Any) -> Any:
     return getattr(peft, f"Auto{known[task_type].__name__}")._target_class
 
 
-def _head_width(adapter: Path) -> int | None:
+def head_width(adapter: Path) -> int | None:
     """How many labels the saved head has: the rows of its narrowest matrix; None without one."""
     with safe_open(adapter / "adapter_model.safetensors", framework="numpy") as file:
         heads = [key for key in file.keys() if ".lora_" not in key and key.endswith(".weight")]  # noqa: SIM118
         return min((file.get_slice(key).get_shape()[0] for key in heads), default=None)
+
+
+def saved_modules(adapter: Path) -> list[str]:
+    """Names, in the base model, of the modules that the adapter brings whole: they may be new in the base."""
+    path = adapter / "adapter_model.safetensors"
+    if not path.is_file():
+        return []
+    with safe_open(path, framework="numpy") as file:
+        whole = [key for key in file.keys() if ".lora_" not in key]  # noqa: SIM118
+    return sorted({key.removeprefix("base_model.model.").rpartition(".")[0] for key in whole})
