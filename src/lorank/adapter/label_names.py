@@ -27,7 +27,7 @@ def read_label_names(folder: Path) -> tuple[str, ...]:
 
 def label_names_of(model: Any) -> tuple[str, ...]:
     """The names in the config of a model that classifies; () where it does not, or where they are transformers' own."""
-    config = getattr(model, "config", None)
+    config: Any = getattr(model, "config", None)
     if getattr(config, "problem_type", None) != "single_label_classification":
         return ()
     names = tuple(str(name) for _, name in sorted(config.id2label.items()))

@@ -28,8 +28,8 @@ def check_adapter_task(adapter: Path, recipe: Recipe) -> None:
     wanted = task_type_of(recipe)
     if own is not None and own != wanted:
         raise AdapterError(
-            f"{adapter} is an adapter for {_said(own)}, but data.task {recipe.data.task} of the recipe on {recipe.model!r} is for "
-            f"{_said(wanted)}; give the recipe that trained it as --data"
+            f"{adapter} is an adapter for {_said(own)}, but data.task {recipe.data.task} of the recipe on {recipe.model!r} is "
+            f"for {_said(wanted)}; give the recipe that trained it as --data"
         )
 
 

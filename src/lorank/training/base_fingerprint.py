@@ -6,7 +6,7 @@ from fnmatch import fnmatch
 from pathlib import Path
 from typing import Any, BinaryIO
 
-from lorank.artefact import file_checksum
+from lorank.artefact import checksum, file_checksum
 from lorank.training.model import load_config
 from lorank.training.recipe import Recipe
 
@@ -34,10 +34,17 @@ def base_fingerprint(recipe: Recipe) -> dict[str, Any]:
     folder = Path(recipe.model)
     if folder.is_dir():
         files = sorted(path for path in folder.iterdir() if path.is_file())
-        sums = {path.name: file_sum(path) for path in files if any(fnmatch(path.name, p) for p in (*_WEIGHTS, *_OTHERS))}
+        sums = {
+            path.name: file_sum(path) for path in files if any(fnmatch(path.name, p) for p in (*_WEIGHTS, *_OTHERS))
+        }
         return {"files": sums}
     commit = getattr(load_config(recipe.model, trust_remote_code=recipe.trust_remote_code), "_commit_hash", None)
     return {"commit": commit} if commit else {}
+
+
+def base_sum(recipe: Recipe) -> str:
+    """`base_fingerprint` as one sum."""
+    return checksum(base_fingerprint(recipe))
 
 
 def file_sum(path: Path, whole: int = WHOLE) -> str:

@@ -7,7 +7,7 @@ from peft import TaskType
 
 from lorank.methods import METHODS
 from lorank.training.data import TaskData
-from lorank.training.model import longest_input
+from lorank.training.model import load_without_weights, longest_input, task_type_of
 from lorank.training.recipe import Recipe
 from lorank.training.scoring_set import scoring_rows
 
@@ -41,12 +41,28 @@ def fit_to_model(recipe: Recipe, model: Any, task_type: TaskType, say: Callable[
         encoder = model.get_encoder() if task_type == TaskType.SEQ_2_SEQ_LM else model
         if prompt and (positions := longest_input(encoder)) is not None:
             wanted["max_length"] = min(wanted["max_length"], max(_LEAST_PROMPT, positions))
-        if target and task_type == TaskType.SEQ_2_SEQ_LM and (positions := longest_input(model.get_decoder())) is not None:
+        if (
+            target
+            and task_type == TaskType.SEQ_2_SEQ_LM
+            and (positions := longest_input(model.get_decoder())) is not None
+        ):
             wanted["max_target_length"] = min(wanted["max_target_length"], max(_LEAST_TARGET, positions))
     changed = {key: value for key, value in wanted.items() if value != asked[key]}
     for key, value in changed.items():
         say(f"data.{key}: {value} in place of {asked[key]}, {recipe.model} has no more positions")
     return recipe.model_copy(update={"data": data.model_copy(update=changed)}) if changed else recipe
+
+
+def fitted(recipe: Recipe, data: TaskData, methods: tuple[str, ...], say: Callable[[str], None]) -> Recipe:
+    """The recipe as `prepare` makes it fit its model and data, without its checks.
+
+    Raises:
+        LorankError: there is no such model, or no scoring set can be held out.
+
+    """
+    kind = task_type_of(recipe)
+    model = load_without_weights(recipe.model, trust_remote_code=recipe.trust_remote_code, task_type=kind)
+    return fit_to_data(fit_to_model(recipe, model, kind, say), data, methods, say)
 
 
 def fit_to_data(recipe: Recipe, data: TaskData, methods: tuple[str, ...], say: Callable[[str], None]) -> Recipe:

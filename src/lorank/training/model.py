@@ -24,14 +24,18 @@ from transformers import (
     PreTrainedTokenizerBase,
 )
 
-from lorank.errors import RecipeError
+from lorank.errors import RecipeError, one_line
 from lorank.training.padding_token import set_pad_id, set_padding
 from lorank.training.processes import processes
 from lorank.training.recipe import Recipe
 from lorank.training.weights import check_loaded
 
-# What transformers raises for names, files and packages that are missing or damaged.
-NOT_LOADABLE = (OSError, ValueError, RuntimeError, ImportError, KeyError, SafetensorError, StrictDataclassError)
+# What transformers raises for names, files and packages that are missing or damaged, and torch for a padding token that has no
+# embedding.
+NOT_LOADABLE = (
+    *(OSError, ValueError, RuntimeError, ImportError, KeyError, AssertionError),
+    *(SafetensorError, StrictDataclassError),
+)
 
 
 @dataclass(frozen=True)
@@ -153,8 +157,11 @@ def load_without_weights(name: str, *, trust_remote_code: bool = False, task_typ
     others = (AutoModelForSequenceClassification, AutoModelForSeq2SeqLM, AutoModelForCausalLM, AutoModel)
     for family in others if task_type is None else (_FAMILIES[task_type],):
         if type(config) in family._model_mapping or family.__name__ in own_code:
-            with torch.device("meta"), quiet_loading():
-                return family.from_config(config, trust_remote_code=trust_remote_code)
+            try:
+                with torch.device("meta"), quiet_loading():
+                    return family.from_config(config, trust_remote_code=trust_remote_code)
+            except NOT_LOADABLE as error:
+                raise _not_loadable(name, error) from None
     raise _not_loadable(name, ValueError(f"{config.model_type!r} has no {_CALLED[task_type]} class"))
 
 
@@ -229,7 +236,7 @@ def quiet_loading() -> Iterator[None]:
 
 
 def _not_loadable(name: str, error: Exception) -> RecipeError:
-    reason = str(error).strip().splitlines()[0][:300]
+    reason = one_line(error) or type(error).__name__
     return RecipeError(
         f"model: {name!r} cannot be loaded: {reason}; give a hub name or a folder with config and weights"
     )

@@ -66,8 +66,8 @@ def _token_to_pad_with(tokenizer: PreTrainedTokenizerBase, config: PreTrainedCon
             return token
     if tokenizer.eos_token is None:
         raise RecipeError(
-            f"model: the tokenizer of {name!r} has no padding token and no end token, and the model's config names none, so texts "
-            "cannot be put into a batch; set pad_token in its tokenizer_config.json to a token that the model knows"
+            f"model: the tokenizer of {name!r} has no padding token and no end token, and the model's config names none, so "
+            "texts cannot be put into a batch; set pad_token in its tokenizer_config.json to a token that the model knows"
         )
     return str(tokenizer.eos_token)
 

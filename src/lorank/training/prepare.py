@@ -87,5 +87,7 @@ def prepare(
             if model is not None:
                 check_tokens(recipe, data, tokenizer, model)
     findings.raise_all()
-    assert checked is not None and data is not None and tokenizer is not None, "each of them raised, or is there"
+    assert checked is not None
+    assert data is not None
+    assert tokenizer is not None
     return Prepared(recipe, data, checked[0], tokenizer, checked[1])

@@ -66,9 +66,9 @@ def embeddings_of(model: Any) -> int | None:
 def _check_padding(recipe: Recipe, tokenizer: PreTrainedTokenizerBase, rows: int) -> None:
     if not 0 <= int(tokenizer.pad_token_id) < rows:
         raise RecipeError(
-            f"model: the tokenizer of {recipe.model!r} pads with {tokenizer.pad_token!r}, token {tokenizer.pad_token_id}, but the "
-            f"model has embeddings for {rows:,} tokens: it was added without model.resize_token_embeddings; resize and save the "
-            "model, or give the tokenizer a padding token that the model knows"
+            f"model: the tokenizer of {recipe.model!r} pads with {tokenizer.pad_token!r}, token {tokenizer.pad_token_id}, but "
+            f"the model has embeddings for {rows:,} tokens: it was added without model.resize_token_embeddings; resize and save "
+            "the model, or give the tokenizer a padding token that the model knows"
         )
 
 
@@ -93,8 +93,8 @@ def _check_empty(recipe: Recipe, parts: Mapping[str, Dataset], tokenizer: PreTra
         for row, texts in enumerate(zip(*columns, strict=True)):
             if not any(text.strip() for text in texts) and not any(tokenizer(list(texts))["input_ids"]):
                 raise RecipeError(
-                    f"data.text: {part} example {row} is {texts[0]!r}, in which the tokenizer of {recipe.model!r} finds no token; "
-                    "fill it in, or leave the example out"
+                    f"data.text: {part} example {row} is {texts[0]!r}, in which the tokenizer of {recipe.model!r} finds no "
+                    "token; fill it in, or leave the example out"
                 )
 
 
@@ -104,9 +104,13 @@ def _check_ends(
     """Heads that read a text at its last end token need the same number of them in every text of a batch."""
     named = f"{recipe.model!r} reads a text at its end token ({tokenizer.convert_ids_to_tokens(end)!r})" if end else ""
     if end is None:
-        raise RecipeError(f"model: the config of {recipe.model!r} names no eos_token_id, at which its head reads a text")
+        raise RecipeError(
+            f"model: the config of {recipe.model!r} names no eos_token_id, at which its head reads a text"
+        )
     if tokenizer.pad_token_id == end:
-        raise RecipeError(f"model: {named}, and its tokenizer pads with the same token; give it a padding token of its own")
+        raise RecipeError(
+            f"model: {named}, and its tokenizer pads with the same token; give it a padding token of its own"
+        )
     wanted: int | None = None
     for part, row, ids in _encoded(recipe, parts, tokenizer):
         count = list(ids).count(end)
@@ -114,8 +118,8 @@ def _check_ends(
         if count == 0 or count != wanted:
             raise RecipeError(
                 f"model: {named}, but {part} example {row} has {count} of them where "
-                f"{'one is needed' if count == 0 else f'others have {wanted}'}; take them out of the texts, or use a tokenizer that "
-                "adds one to each"
+                f"{'one is needed' if count == 0 else f'others have {wanted}'}; take them out of the texts, or use a tokenizer "
+                "that adds one to each"
             )
 
 
