@@ -116,6 +116,11 @@ def test_little_data_makes_batches_smaller(tiny_folder: Path, tmp_path: Path) ->
         "stage1.batch_size: 18 in place of 32, the training set without the scoring set has no more examples",
     ]
     assert fit_to_data(recipe, data, ("lora", "igu-lora"), said.append) == recipe
+    scorer = fit_to_data(
+        recipe_of(tiny_folder, small(tmp_path, 20), method="sensitivity-lora"), data, ("sensitivity-lora",), said.append
+    )
+    assert scorer.calibration.examples == 20
+    assert said[2:] == ["calibration.examples: 20 in place of 256, the training data has no more"]
     given = recipe_of(tiny_folder, small(tmp_path, 20), scoring={"batch_size": 32})
     with pytest.raises(DataError, match="less than one batch of 32"):
         prepare(given, ("i-lora",))

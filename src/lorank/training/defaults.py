@@ -66,18 +66,25 @@ def fitted(recipe: Recipe, data: TaskData, methods: tuple[str, ...], say: Callab
 
 
 def fit_to_data(recipe: Recipe, data: TaskData, methods: tuple[str, ...], say: Callable[[str], None]) -> Recipe:
-    """Lower `scoring.batch_size` and `stage1.batch_size` to what there are examples for, where the recipe leaves them out.
+    """Lower `scoring.batch_size`, `stage1.batch_size` and `calibration.examples` to the examples that there are.
 
     Args:
-        recipe: as it was read.
+        recipe: as it was read; what it says itself stays.
         data: its examples.
-        methods: that are run; only those with a stage 1 of triplets and a scoring set have these limits.
+        methods: that are run; only those with a stage 1 of triplets have a scoring set, only scorers a calibration set.
         say: called with a line for each value that is changed.
 
     Raises:
         DataError: no scoring set can be held out.
 
     """
+    examples, own = recipe.calibration.examples, recipe.calibration.model_fields_set
+    # A scorer without options looks at weights alone.
+    looks = any(METHODS[method].scorer is not None and METHODS[method].options for method in methods)
+    if looks and "examples" not in own and examples > len(data.train):
+        say(f"calibration.examples: {len(data.train)} in place of {examples}, the training data has no more")
+        changed = recipe.calibration.model_copy(update={"examples": len(data.train)})
+        recipe = recipe.model_copy(update={"calibration": changed})
     if not any(METHODS[method].trained == "triplets" for method in methods):
         return recipe
     train, scoring = scoring_rows(recipe, data.train)

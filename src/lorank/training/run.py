@@ -18,6 +18,7 @@ from lorank.plan import RankPlan
 from lorank.report.model_card import write_model_card
 from lorank.report.rank_map import draw_rank_map
 from lorank.training.data import TaskData
+from lorank.training.findings import Findings
 from lorank.training.model import load_without_weights, task_type_of
 from lorank.training.output import claimed
 from lorank.training.prepare import prepare
@@ -50,8 +51,8 @@ def run(recipe: Recipe, directory: str | Path, console: Console | None = None) -
     under `baselines/`.
 
     Raises:
-        LorankError: bad input, found before anything expensive; or training that cannot go on, after which the last
-            checkpoint stays.
+        LorankError: bad input, found before anything expensive, several findings as one; or training that cannot go on, after
+            which the last checkpoint stays.
 
     """
     if (
@@ -90,8 +91,14 @@ def run_plan(recipe: Recipe, plan: RankPlan, directory: str | Path, console: Con
     path = directory / "plan.json"
     if path.is_file() and RankPlan.load(path) != plan:
         raise OutputError(f"{directory} belongs to another plan ({path}); give another --output-dir, or remove it")
-    check_plan(recipe, plan)
-    work = _prepared(recipe, recipe.baselines, console)
+    findings, prepared = Findings(), None
+    with findings.check():
+        check_plan(recipe, plan)
+    with findings.check():
+        prepared = _prepared(recipe, recipe.baselines, console)
+    findings.raise_all()
+    assert prepared is not None
+    work = prepared
     with claimed(directory, work.recipe, work.data, work.provenance):
         if processes().is_main_process:
             plan.save(path)
