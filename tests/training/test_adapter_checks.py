@@ -54,6 +54,6 @@ def test_a_head_for_another_number_of_labels(tiny_recipe: Any, tmp_path: Path) -
 
 
 def test_a_config_that_is_no_adapters(tiny_recipe: Any, tmp_path: Path) -> None:
-    (tmp_path / "adapter_config.json").write_text("{}")
+    (tmp_path / "adapter_config.json").write_text("{")
     with pytest.raises(AdapterError, match=r"adapter_config\.json cannot be read"):
         prune_adapter(tmp_path, "r=1", tmp_path / "small", tiny_recipe())

@@ -30,12 +30,8 @@ from lorank.training.processes import processes
 from lorank.training.recipe import Recipe
 from lorank.training.weights import check_loaded
 
-# What transformers raises for names, files and packages that are missing or damaged, and torch for a padding token that has no
-# embedding.
-NOT_LOADABLE = (
-    *(OSError, ValueError, RuntimeError, ImportError, KeyError, AssertionError),
-    *(SafetensorError, StrictDataclassError),
-)
+# What transformers raises for names, files and packages that are missing or damaged.
+NOT_LOADABLE = (OSError, ValueError, RuntimeError, ImportError, KeyError, SafetensorError, StrictDataclassError)
 
 
 @dataclass(frozen=True)
@@ -160,7 +156,7 @@ def load_without_weights(name: str, *, trust_remote_code: bool = False, task_typ
             try:
                 with torch.device("meta"), quiet_loading():
                     return family.from_config(config, trust_remote_code=trust_remote_code)
-            except NOT_LOADABLE as error:
+            except (*NOT_LOADABLE, AssertionError) as error:  # torch asserts that a padding token has an embedding
                 raise _not_loadable(name, error) from None
     raise _not_loadable(name, ValueError(f"{config.model_type!r} has no {_CALLED[task_type]} class"))
 

@@ -54,7 +54,9 @@ def takes_mask(config: PreTrainedConfig) -> bool:
     """Whether the model can be told which tokens are padding; FNet cannot."""
     if type(config) not in AutoModel._model_mapping:
         return True  # code of its own
-    return "attention_mask" in inspect.signature(AutoModel._model_mapping[type(config)].forward).parameters
+    known = AutoModel._model_mapping[type(config)]
+    model = known[0] if isinstance(known, tuple) else known  # Funnel has two
+    return "attention_mask" in inspect.signature(model.forward).parameters
 
 
 def _token_to_pad_with(tokenizer: PreTrainedTokenizerBase, config: PreTrainedConfig, name: str) -> str:
