@@ -14,8 +14,18 @@ HEAD = """# Recipes
 
 A recipe is a YAML file; any key can be overridden on the command line (`stage2.epochs=1`, values are YAML). Unknown keys
 are refused with the nearest valid one. Paths are relative to the folder in which `lorank` runs. The preset of the method
-fills in what the recipe leaves out. The resolved recipe, with versions, seed and hashes of the data, is written into the
-output directory, and can be run again.
+fills in what the recipe leaves out. The resolved recipe, with versions, seed and hashes of data and base model, is written
+into the output directory, and can be run again.
+
+Everything that can be checked is checked before weights are loaded, and all findings are reported at once. Where a recipe
+leaves them out, `data.max_length` and `data.max_target_length` shrink to the positions of a short model, and
+`scoring.batch_size`, `stage1.batch_size` and `calibration.examples` to small data, with a line that says so. A value that the
+recipe gives is never changed: what does not fit is refused.
+
+A run is not continued with other data or another base model. For a model from the hub its commit is compared; for a folder
+the SHA-256 of its weights, config and tokenizer. Weights in files above 512 MiB are sampled: names, shapes, types, and the
+first and last 4 KiB of each tensor. Training, merging or converting a model changes these; an edit of single entries in the
+middle of a large tensor can go unnoticed.
 
 This page is written from the code by `python docs/write_recipe_page.py`.
 

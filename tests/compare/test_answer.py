@@ -137,5 +137,5 @@ def test_tables(tmp_path: Path) -> None:
     assert written.count(r"\\") == 6
     assert r"$\pm$" in written
     assert terminal_table(rows).row_count == 6  # a line above for the task
-    draw_forest_plot([*rows, *(replace(row, task="other") for row in rows)], tmp_path / "forest.png")
+    draw_forest_plot([*rows, *(replace(row, task="from_$5_to_$10") for row in rows)], tmp_path / "forest.png")
     assert image.imread(tmp_path / "forest.png").shape[0] > 300

@@ -8,6 +8,7 @@ from tests.conftest import random_batch, tiny_config
 from transformers import AutoModelForSequenceClassification, BertForSequenceClassification, set_seed
 
 import lorank
+from lorank.adapter.label_names import read_label_names
 from lorank.errors import AdapterError, BudgetError, DataError, OutputError
 from lorank.training.prune import mean_loss
 from lorank.training.prune_adapter import prune_adapter
@@ -185,6 +186,7 @@ class TestFolders:
             assert set(part) == {"adapter_parameters", "calibration_loss", "metrics", "loss"}
         files = {path.name for path in (tmp_path / "small").iterdir()}
         assert files == {"adapter", "plan.json", "scores.safetensors", "ranks.png", "pruned.json"}
+        assert read_label_names(tmp_path / "small" / "adapter") == ("bad", "good")
 
     def test_a_classifier_of_more_labels_than_its_base_is_loaded(self, tiny_folder: Path, tmp_path: Path) -> None:
         base = AutoModelForSequenceClassification.from_pretrained(tiny_folder, num_labels=5)

@@ -82,6 +82,7 @@ class Measured:
         steps_before: what the plan cost, before that training or in it: optimizer steps and passes over scoring batches.
         peak_bytes: largest memory of the process (of the GPU, where there is one).
         data: SHA-256 of the training and test examples.
+        base: sum of the base model's files or commit; empty in results of earlier versions.
         plan: of controls that train a plan: SHA-256 of its file.
         uncut: metrics before the cut, of what is cut after its training.
 
@@ -98,6 +99,7 @@ class Measured:
     steps_before: int = 0
     peak_bytes: int = 0
     data: Mapping[str, str] = field(default_factory=dict)
+    base: str = ""
     plan: str | None = None
     uncut: Mapping[str, float | None] | None = None
 

@@ -6,6 +6,7 @@ from pathlib import Path
 
 from lorank.artefact import write_atomically
 from lorank.compare.answer import Row
+from lorank.report.picture import drawable, drawing
 
 
 def draw_forest_plot(rows: Sequence[Row], path: Path, level: float = 0.05) -> None:
@@ -16,7 +17,15 @@ def draw_forest_plot(rows: Sequence[Row], path: Path, level: float = 0.05) -> No
         path: where the picture goes.
         level: of the claims.
 
+    Warns:
+        LorankWarning: it could not be drawn.
+
     """
+    with drawing(path):
+        _draw(rows, path, level)
+
+
+def _draw(rows: Sequence[Row], path: Path, level: float) -> None:
     import matplotlib
 
     matplotlib.use("Agg")
@@ -42,10 +51,11 @@ def draw_forest_plot(rows: Sequence[Row], path: Path, level: float = 0.05) -> No
                 markerfacecolor=color if claim else "white",
             )  # fmt: skip
         axis.axvline(0, color="black", linewidth=1)
-        axis.set_yticks(range(len(found)), [row.method for row in reversed(found)])
+        axis.set_yticks(range(len(found)), [drawable(row.method) for row in reversed(found)])
         axis.set_ylim(-0.6, len(found) - 0.4)
         metric = found[0].metric if found else ""
-        axis.set_title(f"{task}, budget {budget}: {metric} minus that of uniform LoRA", loc="left", fontsize=10)
+        title = f"{task}, budget {budget}: {metric} minus that of uniform LoRA"
+        axis.set_title(drawable(title), loc="left", fontsize=10)
         axis.grid(axis="x", alpha=0.3)
     said = f"mean and bootstrap interval over paired seeds; filled: p < {level:g} after Holm's correction"
     figure.text(0.01, -0.01, said, fontsize=8, va="top")

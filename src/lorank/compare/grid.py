@@ -14,12 +14,10 @@ from lorank.artefact import file_checksum, write_json
 from lorank.compare.cells import (
     BASELINE,
     BORROWING,
-    CONTROLS,
     ERROR,
     FROM_PLAN,
     ORDER,
     RESULT,
-    SAME,
     Cell,
     Measured,
     cells_of,
@@ -29,20 +27,13 @@ from lorank.compare.cells import (
     read_measured,
     recipe_of,
     source_of,
-    two_stages,
 )
-from lorank.compare.controls import check_shortened
+from lorank.compare.grid_checks import check_base, check_grid
 from lorank.compare.launch import Launch, here
-from lorank.errors import ComparisonError, OutputError, one_line
-from lorank.methods import METHODS
+from lorank.errors import OutputError, one_line
 from lorank.targets import unit_costs
 from lorank.training.checks import check_model
-from lorank.training.data import load_task_data
-from lorank.training.encoding import check_texts
-from lorank.training.model import load_tokenizer
-from lorank.training.pruned_stage import check_schedule
 from lorank.training.recipe import Recipe
-from lorank.training.scoring_set import split_for_scoring
 
 
 @dataclass(frozen=True)
@@ -125,59 +116,10 @@ class Grid:
         """Try every recipe, the data and the budgets before anything is trained.
 
         Raises:
-            LorankError: what would stop a cell, as far as it can be seen now.
+            LorankError: what would stop cells, as far as it can be seen now; several findings are raised as one.
 
         """
-        train = {}
-        for task, content in self.contents.items():
-            recipe = recipe_of(content, Cell(task, self.budgets[0], BASELINE, 0))
-            data = load_task_data(recipe.data)
-            check_texts(data, load_tokenizer(recipe), recipe)
-            train[task] = data.train
-        for cell in self.cells():
-            if cell.seed != self.seeds[0]:
-                continue
-            recipe, baseline = self.recipe(cell), self.recipe(replace(cell, method=BASELINE)).stage2
-            judged = rate_section(recipe)
-            for key in SAME:
-                if (mine := getattr(getattr(recipe, judged), key)) != (theirs := getattr(baseline, key)):
-                    raise ComparisonError(
-                        f"{judged}.{key} of {cell.method} on {cell.task} is {mine}, of lora {theirs}; one for all is needed"
-                    )
-            if recipe.stage2.scale_by != "initial":
-                raise ComparisonError(f"{cell.task}: stage2.scale_by must be initial, or effective scales would differ")
-            if recipe.stage2.skip and recipe.scoring.source == "held-out":
-                raise ComparisonError(
-                    f"{cell.task}: with stage2.skip, {cell.method} would be trained without the scoring set, and so on less than "
-                    "the others; give scoring.source=training with it"
-                )
-            if cell.method in CONTROLS:
-                self._check_control(cell, recipe, len(train[cell.task]))
-                continue
-            check_model(recipe, (recipe.method,))
-            check_schedule(recipe, recipe.method, len(train[cell.task]))
-            if METHODS[recipe.method].trained == "triplets":
-                split_for_scoring(recipe, train[cell.task])
-
-    def _check_control(self, cell: Cell, recipe: Recipe, examples: int) -> None:
-        source = self.source(cell).method
-        if source not in self.methods:
-            raise ComparisonError(f"{cell.method} is a control of {source} on {cell.task}; add {source} to the methods")
-        if cell.method == "equal-compute":
-            made_by = self.recipe(self.source(cell))
-            if not two_stages(made_by):
-                raise ComparisonError(
-                    f"equal-compute is for methods of two stages, {source} of {cell.task} has one; leave equal-compute out"
-                )
-            check_shortened(made_by, examples)
-        wide = recipe.stage1.initial_rank
-        if cell.method == "svd-truncate" and self.parameters(cell.task, cell.budget) >= self.parameters(
-            cell.task, f"r={wide}"
-        ):
-            raise ComparisonError(
-                f"svd-truncate cuts an adapter of rank {wide} (stage1.initial_rank), which is no larger than budget "
-                f"{cell.budget}; raise the initial rank, ask for less, or leave svd-truncate out"
-            )
+        check_grid(self)
 
     def controlled(self) -> dict[tuple[str, str], str]:
         """(task, control) -> the method whose ranks that control puts to the test.
@@ -244,13 +186,14 @@ def run_grid(
         launch: runs the cell in a folder and gives its exit code; None: a process on this machine.
 
     Raises:
-        OutputError: the folder is in use, or cells in it are of another grid.
+        OutputError: the folder is in use, or cells in it are of another grid or another base model.
         LorankError: as `Grid.check`.
 
     """
     console = console or Console(quiet=True)
     grid.check()
     done = grid.results()
+    check_base(grid, done)
     grid.folder.mkdir(parents=True, exist_ok=True)
     try:
         with FileLock(grid.folder / ".lock", timeout=0):

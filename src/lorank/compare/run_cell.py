@@ -12,6 +12,7 @@ import sys
 import time
 import traceback
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from threading import Thread
 from typing import Any
@@ -36,12 +37,14 @@ from lorank.compare.cells import (
 from lorank.compare.controls import shortened, shuffled, steps_before
 from lorank.errors import ComparisonError, LorankError, one_line
 from lorank.plan import RankPlan
-from lorank.training.checks import check_model
+from lorank.training.base_fingerprint import base_sum
 from lorank.training.data import TaskData, load_task_data
+from lorank.training.defaults import fitted
 from lorank.training.encoding import tokenize
 from lorank.training.full_stage import train_full
 from lorank.training.model import load_tokenizer
 from lorank.training.output import claimed
+from lorank.training.prepare import prepare
 from lorank.training.prune_adapter import prune_adapter
 from lorank.training.recipe import Recipe
 from lorank.training.run import run, run_plan
@@ -64,6 +67,13 @@ def run_cell(recipe: Recipe, cell: Cell, folder: Path, plan_of: Path | None, con
 
     """
     data = load_task_data(recipe.data)
+    recipe = fitted(recipe, data, (recipe.method,), console.print)
+    return replace(_measured(recipe, cell, folder, plan_of, data, console), base=base_sum(recipe))
+
+
+def _measured(
+    recipe: Recipe, cell: Cell, folder: Path, plan_of: Path | None, data: TaskData, console: Console
+) -> Measured:
     if cell.method == "full":
         return _full(recipe, data, folder, console)
     if cell.method == "svd-truncate":
@@ -127,9 +137,9 @@ def _truncated(recipe: Recipe, data: TaskData, folder: Path, console: Console) -
 
 
 def _full(recipe: Recipe, data: TaskData, folder: Path, console: Console) -> Measured:
-    tokenizer, provenance = load_tokenizer(recipe), check_model(recipe, (recipe.method,))[1]
-    with claimed(folder / "run", recipe, data, provenance):
-        found = train_full(recipe, data, tokenizer, folder / "run", console)
+    checked = prepare(recipe, (recipe.method,), console, data)
+    with claimed(folder / "run", checked.recipe, data, checked.provenance):
+        found = train_full(checked.recipe, data, checked.tokenizer, folder / "run", console)
     return Measured(
         metrics=found.metrics,
         loss=found.loss,

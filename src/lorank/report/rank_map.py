@@ -9,6 +9,7 @@ import numpy as np
 
 from lorank.artefact import write_atomically
 from lorank.plan import RankPlan
+from lorank.report.picture import drawable, drawing
 from lorank.targets import places
 
 
@@ -56,11 +57,20 @@ def _row_name(stack: str, layer: int | None, several: bool) -> str:
 
 
 def draw_rank_map(plan: RankPlan, path: Path, title: str) -> None:
-    """Draw the grid as a PNG: darker is more rank, the number is the rank, grey is a module without adapter."""
+    """Draw the grid as a PNG: darker is more rank, the number is the rank, grey is a module without adapter.
+
+    Warns:
+        LorankWarning: it could not be drawn.
+
+    """
+    with drawing(path):
+        _draw(rank_grid(plan), path, title)
+
+
+def _draw(grid: RankGrid, path: Path, title: str) -> None:
     from matplotlib.figure import Figure
     from matplotlib.ticker import MaxNLocator
 
-    grid = rank_grid(plan)
     rows, columns = grid.ranks.shape
     figure = Figure(figsize=(max(5.5, 1.2 * columns + 1.6), max(3.2, 0.36 * rows + 1.9)), layout="constrained")
     axes = figure.subplots()
@@ -74,14 +84,14 @@ def draw_rank_map(plan: RankPlan, path: Path, title: str) -> None:
             if rank >= 0:
                 colour = "#999999" if rank == 0 else "white" if rank > 0.55 * top else "black"
                 axes.text(column, row, str(rank), ha="center", va="center", color=colour, fontsize=10)
-    axes.set_xticks(range(columns), grid.projections, rotation=0 if columns <= 7 else 30)
-    axes.set_yticks(range(rows), grid.layers)
+    axes.set_xticks(range(columns), [drawable(name) for name in grid.projections], rotation=0 if columns <= 7 else 30)
+    axes.set_yticks(range(rows), [drawable(name) for name in grid.layers])
     axes.set_ylabel("layer")
     axes.set_xticks(np.arange(columns + 1) - 0.5, minor=True)
     axes.set_yticks(np.arange(rows + 1) - 0.5, minor=True)
     axes.grid(which="minor", color="white", linewidth=2)
     axes.tick_params(which="both", length=0)
     axes.spines[:].set_visible(False)
-    axes.set_title(title, fontsize=10)
+    axes.set_title(drawable(title), fontsize=10)
     figure.colorbar(image, ax=axes, label="rank", ticks=MaxNLocator(nbins=6, integer=True))
     write_atomically(path, lambda temporary: figure.savefig(temporary, format="png", dpi=150))

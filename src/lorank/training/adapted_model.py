@@ -16,6 +16,7 @@ from transformers import AutoConfig, AutoModel, PreTrainedModel
 from lorank.errors import AdapterError, one_line
 from lorank.training.head_width import labels_by_shape
 from lorank.training.model import NOT_LOADABLE, quiet_loading
+from lorank.training.weights import check_loaded
 
 _PREFIX = "base_model.model."
 
@@ -33,7 +34,7 @@ def load_adapted(
     With `dequantise`, a base model that is saved in 4 or 8 bit is turned into `dtype` first, and is no longer quantised.
 
     Raises:
-        AdapterError: one of them cannot be loaded.
+        AdapterError: one of them cannot be loaded, or the base model has weights that are not its checkpoint's.
 
     """
     try:
@@ -42,13 +43,16 @@ def load_adapted(
         if width is not None:
             config.num_labels = width
         with quiet_loading():
-            model: Any = family.from_pretrained(
+            model: Any
+            model, loading = family.from_pretrained(
                 name,
                 config=config,
                 dtype=dtype,
                 trust_remote_code=trust_remote_code,
+                output_loading_info=True,
                 ignore_mismatched_sizes=width is not None,  # a head for another number of labels
             )
+            check_loaded(model, loading, name, heads=saved_modules(adapter), error=AdapterError)
             if dequantise:
                 model = _dequantised(model, dtype if isinstance(dtype, torch.dtype) else None)
         return PeftModel.from_pretrained(model, str(adapter))
@@ -181,3 +185,13 @@ def _dequantised(model: Any, dtype: torch.dtype | None) -> Any:
     ):  # what was not quantised was loaded as it is stored
         parameter.data = parameter.data.to(dtype)
     return model
+
+
+def saved_modules(adapter: Path) -> list[str]:
+    """Names, in the base model, of the modules that the adapter brings whole: they may be new in the base."""
+    path = adapter / "adapter_model.safetensors"
+    if not path.is_file():
+        return []
+    with safe_open(path, framework="numpy") as file:
+        whole = [key for key in file.keys() if ".lora_" not in key]  # noqa: SIM118
+    return sorted({key.removeprefix(_PREFIX).rpartition(".")[0] for key in whole})

@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 from peft import TaskType
+from torch import nn
 from transformers.integrations.integration_utils import INTEGRATION_TO_CALLBACK
 
 from lorank.allocation.budgeted import allocate
@@ -17,6 +18,7 @@ from lorank.methods import METHODS
 from lorank.plan import RankPlan
 from lorank.scores import ImportanceScores
 from lorank.targets import Target, find_targets, unit_costs
+from lorank.training.findings import Findings
 from lorank.training.metrics import choose_metrics
 from lorank.training.model import base_parameters, head_modules, load_without_weights, longest_input, task_type_of
 from lorank.training.recipe import Recipe
@@ -31,14 +33,33 @@ def check_model(recipe: Recipe, methods: Sequence[str]) -> tuple[tuple[Target, .
         The targets, and the provenance that scores and plan carry.
 
     Raises:
-        LorankError: targets, budget, limits, metrics, text length or training options that do not fit.
+        LorankError: targets, budget, limits, metrics, text length or training options that do not fit; several findings are
+            raised as one.
 
     """
-    choose_metrics(recipe.data.task, recipe.metrics)
-    _check_training_options(recipe)
-    task_type = task_type_of(recipe)
-    model = load_without_weights(recipe.model, trust_remote_code=recipe.trust_remote_code, task_type=task_type)
-    _check_length(recipe, model, task_type)
+    findings = Findings()
+    with findings.check():
+        choose_metrics(recipe.data.task, recipe.metrics)
+    with findings.check():
+        _check_training_options(recipe)
+    model, found = None, None
+    with findings.check():
+        task_type = task_type_of(recipe)
+        model = load_without_weights(recipe.model, trust_remote_code=recipe.trust_remote_code, task_type=task_type)
+    if model is not None:
+        with findings.check():
+            _check_length(recipe, model, task_type)
+        with findings.check():
+            found = _check_budget(recipe, methods, model, task_type)
+    findings.raise_all()
+    assert found is not None, "it raised, or is there"
+    return found
+
+
+def _check_budget(
+    recipe: Recipe, methods: Sequence[str], model: nn.Module, task_type: TaskType
+) -> tuple[tuple[Target, ...], dict[str, Any]]:
+    """Targets and provenance, when the budget and the limits can be honoured."""
     targets = find_targets(model, recipe.targets)
     heads = head_modules(model) if task_type == TaskType.SEQ_CLS else ()
     within = tuple(f"{head}." for head in heads)

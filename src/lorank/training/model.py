@@ -24,9 +24,11 @@ from transformers import (
     PreTrainedTokenizerBase,
 )
 
-from lorank.errors import RecipeError
+from lorank.errors import RecipeError, one_line
+from lorank.training.padding_token import set_pad_id, set_padding
 from lorank.training.processes import processes
 from lorank.training.recipe import Recipe
+from lorank.training.weights import check_loaded
 
 # What transformers raises for names, files and packages that are missing or damaged.
 NOT_LOADABLE = (OSError, ValueError, RuntimeError, ImportError, KeyError, SafetensorError, StrictDataclassError)
@@ -62,8 +64,18 @@ def task_type_of(recipe: Recipe) -> TaskType:
 
 @lru_cache
 def _reads_first(name: str, trust_remote_code: bool) -> bool:
+    return bool(load_config(name, trust_remote_code=trust_remote_code).is_encoder_decoder)
+
+
+def load_config(name: str, *, trust_remote_code: bool = False) -> PreTrainedConfig:
+    """Config of a model.
+
+    Raises:
+        RecipeError: there is none under that name.
+
+    """
     try:
-        return bool(AutoConfig.from_pretrained(name, trust_remote_code=trust_remote_code).is_encoder_decoder)
+        return AutoConfig.from_pretrained(name, trust_remote_code=trust_remote_code)
     except NOT_LOADABLE as error:
         raise _not_loadable(name, error) from None
 
@@ -85,25 +97,25 @@ def load_tokenizer(recipe: Recipe) -> PreTrainedTokenizerBase:
     """Tokenizer of the base model.
 
     Raises:
-        RecipeError: there is none under that name.
+        RecipeError: there is none under that name, or it has no token to pad with.
 
     """
     try:
         tokenizer = AutoTokenizer.from_pretrained(recipe.model, trust_remote_code=recipe.trust_remote_code)
     except NOT_LOADABLE as error:
         raise _not_loadable(recipe.model, error) from None
-    if tokenizer.pad_token is None:
-        tokenizer.pad_token = tokenizer.eos_token
+    set_padding(tokenizer, load_config(recipe.model, trust_remote_code=recipe.trust_remote_code), recipe.model)
     return tokenizer
 
 
 def load_task_model(recipe: Recipe, label_names: Sequence[str]) -> TaskModel:
     """Load the base model in fp32: with a head on top (one output for regression), or, for tasks that write, as it is.
 
-    The head is new, unless the checkpoint has one of the same shape, as `from_pretrained` does it; it is trained whole.
+    The head is new, unless the checkpoint has one of the same shape, as `from_pretrained` does it; it is trained whole. Any
+    other weight is the checkpoint's. Model and tokenizer pad with the same token.
 
     Raises:
-        RecipeError: the model cannot be loaded.
+        RecipeError: the model cannot be loaded, or has weights that are not its checkpoint's.
 
     """
     config, task_type = _task_config(recipe, label_names), task_type_of(recipe)
@@ -119,16 +131,11 @@ def load_task_model(recipe: Recipe, label_names: Sequence[str]) -> TaskModel:
             )
     except NOT_LOADABLE as error:
         raise _not_loadable(recipe.model, error) from None
-    if model.config.pad_token_id is None:
-        model.config.pad_token_id = load_tokenizer(recipe).pad_token_id
-    if task_type == TaskType.SEQ_CLS:
-        return TaskModel(model, head_modules(model, loading["missing_keys"]), task_type)
-    if loading["missing_keys"]:
-        missing = sorted(loading["missing_keys"])[0]
-        raise RecipeError(
-            f"model: {recipe.model!r} has no weights for {missing!r}, so it cannot write; give another one"
-        )
-    return TaskModel(model, (), task_type)
+    set_pad_id(model, int(load_tokenizer(recipe).pad_token_id))
+    heads = head_modules(model, loading["missing_keys"]) if task_type == TaskType.SEQ_CLS else ()
+    beside = head_modules(model) if task_type == TaskType.SEQ_CLS else ()
+    check_loaded(model, loading, recipe.model, heads=beside)
+    return TaskModel(model, heads, task_type)
 
 
 def load_without_weights(name: str, *, trust_remote_code: bool = False, task_type: TaskType | None = None) -> nn.Module:
@@ -141,16 +148,16 @@ def load_without_weights(name: str, *, trust_remote_code: bool = False, task_typ
         RecipeError: there is no config under that name, or no class for it.
 
     """
-    try:
-        config = AutoConfig.from_pretrained(name, trust_remote_code=trust_remote_code)
-    except NOT_LOADABLE as error:
-        raise _not_loadable(name, error) from None
+    config = load_config(name, trust_remote_code=trust_remote_code)
     own_code = getattr(config, "auto_map", None) or {} if trust_remote_code else {}
     others = (AutoModelForSequenceClassification, AutoModelForSeq2SeqLM, AutoModelForCausalLM, AutoModel)
     for family in others if task_type is None else (_FAMILIES[task_type],):
         if type(config) in family._model_mapping or family.__name__ in own_code:
-            with torch.device("meta"), quiet_loading():
-                return family.from_config(config, trust_remote_code=trust_remote_code)
+            try:
+                with torch.device("meta"), quiet_loading():
+                    return family.from_config(config, trust_remote_code=trust_remote_code)
+            except (*NOT_LOADABLE, AssertionError) as error:  # torch asserts that a padding token has an embedding
+                raise _not_loadable(name, error) from None
     raise _not_loadable(name, ValueError(f"{config.model_type!r} has no {_CALLED[task_type]} class"))
 
 
@@ -160,14 +167,19 @@ def autocast_of(recipe: Recipe) -> AbstractContextManager[Any]:
     return nullcontext() if narrow is None else torch.autocast(processes().device.type, narrow)
 
 
+# As models name their tables of positions: BERT, GPT-2, BART and OPT, OpenAI's GPT.
+_POSITIONS = ("position_embeddings", "wpe", "embed_positions", "positions_embed")
+
+
 def longest_input(model: nn.Module) -> int | None:
-    """How many tokens the learned position embeddings of a model allow; None where positions are relative."""
+    """How many tokens the tables of positions in a model allow; None where positions are relative or computed."""
     for name, module in model.named_modules():
-        if isinstance(module, nn.Embedding) and name.endswith(("position_embeddings", "wpe", "embed_positions")):
+        if isinstance(module, nn.Embedding) and name.endswith(_POSITIONS):
             # RoBERTa and MPNet count positions from behind the padding index, BART and OPT from an offset.
             before = 0 if module.padding_idx is None else module.padding_idx + 1
             return module.num_embeddings - getattr(module, "offset", before)
-    return None
+    # GPT-J and CodeGen have a table that is no weight.
+    return next((len(table) for name, table in model.named_buffers() if name.endswith(_POSITIONS)), None)
 
 
 def base_parameters(model: nn.Module, heads: Sequence[str] | None = None) -> int:
@@ -194,10 +206,7 @@ def head_modules(model: nn.Module, missing_keys: Sequence[str] = ()) -> tuple[st
 
 
 def _task_config(recipe: Recipe, label_names: Sequence[str]) -> PreTrainedConfig:
-    try:
-        config = AutoConfig.from_pretrained(recipe.model, trust_remote_code=recipe.trust_remote_code)
-    except NOT_LOADABLE as error:
-        raise _not_loadable(recipe.model, error) from None
+    config = load_config(recipe.model, trust_remote_code=recipe.trust_remote_code)
     if recipe.data.writes:
         pass  # its head is the language model's own
     elif recipe.data.task == "regression":
@@ -228,7 +237,7 @@ def quiet_loading() -> Iterator[None]:
 
 
 def _not_loadable(name: str, error: Exception) -> RecipeError:
-    reason = str(error).strip().splitlines()[0][:300]
+    reason = one_line(error) or type(error).__name__
     return RecipeError(
         f"model: {name!r} cannot be loaded: {reason}; give a hub name or a folder with config and weights"
     )

@@ -12,6 +12,7 @@ from filelock import FileLock, Timeout
 
 from lorank.artefact import write_atomically
 from lorank.errors import LorankWarning, OutputError
+from lorank.training.base_fingerprint import base_fingerprint
 from lorank.training.data import TaskData
 from lorank.training.processes import processes
 from lorank.training.recipe import Recipe
@@ -24,7 +25,8 @@ def claimed(directory: Path, recipe: Recipe, data: TaskData, provenance: Mapping
     The lock goes with the process, so a killed run leaves none behind.
 
     Raises:
-        OutputError: the directory is a file, or holds something else, another recipe, other data, or a run in progress.
+        OutputError: the directory is a file, or holds something else, another recipe, other data, another base model, or a run
+            in progress.
 
     """
     if directory.exists() and not directory.is_dir():
@@ -61,6 +63,7 @@ def _check_or_write(directory: Path, recipe: Recipe, data: TaskData, provenance:
     resolved = {
         "data": dict(data.hashes),
         "labels": list(data.label_names),
+        "base": base_fingerprint(recipe),
         "base_parameters": provenance["base_parameters"],
         "versions": provenance["versions"],
         "python": platform.python_version(),
@@ -82,6 +85,11 @@ def _check_or_write(directory: Path, recipe: Recipe, data: TaskData, provenance:
     if difference := first_difference(hashes, resolved["data"]):
         raise OutputError(
             f"{directory}: the data changed since this run began: {difference}; give another --output-dir"
+        )
+    # A folder of an earlier version does not say of which weights it is.
+    if "base" in before and (difference := first_difference(before["base"], resolved["base"])):
+        raise OutputError(
+            f"{directory}: the base model or its tokenizer changed since this run began: {difference}; give another --output-dir"
         )
     if difference := first_difference(versions, resolved["versions"]):
         warnings.warn(f"{directory}: versions changed since this run began: {difference}", LorankWarning, stacklevel=4)

@@ -9,6 +9,7 @@ from peft import PeftModel
 from rich.console import Console
 from transformers import set_seed
 
+from lorank.adapter.label_names import label_names_of, read_label_names, write_label_names
 from lorank.artefact import check_new_folder, new_folder, write_json
 from lorank.budget import Budget
 from lorank.errors import AdapterError, one_line
@@ -18,9 +19,11 @@ from lorank.report.rank_map import draw_rank_map
 from lorank.scoring.batches import Batch
 from lorank.scoring.watch import on_device_of
 from lorank.training.adapted_model import load_adapted
+from lorank.training.adapter_checks import check_adapter_labels, check_adapter_task
 from lorank.training.calibration_set import calibration_batches, calibration_rows
-from lorank.training.data import TaskData, load_task_data
-from lorank.training.model import NOT_LOADABLE, load_task_model, load_tokenizer
+from lorank.training.data import TaskData
+from lorank.training.model import NOT_LOADABLE, load_task_model
+from lorank.training.prepare import prepare
 from lorank.training.processes import processes
 from lorank.training.prune import choose_score, prune
 from lorank.training.recipe import Recipe
@@ -59,7 +62,7 @@ def prune_adapter(
 
     Raises:
         OutputError: `output` is not empty.
-        LorankError: as `prune`, or an adapter that PEFT cannot load.
+        LorankError: as `prune`, an adapter that PEFT cannot load, or one for another task or number of labels than the recipe's.
 
     """
     choose_score(by, data=recipe is not None)
@@ -74,7 +77,11 @@ def prune_adapter(
     if recipe is None:
         model = load_adapted(adapter)
     else:
-        data, tokenizer = load_task_data(recipe.data), load_tokenizer(recipe)
+        check_adapter_task(adapter, recipe)
+        checked = prepare(recipe, (), console)
+        recipe, data, tokenizer = checked.recipe, checked.data, checked.tokenizer
+        if not recipe.data.writes:
+            check_adapter_labels(adapter, len(data.label_names) or 1)
         set_seed(recipe.seed)
         base: Any = load_task_model(recipe, data.label_names).model
         model = _on(base, adapter)
@@ -87,6 +94,7 @@ def prune_adapter(
     by_what = str(pruned.plan.provenance["method"])
     with new_folder(output) as partial:
         model.save_pretrained(str(partial / "adapter"))
+        write_label_names(partial / "adapter", read_label_names(adapter) or label_names_of(model))
         pruned.plan.save(partial / "plan.json")
         pruned.scores.save(partial / "scores.safetensors")
         measured: dict[str, dict[str, Any]] = {

@@ -43,7 +43,7 @@ class Recipe(Section):
     metrics: tuple[str, ...] | None = Field(
         None, description="null: accuracy, f1 and matthews, pearson and spearman, or what the task has in docs/tasks.md"
     )
-    seed: int = Field(0, description="of every draw")
+    seed: int = Field(0, ge=0, le=2**32 - 1, description="of every draw, up to 4294967295")
     scale: float = Field(2.0, gt=0, description="alpha / r of every adapter at the start")
     lora_dropout: float = Field(0.0, ge=0, lt=1, description="in front of the adapters")
     model_dropout: float | None = Field(

@@ -17,16 +17,14 @@ from lorank.methods import METHODS
 from lorank.plan import RankPlan
 from lorank.report.model_card import write_model_card
 from lorank.report.rank_map import draw_rank_map
-from lorank.training.checks import check_model
-from lorank.training.data import TaskData, load_task_data
-from lorank.training.encoding import check_texts
-from lorank.training.model import load_tokenizer, load_without_weights, task_type_of
+from lorank.training.data import TaskData
+from lorank.training.findings import Findings
+from lorank.training.model import load_without_weights, task_type_of
 from lorank.training.output import claimed
+from lorank.training.prepare import prepare
 from lorank.training.processes import processes
-from lorank.training.pruned_stage import check_schedule
 from lorank.training.recipe import Recipe
 from lorank.training.recipe_sections import CalibrationSection
-from lorank.training.scoring_set import split_for_scoring
 from lorank.training.work import Work
 
 
@@ -53,8 +51,8 @@ def run(recipe: Recipe, directory: str | Path, console: Console | None = None) -
     under `baselines/`.
 
     Raises:
-        LorankError: bad input, found before anything expensive; or training that cannot go on, after which the last
-            checkpoint stays.
+        LorankError: bad input, found before anything expensive, several findings as one; or training that cannot go on, after
+            which the last checkpoint stays.
 
     """
     if (
@@ -65,7 +63,7 @@ def run(recipe: Recipe, directory: str | Path, console: Console | None = None) -
         raise RecipeError(f"calibration: for methods that score before training ({known}); leave it out")
     work = _prepared(recipe, (recipe.method, *recipe.baselines), console)
     directory, results = Path(directory), {}
-    with claimed(directory, recipe, work.data, work.provenance):
+    with claimed(directory, work.recipe, work.data, work.provenance):
         results[recipe.method] = _method_result(work, recipe.method, directory)
         results |= _baseline_results(work, directory)
         plan = RankPlan.load(directory / "plan.json")
@@ -93,9 +91,15 @@ def run_plan(recipe: Recipe, plan: RankPlan, directory: str | Path, console: Con
     path = directory / "plan.json"
     if path.is_file() and RankPlan.load(path) != plan:
         raise OutputError(f"{directory} belongs to another plan ({path}); give another --output-dir, or remove it")
-    check_plan(recipe, plan)
-    work = _prepared(recipe, recipe.baselines, console)
-    with claimed(directory, recipe, work.data, work.provenance):
+    findings, prepared = Findings(), None
+    with findings.check():
+        check_plan(recipe, plan)
+    with findings.check():
+        prepared = _prepared(recipe, recipe.baselines, console)
+    findings.raise_all()
+    assert prepared is not None
+    work = prepared
+    with claimed(directory, work.recipe, work.data, work.provenance):
         if processes().is_main_process:
             plan.save(path)
         processes().wait_for_everyone()
@@ -123,15 +127,8 @@ def check_plan(recipe: Recipe, plan: RankPlan) -> None:
 def _prepared(recipe: Recipe, methods: tuple[str, ...], console: Console | None) -> Work:
     """Everything checked that can be, before anything is trained or written."""
     console = (console or Console(stderr=True)) if processes().is_main_process else Console(quiet=True)
-    targets, provenance = check_model(recipe, methods)
-    data = load_task_data(recipe.data)
-    if any(METHODS[method].trained == "triplets" for method in methods):
-        split_for_scoring(recipe, data.train)
-    for method in methods:
-        check_schedule(recipe, method, len(data.train))
-    tokenizer = load_tokenizer(recipe)
-    check_texts(data, tokenizer, recipe)
-    return Work(recipe, data, targets, tokenizer, console, provenance)
+    found = prepare(recipe, methods, console)
+    return Work(found.recipe, found.data, found.targets, found.tokenizer, console, found.provenance)
 
 
 def _method_result(work: Work, method: str, folder: Path) -> dict[str, Any]:
@@ -172,7 +169,7 @@ def _write_results(
         task_type=task_type_of(recipe),
         num_labels=len(data.label_names) or 1,
         seed=recipe.seed,
-        picture=picture,
+        picture=picture if picture.is_file() else None,
     )
 
 

@@ -9,9 +9,8 @@ from lorank.errors import RecipeError
 from lorank.methods import METHODS
 from lorank.scores import ImportanceScores
 from lorank.training.calibration_set import score_frozen
-from lorank.training.checks import check_model
-from lorank.training.data import load_task_data
-from lorank.training.model import load_tokenizer, load_without_weights
+from lorank.training.model import load_without_weights
+from lorank.training.prepare import prepare
 from lorank.training.processes import processes
 from lorank.training.recipe import Recipe
 
@@ -31,11 +30,11 @@ def score_recipe(recipe: Recipe, output: Path, console: Console | None = None) -
             f"give --method, one of {known}"
         )
     check_file(output)
-    targets, provenance = check_model(recipe, (recipe.method,))
-    data = load_task_data(recipe.data)
+    found = prepare(recipe, (recipe.method,), console)
+    recipe = found.recipe
     if console is not None:
         console.print(f"{recipe.method}: scoring the frozen model", highlight=False)
-    scores = score_frozen(recipe, recipe.method, data, targets, load_tokenizer(recipe), provenance)
+    scores = score_frozen(recipe, recipe.method, found.data, found.targets, found.tokenizer, found.provenance)
     if processes().is_main_process:
         scores.save(output)
     return scores

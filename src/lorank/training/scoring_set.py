@@ -24,10 +24,7 @@ def split_for_scoring(recipe: Recipe, rows: Dataset) -> tuple[Dataset, Dataset]:
 
     """
     options = recipe.scoring
-    if options.source == "training":
-        train = scoring = rows
-    else:
-        train, scoring = hold_out(rows, options.fraction, recipe.seed)
+    train, scoring = scoring_rows(recipe, rows)
     if len(scoring) < options.batch_size:
         raise DataError(
             f"scoring.fraction {options.fraction} holds out {len(scoring)} of {len(rows)} examples, less than one batch of "
@@ -46,6 +43,18 @@ def split_for_scoring(recipe: Recipe, rows: Dataset) -> tuple[Dataset, Dataset]:
             "to score at; lower them or train stage 1 longer"
         )
     return train, scoring
+
+
+def scoring_rows(recipe: Recipe, rows: Dataset) -> tuple[Dataset, Dataset]:
+    """What stage 1 trains on, and what it is scored on, of whatever size.
+
+    Raises:
+        DataError: a side would be empty.
+
+    """
+    if recipe.scoring.source == "training":
+        return rows, rows
+    return hold_out(rows, recipe.scoring.fraction, recipe.seed)
 
 
 def steps_per_epoch(section: TrainingSection, examples: int) -> int:

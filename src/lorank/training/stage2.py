@@ -16,6 +16,8 @@ from safetensors import safe_open
 from torch import nn
 from transformers import DataCollatorWithPadding, PreTrainedTokenizerBase, Trainer, set_seed
 
+from lorank.adapter.effect import warn_without_effect
+from lorank.adapter.label_names import label_names_of, write_label_names
 from lorank.errors import LorankWarning, PlanError
 from lorank.plan import RankPlan
 from lorank.training.checkpoints import latest_checkpoint, read_progress
@@ -103,11 +105,20 @@ def train_plan(
 
 
 def save_adapter(model: PeftModel, directory: Path) -> None:
-    """Save the adapter under `directory/adapter`, whole or not at all; every process waits for the first, which does it."""
+    """Save the adapter under `directory/adapter`, whole or not at all; every process waits for the first, which does it.
+
+    Names of labels are saved beside it.
+
+    Warns:
+        LorankWarning: the adapter does nothing.
+
+    """
     if processes().is_main_process:
+        warn_without_effect(model, str(directory / "adapter"))
         partial = directory / ".adapter.partial"
         shutil.rmtree(partial, ignore_errors=True)
         model.save_pretrained(str(partial))
+        write_label_names(partial, label_names_of(model))
         partial.rename(directory / "adapter")
     processes().wait_for_everyone()
 

@@ -1,0 +1,45 @@
+"""Whether an adapter changes its model at all."""
+
+import warnings
+
+from torch import nn
+
+from lorank.errors import LorankWarning
+
+# Below this a product of two factors is no longer a number that fp32 can add to a weight.
+NOTHING = 1e-30
+_FACTORS = (".lora_A.", ".lora_B.", ".lora_embedding_A.", ".lora_embedding_B.")
+
+
+def has_no_effect(model: nn.Module) -> bool:
+    """Whether every adapted module has a factor (`lora_A` or `lora_B`) with all entries below 1e-30 in size.
+
+    Values that are not finite count as an effect. A model without adapters is not asked about: False.
+    """
+    switched_off: dict[str, bool] = {}
+    for name, parameter in model.named_parameters():
+        part = next((part for part in _FACTORS if part in f"{name}."), None)
+        if part is None or parameter.device.type == "meta":
+            continue
+        module, _, adapter = f"{name}.".partition(part)
+        key = f"{module}|{adapter}"
+        values = parameter.detach()
+        empty = values.numel() == 0 or bool(values.abs().max() < NOTHING)  # NaN is not below
+        switched_off[key] = switched_off.get(key, False) or empty
+    return bool(switched_off) and all(switched_off.values())
+
+
+def warn_without_effect(model: nn.Module, name: str) -> None:
+    """Say it when a trained adapter does nothing; `name` says which one it is.
+
+    Warns:
+        LorankWarning: no LoRA matrix product differs from zero.
+
+    """
+    if has_no_effect(model):
+        warnings.warn(
+            f"{name}: lora_B is below {NOTHING:g} everywhere after training, so the adapter does nothing; raise the learning "
+            "rate, train longer, or look whether the loss has a gradient",
+            LorankWarning,
+            stacklevel=3,
+        )

@@ -1,0 +1,34 @@
+"""Names of a classifier's labels, in a file beside its adapter: PEFT's config has no place for them."""
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from lorank.artefact import write_json
+
+LABEL_NAMES = "label_names.json"
+
+
+def write_label_names(folder: Path, names: Sequence[str]) -> None:
+    """Write a JSON list into an adapter's folder; without names (regression, texts) nothing."""
+    if names:
+        write_json(folder / LABEL_NAMES, list(names))
+
+
+def read_label_names(folder: Path) -> tuple[str, ...]:
+    """The names in an adapter's folder, in the order of the head's rows; () where there are none that can be read."""
+    try:
+        names = json.loads((folder / LABEL_NAMES).read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return ()
+    return tuple(names) if isinstance(names, list) and all(isinstance(name, str) for name in names) else ()
+
+
+def label_names_of(model: Any) -> tuple[str, ...]:
+    """The names in the config of a model that classifies; () where it does not, or where they are transformers' own."""
+    config: Any = getattr(model, "config", None)
+    if getattr(config, "problem_type", None) != "single_label_classification":
+        return ()
+    names = tuple(str(name) for _, name in sorted(config.id2label.items()))
+    return () if all(name == f"LABEL_{k}" for k, name in enumerate(names)) else names

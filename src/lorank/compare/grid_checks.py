@@ -1,0 +1,93 @@
+"""What is checked before a grid runs: every recipe, the data, the controls, and the base model of cells that are done."""
+
+from collections.abc import Mapping
+from dataclasses import replace
+from typing import TYPE_CHECKING
+
+from lorank.compare.cells import BASELINE, CONTROLS, SAME, Cell, Measured, rate_section, recipe_of, two_stages
+from lorank.compare.controls import check_shortened
+from lorank.errors import ComparisonError, OutputError
+from lorank.training.base_fingerprint import base_sum
+from lorank.training.data import TaskData, load_task_data
+from lorank.training.findings import Findings
+from lorank.training.prepare import prepare
+from lorank.training.recipe import Recipe
+
+if TYPE_CHECKING:
+    from lorank.compare.grid import Grid
+
+
+def check_grid(grid: "Grid") -> None:
+    """Try every recipe, the data and the budgets.
+
+    Raises:
+        LorankError: what would stop cells; several findings are raised as one.
+
+    """
+    findings, data = Findings(), dict[str, TaskData]()
+    for task, content in grid.contents.items():
+        with findings.check():
+            data[task] = load_task_data(recipe_of(content, Cell(task, grid.budgets[0], BASELINE, 0)).data)
+    for cell in grid.cells():
+        if cell.seed == grid.seeds[0] and cell.task in data:
+            with findings.check():
+                _check_cell(grid, cell, data[cell.task])
+    findings.raise_all()
+
+
+def _check_cell(grid: "Grid", cell: Cell, data: TaskData) -> None:
+    recipe, baseline = grid.recipe(cell), grid.recipe(replace(cell, method=BASELINE)).stage2
+    judged = rate_section(recipe)
+    for key in SAME:
+        if (mine := getattr(getattr(recipe, judged), key)) != (theirs := getattr(baseline, key)):
+            raise ComparisonError(
+                f"{judged}.{key} of {cell.method} on {cell.task} is {mine}, of lora {theirs}; one for all is needed"
+            )
+    if recipe.stage2.scale_by != "initial":
+        raise ComparisonError(f"{cell.task}: stage2.scale_by must be initial, or effective scales would differ")
+    if recipe.stage2.skip and recipe.scoring.source == "held-out":
+        raise ComparisonError(
+            f"{cell.task}: with stage2.skip, {cell.method} would be trained without the scoring set, and so on less than "
+            "the others; give scoring.source=training with it"
+        )
+    if cell.method in CONTROLS:
+        _check_control(grid, cell, recipe, len(data.train))
+        return
+    prepare(recipe, (recipe.method,), data=data)
+
+
+def check_base(grid: "Grid", done: Mapping[Cell, Measured]) -> None:
+    """Refuse to go on with another base model than the cells that are done were trained on.
+
+    Raises:
+        OutputError: names the task.
+
+    """
+    for task in grid.contents:
+        sums = {measured.base for cell, measured in done.items() if cell.task == task and measured.base}
+        if sums and sums != {base_sum(recipe_of(grid.contents[task], Cell(task, grid.budgets[0], BASELINE, 0)))}:
+            raise OutputError(
+                f"{grid.folder}: the base model of {task}, or its tokenizer, changed since its first cells were run; give "
+                "another --output-dir"
+            )
+
+
+def _check_control(grid: "Grid", cell: Cell, recipe: Recipe, examples: int) -> None:
+    source = grid.source(cell).method
+    if source not in grid.methods:
+        raise ComparisonError(f"{cell.method} is a control of {source} on {cell.task}; add {source} to the methods")
+    if cell.method == "equal-compute":
+        made_by = grid.recipe(grid.source(cell))
+        if not two_stages(made_by):
+            raise ComparisonError(
+                f"equal-compute is for methods of two stages, {source} of {cell.task} has one; leave equal-compute out"
+            )
+        check_shortened(made_by, examples)
+    wide = recipe.stage1.initial_rank
+    if cell.method == "svd-truncate" and grid.parameters(cell.task, cell.budget) >= grid.parameters(
+        cell.task, f"r={wide}"
+    ):
+        raise ComparisonError(
+            f"svd-truncate cuts an adapter of rank {wide} (stage1.initial_rank), which is no larger than budget "
+            f"{cell.budget}; raise the initial rank, ask for less, or leave svd-truncate out"
+        )

@@ -1,0 +1,55 @@
+"""Whether an adapter fits the recipe that it is pruned or measured with: from its two files, before any weights are loaded."""
+
+from pathlib import Path
+
+from peft import PeftConfig
+
+from lorank.errors import AdapterError
+from lorank.training.adapted_model import head_width
+from lorank.training.model import NOT_LOADABLE, task_type_of
+from lorank.training.recipe import Recipe
+
+_DOES = {"SEQ_CLS": "classifies texts", "CAUSAL_LM": "writes texts", "SEQ_2_SEQ_LM": "rewrites texts"}
+
+
+def check_adapter_task(adapter: Path, recipe: Recipe) -> None:
+    """Refuse an adapter for another task than the recipe's data are for.
+
+    Raises:
+        AdapterError: names both tasks; or the adapter's config cannot be read.
+
+    """
+    try:
+        own = PeftConfig.from_pretrained(str(adapter)).task_type
+    except (*NOT_LOADABLE, TypeError) as error:
+        raise AdapterError(
+            f"{adapter / 'adapter_config.json'} cannot be read ({type(error).__name__}); give a PEFT adapter"
+        ) from None
+    wanted = task_type_of(recipe)
+    if own is not None and own != wanted:
+        raise AdapterError(
+            f"{adapter} is an adapter for {_said(own)}, but data.task {recipe.data.task} of the recipe on {recipe.model!r} is "
+            f"for {_said(wanted)}; give the recipe that trained it as --data"
+        )
+
+
+def check_adapter_labels(adapter: Path, labels: int) -> None:
+    """Refuse a classifier's adapter whose head has another number of outputs than the data has labels (1: regression).
+
+    Raises:
+        AdapterError: names both numbers.
+
+    """
+    if not (adapter / "adapter_model.safetensors").is_file():
+        return  # PEFT says what is missing
+    width = head_width(adapter)
+    if width is not None and width != labels:
+        raise AdapterError(
+            f"{adapter} has a head for {width} labels, the data of the recipe have {labels}; give the recipe that trained it as "
+            "--data"
+        )
+
+
+def _said(task_type: object) -> str:
+    name = str(getattr(task_type, "value", task_type))
+    return f"{name} (a model that {_DOES[name]})" if name in _DOES else name

@@ -1,0 +1,87 @@
+"""Whether a loaded model has the weights of its checkpoint: only a head may be new, or of another size."""
+
+import re
+import warnings
+from collections.abc import Collection, Mapping, Sequence
+from typing import Any
+
+from torch import nn
+
+from lorank.errors import LorankError, LorankWarning, RecipeError
+
+# What torch.compile, DataParallel, FSDP and PEFT put into the names of weights.
+_WRAPPERS = ("_orig_mod", "module", "_fsdp_wrapped_module", "base_model", "base_layer", "model")
+_NUMBER = re.compile(r"\.\d+\.")
+
+
+def check_loaded(
+    model: nn.Module,
+    loading: Mapping[str, Any],
+    name: str,
+    *,
+    heads: Sequence[str] = (),
+    error: type[LorankError] = RecipeError,
+) -> None:
+    """Refuse a model with weights that are random where the checkpoint should have given them.
+
+    Args:
+        model: as it was loaded.
+        loading: what `from_pretrained(..., output_loading_info=True)` gave beside it.
+        name: of the checkpoint.
+        heads: names of modules that may be new; poolers may be missing too.
+        error: what is raised.
+
+    Raises:
+        LorankError: of class `error`, with the first weight that is missing, of another shape, or under another name.
+
+    Warns:
+        LorankWarning: the checkpoint has layers that the model leaves out.
+
+    """
+    order = {key: place for place, key in enumerate(model.state_dict())}
+    missing = sorted(loading["missing_keys"], key=lambda key: (order.get(key, len(order)), key))
+    shapes = {key: (stored, own) for key, stored, own in loading["mismatched_keys"]}
+    unexpected, prefix = sorted(loading["unexpected_keys"]), getattr(model, "base_model_prefix", "")
+    for key in sorted(shapes, key=lambda key: order.get(key, len(order))):
+        if not _within(key, heads):
+            stored, own = (tuple(shape) for shape in shapes[key])
+            raise error(
+                f"model: {name!r} has {key!r} in shape {stored}, its config says {own}; only a head may differ in size: mend the "
+                "config, or give another model"
+            )
+    for key in missing:
+        if found := _under_another_name(key, unexpected, prefix):
+            raise error(
+                f"model: {name!r} has the weight {key!r} as {found!r}: it was saved from a wrapped model (torch.compile, "
+                "DataParallel, a part of another model); save the model itself, or rename the weights"
+            )
+        if not _within(key, heads) and "pooler" not in key.split("."):
+            raise error(f"model: {name!r} has no weights for {key!r}; only a head may be new: give another one")
+    if left := _layers_left_out(unexpected, order):
+        warnings.warn(
+            f"model: {name!r} has weights that its config leaves out, {left!r} first: the model has fewer layers than its "
+            "checkpoint",
+            LorankWarning,
+            stacklevel=3,
+        )
+
+
+def _within(key: str, modules: Collection[str]) -> bool:
+    return any(key == module or key.startswith(f"{module}.") for module in modules)
+
+
+def _under_another_name(key: str, unexpected: Sequence[str], prefix: str) -> str | None:
+    """The checkpoint's weight that has this name but for what wrapping a model puts into names."""
+    return next((found for found in unexpected if _unwrapped(found, prefix) == _unwrapped(key, prefix)), None)
+
+
+def _unwrapped(key: str, prefix: str) -> str:
+    words = [word for word in key.split(".") if word not in _WRAPPERS]
+    return ".".join(words[1:] if words[0] == prefix else words)
+
+
+def _layers_left_out(unexpected: Sequence[str], own: Collection[str]) -> str | None:
+    """The first weight that is of a numbered layer like those of the model, but of a further one."""
+    known = {_NUMBER.sub(".#.", key) for key in own if _NUMBER.search(key)}
+    known |= {key.partition(".")[2] for key in known}  # a base model's own names have no prefix
+    return next((key for key in unexpected if _NUMBER.search(key) and _NUMBER.sub(".#.", key) in known), None)

@@ -1,0 +1,36 @@
+"""What stands in the folder of a trained adapter, and what is said of one that does nothing."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from peft import LoraConfig, TaskType, get_peft_model
+
+from lorank.adapter.label_names import read_label_names
+from lorank.errors import LorankWarning
+from lorank.training.model import load_task_model
+from lorank.training.stage2 import save_adapter
+
+
+def adapted(recipe: Any, names: tuple[str, ...]) -> Any:
+    task = load_task_model(recipe, names)
+    lora = LoraConfig(target_modules=["query"], task_type=TaskType.SEQ_CLS, modules_to_save=list(task.heads))
+    return get_peft_model(task.model, lora)
+
+
+def test_an_adapter_that_does_nothing_is_said_and_saved(tiny_recipe: Any, tmp_path: Path) -> None:
+    with pytest.warns(LorankWarning, match=r"adapter: lora_B is below 1e-30 everywhere after training"):
+        save_adapter(adapted(tiny_recipe(), ("no", "yes")), tmp_path)
+    assert (tmp_path / "adapter" / "adapter_model.safetensors").is_file()
+
+
+def test_label_names_stand_beside_the_adapter(tiny_recipe: Any, tmp_path: Path) -> None:
+    for task, names in (("classification", ("10", "9")), ("regression", ())):
+        model = adapted(tiny_recipe(data={"task": task}), names)
+        with torch.no_grad():
+            for name, parameter in model.named_parameters():
+                if "lora_B" in name:
+                    parameter.fill_(1.0)
+        save_adapter(model, tmp_path / task)
+        assert read_label_names(tmp_path / task / "adapter") == names
