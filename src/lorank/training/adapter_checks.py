@@ -33,7 +33,7 @@ def check_adapter_task(adapter: Path, recipe: Recipe) -> None:
         )
 
 
-def check_adapter_labels(adapter: Path, labels: int) -> None:
+def check_adapter_labels(adapter: Path, recipe: Recipe, labels: int) -> None:
     """Refuse a classifier's adapter whose head has another number of outputs than the data has labels (1: regression).
 
     Raises:
@@ -42,7 +42,7 @@ def check_adapter_labels(adapter: Path, labels: int) -> None:
     """
     if not (adapter / "adapter_model.safetensors").is_file():
         return  # PEFT says what is missing
-    width = head_width(adapter)
+    width = head_width(adapter, recipe.model, trust_remote_code=recipe.trust_remote_code)
     if width is not None and width != labels:
         raise AdapterError(
             f"{adapter} has a head for {width} labels, the data of the recipe have {labels}; give the recipe that trained it as "
