@@ -72,7 +72,7 @@ def content_hash(rows: Dataset) -> str:
     """SHA-256 over texts and labels, or prompts and targets, of all examples, in order."""
     digest = hashlib.sha256()
     answers = rows["labels" if "labels" in rows.column_names else "target"]
-    for content, label in zip(rows["content"], answers, strict=True):
+    for content, label in zip(rows["content"][:], answers[:], strict=True):
         digest.update(f"{content}\t{label!r}\n".encode())
     return digest.hexdigest()
 
@@ -87,7 +87,7 @@ def hold_out(rows: Dataset, fraction: float, seed: int) -> tuple[Dataset, Datase
 
     """
     by_content: dict[str, list[int]] = {}
-    for index, content in enumerate(rows["content"]):
+    for index, content in enumerate(rows["content"][:]):
         by_content.setdefault(content, []).append(index)
     contents = sorted(by_content)
     random.Random(f"{seed}/scoring set").shuffle(contents)
@@ -102,7 +102,7 @@ def hold_out(rows: Dataset, fraction: float, seed: int) -> tuple[Dataset, Datase
             f"a scoring fraction of {fraction} leaves {len(kept)} examples to train on and {len(held)} to score; change it"
         )
     train, scoring = rows.select(kept), rows.select(sorted(held))
-    if common := set(train["content"]) & set(scoring["content"]):
+    if common := set(train["content"][:]) & set(scoring["content"][:]):
         raise DataError(f"scoring set and training data share {len(common)} texts; they must be disjoint")
     return train, scoring
 
@@ -155,7 +155,7 @@ def _from_hub(section: DataSection, part: str, needed: Iterable[str]) -> Rows:
                 )
         else:
             found = datasets.load_dataset(section.name, section.config, split=split)
-        columns = {name: list(found[name]) for name in needed if name in found.column_names}
+        columns = {name: found[name][:] for name in needed if name in found.column_names}
     except Exception as error:  # datasets raises many kinds, arrow's and the hub's among them
         cause = error.__cause__ if isinstance(error.__cause__, Exception) else error
         raise DataError(f"data.{part}: cannot be read ({type(cause).__name__}: {one_line(cause)})") from error
@@ -167,7 +167,7 @@ def _from_hub(section: DataSection, part: str, needed: Iterable[str]) -> Rows:
 
 def _texts(part: str, rows: Rows, section: DataSection) -> dict[str, list[str]]:
     """Columns `text_1` (and `text_2`), and `content`."""
-    columns = [list(rows.columns[column]) for column in section.text]
+    columns = [rows.columns[column] for column in section.text]
     for column, texts in zip(section.text, columns, strict=True):
         for row, text in enumerate(texts):
             if not isinstance(text, str):
