@@ -4,7 +4,7 @@ import hashlib
 import json
 import random
 import sys
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -165,7 +165,7 @@ def _from_hub(section: DataSection, part: str, needed: Iterable[str]) -> Rows:
     return Rows(tuple(found.column_names), columns, len(found), classes=classes)
 
 
-def _texts(part: str, rows: Rows, section: DataSection) -> dict[str, list[str]]:
+def _texts(part: str, rows: Rows, section: DataSection) -> dict[str, Sequence[str]]:
     """Columns `text_1` (and `text_2`), and `content`."""
     columns = [rows.columns[column] for column in section.text]
     for column, texts in zip(section.text, columns, strict=True):
