@@ -1,4 +1,5 @@
 import json
+import os
 from pathlib import Path
 
 import datasets
@@ -9,6 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from lorank import LorankError
+from lorank.errors import DataError
 from lorank.training.data import hold_out, load_task_data
 from lorank.training.encoding import tokenize
 from lorank.training.recipe_sections import DataSection
@@ -176,3 +178,109 @@ def test_a_hub_data_sets_class_names_keep_their_numbers(tmp_path: Path, monkeypa
     assert asked == [("some/set", "small", "train"), ("some/set", "small", "validation")]
     assert data.label_names == ("no", "maybe", "a yes")
     assert (data.train["labels"][:], data.test["labels"][:]) == ([2, 0, 2], [1])
+
+
+def write(path: Path, rows: list[dict]) -> str:
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return str(path)
+
+
+def test_strings_that_look_like_dates_stay_strings(tmp_path: Path) -> None:
+    days = [f"2024-05-{day:02d}" for day in range(1, 9)]
+    path = write(tmp_path / "a.jsonl", [{"instruction": "Which day?", "input": day, "output": day} for day in days])
+    data = load_task_data(DataSection(train=path, test=path, task="instruction"))
+    assert data.train["target"][:] == days
+    path = write(tmp_path / "b.jsonl", [{"text": day, "label": day[:7] + f"-0{k % 2}"} for k, day in enumerate(days)])
+    data = load_task_data(DataSection(train=path, test=path))
+    assert (data.train["text_1"][:], data.label_names) == (days, ("2024-05-00", "2024-05-01"))
+
+
+def test_both_parts_meet_whatever_their_files_are(tmp_path: Path) -> None:
+    train = write(
+        tmp_path / "train.jsonl", [{"text": "a", "label": 0}, {"text": "b", "label": 1.0}, {"text": "c", "label": "2"}]
+    )
+    (tmp_path / "test.csv").write_text("text,label\nd,2\ne,1\nf,0.0\n")
+    data = load_task_data(DataSection(train=train, test=str(tmp_path / "test.csv")))
+    assert (data.label_names, data.test["labels"][:]) == (("0", "1", "2"), [2, 1, 0])
+    features = datasets.Features(
+        {"text": datasets.Value("string"), "label": datasets.ClassLabel(names=["sad", "glad", "mad"])}
+    )
+    declared = Dataset.from_dict({"text": ["a", "b", "c"], "label": [2, 0, 1]}, features=features)
+    declared.to_parquet(str(tmp_path / "train.parquet"))
+    (tmp_path / "test.csv").write_text("text,label\nd,mad\ne,sad\n")
+    data = load_task_data(DataSection(train=str(tmp_path / "train.parquet"), test=str(tmp_path / "test.csv")))
+    assert (data.label_names, data.train["labels"][:], data.test["labels"][:]) == (
+        ("sad", "glad", "mad"),
+        [2, 0, 1],
+        [2, 0],
+    )
+
+
+def test_a_missing_label_is_named_and_no_class(tmp_path: Path) -> None:
+    path = tmp_path / "a.jsonl"
+    path.write_text('{"text": "a", "label": 0.0}\n\n{"text": "b", "label": 1.0}\n{"text": "c", "label": NaN}\n')
+    with pytest.raises(
+        DataError, match=r"train example 2 has nan in 'label'; the label is missing; .*\(a.jsonl, line 4\)"
+    ):
+        load_task_data(DataSection(train=str(path), test=str(path)))
+
+
+def test_numbers_of_any_size_are_their_own_classes(tmp_path: Path) -> None:
+    rows = [{"text": "a", "label": 2**64 + 1}, {"text": "b", "label": 2**64}, {"text": "c", "label": "x"}]
+    path = write(tmp_path / "a.jsonl", rows)  # a column of mixed types, too
+    data = load_task_data(DataSection(train=path, test=path))
+    assert (data.label_names, data.train["labels"][:]) == ((str(2**64), str(2**64 + 1), "x"), [1, 0, 2])
+
+
+@pytest.mark.parametrize("text", [None, 7, ["a"], float("nan")])
+def test_texts_that_are_none_are_named_with_their_line(tmp_path: Path, text) -> None:
+    path = write(tmp_path / "a.jsonl", [{"text": "x", "label": 0}, {"text": text, "label": 1}])
+    with pytest.raises(DataError, match=r"train example 1 has .* in 'text'; texts are allowed \(a.jsonl, line 2\)"):
+        load_task_data(DataSection(train=path, test=path))
+    path = write(tmp_path / "b.jsonl", [{"instruction": text, "input": "", "output": "x"}])
+    with pytest.raises(DataError, match=r"train example 0 has .* \(b.jsonl, line 1\)"):
+        load_task_data(DataSection(train=path, test=path, task="instruction"))
+
+
+def test_a_column_that_is_nearly_named_is_proposed(tmp_path: Path) -> None:
+    for header, message in (
+        ("text, label", "did you mean ' label'"),
+        ("text,Label", "did you mean 'Label'"),
+        ("text,labels", "did you mean 'labels'"),
+        ("text,y", "it has text, y$"),
+    ):
+        (tmp_path / "a.csv").write_text(f"{header}\na,b\n")
+        with pytest.raises(DataError, match=message):
+            load_task_data(DataSection(train=str(tmp_path / "a.csv"), test=str(tmp_path / "a.csv")))
+
+
+def test_the_hash_tells_texts_and_labels_and_not_kinds_of_files(tmp_path: Path) -> None:
+    def hashed(rows) -> str:
+        path = write(tmp_path / "a.jsonl", [{"text": text, "label": label} for text, label in rows])
+        return load_task_data(DataSection(train=path, test=path)).hashes["train"]
+
+    same = hashed([("a", 0), ("b", 1)])
+    assert hashed([("a", "0"), ("b", 1.0)]) == same
+    assert len({same, hashed([("a", 1), ("b", 0)]), hashed([("a", 0), ("c", 1)]), hashed([("b", 1), ("a", 0)])}) == 4
+
+
+def test_a_folder_of_this_machine_is_read_anew(tmp_path: Path) -> None:
+    folder, seen = tmp_path / "set", []
+    folder.mkdir()
+    for word in ("old", "new"):
+        for part in ("train", "validation"):
+            write(folder / f"{part}.jsonl", [{"text": f"{word} {i}", "label": i} for i in range(2)])
+            os.utime(folder / f"{part}.jsonl", (10**9, 10**9))
+        seen.append(load_task_data(DataSection(name=str(folder))).train["text_1"][0])
+    assert seen == ["old 0", "new 0"]
+
+
+def test_no_label_of_a_hub_data_set_is_missing(monkeypatch) -> None:
+    features = datasets.Features({"text": datasets.Value("string"), "label": datasets.ClassLabel(names=["no", "yes"])})
+    splits = {
+        "train": Dataset.from_dict({"text": ["a", "b"], "label": [1, 0]}, features=features),
+        "test": Dataset.from_dict({"text": ["c"], "label": [-1]}, features=features),
+    }
+    monkeypatch.setattr(datasets, "load_dataset", lambda name, config, split: splits[split])
+    with pytest.raises(DataError, match="test example 0 has -1 in 'label'; the label is missing"):
+        load_task_data(DataSection(name="some/set", test_split="test"))

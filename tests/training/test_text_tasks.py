@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from datasets import ClassLabel, Dataset, Features, Value
 from peft import PeftModel
 from rich.console import Console
 from rouge_score import rouge_scorer
@@ -190,6 +191,23 @@ def test_templates_of_prompts(rows_file: Callable[..., str]) -> None:
     assert first("summarization", **two) == ("the day was fine and bright\nfine day", "\nSummary:")
 
 
+def test_rows_are_the_same_from_json_and_parquet(tmp_path: Path) -> None:
+    for task, row in ROWS.items():
+        (tmp_path / "a.jsonl").write_text(json.dumps(row))
+        (tmp_path / "a.json").write_text(json.dumps([row], indent=1))
+        Dataset.from_list([row]).to_parquet(str(tmp_path / "a.parquet"))
+        found = [load_task_data(section(task, str(tmp_path / f"a.{kind}"))) for kind in ("jsonl", "json", "parquet")]
+        assert found[0].train[:] == found[1].train[:] == found[2].train[:]
+        assert found[0].hashes == found[1].hashes == found[2].hashes
+
+
+def test_a_class_label_of_a_text_task_is_its_name(tmp_path: Path) -> None:
+    row = {**ROWS["boolq"], "answer": 0}
+    kinds = {name: Value("string") for name in row} | {"answer": ClassLabel(names=["true", "false"])}
+    Dataset.from_list([row], features=Features(kinds)).to_parquet(str(tmp_path / "a.parquet"))
+    assert load_task_data(section("boolq", str(tmp_path / "a.parquet"))).train["target"][0] == "true"
+
+
 # A word decides what is written: the model has to read the prompt.
 def mood_rows(count: int) -> str:
     rows = []
@@ -260,6 +278,10 @@ def test_refusals(tiny_folder: Path, tmp_path: Path, rows_file: Callable[..., st
         ("boolq", {"answer": None}, "has None in 'answer'"),
         ("boolq", {"answer": "maybe"}, "does not have the form of this task"),
         ("aqua", {"options": "A)1 B)2"}, "options is a text"),
+        ("aqua", {"options": ["A)1", None]}, "options has None; a list of texts"),
+        ("aqua", {"rationale": 3}, "example 0 has 3 as rationale"),
+        ("arc", {"choices": {"label": ["A", "B"], "text": ["x", 3.5]}}, r"text has 3.5; .*line 1\)"),
+        ("instruction", {"input": 0}, "example 0 has 0 as input"),
     ):
         with pytest.raises(DataError, match=message):
             load_task_data(section(task, rows_file(task, **changes)))

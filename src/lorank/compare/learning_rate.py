@@ -8,10 +8,9 @@ from itertools import product
 from pathlib import Path
 from typing import Any
 
-from datasets import Dataset
 from rich.console import Console
 
-from lorank.artefact import checksum, write_atomically, write_json, write_text
+from lorank.artefact import checksum, write_json, write_text
 from lorank.compare.cells import (
     BASELINE,
     BORROWING,
@@ -169,30 +168,23 @@ def _best(key: tuple[str, str, str], tried: Mapping[float, tuple[tuple[float, fl
 
 
 def _on_training_data(task: str, content: Mapping[str, Any], folder: Path, fraction: float) -> dict[str, Any]:
-    """The task's recipe on two parts of its training data, written as files."""
+    """The task's recipe on two parts of its training data, written as files of JSON lines."""
     recipe = recipe_of(content, Cell(task, str(content.get("budget", "r=8")), BASELINE, SEARCH_SEED))
     data = load_task_data(recipe.data)
     numbered = data.train.add_column("row", list(range(len(data.train))))
     train, judged = hold_out(numbered, fraction, SEARCH_SEED)
     columns = [name for name in ("text_1", "text_2") if name in train.column_names]
-    raw = load_rows(recipe.data, "train") if recipe.data.writes else None
+    raw = list(load_rows(recipe.data, "train")) if recipe.data.writes else None
     paths = {}
     for part, name, rows in (("train", "train", train), ("test", "judged", judged)):
-        path = folder / "data" / f"{task}-{name}.{'jsonl' if raw is None else 'parquet'}"
+        path = folder / "data" / f"{task}-{name}.jsonl"
         paths[part] = str(path)
         if raw is None:
-            write_text(path, _lines(rows, columns))
-        else:  # with its types: a reader of JSON would guess them again
-            kept = raw.select(rows["row"])
-            write_atomically(path, lambda temporary, kept=kept: kept.to_parquet(str(temporary)))  # type: ignore[misc]
+            # Numbers, not names: names would be sorted again, and F1 would be that of another class.
+            found = [{**{name: row[name] for name in columns}, "label": row["labels"]} for row in rows]
+        else:
+            found = [raw[number] for number in rows["row"]]
+        write_text(path, "".join(f"{json.dumps(row, ensure_ascii=False)}\n" for row in found))
     section = recipe.data.model_dump(exclude={"name", "config", "train_split", "test_split"})
     section |= {**paths, "text": columns, "label": "label"} if raw is None else paths
     return merged({key: value for key, value in content.items() if key != "data"}, {"data": section})
-
-
-def _lines(rows: Dataset, columns: Sequence[str]) -> str:
-    lines = []
-    for row in rows:
-        # Numbers, not names: names would be sorted again, and F1 would be that of another class.
-        lines.append(json.dumps({**{name: row[name] for name in columns}, "label": row["labels"]}, ensure_ascii=False))
-    return "\n".join([*lines, ""])

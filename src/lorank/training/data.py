@@ -1,26 +1,23 @@
 """Examples from files or the hub, checked before anything expensive, split by content."""
 
-import csv
 import hashlib
 import json
-import math
 import random
 import sys
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from tempfile import TemporaryDirectory
+from typing import Any
 
 import datasets
 from datasets import Dataset
 
-from lorank.errors import DataError
+from lorank.errors import DataError, one_line
+from lorank.training.files import Rows, read_rows
+from lorank.training.labels import Classes, LabelColumn, nearest, regression_labels
 from lorank.training.recipe_sections import DataSection
 from lorank.training.text_data import needed_columns, prompts_and_targets
-
-# Delimiter, and whether quotes mean anything: in GLUE-style tsv files they are part of the text.
-_TABLES: dict[str, tuple[str, Literal[0, 3]]] = {".csv": (",", csv.QUOTE_MINIMAL), ".tsv": ("\t", csv.QUOTE_NONE)}
-_BUILDERS = {".jsonl": "json", ".json": "json", ".parquet": "parquet"}
 
 
 @dataclass(frozen=True)
@@ -51,23 +48,31 @@ def load_task_data(section: DataSection) -> TaskData:
 
     """
     raw = {part: load_rows(section, part) for part in ("train", "test")}
+    names: tuple[str, ...] = ()
     if section.writes:
         parts = {part: prompts_and_targets(part, rows, section) for part, rows in raw.items()}
-        return TaskData(parts["train"], parts["test"], (), {part: content_hash(rows) for part, rows in parts.items()})
-    labels = _Labels.of(raw["train"], section)
-    parts = {part: _clean(part, rows, section, labels) for part, rows in raw.items()}
-    if section.task == "regression" and len(set(parts["test"]["labels"])) < 2:
-        raise DataError("data.test: correlation needs at least two different labels; these are all the same")
-    return TaskData(
-        parts["train"], parts["test"], labels.names, {part: content_hash(rows) for part, rows in parts.items()}
-    )
+    else:
+        columns = {part: LabelColumn(part, section.label, rows) for part, rows in raw.items()}
+        labels: dict[str, Any] = {}
+        if section.task == "regression":
+            labels = {part: regression_labels(column) for part, column in columns.items()}
+            if len(set(labels["test"])) < 2:
+                raise DataError("data.test: correlation needs at least two different labels; these are all the same")
+        else:
+            classes = Classes.of(columns["train"])
+            names, labels = classes.names, {part: classes.numbers(column) for part, column in columns.items()}
+        parts = {
+            part: Dataset.from_dict({**_texts(part, rows, section), "labels": labels[part]})
+            for part, rows in raw.items()
+        }
+    return TaskData(parts["train"], parts["test"], names, {part: content_hash(rows) for part, rows in parts.items()})
 
 
 def content_hash(rows: Dataset) -> str:
     """SHA-256 over texts and labels, or prompts and targets, of all examples, in order."""
     digest = hashlib.sha256()
     answers = rows["labels" if "labels" in rows.column_names else "target"]
-    for content, label in zip(rows["content"], answers, strict=True):
+    for content, label in zip(rows["content"][:], answers[:], strict=True):
         digest.update(f"{content}\t{label!r}\n".encode())
     return digest.hexdigest()
 
@@ -82,7 +87,7 @@ def hold_out(rows: Dataset, fraction: float, seed: int) -> tuple[Dataset, Datase
 
     """
     by_content: dict[str, list[int]] = {}
-    for index, content in enumerate(rows["content"]):
+    for index, content in enumerate(rows["content"][:]):
         by_content.setdefault(content, []).append(index)
     contents = sorted(by_content)
     random.Random(f"{seed}/scoring set").shuffle(contents)
@@ -97,150 +102,77 @@ def hold_out(rows: Dataset, fraction: float, seed: int) -> tuple[Dataset, Datase
             f"a scoring fraction of {fraction} leaves {len(kept)} examples to train on and {len(held)} to score; change it"
         )
     train, scoring = rows.select(kept), rows.select(sorted(held))
-    if common := set(train["content"]) & set(scoring["content"]):
+    if common := set(train["content"][:]) & set(scoring["content"][:]):
         raise DataError(f"scoring set and training data share {len(common)} texts; they must be disjoint")
     return train, scoring
 
 
-def load_rows(section: DataSection, part: str) -> Dataset:
+def load_rows(section: DataSection, part: str) -> Rows:
     """The rows of a part as they stand in the file or on the hub, with the columns that the task needs.
 
     Raises:
         DataError: a file that cannot be read, a missing column, no examples.
 
     """
-    rows = _load(section, part)
-    _check_columns(part, rows, section)
+    if not sys.stderr.isatty():
+        datasets.disable_progress_bars()
+    needed = _needed(section)
+    rows = _from_hub(section, part, needed) if section.name is not None else _from_file(section, part, needed)
+    if len(rows) == 0 and not rows.names:
+        raise DataError(f"data.{part} has no examples; it needs at least one")
+    for column, key in needed.items():
+        if column not in rows.columns:
+            raise DataError(
+                f"data.{key}: {part} has no column {column!r}; it has {', '.join(rows.names)}{nearest(column, rows.names)}"
+            )
+    if len(rows) == 0:
+        raise DataError(f"data.{part} has no examples; it needs at least one")
     return rows
 
 
-def _load(section: DataSection, part: str) -> Dataset:
-    if not sys.stderr.isatty():
-        datasets.disable_progress_bars()
-    path = Path(str(section.train if part == "train" else section.test))
-    suffix = path.suffix.lower()
-    try:
-        if section.name is not None:
-            split = section.train_split if part == "train" else section.test_split
-            return datasets.load_dataset(section.name, section.config, split=split)
-        if not path.is_file():
-            raise DataError(f"data.{part}: {path}: no such file (looked in {Path.cwd()})")
-        if path.stat().st_size == 0:
-            raise DataError(f"data.{part}: {path} is empty; it needs a header and examples")
-        if suffix in _TABLES:
-            return _read_table(path, part, *_TABLES[suffix])
-        if suffix in _BUILDERS:
-            return datasets.load_dataset(_BUILDERS[suffix], data_files=str(path), split="train")
-        raise DataError(
-            f"data.{part}: {path} is of unknown kind {suffix!r}; allowed: {', '.join([*_TABLES, *_BUILDERS])}"
-        )
-    except DataError:
-        raise
-    except Exception as error:  # datasets raises many kinds, arrow's and the hub's among them
-        cause = error.__cause__ or error
-        raise DataError(f"data.{part}: cannot be read ({type(cause).__name__}: {str(cause).strip()[:300]})") from error
-
-
-def _read_table(path: Path, part: str, delimiter: str, quoting: Literal[0, 3]) -> Dataset:
-    """Every cell as the text that it is: guessing types would read `null` or `01` differently from file to file."""
-    csv.field_size_limit(2**31 - 1)
-    with path.open(encoding="utf-8-sig", newline="") as file:
-        reader = csv.reader(file, delimiter=delimiter, quoting=quoting, strict=True)
-        header = next(reader)
-        rows = []
-        for row in reader:
-            if len(row) == len(header):
-                rows.append(row)
-            elif row:  # an empty line is no example
-                raise DataError(
-                    f"data.{part}: {path}, line {reader.line_num} has {len(row)} fields where the header has {len(header)}"
-                )
-    if len(set(header)) < len(header):
-        raise DataError(f"data.{part}: {path} names a column twice: {', '.join(header)}")
-    return Dataset.from_dict({name: [row[k] for row in rows] for k, name in enumerate(header)})
-
-
-def _check_columns(part: str, rows: Dataset, section: DataSection) -> None:
-    needed = [*(("text", name) for name in section.text), ("label", section.label)]
+def _needed(section: DataSection) -> dict[str, str]:
+    """Columns that the task needs, each with the key of the section that says so."""
     if section.writes and section.task != "summarization":
-        needed = [("task", column) for column in needed_columns(section)]
-    for key, column in needed:
-        if column not in rows.column_names:
-            raise DataError(f"data.{key}: {part} has no column {column!r}; it has {', '.join(rows.column_names)}")
-    if len(rows) == 0:
-        raise DataError(f"data.{part} has no examples; it needs at least one")
+        return dict.fromkeys(needed_columns(section), "task")
+    return {**dict.fromkeys(section.text, "text"), section.label: "label"}
 
 
-@dataclass(frozen=True)
-class _Labels:
-    """Labels as numbers. Classes are what the training data has, in order: whole numbers by size, else by name."""
-
-    column: str
-    regression: bool
-    names: tuple[str, ...]
-    numbers: Mapping[str, int]
-    whole: bool
-
-    @classmethod
-    def of(cls, rows: Dataset, section: DataSection) -> "_Labels":
-        column = section.label
-        if section.task == "regression":
-            return cls(column, True, (), {}, False)
-        feature = rows.features[column]
-        if isinstance(
-            feature, datasets.ClassLabel
-        ):  # a hub data set: labels are numbers already, with names beside them
-            return cls(column, False, tuple(feature.names), {str(k): k for k in range(len(feature.names))}, True)
-        values = list(rows[column])
-        for row, value in enumerate(values):
-            if not isinstance(value, (str, int, float)) or value == "":
-                raise DataError(
-                    f"data.label: train example {row} has {value!r} in {column!r}; a text or a number is allowed"
-                )
-        parsed = [_number(value) for value in values]
-        whole = all(number.is_integer() for number in parsed)
-        if not whole and all(number == number for number in parsed):
-            raise DataError(f"data.label: {column!r} holds fractions, which are not classes; use data.task=regression")
-        found = {str(int(n)) for n in parsed} if whole else {str(value) for value in values}
-        if len(found) < 2:
-            raise DataError(
-                f"data.label: {column!r} has the single class {found.pop()!r}; a classifier needs at least two"
-            )
-        names = sorted(found, key=int) if whole else sorted(found)
-        return cls(column, False, tuple(names), {name: k for k, name in enumerate(names)}, whole)
-
-    def number(self, part: str, row: int, value: Any) -> int | float:
-        parsed = _number(value)
-        if self.regression:
-            if not math.isfinite(parsed):
-                raise DataError(
-                    f"data.label: {part} example {row} has {value!r} in {self.column!r}; regression needs numbers"
-                )
-            return parsed
-        name = str(int(parsed)) if self.whole and parsed.is_integer() else str(value)
-        if name not in self.numbers:
-            known = ", ".join(self.names[:20])
-            raise DataError(
-                f"data.label: {part} example {row} has label {value!r}, which no training example has; known: {known}"
-            )
-        return self.numbers[name]
-
-
-def _number(value: Any) -> float:
-    """The value as a number; NaN if it is none."""
+def _from_file(section: DataSection, part: str, needed: Iterable[str]) -> Rows:
     try:
-        return float(value)
-    except (TypeError, ValueError):
-        return math.nan
+        return read_rows(Path(str(section.train if part == "train" else section.test)), needed)
+    except DataError as error:
+        raise DataError(f"data.{part}: {error}") from error.__cause__
 
 
-def _clean(part: str, rows: Dataset, section: DataSection, labels: _Labels) -> Dataset:
-    columns = [list(rows[column]) for column in section.text]
+def _from_hub(section: DataSection, part: str, needed: Iterable[str]) -> Rows:
+    """Rows with the types that `datasets` gives them. A folder of this machine is read anew: its cache goes by time stamps."""
+    split = section.train_split if part == "train" else section.test_split
+    try:
+        if Path(str(section.name)).exists():
+            with TemporaryDirectory() as cache:
+                found = datasets.load_dataset(
+                    section.name, section.config, split=split, cache_dir=cache, keep_in_memory=True
+                )
+        else:
+            found = datasets.load_dataset(section.name, section.config, split=split)
+        columns = {name: found[name][:] for name in needed if name in found.column_names}
+    except Exception as error:  # datasets raises many kinds, arrow's and the hub's among them
+        cause = error.__cause__ if isinstance(error.__cause__, Exception) else error
+        raise DataError(f"data.{part}: cannot be read ({type(cause).__name__}: {one_line(cause)})") from error
+    classes = {
+        name: tuple(kind.names) for name, kind in found.features.items() if isinstance(kind, datasets.ClassLabel)
+    }
+    return Rows(tuple(found.column_names), columns, len(found), classes=classes)
+
+
+def _texts(part: str, rows: Rows, section: DataSection) -> dict[str, Sequence[str]]:
+    """Columns `text_1` (and `text_2`), and `content`."""
+    columns = [rows.columns[column] for column in section.text]
     for column, texts in zip(section.text, columns, strict=True):
         for row, text in enumerate(texts):
             if not isinstance(text, str):
-                raise DataError(f"data.text: {part} example {row} has {text!r} in {column!r}; texts are allowed")
-    numbers = [labels.number(part, row, value) for row, value in enumerate(rows[section.label])]
+                raise DataError(
+                    f"data.text: {part} example {row} has {text!r:.80} in {column!r}; texts are allowed{rows.place(row)}"
+                )
     content = [hashlib.sha256(json.dumps(texts).encode()).hexdigest() for texts in zip(*columns, strict=True)]
-    cleaned = {f"text_{number}": texts for number, texts in enumerate(columns, 1)}
-    return Dataset.from_dict({**cleaned, "labels": numbers, "content": content})
+    return {**{f"text_{number}": texts for number, texts in enumerate(columns, 1)}, "content": content}

@@ -11,13 +11,14 @@ from datasets import Dataset
 from transformers import PreTrainedTokenizerBase
 
 from lorank.errors import DataError, LorankWarning, RecipeError
+from lorank.training.files import Rows
 from lorank.training.recipe_sections import DataSection
 from lorank.training.text_tasks import TEXT_TASKS
 
 IGNORED = -100  # labels that transformers' losses leave out
 
 
-def prompts_and_targets(part: str, rows: Dataset, section: DataSection) -> Dataset:
+def prompts_and_targets(part: str, rows: Rows, section: DataSection) -> Dataset:
     """Columns `prompt`, `cue` (the end of the prompt, never cut), `target`, and `content`, a hash of the whole prompt.
 
     Raises:
@@ -27,10 +28,14 @@ def prompts_and_targets(part: str, rows: Dataset, section: DataSection) -> Datas
     """
     found: dict[str, list[str]] = {"prompt": [], "cue": [], "target": [], "content": []}
     for index, row in enumerate(rows):
-        fields, target = _filled(part, index, row, section)
-        prompt, cue = _prompt(fields, section)
-        if not (prompt + cue).strip():
-            raise DataError(f"data: {part} example {index} has an empty prompt; fill it in, or leave the example out")
+        where = f"{part} example {index}"
+        try:
+            fields, target = _filled(where, row, section)
+            prompt, cue = _prompt(fields, section)
+            if not (prompt + cue).strip():
+                raise DataError(f"data: {where} has an empty prompt; fill it in, or leave the example out")
+        except DataError as error:
+            raise DataError(f"{error}{rows.place(index)}") from None
         found["prompt"].append(prompt)
         found["cue"].append(cue)
         found["target"].append(target.strip())
@@ -46,12 +51,16 @@ def prompts_and_targets(part: str, rows: Dataset, section: DataSection) -> Datas
     return Dataset.from_dict(found)
 
 
-def _filled(part: str, index: int, row: Mapping[str, Any], section: DataSection) -> tuple[Mapping[str, str], str]:
+def _filled(where: str, row: Mapping[str, Any], section: DataSection) -> tuple[Mapping[str, str], str]:
     """What the prompt can name, and the target."""
-    task, where = TEXT_TASKS[section.task], f"{part} example {index}"
-    # Alpaca's form has null where an instruction needs no input.
-    if missing := [name for name in task.columns if row[name] is None and name != "input"]:
-        raise DataError(f"data: {where} has None in {missing[0]!r}; fill it in, or leave the example out")
+    task = TEXT_TASKS[section.task]
+    # NaN is what pandas writes for null.
+    row = {name: None if value != value else value for name, value in row.items()}
+    for name in task.columns:
+        if row[name] is None and name not in task.may_be_null:
+            raise DataError(f"data: {where} has None in {name!r}; fill it in, or leave the example out")
+        if not (row[name] is None or name in task.not_strings or isinstance(row[name], str)):
+            raise DataError(f"data: {where} has {row[name]!r:.80} as {name}; texts are allowed")
     try:
         if section.task == "summarization":
             fields: Mapping[str, str] = {name: row[name] for name in section.text}

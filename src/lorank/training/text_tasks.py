@@ -27,6 +27,8 @@ class TextTask:
         target: row -> what the model shall write.
         answer: text -> the answer in it, for exact match; None where there is none in it.
         metrics: what is measured unless the recipe says otherwise.
+        not_strings: columns that hold something else than strings, which `fields` and `target` look at.
+        may_be_null: columns that may be without a value.
 
     """
 
@@ -38,6 +40,8 @@ class TextTask:
     target: Callable[[Row], str]
     answer: Answer
     metrics: tuple[str, ...]
+    not_strings: tuple[str, ...] = ()
+    may_be_null: tuple[str, ...] = ()
 
 
 def plain(text: str) -> str | None:
@@ -80,12 +84,25 @@ def as_number(text: str) -> str | None:
     return f"{value.normalize():f}" if value else "0"
 
 
-def _listed(labels: Any, texts: Any) -> str:
-    return "\n".join(f"{label}. {text}" for label, text in zip(labels, texts, strict=True))
+def _strings(name: str, values: Any) -> list[str]:
+    """A list of strings; anything else would be written as Python shows it, None and 3.50 among them.
+
+    Raises:
+        TypeError: it is none.
+
+    """
+    if isinstance(values, str):
+        raise TypeError(f"{name} is a text; a list of texts is allowed")
+    for value in values:
+        if not isinstance(value, str):
+            raise TypeError(f"{name} has {value!r:.80}; a list of texts is allowed")
+    return list(values)
 
 
 def _arc_fields(row: Row) -> Mapping[str, str]:
-    return {"question": row["question"], "choices": _listed(row["choices"]["label"], row["choices"]["text"])}
+    labels, texts = (_strings(name, row["choices"][name]) for name in ("label", "text"))
+    choices = "\n".join(f"{label}. {text}" for label, text in zip(labels, texts, strict=True))
+    return {"question": row["question"], "choices": choices}
 
 
 def _instruction_fields(row: Row) -> Mapping[str, str]:
@@ -103,9 +120,7 @@ def _boolq_target(row: Row) -> str:
 
 
 def _aqua_fields(row: Row) -> Mapping[str, str]:
-    if isinstance(row["options"], str):
-        raise TypeError("options is a text; a list of texts is allowed")
-    return {"question": row["question"], "options": "\n".join(row["options"])}
+    return {"question": row["question"], "options": "\n".join(_strings("options", row["options"]))}
 
 
 TEXT_TASKS: Mapping[str, TextTask] = {
@@ -128,6 +143,7 @@ TEXT_TASKS: Mapping[str, TextTask] = {
         lambda row: row["output"],
         stated,
         ("exact_match",),
+        may_be_null=("input",),
     ),
     "boolq": TextTask(
         ("question", "passage", "answer"),
@@ -138,6 +154,7 @@ TEXT_TASKS: Mapping[str, TextTask] = {
         _boolq_target,
         truth,
         ("exact_match",),
+        not_strings=("answer",),
     ),
     "arc": TextTask(
         ("question", "choices", "answerKey"),
@@ -148,6 +165,7 @@ TEXT_TASKS: Mapping[str, TextTask] = {
         lambda row: row["answerKey"],
         choice,
         ("exact_match",),
+        not_strings=("choices",),
     ),
     "gsm8k": TextTask(
         ("question", "answer"),
@@ -168,5 +186,6 @@ TEXT_TASKS: Mapping[str, TextTask] = {
         lambda row: f"{row['rationale']}\nThe answer is {row['correct']}",
         choice,
         ("exact_match",),
+        not_strings=("options",),
     ),
 }
