@@ -146,7 +146,7 @@ class _Principal(Watching):
         if before.waiting is not None:
             states = torch.cat([before.waiting, states])
         wanted = min(self.components, states.shape[1])
-        if len(states) < wanted:  # PCA wants as many rows as directions: wait for the next batch
+        if len(states) < wanted:  # PCA wants as many rows as directions: wait for the next batch, or for the end
             return _State(before.pca, states)
         if before.pca is None:
             # PEFT's own settings; its random SVD takes twice the directions, which a narrow layer does not have.
@@ -164,9 +164,20 @@ class _Principal(Watching):
         if all(state is not None and state.pca is None for state in states.values()):
             raise DataError(f"{next(iter(states))!r} {few}")
         why = {n: few if state else idle for n, state in states.items() if state is None or state.pca is None}
+        whole: dict[int, IncrementalPCA] = {}
         found = {}
         for target in self.leave_out(why):
-            pca = self._states[target.name].pca
-            assert pca is not None
+            state = self._states[target.name]
+            pca = whole.setdefault(id(state), _with_the_rest(state))
             found[target.name] = (pca.components_, pca.explained_variance_ratio_)
         return found
+
+
+def _with_the_rest(state: _State) -> IncrementalPCA:
+    """The PCA with the rows that still wait, fewer than directions."""
+    assert state.pca is not None
+    if state.waiting is None:
+        return state.pca
+    pca = copy(state.pca)
+    pca.lowrank = False  # its random SVD wants more rows
+    return pca.partial_fit(state.waiting.clone(), check_input=False)

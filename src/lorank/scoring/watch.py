@@ -106,14 +106,15 @@ class Watching:
                 start, stop = waiting.pop(0)
                 alone = self.alone is not None or not in_order
                 if alone and stop - start > 1:
+                    if self.alone is None:
+                        self._go_alone("images or sounds of a batch are not one an example")
                     waiting[:0] = [(example, example + 1) for example in range(start, stop)]
                     continue
                 part = some_examples(self.model, batch, count, start, stop)
                 try:
                     look(self._ready(part, stop - start, alone=alone), stop - start)
                 except RowsUnknown as found:
-                    self.alone = str(found)
-                    _LOG.info("%s: examples go through the model one at a time, which takes longer", self.alone)
+                    self._go_alone(str(found))
                     waiting.insert(0, (start, stop))
                 except SameSizes:
                     waiting[:0] = [(start, start + 1), (start + 1, stop)]
@@ -121,6 +122,10 @@ class Watching:
             again = "; an iterator gives its batches once: give a list, or make it anew" if iter(batches) is batches else ""
             raise DataError(f"the calibration loader gave no batch; give at least one{again}")
         return number
+
+    def _go_alone(self, why: str) -> None:
+        self.alone = why
+        _LOG.info("%s: examples go through the model one at a time, which takes longer", why)
 
     def _ready(self, batch: Batch, count: int, *, alone: bool) -> Batch:
         """Get ready for a batch of `count` examples; returns it on the model's device."""
