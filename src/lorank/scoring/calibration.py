@@ -19,10 +19,14 @@ from lorank.scoring.curvature.hutchinson import OuterProductProbes
 from lorank.scoring.curvature.kfac import output_energy
 from lorank.scoring.gradient import weighted_gradient_columns
 from lorank.scoring.path import undisturbed
-from lorank.scoring.precision import at_least_fp32
+from lorank.scoring.precision import at_least_fp32, packed_for_inference
 from lorank.scoring.watch import Watch, Watching, frozen
 from lorank.targets import Target
 
+_PACKED = (
+    "bitsandbytes has packed the 4-bit weights for inference on this processor (AVX512-BF16), as it does in the first forward "
+    "pass in eval mode: they take no gradients and cannot be read; load the model again, and score it before anything else"
+)
 Quantity = Literal["gram", "fisher", "kfac", "hutchinson", "gradient"]
 
 
@@ -100,6 +104,8 @@ def calibrate(
         LorankWarning: names the layers that cannot be scored, such as those that never ran, and leaves them out.
 
     """
+    if quantity != "gram" and any(map(packed_for_inference, (m for m in model.modules() if hasattr(m, "quant_state")))):
+        raise ScoresError(_PACKED)
     watching = _Summing(model, targets, quantity, folds, OuterProductProbes(targets, seed))
     with frozen(model), watching, undisturbed(model), ExitStack() as stack:
         stack.enter_context(torch.set_grad_enabled(quantity != "gram"))
@@ -248,13 +254,15 @@ def weight_of(module: nn.Module) -> torch.Tensor:
     """Weights `(d_out, d_in)` of a linear layer, dequantised.
 
     Raises:
-        ScoresError: they are offloaded, or packed in a form that PEFT cannot unpack.
+        ScoresError: they are offloaded, or packed in a form that cannot be unpacked.
 
     """
     if module.weight.device.type == "meta":
         raise ScoresError(
             f"{type(module).__name__} has its weights elsewhere (offloaded); load the model whole to score it"
         )
+    if packed_for_inference(module):
+        raise ScoresError(_PACKED)
     weight = dequantize_module_weight(module).detach()
     if weight.dtype not in (torch.float64, torch.float32, torch.bfloat16, torch.float16):
         raise ScoresError(

@@ -168,7 +168,9 @@ class _Principal(Watching):
         found = {}
         for target in self.leave_out(why):
             state = self._states[target.name]
-            pca = whole.setdefault(id(state), _with_the_rest(state))
+            if id(state) not in whole:
+                whole[id(state)] = _with_the_rest(state)
+            pca = whole[id(state)]
             found[target.name] = (pca.components_, pca.explained_variance_ratio_)
         return found
 

@@ -12,7 +12,7 @@ from lorank.adapter.triplet import TripletAdapter
 from lorank.errors import LorankError
 from lorank.scoring.batches import Batch, loss_in
 from lorank.scoring.options import PathScoreOptions
-from lorank.scoring.precision import at_least_fp32
+from lorank.scoring.precision import at_least_fp32, exact_4_bit
 from lorank.scoring.quadrature import path_nodes
 
 LossFunction = Callable[[nn.Module, Batch], torch.Tensor]
@@ -95,7 +95,7 @@ def undisturbed(model: nn.Module, *, dropout_seed: int | None = None) -> Iterato
                     rates += [rate for rate in own if isinstance(rate[2], float)]
         for module, key, _ in rates:
             setattr(module, key, 0.0)
-        with torch.random.fork_rng(devices=devices):
+        with torch.random.fork_rng(devices=devices), exact_4_bit(model):
             if dropout_seed is not None:
                 torch.manual_seed(dropout_seed)
             yield
