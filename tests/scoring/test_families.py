@@ -45,7 +45,9 @@ def brute_force(family: str) -> dict[str, dict[str, torch.Tensor]]:
     model, batch = make(family)
     names = [target.name for target in find_targets(model)]
     weights = {name: model.get_submodule(name).weight for name in names}
-    found: dict[str, dict[str, torch.Tensor]] = {kind: {} for kind in ("inputs", "tokens", "deltas", "fisher", "gradient")}
+    found: dict[str, dict[str, torch.Tensor]] = {
+        kind: {} for kind in ("inputs", "tokens", "deltas", "fisher", "gradient")
+    }
 
     def add(kind: str, name: str, value: Any) -> None:
         found[kind][name] = found[kind].get(name, 0) + value.detach()
@@ -95,7 +97,11 @@ def test_every_estimator_gives_what_examples_give_one_by_one(family: str) -> Non
         wanted = [t.name for t in targets] if brute in ("inputs", "tokens") else reached
         values = {name: getattr(sums, kind)[name].sum(0).double() for name in wanted}
         torch.testing.assert_close(
-            values, {name: expected[brute][name].double() for name in wanted}, rtol=1e-7, atol=1e-12, msg=f"{quantity} {kind}"
+            values,
+            {name: expected[brute][name].double() for name in wanted},
+            rtol=1e-7,
+            atol=1e-12,
+            msg=f"{quantity} {kind}",
         )
 
 
@@ -109,7 +115,10 @@ def test_a_second_derivative_along_all_directions_at_once_is_what_hutchinson_sum
     probes, weights = OuterProductProbes(targets, 0), dict(model.named_parameters())
     for number, one in enumerate(alone(batch)):
         probes.draw([number], 0)
-        signs = {target.name: probes._signs[0, (place := probes._place[target.name])[0] :][: place[1] + place[2]] for target in targets}
+        signs = {
+            target.name: probes._signs[0, (place := probes._place[target.name])[0] :][: place[1] + place[2]]
+            for target in targets
+        }
         t = torch.zeros((), dtype=torch.float64, requires_grad=True)
         moved = {
             f"{target.name}.weight": weights[f"{target.name}.weight"]

@@ -41,9 +41,7 @@ def explained_variance_scores(subject: Subject) -> ImportanceScores:
             counted[0] += examples_in(batch)
             yield batch
 
-    found, alone = principal_inputs(
-        subject.model, subject.targets, batches(), subject.options.components, subject.loss
-    )
+    found, alone = principal_inputs(subject.model, subject.targets, batches(), subject.options.components, subject.loss)
     values = {name: ratios.double().cpu().numpy() for name, (_, ratios) in found.items()}
     for name, ratios in values.items():
         if not np.isfinite(ratios).all():

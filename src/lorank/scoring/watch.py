@@ -46,7 +46,11 @@ def on_device_of(model: nn.Module, batch: Batch) -> Batch:
 
 def _not_text(key: str, value: Any) -> bool:
     """Whether a model input is of images or sounds, whose tokens a mask of texts is not for."""
-    if not isinstance(value, torch.Tensor) or not value.is_floating_point() or key.endswith(("embeds", "mask", "labels")):
+    if (
+        not isinstance(value, torch.Tensor)
+        or not value.is_floating_point()
+        or key.endswith(("embeds", "mask", "labels"))
+    ):
         return False
     return value.ndim > 2 or key == "input_values"
 
@@ -119,7 +123,9 @@ class Watching:
                 except SameSizes:
                     waiting[:0] = [(start, start + 1), (start + 1, stop)]
         if not number:
-            again = "; an iterator gives its batches once: give a list, or make it anew" if iter(batches) is batches else ""
+            again = (
+                "; an iterator gives its batches once: give a list, or make it anew" if iter(batches) is batches else ""
+            )
             raise DataError(f"the calibration loader gave no batch; give at least one{again}")
         return number
 
@@ -131,7 +137,9 @@ class Watching:
         """Get ready for a batch of `count` examples; returns it on the model's device."""
         batch = on_device_of(self.model, without_padding(self.model, batch) if alone else batch)
         self._alone, self.count, self._shared = alone, count, {}
-        tokens = [v for v in batch.values() if isinstance(v, torch.Tensor) and v.ndim == 2 and not v.is_floating_point()]
+        tokens = [
+            v for v in batch.values() if isinstance(v, torch.Tensor) and v.ndim == 2 and not v.is_floating_point()
+        ]
         self._lengths = {ids.shape[1] for ids in tokens}
         self._masks = token_masks(self.model, batch) if self.masked else {}
         if alone or not self._masks:
