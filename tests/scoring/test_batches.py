@@ -5,10 +5,13 @@ from typing import Any
 
 import pytest
 import torch
+from peft import LoraConfig, get_peft_model
 from tests.conftest import random_batch, tiny_config
 from tests.scoring.family_cases import llava, make, pictured, with_pixels
 from torch import nn
 from transformers import (
+    BartConfig,
+    BartForCausalLM,
     BertForSequenceClassification,
     LlamaConfig,
     LlamaForCausalLM,
@@ -254,6 +257,16 @@ def test_the_items_of_accumulated_batches_do_not_divide_the_loss() -> None:
         summed_loss(model, {"input_ids": ids, "labels": ids, "num_items_in_batch": 999})[0], plain
     )
     assert counts.tolist() == count_targets(model, ids).tolist() == [6] * 4
+
+
+def test_targets_inside_of_an_adapted_model_are_those_of_its_base() -> None:
+    set_seed(0)
+    sizes = {"d_model": 16, "decoder_layers": 1, "decoder_ffn_dim": 24, "decoder_attention_heads": 2}
+    unshifted = BartForCausalLM(BartConfig(vocab_size=32, **sizes))
+    labels = torch.tensor([[5, 6, -100], [7, -100, -100]])
+    for model, counts in ((unshifted, [2, 1]), (llava(), [1, 0])):
+        adapted = get_peft_model(model, LoraConfig(target_modules=["q_proj"]))
+        assert count_targets(adapted, labels).tolist() == count_targets(model, labels).tolist() == counts
 
 
 class TestSounds:

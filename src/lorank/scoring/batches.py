@@ -5,10 +5,12 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
+from peft import PeftModel
 from torch import nn
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 
 from lorank.errors import DataError, LorankError, one_line
+from lorank.targets import unwrapped
 
 Batch = Mapping[str, Any]
 # The summed loss of all targets of a batch, and how many targets each example has, `(examples,)` on the CPU.
@@ -71,12 +73,18 @@ def count_targets(model: nn.Module, labels: torch.Tensor) -> torch.Tensor:
     if labels.is_floating_point():
         return torch.ones(len(labels), dtype=torch.long)
     counted = (labels != IGNORED).reshape(len(labels), -1)
-    name, config = type(model).__name__, getattr(model, "config", None)
+    name, config = task_class(model), getattr(model, "config", None)
     # Whatever writes after a prompt, of text or of images, and has no decoder apart.
     writes = name in _CAUSAL or name.endswith(("ForCausalLM", "ForConditionalGeneration"))
     if writes and name not in _UNSHIFTED and labels.ndim > 1 and not getattr(config, "is_encoder_decoder", False):
         counted = counted[:, 1:]
     return counted.sum(1).cpu()
+
+
+def task_class(model: nn.Module) -> str:
+    """Name of the transformers class that computes the loss, inside of wrappers and of PEFT's model."""
+    inner = unwrapped(model)
+    return type(inner.get_base_model() if isinstance(inner, PeftModel) else inner).__name__
 
 
 def loss_in(outputs: Any) -> torch.Tensor | None:
@@ -120,7 +128,7 @@ def summed_loss(model: nn.Module, batch: Batch) -> tuple[torch.Tensor, torch.Ten
             "lorank.score"
         )
     total = int(counts.sum())
-    if type(model).__name__.endswith("ForCTC"):
+    if task_class(model).endswith("ForCTC"):
         return loss * _targets_in_ctc_mean(model, counts), counts
     # Without a target the mean is 0/0, and the sum is zero.
     return (loss * total if total else torch.nan_to_num(loss * 0)), counts
@@ -138,7 +146,7 @@ def _targets_in_ctc_mean(model: nn.Module, counts: torch.Tensor) -> int:
         return 1
     if len(counts) > 1:
         raise DataError(
-            f"{type(model).__name__} with ctc_loss_reduction={config.ctc_loss_reduction!r} weighs the labels of short examples "
+            f"{task_class(model)} with ctc_loss_reduction={config.ctc_loss_reduction!r} weighs the labels of short examples "
             "more; set model.config.ctc_loss_reduction = 'sum', or give calibration batches of one example each"
         )
     return int(counts.sum())
