@@ -77,7 +77,8 @@ def path_integral(
 def undisturbed(model: nn.Module, *, dropout_seed: int | None = None) -> Iterator[None]:
     """No dropout (or, with a seed, dropout of its own), and no draw from the random streams that training uses.
 
-    4-bit weights stay in the form that takes gradients, see `lorank.scoring.precision.exact_4_bit`. Gradient checkpointing stays on, but for its reentrant form, which `torch.autograd.grad` cannot go through.
+    4-bit weights stay in the form that takes gradients, see `lorank.scoring.precision.exact_4_bit`. Gradient checkpointing
+    stays on, but for its reentrant form, which `torch.autograd.grad` cannot go through.
     """
     modes = [(module, module.training) for module in model.modules()]
     rates: list[tuple[nn.Module, str, float]] = []
