@@ -99,7 +99,9 @@ def with_choices() -> Batch:
 def spoken() -> Batch:
     ids = texts(3)
     sounds = torch.randn(3, 4, 20, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
-    return {"input_features": sounds, "labels": ids["input_ids"].masked_fill(ids["attention_mask"] == 0, -100)}
+    labels = ids["input_ids"].masked_fill(ids["attention_mask"] == 0, -100)
+    labels[0, :2] = -100  # a prompt
+    return {"input_features": sounds, "labels": labels}
 
 
 def pictured(images: list[int], tokens: int) -> Batch:

@@ -29,7 +29,7 @@ def alone(batch: dict[str, Any]) -> list[dict[str, Any]]:
             length = int(mask[row].sum())
             one = {k: v[:, :length] if v.ndim == 2 else v for k, v in one.items()}
         elif mask is None:
-            one["labels"] = one["labels"][:, : int((one["labels"] != -100).sum())]
+            one["labels"] = one["labels"][:, : int((one["labels"][0] != -100).nonzero()[-1]) + 1]
         before, own = sum(images[:row]), images[row] if images else 0
         if "image_grid_thw" in batch and own:
             one["pixel_values"] = batch["pixel_values"][4 * before : 4 * (before + own)]

@@ -113,7 +113,7 @@ def summed_loss(model: nn.Module, batch: Batch) -> tuple[torch.Tensor, torch.Ten
         what = "a single number" if isinstance(labels, torch.Tensor) else type(labels).__name__
         raise DataError(
             f"labels of a calibration batch are {what}, of which the targets of each example cannot be counted; give a tensor "
-            "with a row an example, or loss=, see lorank.score"
+            "with one row for each example, or loss=, see lorank.score"
         )
     if not labels.is_floating_point():  # int32 labels, as NumPy makes them, are refused by PyTorch's losses
         labels = labels.long()

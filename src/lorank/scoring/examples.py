@@ -9,7 +9,7 @@ from torch import nn
 from lorank.errors import DataError
 from lorank.scoring.batches import IGNORED, Batch
 
-# Each of these has one row an example, whatever else is in the batch.
+# Each of these has one row for each example, whatever else is in the batch.
 _OF_EXAMPLES = ("input_ids", "inputs_embeds", "labels", "attention_mask", "decoder_input_ids")
 _SEQUENCES = ("input_ids", "inputs_embeds", "input_values", "input_features")  # what an attention mask may be of
 _ALONE = "give calibration batches of one example each"
@@ -18,7 +18,7 @@ _ALONE = "give calibration batches of one example each"
 def examples_in(batch: Batch) -> int:
     """Number of examples: the rows of `input_ids`, or of the next of `inputs_embeds`, `labels`, ..., or of the first tensor.
 
-    Images and sounds need not have a row an example: Qwen2-VL's `pixel_values` are the patches of all images.
+    Images and sounds need not have one row for each example: Qwen2-VL's `pixel_values` are the patches of all images.
 
     Raises:
         DataError: not a mapping with a tensor in it, a row that was not collated, or no example.
@@ -51,7 +51,7 @@ def in_rows(model: nn.Module, batch: Batch, count: int) -> bool:
         placed = _placeholders(model, batch, key)
         if placed is None and len(value) not in (1, count) and not _shared(key, value, batch):
             return False
-        # As many images as examples, and one at least in each, are one each.
+        # As many images as examples, with at least one in each example, are one for each.
         if placed is not None and not (len(value) == count and bool((placed > 0).all())):
             return False
     return True
@@ -60,7 +60,7 @@ def in_rows(model: nn.Module, batch: Batch, count: int) -> bool:
 def some_examples(model: nn.Module, batch: Batch, count: int, start: int, stop: int) -> Batch:
     """Examples `start` to `stop` of a batch of `count`, each with its own images and sounds.
 
-    Where a tensor has no row an example, its rows are dealt out by the placeholders that stand for them in `input_ids`.
+    Where a tensor does not have one row for each example, its rows are assigned by the placeholders that stand for them in `input_ids`.
 
     Raises:
         DataError: it cannot be told which rows are of which example.
@@ -150,7 +150,7 @@ def _dealt(model: nn.Module, batch: Batch, key: str, start: int, stop: int) -> t
     assert placed is not None
     until = [int(placed[:example].sum()) for example in (start, stop)]
     total = int(placed.sum())
-    if key.endswith("grid_thw"):  # a row an image, which stands for its patches
+    if key.endswith("grid_thw"):  # one row for each image, which stands for its patches
         sizes = torch.cat([torch.zeros(1, dtype=torch.long), value.prod(1).cumsum(0).cpu()])
         found = [torch.nonzero(sizes * total == rows * int(sizes[-1]))[:, 0] for rows in until]
         if all(map(len, found)):

@@ -46,7 +46,8 @@ def token_masks(model: nn.Module, batch: Batch) -> dict[int, torch.Tensor | None
         if own is not None:
             masks.append(own.bool())
         elif labels is not None and labels.ndim == 2:
-            masks.append(labels != IGNORED)
+            # Up to the last label: those in between without one are still read.
+            masks.append((labels != IGNORED).flip(1).long().cummax(1).values.flip(1).bool())
         elif (ids := batch.get("decoder_input_ids")) is not None:
             masks.append(ids != config.pad_token_id)
             masks[-1][:, 0] = True  # where decoding starts, often with the padding token

@@ -74,6 +74,7 @@ class Watching:
         self.model, self.targets, self.masked = model, targets, masked
         self.count = 0  # examples in the batch
         self.alone: str | None = None
+        self._alone = False  # whether this batch is one example without padding
         self.left_out: dict[str, str] = {}
         self._open = ExitStack()
         self._lengths = set[int]()
@@ -81,7 +82,7 @@ class Watching:
         self._shared: dict[int, tuple[weakref.ref[torch.Tensor], int, Any]] = {}
 
     def __enter__(self) -> "Watching":
-        if "torch._dynamo" in sys.modules:  # compiled code does not run hooks that came later
+        if "torch._dynamo" in sys.modules:  # compiled code does not run hooks that were added later
             self._open.enter_context(torch.compiler.set_stance("force_eager"))
         for target in self.targets:
 
@@ -111,7 +112,7 @@ class Watching:
                 alone = self.alone is not None or not in_order
                 if alone and stop - start > 1:
                     if self.alone is None:
-                        self._go_alone("images or sounds of a batch are not one an example")
+                        self._go_alone("the images or sounds of a batch are not one for each example")
                     waiting[:0] = [(example, example + 1) for example in range(start, stop)]
                     continue
                 part = some_examples(self.model, batch, count, start, stop)
@@ -141,7 +142,9 @@ class Watching:
             v for v in batch.values() if isinstance(v, torch.Tensor) and v.ndim == 2 and not v.is_floating_point()
         ]
         self._lengths = {ids.shape[1] for ids in tokens}
-        self._masks = token_masks(self.model, batch) if self.masked else {}
+        # Without padding, a token of the decoder that has no label is one of a prompt.
+        told = {key: value for key, value in batch.items() if not (alone and key == "labels")}
+        self._masks = token_masks(self.model, told) if self.masked else {}
         if alone or not self._masks:
             return batch
         if other := next((key for key in batch if _not_text(key, batch[key])), None):
