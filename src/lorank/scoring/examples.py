@@ -60,7 +60,8 @@ def in_rows(model: nn.Module, batch: Batch, count: int) -> bool:
 def some_examples(model: nn.Module, batch: Batch, count: int, start: int, stop: int) -> Batch:
     """Examples `start` to `stop` of a batch of `count`, each with its own images and sounds.
 
-    Where a tensor does not have one row for each example, its rows are assigned by the placeholders that stand for them in `input_ids`.
+    Where a tensor does not have one row for each example, its rows are assigned by the placeholders that stand for them in
+    `input_ids`.
 
     Raises:
         DataError: it cannot be told which rows are of which example.
