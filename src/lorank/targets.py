@@ -45,6 +45,16 @@ class Target:
         return self.d_in + self.d_out
 
 
+def unwrapped(model: nn.Module) -> nn.Module:
+    """The model itself, inside of torch.compile, DataParallel, DistributedDataParallel, FSDP or DeepSpeed's engine."""
+    from accelerate.utils import extract_model_from_parallel
+
+    # One wrapper may hold another, in either order.
+    while (inner := extract_model_from_parallel(model, keep_torch_compile=False)) is not model:
+        model = inner
+    return model
+
+
 def _linear_shape(module: nn.Module) -> tuple[int, int] | None:
     """`(d_in, d_out)` of a linear layer (also of quantised subclasses, and of GPT-2's Conv1D), else None."""
     from torch import nn
@@ -116,13 +126,14 @@ def first_difference(costs: Mapping[str, int], model: nn.Module, provenance: Map
     """How the modules of scores or of a plan differ from a model's, in words; None if they are the same.
 
     Where the provenance says by which `targets` modules were chosen, the model's are chosen alike, so that a model with more
-    layers is another model; else the modules need only be among the model's.
+    layers is another model; else the modules need only be among the model's. Those of `left_out` may be missing in the file.
     """
     try:
         there = unit_costs(find_targets(model, provenance.get("targets", r".*")))
     except TargetError:
         there = {}
-    for name in (*costs, *(there if "targets" in provenance else ())):
+    left_out = provenance.get("left_out", ())  # what could not be scored has no rank
+    for name in (*costs, *(name for name in there if "targets" in provenance and name not in left_out)):
         if costs.get(name) != there.get(name):
             here, other = (f"of d_in + d_out = {c[name]:,}" if name in c else "missing" for c in (costs, there))
             return f"{name!r} is {here} in the file and {other} in the model"

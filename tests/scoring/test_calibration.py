@@ -212,21 +212,46 @@ def test_layers_that_share_an_input_share_the_work(monkeypatch: pytest.MonkeyPat
     assert len(calls) == 2 * 4  # q, k, v; o; gate, up; down: four inputs in each of two blocks, seven layers
 
 
-@pytest.mark.parametrize("quantity", QUANTITIES)
-def test_a_4_bit_base_scores_as_the_weights_that_it_stands_for(quantity: Quantity, tmp_path: Path) -> None:
+def in_4_bits(folder: Path) -> tuple[Any, Any]:
+    """A tiny model packed in 4 bits, and one with the weights that this stands for."""
     pytest.importorskip("bitsandbytes", reason="install bitsandbytes to test quantised bases")
     sizes = {"num_hidden_layers": 1, "hidden_size": 64, "intermediate_size": 64, "num_attention_heads": 2}
     plain = LlamaForCausalLM(LlamaConfig(vocab_size=32, **sizes))
-    plain.save_pretrained(tmp_path)
+    plain.save_pretrained(folder)
     four = BitsAndBytesConfig(load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_compute_dtype=torch.float32)
-    packed = LlamaForCausalLM.from_pretrained(tmp_path, quantization_config=four, device_map="cpu")
+    packed = LlamaForCausalLM.from_pretrained(folder, quantization_config=four, device_map="cpu")
     with torch.no_grad():
         for target in find_targets(plain):
             assert type(packed.get_submodule(target.name)).__name__ == "Linear4bit"
             plain.get_submodule(target.name).weight.copy_(weight_of(packed.get_submodule(target.name)))
+    return packed, plain
+
+
+@pytest.mark.parametrize("quantity", QUANTITIES)
+def test_a_4_bit_base_scores_as_the_weights_that_it_stands_for(quantity: Quantity, tmp_path: Path) -> None:
+    packed, plain = in_4_bits(tmp_path)
     assert base_size(packed) == base_size(plain)
+    # As on a processor with AVX512-BF16, where bitsandbytes would multiply in bf16.
+    layers = [packed.get_submodule(target.name) for target in find_targets(plain)]
+    for layer in layers:
+        layer.support_avx512bf16_for_cpu = True
+    before = [layer.weight.clone() for layer in layers]
     sums = [calibrate(model, find_targets(model), batches_of("decoder", 6, 3), quantity) for model in (packed, plain)]
     torch.testing.assert_close(*map(means, sums), rtol=1e-4, atol=1e-9)
+    assert all(torch.equal(layer.weight, weight) for layer, weight in zip(layers, before, strict=True))
+    assert all(layer.support_avx512bf16_for_cpu for layer in layers)
+
+
+def test_4_bit_weights_that_are_packed_for_inference_are_not_taken_for_numbers(tmp_path: Path) -> None:
+    packed, _ = in_4_bits(tmp_path)
+    layer = packed.get_submodule(find_targets(packed)[-1].name)
+    layer.weight.quant_state.packing_format_for_cpu = True
+    for look in (
+        lambda: calibrate(packed, find_targets(packed), batches_of("decoder", 2, 2), "fisher"),
+        lambda: weight_of(layer),
+    ):
+        with pytest.raises(ScoresError, match="packed the 4-bit weights for inference on this processor"):
+            look()
 
 
 def test_weights_in_8_bits_are_read_as_the_numbers_that_they_are(tmp_path: Path) -> None:
@@ -274,9 +299,10 @@ def test_autocast_rounds_the_model_and_not_the_sums(quantity: Quantity) -> None:
         return Stack.forward(model, batch["x"])
 
     model.forward = forward if quantity == "gram" else model.forward  # type: ignore[method-assign]
-    plain = calibrate(model, model.targets(), [batch], quantity, loss=loss)
+    own: Any = {} if quantity == "gram" else {"loss": loss}  # gram alone runs the model in half precision
+    plain = calibrate(model, model.targets(), [batch], quantity, **own)
     with torch.autocast("cpu", torch.float16):
-        cast = calibrate(model, model.targets(), [batch], quantity, loss=loss)
+        cast = calibrate(model, model.targets(), [batch], quantity, **own)
     torch.testing.assert_close(cast.columns, plain.columns, rtol=1e-5, atol=0)
     torch.testing.assert_close(cast.outputs, plain.outputs, rtol=1e-5, atol=0)
 

@@ -45,14 +45,14 @@ def test_directions_of_one_batch_are_those_of_peft() -> None:
     # No redistribution of ranks, and converged at once.
     config = LoraConfig(r=4, init_lora_weights="eva", eva_config=EvaConfig(rho=1.0, tau=0.0), target_modules=[LAYER])
     theirs = get_eva_state_dict(model, [batch], config, show_progress_bar=False)
-    ours = principal_inputs(model, find_targets(model, [LAYER]), [batch, batch], 4)[LAYER][0]
+    ours = principal_inputs(model, find_targets(model, [LAYER]), [batch, batch], 4)[0][LAYER][0]
     cosines = torch.nn.functional.cosine_similarity(ours.float(), theirs[LAYER].float(), dim=1)
     torch.testing.assert_close(cosines[:3].abs(), torch.ones(3), atol=1e-2, rtol=0)
 
 
 def test_layers_with_one_input_share_their_directions() -> None:
     model = tiny_bert(torch.float32)
-    found = principal_inputs(model, find_targets(model), BATCHES, 4)
+    found, _ = principal_inputs(model, find_targets(model), BATCHES, 4)
     parts = [found[f"bert.encoder.layer.0.attention.self.{part}"][0] for part in ("query", "key", "value")]
     assert parts[0] is parts[1] is parts[2]
 
@@ -65,7 +65,7 @@ def test_a_fresh_adapter_starts_at_them_and_does_nothing_yet() -> None:
     model = tiny_bert(torch.float32)
     before = model(**BATCHES[0]).logits
     plan = lorank.allocate(lorank.score(model, BATCHES, "eva", components=8), "r=2")
-    found = principal_inputs(model, find_targets(model), BATCHES, 8)
+    found, _ = principal_inputs(model, find_targets(model), BATCHES, 8)
     peft_model = get_peft_model(model, plan.lora_config(task_type="SEQ_CLS"))
     start = METHODS["eva"].start
     assert start is not None

@@ -15,7 +15,7 @@ from lorank.scores import ImportanceScores
 from lorank.scoring.batches import Batch, SummedLoss, summed_loss
 from lorank.scoring.one_shot import Subject
 from lorank.scoring.options import CalibrationOptions
-from lorank.targets import find_targets
+from lorank.targets import find_targets, unwrapped
 from lorank.validation import explain, nearest
 
 
@@ -40,8 +40,9 @@ def score(
             examples of the training data serve. `"magnitude"` needs none.
         method: `"sensitivity-lora"`, `"gradient"`, `"magnitude"` or `"eva"`.
         targets: which layers, see `lorank.targets.find_targets`; None takes every linear layer inside the blocks.
-        loss: for models whose `labels` and `loss` are not transformers': a function of model and batch that returns the sum
-            of the losses of all targets and the number of targets of each example, `(examples,)` on the CPU.
+        loss: for models that are not called, or whose `labels` and `loss` are not, as transformers' are: a function of model
+            and batch that returns the sum of the losses of all targets and the number of targets of each example,
+            `(examples,)` on the CPU.
         seed: of what is drawn: Hutchinson's directions, and the bootstrap.
         provenance: JSON values to record with the scores.
         **options: of the method, see `lorank.scoring.options.CalibrationOptions`: for Sensitivity-LoRA `estimator="gram"`,
@@ -59,6 +60,7 @@ def score(
     """
     if not isinstance(model, nn.Module):
         raise TargetError(f"model is {type(model).__name__}; give the loaded model, for example from from_pretrained")
+    model = unwrapped(model)
     known = {name: one.scorer for name, one in METHODS.items() if one.scorer is not None}
     scorer = known.get(method)
     if scorer is None:

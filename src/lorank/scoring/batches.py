@@ -1,14 +1,16 @@
-"""What a calibration batch says about itself: its examples, which tokens are real, and how many targets the loss counts."""
+"""The model called with a batch, the loss that it returns, and how many targets that loss counts."""
 
+import inspect
 from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
+from peft import PeftModel
 from torch import nn
-from torch.nn.functional import pad
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 
-from lorank.errors import DataError
+from lorank.errors import DataError, LorankError, one_line
+from lorank.targets import unwrapped
 
 Batch = Mapping[str, Any]
 # The summed loss of all targets of a batch, and how many targets each example has, `(examples,)` on the CPU.
@@ -24,21 +26,42 @@ _UNSHIFTED = {
 _CAUSAL = set(MODEL_FOR_CAUSAL_LM_MAPPING_NAMES.values()) - _UNSHIFTED
 
 
-def examples_in(batch: Batch) -> int:
-    """Number of examples: the first dimension of the batch's first tensor.
+def call(model: nn.Module, batch: Batch) -> Any:
+    """What the model returns for a batch, called with keyword arguments as Trainer does.
 
     Raises:
-        DataError: not a mapping with a tensor in it.
+        DataError: the model does not take this batch; says which keys are missing or unknown, or what the model said.
 
     """
-    if not isinstance(batch, Mapping):
-        raise DataError(
-            f"a calibration batch is {type(batch).__name__}; give mappings of model inputs, as transformers' collators do"
+    try:
+        return model(**{key: value for key, value in batch.items() if key != "num_items_in_batch"})
+    except (LorankError, torch.OutOfMemoryError):
+        raise
+    except (TypeError, ValueError, RuntimeError, LookupError, AttributeError) as error:
+        name = type(model).__name__
+        takes = inspect.signature(model.forward).parameters.values()
+        named = [one.name for one in takes if one.kind in (one.POSITIONAL_OR_KEYWORD, one.KEYWORD_ONLY)]
+        open_ended = any(one.kind == one.VAR_KEYWORD for one in takes)
+        unknown = [key for key in batch if key not in named and not open_ended and key != "num_items_in_batch"]
+        fixed = (inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD)
+        needed = [one.name for one in takes if one.default is one.empty and one.kind not in fixed]
+        missing = [key for key in needed if key not in batch]
+        if isinstance(error, TypeError) and (unknown or missing):
+            wrong = [f"needs {', '.join(missing)}"] if missing else []
+            wrong += [f"does not take {', '.join(unknown)}"] if unknown else []
+            raise DataError(
+                f"{name}.forward {' and '.join(wrong)}; calibration batches have {', '.join(batch)}. Give batches of the "
+                "arguments that it takes, or loss=, a function that calls the model itself (see lorank.score)"
+            ) from error
+        shapes = (
+            f"{key} {str(value.dtype).removeprefix('torch.')} {tuple(value.shape)}"
+            for key, value in batch.items()
+            if isinstance(value, torch.Tensor)
         )
-    first = next((value for value in batch.values() if isinstance(value, torch.Tensor) and value.ndim), None)
-    if first is None:
-        raise DataError(f"a calibration batch has no tensor (keys: {', '.join(batch) or 'none'}); give model inputs")
-    return len(first)
+        raise DataError(
+            f"{name} fails on a calibration batch ({', '.join(shapes)}): {type(error).__name__}: {one_line(error)}; give "
+            "batches as the model is trained on"
+        ) from error
 
 
 def count_targets(model: nn.Module, labels: torch.Tensor) -> torch.Tensor:
@@ -50,11 +73,18 @@ def count_targets(model: nn.Module, labels: torch.Tensor) -> torch.Tensor:
     if labels.is_floating_point():
         return torch.ones(len(labels), dtype=torch.long)
     counted = (labels != IGNORED).reshape(len(labels), -1)
-    name = type(getattr(model, "_orig_mod", model)).__name__  # inside of what torch.compile made
-    causal = name in _CAUSAL or (name.endswith("ForCausalLM") and name not in _UNSHIFTED)
-    if causal and labels.ndim > 1 and not getattr(model.config, "is_encoder_decoder", False):
+    name, config = task_class(model), getattr(model, "config", None)
+    # Whatever writes after a prompt, of text or of images, and has no decoder apart.
+    writes = name in _CAUSAL or name.endswith(("ForCausalLM", "ForConditionalGeneration"))
+    if writes and name not in _UNSHIFTED and labels.ndim > 1 and not getattr(config, "is_encoder_decoder", False):
         counted = counted[:, 1:]
     return counted.sum(1).cpu()
+
+
+def task_class(model: nn.Module) -> str:
+    """Name of the transformers class that computes the loss, inside of wrappers and of PEFT's model."""
+    inner = unwrapped(model)
+    return type(inner.get_base_model() if isinstance(inner, PeftModel) else inner).__name__
 
 
 def loss_in(outputs: Any) -> torch.Tensor | None:
@@ -79,53 +109,52 @@ def summed_loss(model: nn.Module, batch: Batch) -> tuple[torch.Tensor, torch.Ten
             f"this score needs a loss, but calibration batches have no labels (keys: {', '.join(batch)}); add `labels`, give "
             "loss= for a model that takes others, or use estimator='gram' or method='magnitude' or 'eva', which need none"
         )
+    if not isinstance(labels, torch.Tensor) or not labels.ndim:
+        what = "a single number" if isinstance(labels, torch.Tensor) else type(labels).__name__
+        raise DataError(
+            f"labels of a calibration batch are {what}, of which the targets of each example cannot be counted; give a tensor "
+            "with one row for each example, or loss=, see lorank.score"
+        )
+    if not labels.is_floating_point():  # int32 labels, as NumPy makes them, are refused by PyTorch's losses
+        labels = labels.long()
     counts = count_targets(model, labels)
-    loss = loss_in(model(**batch))
-    if loss is None:
-        raise DataError(f"{type(model).__name__} returned no loss for these labels; give loss=, see lorank.score")
+    outputs = call(model, {**batch, "labels": labels})
+    loss = loss_in(outputs)
+    if not isinstance(loss, torch.Tensor) or loss.ndim:
+        what = "no loss" if loss is None else f"a loss of shape {tuple(getattr(loss, 'shape', ()))}, not one number,"
+        returned = f"{type(outputs).__name__} of {', '.join(map(str, outputs))}" if isinstance(outputs, Mapping) else ""
+        raise DataError(
+            f"{type(model).__name__} returned {what} for these labels ({returned or type(outputs).__name__}); give loss=, see "
+            "lorank.score"
+        )
     total = int(counts.sum())
+    if task_class(model).endswith("ForCTC"):
+        return loss * _targets_in_ctc_mean(model, counts), counts
     # Without a target the mean is 0/0, and the sum is zero.
     return (loss * total if total else torch.nan_to_num(loss * 0)), counts
 
 
-def with_distinct_lengths(model: nn.Module, batch: Batch) -> Batch:
-    """The batch, where encoder and decoder inputs are of equal length with one masked token more or less for the encoder.
+def _targets_in_ctc_mean(model: nn.Module, counts: torch.Tensor) -> int:
+    """What connectionist temporal classification divided the sum of its losses by.
 
-    So whose tokens a layer sees can be told from their number, and masks are applied to the right ones.
+    Raises:
+        DataError: each example by its own number of targets.
+
     """
-    ids, other = batch.get("input_ids"), batch.get("decoder_input_ids", batch.get("labels"))
-    if not getattr(getattr(model, "config", None), "is_encoder_decoder", False) or ids is None or other is None:
-        return batch
-    if other.ndim < 2 or ids.shape[1] != other.shape[1]:
-        return batch
-    mask = batch.get("attention_mask", torch.ones_like(ids))
-    if not mask[:, -1].any():  # padded to a fixed length, perhaps to all the positions that there are
-        return {**batch, "input_ids": ids[:, :-1], "attention_mask": mask[:, :-1]}
-    if ids.shape[1] >= (getattr(model.config, "max_position_embeddings", None) or 10**9):
+    config: Any = model.config
+    if config.ctc_loss_reduction == "sum":
+        return 1
+    if len(counts) > 1:
         raise DataError(
-            f"encoder and decoder inputs of a calibration batch are equally long and fill all {ids.shape[1]} positions, so whose "
-            "tokens a layer sees cannot be told; cut one of them shorter, or use estimator='fisher'"
+            f"{task_class(model)} with ctc_loss_reduction={config.ctc_loss_reduction!r} weighs the labels of short examples "
+            "more; set model.config.ctc_loss_reduction = 'sum', or give calibration batches of one example each"
         )
-    filler = getattr(model.config, "pad_token_id", None) or 0
-    return {**batch, "input_ids": pad(ids, (0, 1), value=filler), "attention_mask": pad(mask, (0, 1), value=0)}
+    return int(counts.sum())
 
 
-def token_masks(model: nn.Module, batch: Batch) -> dict[int, torch.Tensor]:
-    """Length of a sequence -> which of its tokens are real, `(examples, length)`; empty where nothing is masked."""
-    masks = {}
-    config: Any = getattr(model, "config", None)
-    mask, ids = batch.get("attention_mask"), batch.get("input_ids")
-    if isinstance(mask, torch.Tensor) and mask.ndim == 2:
-        masks[mask.shape[1]] = mask.bool()
-    if getattr(config, "is_encoder_decoder", False):
-        if mask is None and ids is not None:
-            masks[ids.shape[1]] = torch.ones_like(ids, dtype=torch.bool)
-        own, labels = batch.get("decoder_attention_mask"), batch.get("labels")
-        if own is not None:
-            masks[own.shape[1]] = own.bool()
-        elif labels is not None and labels.ndim == 2:
-            masks[labels.shape[1]] = labels != IGNORED
-        elif (ids := batch.get("decoder_input_ids")) is not None:
-            masks[ids.shape[1]] = ids != config.pad_token_id
-            masks[ids.shape[1]][:, 0] = True  # where decoding starts, often with the padding token
-    return masks
+def run(model: nn.Module, batch: Batch, loss: SummedLoss) -> None:
+    """Pass a batch where its loss does not matter: by a `loss` of the user's, who knows how the model is called."""
+    if loss is summed_loss:
+        call(model, batch)
+    else:
+        loss(model, batch)

@@ -12,17 +12,21 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from transformers.pytorch_utils import Conv1D
 
 from lorank.errors import DataError, ScoresError
-from lorank.scoring.batches import Batch, SummedLoss, examples_in, summed_loss, with_distinct_lengths
+from lorank.scoring.batches import Batch, SummedLoss, run, summed_loss
 from lorank.scoring.curvature.fisher import squared_gradient_columns
 from lorank.scoring.curvature.gram import input_energy
 from lorank.scoring.curvature.hutchinson import OuterProductProbes
 from lorank.scoring.curvature.kfac import output_energy
 from lorank.scoring.gradient import weighted_gradient_columns
 from lorank.scoring.path import undisturbed
-from lorank.scoring.precision import at_least_fp32
-from lorank.scoring.watch import Watch, Watching, frozen, on_device_of
+from lorank.scoring.precision import at_least_fp32, packed_for_inference
+from lorank.scoring.watch import Watch, Watching, frozen
 from lorank.targets import Target
 
+_PACKED = (
+    "bitsandbytes has packed the 4-bit weights for inference on this processor (AVX512-BF16), as it does in the first forward "
+    "pass in eval mode: they take no gradients and cannot be read; load the model again, and score it before anything else"
+)
 Quantity = Literal["gram", "fisher", "kfac", "hutchinson", "gradient"]
 
 
@@ -37,6 +41,8 @@ class CalibrationSums:
         targets: `(folds,)`: targets that the loss counted.
         examples: number of examples that were used.
         batches: number of batches that they came in.
+        alone: why examples went through the model one at a time; None if batches went whole.
+        left_out: module name -> why it could not be scored; such a one is in none of the sums.
 
     """
 
@@ -46,6 +52,17 @@ class CalibrationSums:
     tokens: dict[str, torch.Tensor] = field(default_factory=dict)
     examples: int = 0
     batches: int = 0
+    alone: str | None = None
+    left_out: dict[str, str] = field(default_factory=dict)
+
+    def add(self, other: "CalibrationSums") -> None:
+        """Add the sums of other examples."""
+        self.targets += other.targets
+        self.examples += other.examples
+        pairs = ((self.columns, other.columns), (self.outputs, other.outputs), (self.tokens, other.tokens))
+        for sums, more in pairs:
+            for name, values in more.items():
+                sums[name] = sums[name] + values.to(sums[name].device) if name in sums else values
 
 
 def calibrate(
@@ -61,6 +78,10 @@ def calibrate(
 ) -> CalibrationSums:
     """Run the model over the batches and add up `quantity` for every target.
 
+    An example's gradient of a weight is that of all rows that its layer works on for this example: those of all its calls,
+    and those that all examples share (DeBERTa's relative positions), which add to the gradient of each example what its own
+    loss has of them. So too where inputs alone are summed: shared rows count once for each example.
+
     Weights are frozen meanwhile, so no gradient of a weight is made but those of single examples inside an estimator; the
     model is left as it was. Gradient checkpointing stays on if the model is in training mode with it.
 
@@ -72,28 +93,34 @@ def calibrate(
         folds: parts of the calibration set that are summed apart.
         seed: of Hutchinson's probes.
         probes: Hutchinson's probes of every example.
-        loss: sum of the losses of a batch, and the targets of each example.
+        loss: sum of the losses of a batch, and the targets of each example; for `gram` too it is what calls the model,
+            unless it is transformers' own.
 
     Raises:
-        DataError: no batches, no labels where they are needed, not one target.
-        ScoresError: a layer that never ran, that sees no rows of examples, or whose inputs are not finite.
+        DataError: no batches, batches that the model does not take, no labels where they are needed, not one target.
+        ScoresError: inputs, gradients or losses that are not finite, or no layer that can be scored.
+
+    Warns:
+        LorankWarning: names the layers that cannot be scored, such as those that never ran, and leaves them out.
 
     """
+    if quantity != "gram" and any(map(packed_for_inference, (m for m in model.modules() if hasattr(m, "quant_state")))):
+        raise ScoresError(_PACKED)
     watching = _Summing(model, targets, quantity, folds, OuterProductProbes(targets, seed))
     with frozen(model), watching, undisturbed(model), ExitStack() as stack:
         stack.enter_context(torch.set_grad_enabled(quantity != "gram"))
         if quantity == "hutchinson":  # the fused kernels of attention have no second derivative
             stack.enter_context(sdpa_kernel(SDPBackend.MATH))
-        for batch in batches:
-            count = examples_in(batch)
-            if watching.masked:
-                batch = with_distinct_lengths(model, batch)
-            inputs = on_device_of(model, batch)
-            for probe in range(probes if quantity == "hutchinson" else 1):
-                watching.one_batch(inputs, count, probe, loss)
-            watching.sums.examples += count
-            watching.sums.batches += 1
+        watching.sums.batches = watching.walk(
+            batches, lambda batch, count: watching.some(batch, count, probes if quantity == "hutchinson" else 1, loss)
+        )
     watching.check()
+    idle = "never ran in the forward pass of the calibration batches"
+    watching.leave_out({target.name: idle for target in targets if target.name not in watching.bad_inputs})
+    watching.sums.left_out, watching.sums.alone = watching.left_out, watching.alone
+    for sums in (watching.sums.columns, watching.sums.outputs, watching.sums.tokens):
+        for name in watching.left_out:
+            sums.pop(name, None)
     if quantity == "hutchinson":
         torch._foreach_div_(list(watching.sums.columns.values()), probes)
     return watching.sums
@@ -105,29 +132,36 @@ class _Summing(Watching):
     def __init__(
         self, model: nn.Module, targets: Sequence[Target], quantity: Quantity, folds: int, probes: OuterProductProbes
     ) -> None:
-        super().__init__(model, targets)
+        # The others see padding only where the loss does.
+        super().__init__(model, targets, masked=quantity in ("gram", "kfac"))
         self.quantity, self.folds, self.probes = quantity, folds, probes
-        self.masked = quantity in ("gram", "kfac")  # the others see padding only where the loss does
         self.sums = CalibrationSums(torch.zeros(folds, dtype=torch.float64))
+        self._new = self.sums  # of the batch that is under way
         self._start = torch.zeros((), requires_grad=True)
-        self._bad: dict[str, torch.Tensor] = {}  # in the order in which layers ran first
+        self.bad_inputs: dict[str, torch.Tensor] = {}  # in the order in which layers ran first
         self._bad_loss: torch.Tensor | None = None
         self._forward, self._fold_of = False, torch.empty(0, dtype=torch.long)
         self._calls: dict[str, int] = {}
         self._pairs: dict[str, list[tuple[torch.Tensor, torch.Tensor]]] = {}
 
+    def some(self, batch: Batch, count: int, probes: int, loss: SummedLoss) -> None:
+        """Add what a batch of `count` examples gives, after all of it is there."""
+        self._new = CalibrationSums(torch.zeros(self.folds, dtype=torch.float64), examples=count)
+        for probe in range(probes):
+            self.one_batch(batch, count, probe, loss)
+        self.sums.add(self._new)
+
     def one_batch(self, batch: Batch, count: int, probe: int, loss: SummedLoss) -> None:
         """Forward and, where gradients are needed, backward."""
         examples = range(self.sums.examples, self.sums.examples + count)
-        self.begin(batch, count, masked=self.masked)
         self._fold_of = torch.tensor([example % self.folds for example in examples])
         self._calls, self._pairs = {}, {}
         if self.quantity == "hutchinson":
             self.probes.draw(examples, probe)
         self._forward = True
         if self.quantity == "gram":
-            self.model(**batch)
-            self.sums.targets.index_add_(0, self._fold_of, torch.ones(count, dtype=torch.float64))
+            run(self.model, batch, loss)
+            self._new.targets.index_add_(0, self._fold_of, torch.ones(count, dtype=torch.float64))
             return
         total, counts = loss(self.model, batch)
         self._forward = False  # what runs from here on is recomputed by gradient checkpointing
@@ -138,14 +172,14 @@ class _Summing(Watching):
             )
         counts = counts.cpu()
         if probe == 0:
-            self.sums.targets.index_add_(0, self._fold_of, counts.double())
+            self._new.targets.index_add_(0, self._fold_of, counts.double())
         if not counts.sum():
             return
         bad = ~torch.isfinite(total.detach())
         self._bad_loss = bad if self._bad_loss is None else self._bad_loss | bad
         if self.quantity == "hutchinson":
             for name, columns in self.probes.columns(total).items():
-                self._add(self.sums.columns, name, columns)
+                self._add(self._new.columns, name, columns)
         elif total.requires_grad:
             total.backward()
             for name in list(self._pairs):  # of a layer's several calls some had no part in the loss
@@ -155,14 +189,15 @@ class _Summing(Watching):
         """Look at the inputs, and see to it that the output gradient will be shown."""
         if self._forward:
             self._calls[name] = self._calls.get(name, 0) + 1
+            rows = self.rows(x, name)  # raises before anything is passed back
             seen = self.once(x, lambda: self._inputs(x, name))
             bad = ~torch.isfinite(seen).all()
-            self._bad[name] = self._bad[name] | bad if name in self._bad else bad
+            self.bad_inputs[name] = self.bad_inputs[name] | bad if name in self.bad_inputs else bad
             if self.masked:
-                self._add(self.sums.columns, name, seen)
+                self._add(self._new.columns, name, seen)
                 mask = self.mask(x, name)
-                length = self.rows(x, name).shape[1]
-                self._add(self.sums.tokens, name, torch.full((self.count,), length) if mask is None else mask.sum(1))
+                tokens = torch.full((self.count,), rows.shape[1]) if mask is None else mask.sum(1)
+                self._add(self._new.tokens, name, tokens)
         if self.quantity == "gram":
             return output
         if self.quantity == "hutchinson":
@@ -186,12 +221,12 @@ class _Summing(Watching):
         pairs = self._pairs.pop(name)
         inputs, deltas = (torch.cat(part, 1) if len(part) > 1 else part[0] for part in zip(*pairs, strict=True))
         if self.quantity == "kfac":
-            self._add(self.sums.outputs, name, output_energy(deltas))
+            self._add(self._new.outputs, name, output_energy(deltas))
         elif self.quantity == "fisher":
-            self._add(self.sums.columns, name, squared_gradient_columns(inputs, deltas))
+            self._add(self._new.columns, name, squared_gradient_columns(inputs, deltas))
         else:
             weight = weight_of(self.model.get_submodule(name))
-            self._add(self.sums.columns, name, weighted_gradient_columns(inputs, deltas, weight))
+            self._add(self._new.columns, name, weighted_gradient_columns(inputs, deltas, weight))
 
     def _add(self, sums: dict[str, torch.Tensor], name: str, values: torch.Tensor) -> None:
         """Add the examples' values `(examples, ...)` to their folds."""
@@ -202,16 +237,9 @@ class _Summing(Watching):
 
     def check(self) -> None:
         """Raise what a pass found. Here, and once a batch to count its labels, the device is waited for."""
-        if not self.sums.batches:
-            raise DataError("the calibration loader gave no batch; give at least one")
         if not self.sums.targets.sum():
             raise DataError("not one label of the calibration examples counts (all are -100); give labelled examples")
-        for name in (target.name for target in self.targets if target.name not in self._bad):
-            raise ScoresError(
-                f"{name!r} never ran in the forward pass of the calibration batches, so its sensitivity is not known; leave it "
-                "out by targets=, or give batches that use it"
-            )
-        for name, bad in self._bad.items():
+        for name, bad in self.bad_inputs.items():
             if bool(bad):
                 raise ScoresError(f"the inputs of {name!r} are not finite; use a wider dtype, or look at its weights")
         if self._bad_loss is not None and bool(self._bad_loss):
@@ -226,13 +254,15 @@ def weight_of(module: nn.Module) -> torch.Tensor:
     """Weights `(d_out, d_in)` of a linear layer, dequantised.
 
     Raises:
-        ScoresError: they are offloaded, or packed in a form that PEFT cannot unpack.
+        ScoresError: they are offloaded, or packed in a form that cannot be unpacked.
 
     """
     if module.weight.device.type == "meta":
         raise ScoresError(
             f"{type(module).__name__} has its weights elsewhere (offloaded); load the model whole to score it"
         )
+    if packed_for_inference(module):
+        raise ScoresError(_PACKED)
     weight = dequantize_module_weight(module).detach()
     if weight.dtype not in (torch.float64, torch.float32, torch.bfloat16, torch.float16):
         raise ScoresError(

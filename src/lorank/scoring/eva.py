@@ -2,7 +2,8 @@
 
 import time
 from collections.abc import Iterable, Iterator, Sequence
-from typing import Any
+from copy import copy
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -12,11 +13,12 @@ from torch import nn
 
 from lorank.errors import DataError, ScoresError
 from lorank.scores import ImportanceScores
-from lorank.scoring.batches import Batch, examples_in, with_distinct_lengths
+from lorank.scoring.batches import Batch, SummedLoss, run, summed_loss
+from lorank.scoring.examples import examples_in
 from lorank.scoring.one_shot import Subject
 from lorank.scoring.path import undisturbed
 from lorank.scoring.precision import full_precision
-from lorank.scoring.watch import Watching, frozen, on_device_of
+from lorank.scoring.watch import Watching, frozen
 from lorank.targets import Target
 
 
@@ -39,7 +41,7 @@ def explained_variance_scores(subject: Subject) -> ImportanceScores:
             counted[0] += examples_in(batch)
             yield batch
 
-    found = principal_inputs(subject.model, subject.targets, batches(), subject.options.components)
+    found, alone = principal_inputs(subject.model, subject.targets, batches(), subject.options.components, subject.loss)
     values = {name: ratios.double().cpu().numpy() for name, (_, ratios) in found.items()}
     for name, ratios in values.items():
         if not np.isfinite(ratios).all():
@@ -51,6 +53,8 @@ def explained_variance_scores(subject: Subject) -> ImportanceScores:
         "examples": counted[0],
         "seconds": round(time.perf_counter() - began, 3),
     }
+    if alone is not None:
+        made["one_example_at_a_time"] = alone
     return subject.scores(values, provenance=made)
 
 
@@ -60,74 +64,120 @@ def start_at_principal_inputs(model: PeftModel, subject: Subject) -> None:
 
     As `init_lora_weights="eva"` of PEFT, without the changes that this makes to the adapter's config.
     """
-    found = principal_inputs(subject.model, subject.targets, subject.needed_batches(), subject.options.components)
+    found, _ = principal_inputs(
+        subject.model, subject.targets, subject.needed_batches(), subject.options.components, subject.loss
+    )
     for name, (directions, _) in found.items():
         for adapter_name, a in getattr(model.get_base_model().get_submodule(name), "lora_A", {}).items():
             a.weight.copy_(directions[: model.get_base_model().get_submodule(name).r[adapter_name]])
 
 
 def principal_inputs(
-    model: nn.Module, targets: Sequence[Target], batches: Iterable[Batch], components: int
-) -> dict[str, tuple[torch.Tensor, torch.Tensor]]:
+    model: nn.Module,
+    targets: Sequence[Target],
+    batches: Iterable[Batch],
+    components: int,
+    loss: SummedLoss = summed_loss,
+) -> tuple[dict[str, tuple[torch.Tensor, torch.Tensor]], str | None]:
     """Principal directions of every layer's inputs over all real tokens, largest first.
+
+    Inputs that all examples share (DeBERTa's relative positions) count once for each example, as in `calibrate`.
 
     Returns:
         Module name -> directions `(components, d_in)` and their shares of the variance `(components,)`; fewer where a layer
-        has fewer dimensions. Layers with the same input share the tensors.
+        has fewer dimensions. Layers with the same inputs share the tensors. And why examples went through the model one at
+        a time, None if batches went whole.
+
+    Raises:
+        DataError: no batches, batches that the model does not take, or too few tokens for so many directions.
+        ScoresError: no layer that can be scored.
+
+    Warns:
+        LorankWarning: names the layers that cannot be scored, and leaves them out.
 
     """
     watching = _Principal(model, targets, components)
     with frozen(model), watching, undisturbed(model), torch.no_grad():
-        for batch in batches:
-            count = examples_in(batch)
-            inputs = on_device_of(model, with_distinct_lengths(model, batch))
-            watching.begin(inputs, count, masked=True)
-            model(**inputs)
-    if not watching.count:
-        raise DataError("the calibration loader gave no batch; give at least one")
-    return watching.result()
+        watching.walk(batches, lambda batch, _: watching.some(batch, loss))
+    return watching.result(), watching.alone
+
+
+class _State(NamedTuple):
+    """The PCA of what a layer has seen, and rows that are too few for it yet. Never changed: layers may share one."""
+
+    pca: IncrementalPCA | None = None
+    waiting: torch.Tensor | None = None
+
+
+_START = _State()
 
 
 class _Principal(Watching):
-    """One incremental PCA for every distinct input; which layers share one is seen in the first batch."""
+    """An incremental PCA for every layer, made once for those that have seen the very same inputs."""
 
     def __init__(self, model: nn.Module, targets: Sequence[Target], components: int) -> None:
-        super().__init__(model, targets)
+        super().__init__(model, targets, masked=True)
         self.components = components
-        self._pca: dict[str, IncrementalPCA] = {}
-        self._waiting: dict[str, torch.Tensor] = {}
-        self._leader: dict[str, str] = {}
+        self._states: dict[str, _State] = {}
+
+    def some(self, batch: Batch, loss: SummedLoss) -> None:
+        """Add the inputs of a batch, all or none."""
+        before = dict(self._states)
+        try:
+            run(self.model, batch, loss)
+        except BaseException:
+            self._states = before
+            raise
 
     def ran(self, name: str, x: torch.Tensor, output: torch.Tensor) -> torch.Tensor:
-        leader = self.once(x, lambda: name)
-        if self._leader.setdefault(name, leader) == name:
+        known = self.once(x, dict[int, tuple[_State, _State]])
+        before = self._states.get(name, _START)
+        if id(before) not in known:
             with full_precision(x):
-                self._fit(name, x)
+                known[id(before)] = before, self._with_inputs(before, name, x)
+        self._states[name] = known[id(before)][1]
         return output
 
-    def _fit(self, name: str, x: torch.Tensor) -> None:
+    def _with_inputs(self, before: _State, name: str, x: torch.Tensor) -> _State:
         rows, mask = self.rows(x, name), self.mask(x, name)
         states = (rows.flatten(0, 1) if mask is None else rows[mask]).float()
-        if name in self._waiting:
-            states = torch.cat([self._waiting.pop(name), states])
+        if before.waiting is not None:
+            states = torch.cat([before.waiting, states])
         wanted = min(self.components, states.shape[1])
-        if len(states) < wanted:  # PCA wants as many rows as directions: wait for the next batch
-            self._waiting[name] = states
-            return
-        if name not in self._pca:
+        if len(states) < wanted:  # PCA wants as many rows as directions: wait for the next batch, or for the end
+            return _State(before.pca, states)
+        if before.pca is None:
             # PEFT's own settings; its random SVD takes twice the directions, which a narrow layer does not have.
             low: dict[str, Any] = {"lowrank": True, "lowrank_seed": 42} if 2 * wanted <= min(states.shape) else {}
-            self._pca[name] = IncrementalPCA(n_components=wanted, copy=True, **low)
-        self._pca[name].partial_fit(states)
+            pca = IncrementalPCA(n_components=wanted, copy=True, **low)
+        else:
+            pca = copy(before.pca)
+        return _State(pca.partial_fit(states))
 
     def result(self) -> dict[str, tuple[torch.Tensor, torch.Tensor]]:
+        """Directions and shares of all layers but those that are left out."""
+        few = f"saw fewer than {self.components} calibration tokens, too few for principal inputs; give more examples"
+        idle = "never ran in the forward pass of the calibration batches"
+        states = {target.name: self._states.get(target.name) for target in self.targets}
+        if all(state is not None and state.pca is None for state in states.values()):
+            raise DataError(f"{next(iter(states))!r} {few}")
+        why = {n: few if state else idle for n, state in states.items() if state is None or state.pca is None}
+        whole: dict[int, IncrementalPCA] = {}
         found = {}
-        for target in self.targets:
-            pca = self._pca.get(self._leader.get(target.name, ""))
-            if pca is None:
-                raise DataError(
-                    f"{target.name!r} saw fewer than {self.components} calibration tokens, too few for principal inputs; "
-                    "give more examples, or leave it out by targets="
-                )
+        for target in self.leave_out(why):
+            state = self._states[target.name]
+            if id(state) not in whole:
+                whole[id(state)] = _with_the_rest(state)
+            pca = whole[id(state)]
             found[target.name] = (pca.components_, pca.explained_variance_ratio_)
         return found
+
+
+def _with_the_rest(state: _State) -> IncrementalPCA:
+    """The PCA with the rows that still wait, fewer than directions."""
+    assert state.pca is not None
+    if state.waiting is None:
+        return state.pca
+    pca = copy(state.pca)
+    pca.lowrank = False  # its random SVD wants more rows
+    return pca.partial_fit(state.waiting.clone(), check_input=False)

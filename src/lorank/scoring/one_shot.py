@@ -58,9 +58,12 @@ class Subject:
         return self.batches
 
     def scores(self, values: Mapping[str, np.ndarray], **rest: Any) -> ImportanceScores:
-        """Scores of these targets, with provenance."""
+        """Scores of those of the targets that have values, with provenance, which names the others under `left_out`."""
         made = {**self.provenance, **rest.pop("provenance", {})}
-        return ImportanceScores(values, unit_costs(self.targets), provenance=made, **rest)
+        if left_out := [target.name for target in self.targets if target.name not in values]:
+            made["left_out"] = left_out
+        kept = unit_costs(target for target in self.targets if target.name in values)
+        return ImportanceScores(values, kept, provenance=made, **rest)
 
 
 def sensitivity_scores(subject: Subject) -> ImportanceScores:
@@ -149,13 +152,14 @@ def _calibrated(
         probes=options.probes,
         loss=subject.loss,
     )
+    targets = [target for target in subject.targets if target.name not in sums.left_out]
     draws, used = resampling(sums.targets, subject.seed)
-    scored = score([columns_of(sums, target, draws) for target in subject.targets]).numpy()
+    scored = score([columns_of(sums, target, draws) for target in targets]).numpy()
     if not scored[0].any():
         raise ScoresError(
             "no layer is sensitive on these calibration examples (every score is 0); look at labels and masks"
         )
-    names = [target.name for target in subject.targets]
+    names = [target.name for target in targets]
     found: dict[str, Any] = {}
     if used > 1:
         # A bootstrap of n folds is narrower than their spread by √(1 - 1/n).
@@ -169,11 +173,13 @@ def _calibrated(
         "batches": sums.batches,
         "seconds": round(time.perf_counter() - began, 3),
     }
+    if sums.alone is not None:
+        made["one_example_at_a_time"] = sums.alone
     if quantity != "gram":
         made["counted_targets"] = int(sums.targets.sum())
     return subject.scores(
         {name: scored[0, k : k + 1] for k, name in enumerate(names)},
-        max_ranks=_max_ranks(subject.targets),
+        max_ranks=_max_ranks(targets),
         provenance={**provenance, **made},
         **found,
     )

@@ -10,9 +10,9 @@ from torch import nn
 from lorank.adapter.path import displacement, path_point
 from lorank.adapter.triplet import TripletAdapter
 from lorank.errors import LorankError
-from lorank.scoring.batches import Batch, loss_in
+from lorank.scoring.batches import Batch, call, loss_in
 from lorank.scoring.options import PathScoreOptions
-from lorank.scoring.precision import at_least_fp32
+from lorank.scoring.precision import at_least_fp32, exact_4_bit
 from lorank.scoring.quadrature import path_nodes
 
 LossFunction = Callable[[nn.Module, Batch], torch.Tensor]
@@ -20,7 +20,7 @@ LossFunction = Callable[[nn.Module, Batch], torch.Tensor]
 
 def model_loss(model: nn.Module, batch: Batch) -> torch.Tensor:
     """The task loss that a transformers model computes from a batch with labels. Scalar."""
-    loss = loss_in(model(**batch))
+    loss = loss_in(call(model, batch))
     if loss is None:
         raise LorankError("the model returned no loss; scoring batches need `labels`")
     return loss
@@ -77,7 +77,8 @@ def path_integral(
 def undisturbed(model: nn.Module, *, dropout_seed: int | None = None) -> Iterator[None]:
     """No dropout (or, with a seed, dropout of its own), and no draw from the random streams that training uses.
 
-    Gradient checkpointing stays on, but for its reentrant form, which `torch.autograd.grad` cannot go through.
+    4-bit weights stay in the form that takes gradients, see `lorank.scoring.precision.exact_4_bit`. Gradient checkpointing
+    stays on, but for its reentrant form, which `torch.autograd.grad` cannot go through.
     """
     modes = [(module, module.training) for module in model.modules()]
     rates: list[tuple[nn.Module, str, float]] = []
@@ -95,7 +96,7 @@ def undisturbed(model: nn.Module, *, dropout_seed: int | None = None) -> Iterato
                     rates += [rate for rate in own if isinstance(rate[2], float)]
         for module, key, _ in rates:
             setattr(module, key, 0.0)
-        with torch.random.fork_rng(devices=devices):
+        with torch.random.fork_rng(devices=devices), exact_4_bit(model):
             if dropout_seed is not None:
                 torch.manual_seed(dropout_seed)
             yield

@@ -1,6 +1,10 @@
 """Scores are kept in fp32, whatever the model computes in."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+
 import torch
+from torch import nn
 
 
 def full_precision(tensor: torch.Tensor) -> torch.autocast:
@@ -11,3 +15,26 @@ def full_precision(tensor: torch.Tensor) -> torch.autocast:
 def at_least_fp32(tensor: torch.Tensor) -> torch.Tensor:
     """The same values, in fp32 unless they are finer already."""
     return tensor.to(torch.promote_types(tensor.dtype, torch.float32))
+
+
+@contextmanager
+def exact_4_bit(model: nn.Module) -> Iterator[None]:
+    """4-bit layers multiply by the weights that they stand for, on every processor.
+
+    On one with AVX512-BF16, bitsandbytes packs the weights of a layer anew at its first forward pass in eval mode, for good,
+    and from then on multiplies in bf16 without gradients.
+    """
+    flag = "support_avx512bf16_for_cpu"
+    layers = [module for module in model.modules() if getattr(module, flag, False)]
+    try:
+        for layer in layers:
+            setattr(layer, flag, False)
+        yield
+    finally:
+        for layer in layers:
+            setattr(layer, flag, True)
+
+
+def packed_for_inference(module: nn.Module) -> bool:
+    """Whether bitsandbytes has packed a 4-bit layer, see `exact_4_bit`: no gradients, and weights that cannot be read."""
+    return bool(getattr(getattr(module.weight, "quant_state", None), "packing_format_for_cpu", False))

@@ -94,6 +94,7 @@ class Work:
                 scores.save(path)
         processes().wait_for_everyone()
         scores = ImportanceScores.load(path)
+        costs = {name: cost for name, cost in costs.items() if name not in scores.provenance.get("left_out", ())}
         if difference := first_difference(dict(scores.unit_costs), costs):
             raise OutputError(f"{path} is for another model or other targets: {difference}; remove it to score again")
         return scores
