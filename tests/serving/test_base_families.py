@@ -119,6 +119,14 @@ def test_an_adapted_head_for_other_labels_than_the_base_models_is_no_other_model
     assert BaseLayers.of(files).shapes["classifier"] == files.pairs["classifier"].shape == (7, 16)
 
 
+def test_a_config_that_lacks_what_its_class_needs_is_one_line(tmp_path: Path) -> None:
+    config = transformers.ChameleonConfig(**SIZES)  # without a vocabulary map
+    config.architectures = ["ChameleonForConditionalGeneration"]
+    config.save_pretrained(tmp_path)
+    with pytest.raises(AdapterError, match="cannot be read: .*; give its hub name or folder as --base"):
+        BaseLayers.read(str(tmp_path), None)
+
+
 OLD = ("model.model.language_model.", "model.language_model.model.")
 
 

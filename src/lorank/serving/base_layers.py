@@ -10,7 +10,7 @@ from torch import nn
 from transformers import AutoConfig
 from transformers.pytorch_utils import Conv1D
 
-from lorank.errors import AdapterError
+from lorank.errors import AdapterError, one_line
 from lorank.serving.adapter_files import PREFIX, AdapterFiles
 from lorank.targets import expert_of
 from lorank.training.adapted_model import class_of, labels_of, model_class, on_meta
@@ -163,7 +163,7 @@ def without_weights(
         labels = {} if num_labels is None else {"num_labels": num_labels}
         config = AutoConfig.from_pretrained(name, trust_remote_code=trust_remote_code, **labels)
         return on_meta(model_class(task_type, config, saved_class), config, trust_remote_code=trust_remote_code)
-    except NOT_LOADABLE as error:
+    except (*NOT_LOADABLE, AttributeError, TypeError) as error:  # the last two: fields that a config lacks
         raise AdapterError(
             f"the base model {name!r} cannot be read: {_reason(name, error)}; give its hub name or folder as --base"
         ) from None
@@ -189,5 +189,5 @@ def _table(getter: Callable[[], Any]) -> Any:
 def _reason(name: str, error: Exception) -> str:
     if not Path(name).exists() and (name.count("/") != 1 or name.startswith((".", "~")) or Path(name).parent.is_dir()):
         return f"no such folder (looked in {Path.cwd()})"
-    reason = (str(error).strip().splitlines() or [type(error).__name__])[0][:300].rstrip(".")
+    reason = (one_line(error) or type(error).__name__).rstrip(".")
     return reason if Path(name).exists() else f"it is no folder in {Path.cwd()}, and as a hub name: {reason}"
