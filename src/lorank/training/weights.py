@@ -56,7 +56,9 @@ def check_loaded(
                 "DataParallel, a part of another model); save the model itself, or rename the weights"
             )
         if not _within(key, heads) and "pooler" not in key.split("."):
-            raise error(f"model: {name!r} has no weights for {key!r}; only a head may be new: give another one")
+            of_the_base = heads or key.startswith(f"{prefix}.")
+            reason = "; only a head may be new:" if of_the_base else ", so it cannot write;"
+            raise error(f"model: {name!r} has no weights for {key!r}{reason} give another one")
     if left := _layers_left_out(unexpected, order):
         warnings.warn(
             f"model: {name!r} has weights that its config leaves out, {left!r} first: the model has fewer layers than its "
