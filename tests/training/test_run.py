@@ -155,6 +155,15 @@ def test_a_foreign_directory_and_changed_data_are_refused(tiny_recipe, tiny_data
     copy.write_text(Path(tiny_data["train"]).read_text().replace("warm", "cold"))
     with pytest.raises(LorankError, match="data changed"):
         run(tiny_recipe(method="lora", data={"train": str(copy)}), tmp_path / "out", QUIET)
+    renamed = {}
+    for part in ("train", "test"):  # other names, in the same order
+        renamed[part] = str(tmp_path / f"renamed {part}.tsv")
+        Path(renamed[part]).write_text(Path(tiny_data[part]).read_text())
+    run(tiny_recipe(method="lora", data=renamed), tmp_path / "names", QUIET)
+    for path in renamed.values():
+        Path(path).write_text(Path(path).read_text().replace("\tgood\n", "\tglad\n"))
+    with pytest.raises(LorankError, match="data changed since this run began: labels was"):
+        run(tiny_recipe(method="lora", data=renamed), tmp_path / "names", QUIET)
     (tmp_path / "out" / "recipe.yaml").write_text("resolved")
     with pytest.raises(LorankError, match="not written by lorank"):
         run(tiny_recipe(), tmp_path / "out", QUIET)
