@@ -123,7 +123,7 @@ def test_a_config_that_lacks_what_its_class_needs_is_one_line(tmp_path: Path) ->
     config = transformers.ChameleonConfig(**SIZES)  # without a vocabulary map
     config.architectures = ["ChameleonForConditionalGeneration"]
     config.save_pretrained(tmp_path)
-    with pytest.raises(AdapterError, match="cannot be read: .*; give its hub name or folder as --base"):
+    with pytest.raises(AdapterError, match=r"cannot be read: .*; give its hub name or folder as --base"):
         BaseLayers.read(str(tmp_path), None)
 
 
