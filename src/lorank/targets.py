@@ -45,6 +45,16 @@ class Target:
         return self.d_in + self.d_out
 
 
+def unwrapped(model: nn.Module) -> nn.Module:
+    """The model itself, inside of torch.compile, DataParallel, DistributedDataParallel, FSDP or DeepSpeed's engine."""
+    from accelerate.utils import extract_model_from_parallel
+
+    # One wrapper may hold another, in either order.
+    while (inner := extract_model_from_parallel(model, keep_torch_compile=False)) is not model:
+        model = inner
+    return model
+
+
 def _linear_shape(module: nn.Module) -> tuple[int, int] | None:
     """`(d_in, d_out)` of a linear layer (also of quantised subclasses, and of GPT-2's Conv1D), else None."""
     from torch import nn
