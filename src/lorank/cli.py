@@ -222,9 +222,10 @@ def inspect_command(
 ) -> None:
     """Show the adaptable modules, the cost of one unit of rank, and what budgets mean for a model."""
     with clear_errors():
+        from lorank.base_model import base_parameters
         from lorank.report.tables import budget_table, target_table
         from lorank.targets import find_targets
-        from lorank.training.model import base_parameters, load_without_weights
+        from lorank.training.model import load_without_weights
 
         loaded = load_without_weights(model, trust_remote_code=trust_remote_code)
         found, size = find_targets(loaded, targets), base_parameters(loaded)

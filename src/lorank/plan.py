@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from lorank.artefact import checksum, write_json
-from lorank.errors import PlanError
+from lorank.errors import PlanError, one_line
 from lorank.targets import first_difference
 
 if TYPE_CHECKING:
@@ -105,33 +105,41 @@ class RankPlan:
         `lora_alpha / r` of the config (vLLM) scales every module right. One that divides by each tensor's own rank
         (llama.cpp, TensorRT-LLM) does not. `rank_pattern` and `alpha_pattern` are keyed by the anchored full name.
 
+        What PEFT then trains is the plan's own parameters, `spent`, to the last one. Options that would train more, less or
+        elsewhere are refused (DoRA, biases, other modules, ...), and so are modules that PEFT replaces in models of the plan's
+        type. Beside the adapters `modules_to_save`, the head of the task type and `trainable_token_indices` train whole: these
+        are no adapter parameters and not in the budget.
+
         Args:
             **options: passed on to `peft.LoraConfig` (`task_type`, `lora_dropout`, `modules_to_save`, ...).
 
         Raises:
-            PlanError: every rank is 0, or an option that the plan itself decides.
+            PlanError: every rank is 0, an option that the plan itself decides or that changes what it spends, or a module that
+                PEFT cannot adapt.
 
         """
         from peft import LoraConfig
 
-        decided = {"r", "lora_alpha", "target_modules", "rank_pattern", "alpha_pattern", "use_rslora"} & set(options)
-        if decided:
-            raise PlanError(
-                f"{', '.join(sorted(decided))} is decided by the plan; leave it out (scale is a field of the plan)"
-            )
+        from lorank.lora_options import check_modules, check_options
+
+        check_options(options)
         adapted = {name: rank for name, rank in self.ranks.items() if rank > 0}
         if not adapted:
             raise PlanError("every rank in the plan is 0, so there is no adapter to make; allocate a larger budget")
+        check_modules(adapted, set(self.ranks) - set(adapted), options, self.provenance.get("model_type"))
         largest = max(adapted.values())
         alphas = {name: self.scale * rank if self.alpha is None else self.alpha for name, rank in adapted.items()}
-        return LoraConfig(
-            r=largest,
-            lora_alpha=whole(self.scale * largest if self.alpha is None else self.alpha),
-            target_modules=list(adapted),
-            rank_pattern={exactly(name): rank for name, rank in adapted.items()},
-            alpha_pattern={exactly(name): whole(alpha) for name, alpha in alphas.items()},
-            **options,
-        )
+        try:
+            return LoraConfig(
+                r=largest,
+                lora_alpha=whole(self.scale * largest if self.alpha is None else self.alpha),
+                target_modules=list(adapted),
+                rank_pattern={exactly(name): rank for name, rank in adapted.items()},
+                alpha_pattern={exactly(name): whole(alpha) for name, alpha in alphas.items()},
+                **options,
+            )
+        except (ValueError, TypeError, ImportError) as error:
+            raise PlanError(f"PEFT refuses these options: {one_line(error)}") from None
 
     def save(self, path: str | Path) -> None:
         """Write the plan as JSON, atomically."""

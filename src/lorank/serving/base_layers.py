@@ -11,7 +11,7 @@ from transformers.pytorch_utils import Conv1D
 
 from lorank.errors import AdapterError
 from lorank.serving.adapter_files import PREFIX, AdapterFiles
-from lorank.targets import expert_of, find_targets
+from lorank.targets import expert_of, linear_layers
 from lorank.training.adapted_model import model_class
 from lorank.training.model import NOT_LOADABLE, quiet_loading
 from lorank.validation import nearest
@@ -68,7 +68,7 @@ class BaseLayers:
         tied = getattr(model.config, "tie_word_embeddings", False) and len(ends) == 2
         return cls(
             name,
-            {target.name: (target.d_out, target.d_in) for target in find_targets(model, ".*")},
+            {full: (d_out, d_in) for full, (d_in, d_out) in linear_layers(model).items()},
             model.config,
             frozenset(full for full, module in modules.items() if isinstance(module, Conv1D)),
             {named[id(end)]: tuple(end.weight.shape) for end in ends},

@@ -12,16 +12,18 @@ from transformers.integrations.integration_utils import INTEGRATION_TO_CALLBACK
 from lorank.allocation.budgeted import allocate
 from lorank.allocation.top_b import uniform_scores
 from lorank.artefact import versions
+from lorank.base_model import base_parameters
 from lorank.errors import BudgetError, RecipeError, TargetError
 from lorank.methods import METHODS
 from lorank.plan import RankPlan
 from lorank.scores import ImportanceScores
 from lorank.targets import Target, find_targets, unit_costs
 from lorank.training.metrics import choose_metrics
-from lorank.training.model import base_parameters, head_modules, load_without_weights, longest_input, task_type_of
+from lorank.training.model import head_modules, load_without_weights, longest_input, task_type_of
 from lorank.training.recipe import Recipe
 from lorank.training.stage import training_arguments
 from lorank.training.stage2 import scaled_plan
+from lorank.unsuitable import model_type_of
 
 
 def check_model(recipe: Recipe, methods: Sequence[str]) -> tuple[tuple[Target, ...], dict[str, Any]]:
@@ -46,7 +48,7 @@ def check_model(recipe: Recipe, methods: Sequence[str]) -> tuple[tuple[Target, .
         raise TargetError(
             f"targets match {inside[0]!r}, part of the head, which is trained whole; name the others more closely"
         )
-    costs, size = unit_costs(targets), base_parameters(model, heads)
+    costs, size = unit_costs(targets), base_parameters(model)
     initial, limits = recipe.stage1.initial_rank, recipe.allocation
     parameters = recipe.read_budget.parameters(costs, base_parameters=size, initial_rank=initial)
     most = min(initial, limits.max_rank or initial) // limits.multiple_of * limits.multiple_of
@@ -58,6 +60,7 @@ def check_model(recipe: Recipe, methods: Sequence[str]) -> tuple[tuple[Target, .
         )
     provenance = {
         "model": recipe.model,
+        "model_type": model_type_of(model),
         "base_parameters": size,
         "preset": recipe.preset,
         "seed": recipe.seed,

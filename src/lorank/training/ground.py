@@ -10,12 +10,13 @@ from peft.tuners.lora import LoraLayer
 from lorank.allocation.budgeted import allocate
 from lorank.allocation.schedule import CutSchedule
 from lorank.artefact import versions
-from lorank.base_model import base_size
+from lorank.base_model import base_parameters
 from lorank.budget import Budget
 from lorank.errors import AllocationError, BudgetError
 from lorank.scores import ImportanceScores
 from lorank.training.cut_rules import CutRules, Ground, ends_with
 from lorank.training.pruning import PruningOptions
+from lorank.unsuitable import model_type_of
 
 
 def survey(
@@ -36,7 +37,7 @@ def survey(
     """
     ranks = {name: int(layer.r[adapter_name]) for name, layer in layers.items()}
     costs = {name: int(layer.in_features + layer.out_features) for name, layer in layers.items()}
-    size = base_size(model.get_base_model())
+    size = base_parameters(model)
     highest = max(ranks.values())
     parameters = budget.parameters(costs, base_parameters=size, initial_rank=highest)
     start = sum(ranks[name] * cost for name, cost in costs.items())
@@ -48,6 +49,7 @@ def survey(
     scalings = [float(layer.scaling[adapter_name]) for layer in layers.values()]
     found = {
         "model": getattr(getattr(model, "config", None), "_name_or_path", "") or type(model.get_base_model()).__name__,
+        "model_type": model_type_of(model.get_base_model()),
         "base_parameters": size,
         "pruning": options.model_dump(mode="json"),
         "versions": versions(),

@@ -15,7 +15,7 @@ from lorank.adapter.triplet import TripletAdapter
 from lorank.allocation.budgeted import allocate
 from lorank.allocation.top_b import RankBy, best_units
 from lorank.artefact import versions
-from lorank.base_model import base_size
+from lorank.base_model import base_parameters
 from lorank.budget import Budget
 from lorank.errors import AdapterError, BudgetError, DataError
 from lorank.plan import RankPlan
@@ -25,6 +25,7 @@ from lorank.scoring.batches import Batch, SummedLoss, summed_loss
 from lorank.scoring.options import PathScoreOptions
 from lorank.scoring.path import PathScorer, undisturbed
 from lorank.scoring.watch import on_device_of
+from lorank.unsuitable import model_type_of
 
 By = Literal["path", "svd"]
 
@@ -104,7 +105,7 @@ def prune(
         "multiple_of": multiple_of,
         "rank_by": rank_by,
     }
-    size = base_size(model.get_base_model())
+    size = base_parameters(model)
     _check_budget(layers, name, Budget.parse(budget), size, limits)
     batches: Sequence[Batch] = [on_device_of(model, batch) for batch in dataloader or ()]
     if by == "path" and not batches:
@@ -115,7 +116,7 @@ def prune(
     scale = max(float(layer.scaling[name]) for layer in layers.values())
     adapter = to_triplets(model, name)
     found = {"model": getattr(getattr(model, "config", None), "_name_or_path", ""), "method": f"prune by {by}"}
-    found |= {"base_parameters": size, "versions": versions()}
+    found |= {"model_type": model_type_of(model.get_base_model()), "base_parameters": size, "versions": versions()}
     try:
         scores = _energies(adapter, found) if by == "svd" else _shares(model, adapter, batches, intervals, loss, found)
         plan = allocate(scores, budget, scale=scale, **limits)
