@@ -149,8 +149,7 @@ def allocate_command(
             out.print(change_table(list(plans.values())))
         for plan in plans.values() if len(plans) == 1 else ():
             out.print(rank_table(plan))
-            spent = f"{plan.spent:,} of {plan.budget_parameters:,} parameters"
-            out.print(f"{plan.budget}: {spent}, total rank {plan.total_rank}", highlight=False)
+            out.print(f"{plan.budget}: {plan.spending}, total rank {plan.total_rank}", highlight=False)
         for path, plan in plans.items():
             for line in stability_lines(plan):
                 say(f"{plan.budget}: {line}")

@@ -90,12 +90,12 @@ def _check_start(options: Mapping[str, Any]) -> None:
 
 
 def check_modules(
-    adapted: Iterable[str], without: Iterable[str], options: Mapping[str, Any], model_type: str | None
+    adapted: Mapping[str, int], without: Iterable[str], options: Mapping[str, Any], model_type: str | None
 ) -> None:
     """Refuse modules that PEFT would not adapt as the plan says.
 
     Args:
-        adapted: modules that have a rank.
+        adapted: modules that have a rank, and the rank.
         without: modules of rank 0.
         options: of the LoraConfig.
         model_type: as the plan recorded it; None where it did not.
@@ -104,7 +104,11 @@ def check_modules(
         PlanError: names the first module and why.
 
     """
-    adapted = dict.fromkeys(adapted)
+    if options.get("init_lora_weights") == "orthogonal" and (odd := next((n for n, r in adapted.items() if r % 2), None)):
+        raise PlanError(
+            f"init_lora_weights='orthogonal' needs even ranks, and {odd!r} has {adapted[odd]}; allocate with multiple_of=2, or use "
+            "another start"
+        )
     if why := forbidden_by_peft(adapted, model_type):
         name = next(iter(why))
         raise PlanError(

@@ -27,12 +27,14 @@ class RankPlan:
         ranks: full module name -> rank; 0 is legal and means no adapter.
         unit_costs: full module name -> `d_in + d_out`, the parameters of one unit of rank.
         budget: the budget as it was asked for.
-        budget_parameters: the adapter parameters that it means.
+        budget_parameters: the adapter parameters that it means. With `budget_units` no limit: what the units cost where that is
+            more.
         scale: `alpha / r`, the factor of `B A`; the same for every module, whatever its rank. Changing it with the
             rank that is left hurts (AdaLoRA's authors, methods note 4.6), so alpha follows the rank.
         alpha: None; or one alpha for every module, so that each is scaled by `alpha / r_m` in place of `scale`
             (reading A13, `active`).
         provenance: JSON values: scores, method, limits.
+        budget_units: units of rank that were asked for, where a budget counts these and not parameters; else None.
 
     Raises:
         PlanError: no modules, a negative rank, ranks and costs of different modules, or more spent than asked.
@@ -46,6 +48,7 @@ class RankPlan:
     scale: float = 2.0
     provenance: Mapping[str, Any] = field(default_factory=dict)
     alpha: float | None = None
+    budget_units: int | None = None
 
     def __post_init__(self) -> None:
         if not self.ranks:
@@ -63,8 +66,8 @@ class RankPlan:
     def __repr__(self) -> str:
         adapted = [rank for rank in self.ranks.values() if rank]
         return (
-            f"RankPlan({self.provenance.get('method', 'no method')}, budget {self.budget}: {self.spent:,} of "
-            f"{self.budget_parameters:,} parameters, {len(adapted)} of {len(self.ranks)} modules, ranks up to "
+            f"RankPlan({self.provenance.get('method', 'no method')}, budget {self.budget}: {self.spending}, "
+            f"{len(adapted)} of {len(self.ranks)} modules, ranks up to "
             f"{max(self.ranks.values())}, scale {self.scale:g})"
         )
 
@@ -72,6 +75,13 @@ class RankPlan:
     def spent(self) -> int:
         """Adapter parameters of the plan, `Σ r_m (d_in + d_out)`."""
         return sum(rank * self.unit_costs[name] for name, rank in self.ranks.items())
+
+    @property
+    def spending(self) -> str:
+        """In words: what is spent of what was asked for."""
+        if self.budget_units is None:
+            return f"{self.spent:,} of {self.budget_parameters:,} parameters"
+        return f"{self.total_rank:,} units of rank ({self.budget_units:,} asked for), {self.spent:,} parameters"
 
     @property
     def total_rank(self) -> int:
@@ -143,10 +153,11 @@ class RankPlan:
 
     def save(self, path: str | Path) -> None:
         """Write the plan as JSON, atomically."""
+        units = {} if self.budget_units is None else {"units": self.budget_units}
         content = {
             "format": FORMAT,
             "version": VERSION,
-            "budget": {"asked": self.budget, "parameters": self.budget_parameters, "spent": self.spent},
+            "budget": {"asked": self.budget, "parameters": self.budget_parameters, "spent": self.spent} | units,
             "total_rank": self.total_rank,
             "scale": self.scale,
             "alpha": self.alpha,
@@ -188,6 +199,7 @@ class RankPlan:
             scale=content["scale"],
             alpha=content["alpha"],
             provenance=content["provenance"],
+            budget_units=content["budget"].get("units"),
         )
 
 

@@ -47,6 +47,11 @@ class Target:
         """Adapter parameters of one unit of rank: a row of A and a column of B."""
         return self.d_in + self.d_out
 
+    @property
+    def max_rank(self) -> int:
+        """The rank that the matrix itself can have, which limits what is of use to an adapter."""
+        return min(self.d_in, self.d_out)
+
 
 def unwrapped(model: nn.Module) -> nn.Module:
     """The model itself, inside of torch.compile, DataParallel, DistributedDataParallel, FSDP or DeepSpeed's engine."""

@@ -23,7 +23,7 @@ from transformers import (
     set_seed,
 )
 
-from lorank.base_model import base_size
+from lorank.base_model import base_parameters
 from lorank.errors import ScoresError
 from lorank.scoring.batches import count_targets, summed_loss
 from lorank.scoring.calibration import CalibrationSums, Quantity, calibrate, weight_of
@@ -224,7 +224,7 @@ def test_a_4_bit_base_scores_as_the_weights_that_it_stands_for(quantity: Quantit
         for target in find_targets(plain):
             assert type(packed.get_submodule(target.name)).__name__ == "Linear4bit"
             plain.get_submodule(target.name).weight.copy_(weight_of(packed.get_submodule(target.name)))
-    assert base_size(packed) == base_size(plain)
+    assert base_parameters(packed) == base_parameters(plain)
     sums = [calibrate(model, find_targets(model), batches_of("decoder", 6, 3), quantity) for model in (packed, plain)]
     torch.testing.assert_close(*map(means, sums), rtol=1e-4, atol=1e-9)
 

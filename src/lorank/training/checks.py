@@ -1,11 +1,11 @@
 """What can be refused before any weights are loaded: targets, budget, limits, text length, options of transformers."""
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from tempfile import gettempdir
 from typing import Any
 
-import numpy as np
 from peft import TaskType
 from transformers.integrations.integration_utils import INTEGRATION_TO_CALLBACK
 
@@ -52,11 +52,12 @@ def check_model(recipe: Recipe, methods: Sequence[str]) -> tuple[tuple[Target, .
     initial, limits = recipe.stage1.initial_rank, recipe.allocation
     parameters = recipe.read_budget.parameters(costs, base_parameters=size, initial_rank=initial)
     most = min(initial, limits.max_rank or initial) // limits.multiple_of * limits.multiple_of
+    offered = sum(min(most, target.max_rank) * target.unit_cost for target in targets)
     trains = any(METHODS[method].trained != "nothing" for method in methods)
-    if trains and parameters > most * sum(costs.values()):
+    if trains and parameters > offered:
         raise BudgetError(
             f"budget {recipe.budget} is {parameters:,} parameters, but at most rank {most} in every module is on offer "
-            f"({most * sum(costs.values()):,}); raise stage1.initial_rank (now {initial}) or allocation.max_rank, or ask for less"
+            f"({offered:,}); raise stage1.initial_rank (now {initial}) or allocation.max_rank, or ask for less"
         )
     provenance = {
         "model": recipe.model,
@@ -106,15 +107,24 @@ def equal_scores(
 ) -> ImportanceScores:
     """Scores of the shape that the method will give, all alike: uniform LoRA's scores, and a trial of the limits."""
     costs = unit_costs(targets)
+    largest = {target.name: target.max_rank for target in targets}
+
+    def up_to(units: int) -> ImportanceScores:
+        return uniform_scores(costs, {name: min(units, most) for name, most in largest.items()}, provenance)
+
     if METHODS[method].trained != "nothing":
-        return uniform_scores(costs, recipe.stage1.initial_rank, provenance)
-    largest = {target.name: min(target.d_in, target.d_out) for target in targets}
+        return up_to(recipe.stage1.initial_rank)
     if METHODS[method].scored == "modules":
-        return ImportanceScores({name: np.ones(1) for name in costs}, costs, None, provenance, largest)
+        return replace(uniform_scores(costs, 1, provenance), max_ranks=largest)
     if METHODS[method].scorer is not None:
-        return uniform_scores(costs, recipe.calibration.components, provenance)
-    # Uniform LoRA has no stage 1 that limits the units of a module, only its matrix does.
-    return uniform_scores(costs, max(recipe.stage1.initial_rank, min(largest.values())), provenance)
+        return up_to(recipe.calibration.components)
+    # Uniform LoRA has no stage 1 that limits the units of a module, only its matrix does. As many are enough as the budget
+    # pays for where small modules (a gate with one output) leave their share to the others.
+    size = {"base_parameters": provenance.get("base_parameters"), "initial_rank": recipe.stage1.initial_rank}
+    parameters, units = recipe.read_budget.parameters(costs, **size), min(recipe.stage1.initial_rank, *largest.values())
+    while units < max(largest.values()) and parameters >= sum(min(units, m) * costs[n] for n, m in largest.items()):
+        units *= 2
+    return up_to(max(units, recipe.stage1.initial_rank, min(largest.values())))
 
 
 def allocate_for(method: str, recipe: Recipe, scores: ImportanceScores) -> RankPlan:

@@ -1,5 +1,6 @@
 """Make a trained LoRA adapter smaller: its triplets, scored and cut to a budget, and what that cost in loss."""
 
+import warnings
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, get_args
@@ -9,15 +10,15 @@ import torch
 from peft import PeftModel
 from peft.tuners.lora import LoraLayer
 
-from lorank.adapter.convert import adapted_layers, fold_to_lora, to_triplets
+from lorank.adapter.convert import adapted_layers, fold_to_lora, starting_rank, to_triplets
 from lorank.adapter.shrink import shrink
 from lorank.adapter.triplet import TripletAdapter
 from lorank.allocation.budgeted import allocate
-from lorank.allocation.top_b import RankBy, best_units
+from lorank.allocation.top_b import RankBy, best_units, uniform_scores
 from lorank.artefact import versions
 from lorank.base_model import base_parameters
 from lorank.budget import Budget
-from lorank.errors import AdapterError, BudgetError, DataError
+from lorank.errors import AdapterError, BudgetError, DataError, LorankWarning
 from lorank.plan import RankPlan
 from lorank.scores import ImportanceScores
 from lorank.scoring.accumulate import ScoreAccumulator
@@ -99,6 +100,12 @@ def prune(
         raise AdapterError(
             f"adapter {name!r} is not trained yet (every B is 0); lorank.score plans ranks before training"
         )
+    if all(float(layer.lora_B[name].weight.abs().max()) < 1e-30 for layer in layers.values()):
+        warnings.warn(
+            f"no entry of any B of adapter {name!r} is above 1e-30, so it hardly does anything; was it trained?",
+            LorankWarning,
+            stacklevel=2,
+        )
     limits: dict[str, Any] = {
         "max_rank": max_rank,
         "min_rank": min_rank,
@@ -154,7 +161,7 @@ def _check_budget(
         raise BudgetError(
             f"budget {budget} is {parameters:,} parameters, and the adapter has only {held:,}: nothing is to prune; ask for less"
         )
-    allocate(ImportanceScores({module: np.ones(rank) for module, rank in ranks.items()}, costs), parameters, **limits)
+    allocate(uniform_scores(costs, {m: starting_rank(layer, name) for m, layer in layers.items()}), parameters, **limits)
 
 
 def mean_loss(model: PeftModel, batches: Sequence[Batch], loss: SummedLoss = summed_loss) -> float | None:
