@@ -100,7 +100,7 @@ def prune(
         raise AdapterError(
             f"adapter {name!r} is not trained yet (every B is 0); lorank.score plans ranks before training"
         )
-    if all(float(layer.lora_B[name].weight.abs().max()) < 1e-30 for layer in layers.values()):
+    if all(float(layer.lora_B[name].weight.detach().abs().max()) < 1e-30 for layer in layers.values()):
         warnings.warn(
             f"no entry of any B of adapter {name!r} is above 1e-30, so it hardly does anything; was it trained?",
             LorankWarning,
