@@ -4,17 +4,23 @@ import pytest
 import torch
 import transformers as T
 from peft import LoraConfig, get_peft_model
-from tests.conftest import tiny_config
 from torch import nn
 
 import lorank
 from lorank.base_model import base_parameters
 from lorank.training.model import load_without_weights
+from tests.conftest import tiny_config
 
 SIZES = {"hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 32, "vocab_size": 64}
 LLAMA = T.LlamaConfig(**SIZES)
 T5 = {"d_model": 16, "d_kv": 8, "d_ff": 32, "num_layers": 1, "num_heads": 2, "vocab_size": 64}
-BART = {"d_model": 16, "encoder_layers": 1, "decoder_layers": 1, "encoder_attention_heads": 2, "decoder_attention_heads": 2}
+BART = {
+    "d_model": 16,
+    "encoder_layers": 1,
+    "decoder_layers": 1,
+    "encoder_attention_heads": 2,
+    "decoder_attention_heads": 2,
+}
 FAMILIES = {
     "llama": (LLAMA, ("LlamaForCausalLM", "LlamaForSequenceClassification", "LlamaModel")),
     "qwen2, tied": (
@@ -100,7 +106,9 @@ def test_one_percent_is_one_number(tmp_path) -> None:
     bert.save_pretrained(tmp_path)
     scored = lorank.score(bert, method="magnitude").provenance["base_parameters"]
     assert scored == base_parameters(load_without_weights(str(tmp_path)))
-    adapted = get_peft_model(bert, LoraConfig(target_modules=["query"], task_type="SEQ_CLS", modules_to_save=["classifier"]))
+    adapted = get_peft_model(
+        bert, LoraConfig(target_modules=["query"], task_type="SEQ_CLS", modules_to_save=["classifier"])
+    )
     allocation = lorank.RankAllocation("adalora", "2%")
     allocation.prepare(adapted)
     assert allocation._ground.provenance["base_parameters"] == scored

@@ -113,7 +113,13 @@ def test_names_are_those_of_the_model_inside_of_wrappers() -> None:
     in_part.model.layers[0] = torch.compile(in_part.model.layers[0])
     in_part.model.layers[1].mlp = nn.DataParallel(in_part.model.layers[1].mlp)
     both = nn.DataParallel(torch.compile(fresh()))
-    for model in (torch.compile(fresh()), nn.DataParallel(fresh()), torch.compile(nn.DataParallel(fresh())), both, in_part):
+    for model in (
+        torch.compile(fresh()),
+        nn.DataParallel(fresh()),
+        torch.compile(nn.DataParallel(fresh())),
+        both,
+        in_part,
+    ):
         assert find_targets(model) == expected
         assert find_targets(model, ["q_proj"]) == tuple(t for t in expected if t.name.endswith("q_proj"))
     assert type(unwrapped(both)) is type(unwrapped(in_part)) is type(fresh())

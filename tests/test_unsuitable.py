@@ -35,7 +35,9 @@ def model_of(name: str) -> Any:
     if name == "mamba":
         return T.MambaForCausalLM(T.MambaConfig(vocab_size=64, hidden_size=16, num_hidden_layers=2, state_size=4))
     assert name == "attention of torch.nn"
-    return nn.ModuleDict({"layers": nn.ModuleList([nn.ModuleDict({"att": nn.MultiheadAttention(8, 2), "up": nn.Linear(8, 8)})])})
+    return nn.ModuleDict(
+        {"layers": nn.ModuleList([nn.ModuleDict({"att": nn.MultiheadAttention(8, 2), "up": nn.Linear(8, 8)})])}
+    )
 
 
 CASES = [

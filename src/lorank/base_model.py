@@ -78,7 +78,7 @@ def _weights(module: nn.Module) -> Iterator[tuple[nn.Parameter, int]]:
     for parameter in module.parameters(recurse=False):
         # bitsandbytes packs two 4-bit weights into a byte, and keeps the shape beside it: with the weight or, for the
         # tensors of experts, with the module that unpacks it.
-        states = (getattr(each, "quant_state", None) for each in (parameter, *module.children()))
+        states: list[Any] = [getattr(each, "quant_state", None) for each in (parameter, *module.children())]
         shape = next((state.shape for state in states if hasattr(state, "shape")), parameter.shape)
         yield parameter, math.prod(shape)
     for name, child in module.named_children():

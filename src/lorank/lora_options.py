@@ -35,7 +35,11 @@ _REFUSED = {
     "layers_pattern": _OTHER_MODULES,
 }  # fmt: skip
 # PEFT trains these beside the adapters of the task type, as if named in modules_to_save.
-_TRAINED_WHOLE = {"SEQ_CLS": ("classifier", "score"), "TOKEN_CLS": ("classifier", "score"), "QUESTION_ANS": ("qa_outputs",)}
+_TRAINED_WHOLE = {
+    "SEQ_CLS": ("classifier", "score"),
+    "TOKEN_CLS": ("classifier", "score"),
+    "QUESTION_ANS": ("qa_outputs",),
+}
 
 
 def check_options(options: Mapping[str, Any]) -> None:
@@ -78,7 +82,9 @@ def check_options(options: Mapping[str, Any]) -> None:
 def _check_start(options: Mapping[str, Any]) -> None:
     start = options.get("init_lora_weights", True)
     if isinstance(start, str) and start.lower() == "mica":
-        raise PlanError(f"init_lora_weights={start!r} trains A alone, fewer parameters than the plan's; use another start")
+        raise PlanError(
+            f"init_lora_weights={start!r} trains A alone, fewer parameters than the plan's; use another start"
+        )
     if start == "eva":
         given = options.get("eva_config")
         rho = given.get("rho") if isinstance(given, Mapping) else getattr(given, "rho", None)
@@ -104,10 +110,12 @@ def check_modules(
         PlanError: names the first module and why.
 
     """
-    if options.get("init_lora_weights") == "orthogonal" and (odd := next((n for n, r in adapted.items() if r % 2), None)):
+    if options.get("init_lora_weights") == "orthogonal" and (
+        odd := next((n for n, r in adapted.items() if r % 2), None)
+    ):
         raise PlanError(
-            f"init_lora_weights='orthogonal' needs even ranks, and {odd!r} has {adapted[odd]}; allocate with multiple_of=2, or use "
-            "another start"
+            f"init_lora_weights='orthogonal' needs even ranks, and {odd!r} has {adapted[odd]}; allocate with multiple_of=2, or "
+            "use another start"
         )
     if why := forbidden_by_peft(adapted, model_type):
         name = next(iter(why))
@@ -120,10 +128,10 @@ def check_modules(
     task = options.get("task_type")
     whole = _TRAINED_WHOLE.get(str(getattr(task, "value", task)), ())
     for module in (*(options.get("modules_to_save") or ()), *whole):
-        if name := next((name for name in adapted if re.match(rf"(^|.*\.){module}($|\..*)", name)), None):
+        if inside := next((name for name in adapted if re.match(rf"(^|.*\.){module}($|\..*)", name)), None):
             raise PlanError(
-                f"{module!r} is trained whole (modules_to_save, or the head of the task type), and PEFT would leave out the plan's "
-                f"{name!r}, which is part of it; name modules to save in full"
+                f"{module!r} is trained whole (modules_to_save, or the head of the task type), and PEFT would leave out the "
+                f"plan's {inside!r}, which is part of it; name modules to save in full"
             )
     outside = next((name for name, place in places(adapted).items() if place.layer is None), None)
     if options.get("ensure_weight_tying") and outside:

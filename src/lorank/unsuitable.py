@@ -34,7 +34,8 @@ def unsuitable(model: nn.Module, linears: Mapping[str, nn.Module], parents: Mapp
     tied = _embedding_weights(model)
     plain: dict[tuple[Any, ...], bool] = {}
     for name, layer in linears.items():
-        leaf, parent = name.rpartition(".")[2], type(parents[name])
+        leaf = name.rpartition(".")[2]
+        parent: Any = type(parents[name])
         kind = (type(layer), *_features(layer))
         if kind not in plain:
             plain[kind] = _is_plain(layer)
@@ -104,7 +105,9 @@ def _is_plain(layer: Any) -> bool:
     like = copy.copy(layer)
     for held in ("_parameters", "_buffers"):
         there = getattr(layer, held)
-        like.__dict__[held] = {key: None if value is None else value.detach().to("meta") for key, value in there.items()}
+        like.__dict__[held] = {
+            key: None if value is None else value.detach().to("meta") for key, value in there.items()
+        }
     rows = torch.empty(2, layer.in_features, dtype=weight.dtype, device="meta")
     try:
         with torch.no_grad():
@@ -122,7 +125,7 @@ def _embedding_weights(model: nn.Module) -> set[int]:
 
 
 @cache
-def _read_past(parent: type) -> frozenset[str]:
+def _read_past(parent: Any) -> frozenset[str]:
     """Children whose `.weight` the class puts into a computation of its own, as torch's attention and Mamba's kernels do."""
     from torch import nn
 

@@ -5,7 +5,13 @@ from pathlib import Path
 
 import pytest
 from peft import LoraConfig, TaskType, get_peft_model
-from transformers import MambaConfig, MambaForCausalLM, Qwen2MoeConfig, Qwen2MoeForCausalLM, Qwen2MoeForSequenceClassification
+from transformers import (
+    MambaConfig,
+    MambaForCausalLM,
+    Qwen2MoeConfig,
+    Qwen2MoeForCausalLM,
+    Qwen2MoeForSequenceClassification,
+)
 
 import lorank
 from lorank.errors import LorankWarning, TargetError
@@ -49,19 +55,23 @@ def test_recipes_cap_the_rank_of_a_gate(method: str, tiny_recipe: Callable[..., 
     assert plan.budget_parameters - plan.spent < max(plan.unit_costs.values())
     started = get_peft_model(model, initial_config(recipe, targets, TaskModel(model, ("score",), TaskType.SEQ_CLS)))
     layers = {t.name: started.get_base_model().get_submodule(t.name) for t in targets}
-    assert {name: layer.r["default"] for name, layer in layers.items()} == {t.name: min(6, t.d_in, t.d_out) for t in targets}
+    assert {name: layer.r["default"] for name, layer in layers.items()} == {
+        t.name: min(6, t.d_in, t.d_out) for t in targets
+    }
     assert {layer.scaling["default"] for layer in layers.values()} == {recipe.scale}
 
 
 def test_a_recipe_refuses_what_peft_forbids_as_targets(tiny_data: dict[str, str], tmp_path: Path) -> None:
-    MambaForCausalLM(MambaConfig(vocab_size=32, hidden_size=16, num_hidden_layers=1, state_size=4)).save_pretrained(tmp_path)
+    MambaForCausalLM(MambaConfig(vocab_size=32, hidden_size=16, num_hidden_layers=1, state_size=4)).save_pretrained(
+        tmp_path
+    )
     content = {
         "model": str(tmp_path),
         "budget": "r=1",
         "data": {**tiny_data, "task": "boolq"},
     }
-    with pytest.raises(TargetError, match="'backbone.layers.0.mixer.out_proj' is refused by PEFT"):
+    with pytest.raises(TargetError, match=r"'backbone\.layers\.0\.mixer\.out_proj' is refused by PEFT"):
         check_model(make_recipe({**content, "targets": ["out_proj"]}), ("i-lora",))
-    with pytest.warns(LorankWarning, match="4 linear layers|3 linear layers"):
+    with pytest.warns(LorankWarning, match="3 linear layers are left out"):
         targets, _ = check_model(make_recipe({**content, "targets": "all-linear"}), ("i-lora",))
     assert [target.name for target in targets] == ["backbone.layers.0.mixer.in_proj"]

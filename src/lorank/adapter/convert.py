@@ -158,8 +158,8 @@ def cap_ranks(layers: Mapping[str, LoraLayer], adapter_name: str) -> None:
         name, change = next(iter(lowered.items()))
         more = f" and {len(lowered) - 1} more" if len(lowered) > 1 else ""
         warnings.warn(
-            f"{name!r}{more} cannot have the rank that the adapter starts with, which is above the smaller side of the layer; it is "
-            f"lowered ({name!r}: {change})",
+            f"{name!r}{more} cannot have the rank that the adapter starts with, which is above the smaller side of the layer; it "
+            f"is lowered ({name!r}: {change})",
             LorankWarning,
             stacklevel=3,
         )

@@ -44,7 +44,8 @@ def proportional_ranks(
         raise AllocationError("no module has a score above zero, so there are no proportions; score again")
     shares = _shares({name: value / highest for name, value in worth.items()}, costs, budget, caps, floors)
     ranks = {
-        name: min(caps[name], max(floors[name], int(share) // multiple_of * multiple_of)) for name, share in shares.items()
+        name: min(caps[name], max(floors[name], int(share) // multiple_of * multiple_of))
+        for name, share in shares.items()
     }
     left = budget - sum(rank * costs[name] for name, rank in ranks.items())
     # Those furthest below their share first, worthless ones last. What cannot be paid for now cannot be later either.

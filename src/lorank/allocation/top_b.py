@@ -133,7 +133,9 @@ def uniform_scores(
     `units` are those of every module, or of each.
     """
     of = dict.fromkeys(costs, units) if isinstance(units, int) else units
-    return ImportanceScores({name: np.ones(of[name]) for name in costs}, costs, None, {**(provenance or {}), EQUAL: True})
+    return ImportanceScores(
+        {name: np.ones(of[name]) for name in costs}, costs, None, {**(provenance or {}), EQUAL: True}
+    )
 
 
 def warn_if_equal(scores: Mapping[str, np.ndarray]) -> None:

@@ -161,7 +161,9 @@ def _check_budget(
         raise BudgetError(
             f"budget {budget} is {parameters:,} parameters, and the adapter has only {held:,}: nothing is to prune; ask for less"
         )
-    allocate(uniform_scores(costs, {m: starting_rank(layer, name) for m, layer in layers.items()}), parameters, **limits)
+    allocate(
+        uniform_scores(costs, {m: starting_rank(layer, name) for m, layer in layers.items()}), parameters, **limits
+    )
 
 
 def mean_loss(model: PeftModel, batches: Sequence[Batch], loss: SummedLoss = summed_loss) -> float | None:
