@@ -43,6 +43,17 @@ def test_peft_adapts_exactly_the_plan(ranks: tuple[int, ...]) -> None:
     assert {m.scaling["default"] for m in layers.values()} == {plan.scale}
 
 
+def test_a_budget_in_units_of_rank_is_not_said_to_hold_parameters(tmp_path: Path) -> None:
+    plan = RankPlan({"wide": 3, "narrow": 1}, {"wide": 30, "narrow": 10}, "rank=4", 100, budget_units=4)
+    assert plan.spending == "4 units of rank (4 asked for), 100 parameters"
+    assert "4 units of rank (4 asked for), 100 parameters" in repr(plan)
+    plan.save(tmp_path / "plan.json")
+    assert RankPlan.load(tmp_path / "plan.json") == plan
+    some_plan().save(tmp_path / "older.json")  # a plan in parameters is written as it always was
+    assert "units" not in json.loads((tmp_path / "older.json").read_text())["budget"]
+    assert some_plan().spending == "224 of 1,000 parameters"
+
+
 def test_the_config_says_the_same_scale_to_engines_that_ignore_patterns() -> None:
     config = some_plan().lora_config(lora_dropout=0.1)
     assert (config.r, config.lora_alpha, config.lora_dropout) == (3, 4.5, 0.1)

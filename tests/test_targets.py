@@ -15,8 +15,9 @@ from transformers import (
     Qwen2Config,
 )
 
+import lorank
 from lorank import LorankError
-from lorank.targets import find_targets, natural_order, places, unit_costs
+from lorank.targets import find_targets, natural_order, places, unit_costs, unwrapped
 
 SMALL = {"hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 32, "vocab_size": 64}
 ENCODER = ("query", "key", "value", "attention.output", "intermediate", "output")
@@ -102,6 +103,30 @@ def test_a_list_takes_names_and_their_ends_and_a_text_is_a_pattern() -> None:
 def test_a_model_without_blocks_is_refused() -> None:
     with pytest.raises(LorankError, match="no linear layer inside a list of blocks"):
         find_targets(nn.Sequential(nn.Linear(2, 2)))
+
+
+def test_names_are_those_of_the_model_inside_of_wrappers() -> None:
+    def fresh() -> nn.Module:
+        return AutoModelForCausalLM.from_config(ARCHITECTURES["llama"][1])
+
+    expected, in_part = find_targets(fresh()), fresh()
+    in_part.model.layers[0] = torch.compile(in_part.model.layers[0])
+    in_part.model.layers[1].mlp = nn.DataParallel(in_part.model.layers[1].mlp)
+    both = nn.DataParallel(torch.compile(fresh()))
+    for model in (
+        torch.compile(fresh()),
+        nn.DataParallel(fresh()),
+        torch.compile(nn.DataParallel(fresh())),
+        both,
+        in_part,
+    ):
+        assert find_targets(model) == expected
+        assert find_targets(model, ["q_proj"]) == tuple(t for t in expected if t.name.endswith("q_proj"))
+    assert type(unwrapped(both)) is type(unwrapped(in_part)) is type(fresh())
+    plan = lorank.allocate(lorank.score(both, method="magnitude"), "r=2")
+    plan.check_model(both)
+    adapted = get_peft_model(fresh(), plan.lora_config(task_type="CAUSAL_LM"))
+    assert sum(p.numel() for p in adapted.parameters() if p.requires_grad) == plan.spent
 
 
 def test_layers_are_ordered_as_numbers() -> None:

@@ -153,8 +153,7 @@ def allocate_command(
             out.print(change_table(list(plans.values())))
         for plan in plans.values() if len(plans) == 1 else ():
             out.print(rank_table(plan))
-            spent = f"{plan.spent:,} of {plan.budget_parameters:,} parameters"
-            out.print(f"{plan.budget}: {spent}, total rank {plan.total_rank}", highlight=False)
+            out.print(f"{plan.budget}: {plan.spending}, total rank {plan.total_rank}", highlight=False)
         for path, plan in plans.items():
             for line in stability_lines(plan):
                 say(f"{plan.budget}: {line}")
@@ -226,9 +225,10 @@ def inspect_command(
 ) -> None:
     """Show the adaptable modules, the cost of one unit of rank, and what budgets mean for a model."""
     with clear_errors():
+        from lorank.base_model import base_parameters
         from lorank.report.tables import budget_table, target_table
         from lorank.targets import find_targets
-        from lorank.training.model import base_parameters, load_without_weights
+        from lorank.training.model import load_without_weights
 
         loaded = load_without_weights(model, trust_remote_code=trust_remote_code)
         found, size = find_targets(loaded, targets), base_parameters(loaded)

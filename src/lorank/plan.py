@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from lorank.artefact import checksum, write_json
-from lorank.errors import PlanError
+from lorank.errors import PlanError, one_line
 from lorank.targets import first_difference
 
 if TYPE_CHECKING:
@@ -27,12 +27,14 @@ class RankPlan:
         ranks: full module name -> rank; 0 is legal and means no adapter.
         unit_costs: full module name -> `d_in + d_out`, the parameters of one unit of rank.
         budget: the budget as it was asked for.
-        budget_parameters: the adapter parameters that it means.
+        budget_parameters: the adapter parameters that it means. With `budget_units` no limit: what the units cost where that is
+            more.
         scale: `alpha / r`, the factor of `B A`; the same for every module, whatever its rank. Changing it with the
             rank that is left hurts (AdaLoRA's authors, methods note 4.6), so alpha follows the rank.
         alpha: None; or one alpha for every module, so that each is scaled by `alpha / r_m` in place of `scale`
             (reading A13, `active`).
         provenance: JSON values: scores, method, limits.
+        budget_units: units of rank that were asked for, where a budget counts these and not parameters; else None.
 
     Raises:
         PlanError: no modules, a negative rank, ranks and costs of different modules, or more spent than asked.
@@ -46,6 +48,7 @@ class RankPlan:
     scale: float = 2.0
     provenance: Mapping[str, Any] = field(default_factory=dict)
     alpha: float | None = None
+    budget_units: int | None = None
 
     def __post_init__(self) -> None:
         if not self.ranks:
@@ -63,8 +66,8 @@ class RankPlan:
     def __repr__(self) -> str:
         adapted = [rank for rank in self.ranks.values() if rank]
         return (
-            f"RankPlan({self.provenance.get('method', 'no method')}, budget {self.budget}: {self.spent:,} of "
-            f"{self.budget_parameters:,} parameters, {len(adapted)} of {len(self.ranks)} modules, ranks up to "
+            f"RankPlan({self.provenance.get('method', 'no method')}, budget {self.budget}: {self.spending}, "
+            f"{len(adapted)} of {len(self.ranks)} modules, ranks up to "
             f"{max(self.ranks.values())}, scale {self.scale:g})"
         )
 
@@ -72,6 +75,13 @@ class RankPlan:
     def spent(self) -> int:
         """Adapter parameters of the plan, `Σ r_m (d_in + d_out)`."""
         return sum(rank * self.unit_costs[name] for name, rank in self.ranks.items())
+
+    @property
+    def spending(self) -> str:
+        """In words: what is spent of what was asked for."""
+        if self.budget_units is None:
+            return f"{self.spent:,} of {self.budget_parameters:,} parameters"
+        return f"{self.total_rank:,} units of rank ({self.budget_units:,} asked for), {self.spent:,} parameters"
 
     @property
     def total_rank(self) -> int:
@@ -105,40 +115,49 @@ class RankPlan:
         `lora_alpha / r` of the config (vLLM) scales every module right. One that divides by each tensor's own rank
         (llama.cpp, TensorRT-LLM) does not. `rank_pattern` and `alpha_pattern` are keyed by the anchored full name.
 
+        What PEFT then trains is the plan's own parameters, `spent`, to the last one. Options that would train more, less or
+        elsewhere are refused (DoRA, biases, other modules, ...), and so are modules that PEFT replaces in models of the plan's
+        type. Beside the adapters `modules_to_save`, the head of the task type and `trainable_token_indices` train whole: these
+        are no adapter parameters and not in the budget.
+
         Args:
             **options: passed on to `peft.LoraConfig` (`task_type`, `lora_dropout`, `modules_to_save`, ...).
 
         Raises:
-            PlanError: every rank is 0, or an option that the plan itself decides.
+            PlanError: every rank is 0, an option that the plan itself decides or that changes what it spends, or a module that
+                PEFT cannot adapt.
 
         """
         from peft import LoraConfig
 
-        decided = {"r", "lora_alpha", "target_modules", "rank_pattern", "alpha_pattern", "use_rslora"} & set(options)
-        if decided:
-            raise PlanError(
-                f"{', '.join(sorted(decided))} is decided by the plan; leave it out (scale is a field of the plan)"
-            )
+        from lorank.lora_options import check_modules, check_options
+
+        check_options(options)
         adapted = {name: rank for name, rank in self.ranks.items() if rank > 0}
         if not adapted:
             raise PlanError("every rank in the plan is 0, so there is no adapter to make; allocate a larger budget")
+        check_modules(adapted, set(self.ranks) - set(adapted), options, self.provenance.get("model_type"))
         largest = max(adapted.values())
         alphas = {name: self.scale * rank if self.alpha is None else self.alpha for name, rank in adapted.items()}
-        return LoraConfig(
-            r=largest,
-            lora_alpha=whole(self.scale * largest if self.alpha is None else self.alpha),
-            target_modules=list(adapted),
-            rank_pattern={exactly(name): rank for name, rank in adapted.items()},
-            alpha_pattern={exactly(name): whole(alpha) for name, alpha in alphas.items()},
-            **options,
-        )
+        try:
+            return LoraConfig(
+                r=largest,
+                lora_alpha=whole(self.scale * largest if self.alpha is None else self.alpha),
+                target_modules=list(adapted),
+                rank_pattern={exactly(name): rank for name, rank in adapted.items()},
+                alpha_pattern={exactly(name): whole(alpha) for name, alpha in alphas.items()},
+                **options,
+            )
+        except (ValueError, TypeError, ImportError) as error:
+            raise PlanError(f"PEFT refuses these options: {one_line(error)}") from None
 
     def save(self, path: str | Path) -> None:
         """Write the plan as JSON, atomically."""
+        units = {} if self.budget_units is None else {"units": self.budget_units}
         content = {
             "format": FORMAT,
             "version": VERSION,
-            "budget": {"asked": self.budget, "parameters": self.budget_parameters, "spent": self.spent},
+            "budget": {"asked": self.budget, "parameters": self.budget_parameters, "spent": self.spent} | units,
             "total_rank": self.total_rank,
             "scale": self.scale,
             "alpha": self.alpha,
@@ -180,6 +199,7 @@ class RankPlan:
             scale=content["scale"],
             alpha=content["alpha"],
             provenance=content["provenance"],
+            budget_units=content["budget"].get("units"),
         )
 
 

@@ -7,15 +7,18 @@ from a file of scores needs names alone.
 from __future__ import annotations
 
 import re
+import warnings
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from difflib import get_close_matches
 from typing import TYPE_CHECKING, Any
 
-from lorank.errors import TargetError
+from lorank.errors import LorankWarning, TargetError
 
 if TYPE_CHECKING:
     from torch import nn
+
+ALL_LINEAR = "all-linear"  # PEFT's word, in any case of letters
 
 
 @dataclass(frozen=True)
@@ -44,6 +47,11 @@ class Target:
         """Adapter parameters of one unit of rank: a row of A and a column of B."""
         return self.d_in + self.d_out
 
+    @property
+    def max_rank(self) -> int:
+        """The rank that the matrix itself can have, which limits what is of use to an adapter."""
+        return min(self.d_in, self.d_out)
+
 
 def unwrapped(model: nn.Module) -> nn.Module:
     """The model itself, inside of torch.compile, DataParallel, DistributedDataParallel, FSDP or DeepSpeed's engine."""
@@ -53,6 +61,30 @@ def unwrapped(model: nn.Module) -> nn.Module:
     while (inner := extract_model_from_parallel(model, keep_torch_compile=False)) is not model:
         model = inner
     return model
+
+
+def named_parts(model: nn.Module) -> dict[str, nn.Module]:
+    """Full names and modules, the model first; parts that were compiled or wrapped have the names of what is inside."""
+    found: dict[str, nn.Module] = {}
+    seen: set[int] = set()
+
+    def walk(name: str, module: nn.Module) -> None:
+        if len(module._modules) == 1 and {"_orig_mod", "module"} & set(module._modules):
+            module = unwrapped(module)
+        if id(module) in seen:
+            return
+        seen.add(id(module))
+        found[name] = module
+        for child_name, child in module.named_children():
+            walk(f"{name}.{child_name}" if name else child_name, child)
+
+    walk("", model)
+    return found
+
+
+def linear_layers(model: nn.Module) -> dict[str, tuple[int, int]]:
+    """Full name -> `(d_in, d_out)` of every linear layer of a model, whether it can carry an adapter or not."""
+    return {name: shape for name, module in named_parts(model).items() if (shape := _linear_shape(module)) and name}
 
 
 def _linear_shape(module: nn.Module) -> tuple[int, int] | None:
@@ -70,42 +102,61 @@ def _linear_shape(module: nn.Module) -> tuple[int, int] | None:
 def find_targets(model: nn.Module, select: str | Sequence[str] | None = None) -> tuple[Target, ...]:
     """List the linear layers to adapt, in the model's order.
 
+    Layers that cannot carry an adapter are no targets: those that PEFT refuses (Mamba's `out_proj`) or replaces by parameters
+    of experts (every gate, up and down projection of many mixtures of experts, shared and dense ones too), those whose weight
+    is read past the layer (an attention of `torch.nn`), that return no single tensor (Llama 4's router), or that share their
+    weight with an embedding. One warning names them; where nothing else was asked for, an error does.
+
     Args:
-        model: a transformers model; its weights may be on the meta device.
+        model: a transformers model; its weights may be on the meta device. It may be compiled, or wrapped for several devices:
+            names are those of the model inside.
         select: None takes every linear layer inside the transformer blocks (the members of a module list of the base
             model: heads, poolers and embeddings are left out). A list takes, as PEFT does, the modules whose full
-            name is an entry or ends with `.entry`; a text is a regular expression that must match the full name.
+            name is an entry or ends with `.entry`; a string is a regular expression that must match the full name.
+            `"all-linear"` is PEFT's: every linear layer but the output embeddings, or the head of a classifier (whatever
+            stands beside the base model, which is trained whole).
 
     Raises:
-        TargetError: nothing matches; the message names the nearest modules.
+        TargetError: nothing matches, and the message names the nearest modules; or only layers that cannot be adapted.
 
     """
-    from torch import nn
-
-    linears = {name: shape for name, module in model.named_modules() if (shape := _linear_shape(module)) and name}
-    if select is None:
-        prefix = getattr(model, "base_model_prefix", "")
-        inside = f"{prefix}." if prefix and hasattr(model, prefix) else ""
-        lists = tuple(f"{name}." for name, module in model.named_modules() if isinstance(module, nn.ModuleList))
-        chosen = [name for name in linears if name.startswith(inside) and name.startswith(lists)]
-        problem = f"{type(model).__name__} has no linear layer inside a list of blocks"
-    elif isinstance(select, str):
-        try:
-            pattern = re.compile(select)
-        except re.error as error:
-            raise TargetError(f"targets {select!r} is not a regular expression: {error}") from None
-        chosen = [name for name in linears if pattern.fullmatch(name)]
-        problem = f"targets {select!r} matches the full name of no linear layer"
-    else:
-        ends = {entry: [name for name in linears if name == entry or name.endswith(f".{entry}")] for entry in select}
-        missing = [entry for entry, names in ends.items() if not names]
-        wanted = {name for names in ends.values() for name in names}
-        chosen = [] if missing else [name for name in linears if name in wanted]
-        problem = f"targets {missing or list(select)} match no linear layer"
-    if not chosen:
-        known = sorted(
-            {place.projection for place in places(linears).values()} | {n.rpartition(".")[2] for n in linears}
+    found, left_out = _select(model, select)
+    if left_out:
+        firsts: dict[str, list[str]] = {}
+        for name, reason in left_out.items():
+            firsts.setdefault(reason, []).append(name)
+        said = "; ".join(
+            f"{names[0]!r} {reason}{f' ({len(names) - 1} more alike)' if names[1:] else ''}"
+            for reason, names in firsts.items()
         )
+        warnings.warn(
+            f"{len(left_out)} linear {'layer is' if len(left_out) == 1 else 'layers are'} left out of the targets: {said}",
+            LorankWarning,
+            stacklevel=2,
+        )
+    return found
+
+
+def _select(model: nn.Module, select: str | Sequence[str] | None) -> tuple[tuple[Target, ...], dict[str, str]]:
+    """The targets, and the layers that were asked for and cannot be adapted, with the reason."""
+    from lorank.unsuitable import unsuitable
+
+    model = unwrapped(model)
+    parts = named_parts(model)
+    linears = {name: shape for name, module in parts.items() if (shape := _linear_shape(module)) and name}
+    asked, problem = _asked(model, parts, linears, select)
+    wanted = dict.fromkeys(name for names in asked.values() for name in names)
+    parents = {name: parts[name.rpartition(".")[0]] for name in wanted}
+    left_out = unsuitable(model, {name: parts[name] for name in wanted}, parents)
+    for entry, names in asked.items():
+        if names and not set(names) - set(left_out):
+            more = f" and {len(names) - 1} more" if names[1:] else ""
+            raise TargetError(
+                f"{f'targets {entry!r} match' if entry else type(model).__name__ + ' has'} only layers that cannot be adapted: "
+                f"{names[0]!r}{more} {left_out[names[0]]}; name others"
+            )
+    if not asked or not all(asked.values()):
+        known = sorted({place.projection for place in places(linears).values()} | {leaf_of(name) for name in linears})
         near = (
             []
             if select is None
@@ -114,7 +165,40 @@ def find_targets(model: nn.Module, select: str | Sequence[str] | None = None) ->
         raise TargetError(
             f"{problem}; linear layers here are named {', '.join(near or known[:12]) or 'nothing at all'}"
         )
-    return tuple(Target(name, *linears[name]) for name in chosen)
+    return tuple(Target(name, *linears[name]) for name in linears if name in wanted and name not in left_out), left_out
+
+
+def _asked(
+    model: nn.Module,
+    parts: Mapping[str, nn.Module],
+    linears: Mapping[str, tuple[int, int]],
+    select: str | Sequence[str] | None,
+) -> tuple[dict[str, list[str]], str]:
+    """What was asked for -> names of the linear layers that it means, and what to say where that is none."""
+    from torch import nn
+
+    if select is None:
+        prefix = getattr(model, "base_model_prefix", "")
+        inside = f"{prefix}." if prefix and hasattr(model, prefix) else ""
+        lists = tuple(f"{name}." for name, module in parts.items() if isinstance(module, nn.ModuleList))
+        chosen = [name for name in linears if name.startswith(inside) and name.startswith(lists)]
+        return {"": chosen}, f"{type(model).__name__} has no linear layer inside a list of blocks"
+    if isinstance(select, str) and select.lower() == ALL_LINEAR:
+        from lorank.base_model import heads_of
+
+        heads = {id(part) for head in heads_of(model) for part in head.modules()}
+        chosen = [name for name in linears if id(parts[name]) not in heads]
+        return {"": chosen}, f"{type(model).__name__} has no linear layer but its head"
+    if isinstance(select, str):
+        try:
+            pattern = re.compile(select)
+        except re.error as error:
+            raise TargetError(f"targets {select!r} is not a regular expression: {error}") from None
+        chosen = [name for name in linears if pattern.fullmatch(name)]
+        return {select: chosen}, f"targets {select!r} matches the full name of no linear layer"
+    ends = {entry: [name for name in linears if name == entry or name.endswith(f".{entry}")] for entry in select}
+    missing = [entry for entry, names in ends.items() if not names]
+    return ends, f"targets {missing or list(select)} match no linear layer"
 
 
 def unit_costs(targets: Iterable[Target]) -> dict[str, int]:
@@ -129,7 +213,11 @@ def first_difference(costs: Mapping[str, int], model: nn.Module, provenance: Map
     layers is another model; else the modules need only be among the model's. Those of `left_out` may be missing in the file.
     """
     try:
-        there = unit_costs(find_targets(model, provenance.get("targets", r".*")))
+        there = (
+            unit_costs(_select(model, provenance["targets"])[0])
+            if "targets" in provenance
+            else {name: sum(shape) for name, shape in linear_layers(model).items()}
+        )
     except TargetError:
         there = {}
     left_out = provenance.get("left_out", ())  # what could not be scored has no rank

@@ -10,10 +10,10 @@ from tests.conftest import random_batch, tiny_config
 from torch import nn
 from transformers import BertForSequenceClassification, GPT2Config, GPT2LMHeadModel, set_seed
 
-from lorank.adapter.convert import fold_to_lora, to_triplets, trained_adapter
+from lorank.adapter.convert import adapted_layers, fold_to_lora, to_triplets, trained_adapter
 from lorank.adapter.shrink import shrink
 from lorank.adapter.triplet import TripletAdapter, TripletLinear
-from lorank.errors import AdapterError
+from lorank.errors import AdapterError, LorankWarning
 
 
 def plain(trained: bool = False, **options: Any) -> tuple[nn.Module, PeftModel]:
@@ -151,7 +151,6 @@ def test_gpt2_with_tied_embeddings_is_folded_too(tmp_path: Path) -> None:
         ({"lora_bias": True}, "lora_bias"),
         ({"target_modules": ["query", "word_embeddings"]}, "linear layers only"),
         ({"init_lora_weights": "orthogonal", "trained": False}, None),
-        ({"r": 17}, "above its 16 dimensions"),
     ],
 )
 def test_what_has_no_triplet_form_is_refused(options: dict[str, Any], said: str | None) -> None:
@@ -164,6 +163,19 @@ def test_what_has_no_triplet_form_is_refused(options: dict[str, Any], said: str 
         return
     with pytest.raises(AdapterError, match=said):
         to_triplets(model, "default")
+
+
+@pytest.mark.parametrize("trained", [False, True])
+def test_a_rank_above_the_smaller_side_is_lowered_to_it(trained: bool) -> None:
+    _, model = plain(trained, r=20)  # of 16 dimensions at least in every layer
+    scale = {layer.scaling["default"] for layer in adapted_layers(model, "default").values()}
+    before = model(**random_batch()).logits
+    with pytest.warns(LorankWarning, match=r"'bert\.encoder\.layer\.0\..*20 to 16"):
+        adapter = to_triplets(model, "default")
+    assert set(adapter.ranks) == {16}
+    assert torch.allclose(model(**random_batch()).logits, before, atol=1e-4)
+    fold_to_lora(model, adapter, scale=scale.pop())
+    assert torch.allclose(model(**random_batch()).logits, before, atol=1e-4)
 
 
 def test_starts_that_change_the_base_weights_are_refused() -> None:

@@ -122,7 +122,8 @@ class TestThroughTheDoor:
             {"a": np.array([1.0]), "b": np.array([1.0])}, {"a": 10, "b": 30}, None, {}, {"a": 99, "b": 99}
         )
         # Shares 20 and 6 2/3; the last 20 parameters do not pay for a unit of b.
-        assert lorank.allocate(scores, 400, rank_by="score-per-parameter").ranks == {"a": 22, "b": 6}
+        with pytest.warns(LorankWarning, match="every score is equal"):
+            assert lorank.allocate(scores, 400, rank_by="score-per-parameter").ranks == {"a": 22, "b": 6}
 
     def test_a_matrix_has_no_more_rank_than_its_smaller_side(self) -> None:
         with pytest.warns(LorankWarning, match="pays for more units than there are within the limits"):

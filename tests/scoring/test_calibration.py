@@ -23,7 +23,7 @@ from transformers import (
     set_seed,
 )
 
-from lorank.base_model import base_size
+from lorank.base_model import base_parameters
 from lorank.errors import ScoresError
 from lorank.scoring.batches import count_targets, summed_loss
 from lorank.scoring.calibration import CalibrationSums, Quantity, calibrate, weight_of
@@ -230,7 +230,7 @@ def in_4_bits(folder: Path) -> tuple[Any, Any]:
 @pytest.mark.parametrize("quantity", QUANTITIES)
 def test_a_4_bit_base_scores_as_the_weights_that_it_stands_for(quantity: Quantity, tmp_path: Path) -> None:
     packed, plain = in_4_bits(tmp_path)
-    assert base_size(packed) == base_size(plain)
+    assert base_parameters(packed) == base_parameters(plain)
     # As on a processor with AVX512-BF16, where bitsandbytes would multiply in bf16.
     layers = [packed.get_submodule(target.name) for target in find_targets(plain)]
     for layer in layers:

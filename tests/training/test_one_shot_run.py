@@ -17,7 +17,7 @@ from typer.testing import CliRunner
 import lorank
 import lorank.errors
 from lorank.cli import app
-from lorank.errors import LorankWarning, OutputError, PlanError, RecipeError, ScoresError
+from lorank.errors import OutputError, PlanError, RecipeError, ScoresError
 from lorank.plan import RankPlan
 from lorank.scores import ImportanceScores
 from lorank.training.recipe import make_recipe
@@ -83,9 +83,8 @@ def test_a_plan_is_trained_with_baselines_at_its_own_budget(tiny_recipe: Any, tm
 
 def test_the_baseline_eva_starts_at_principal_inputs(tiny_recipe: Any, tmp_path: Path) -> None:
     # Learning rate so small that nothing moves away from where it starts.
-    recipe = tiny_recipe(method="lora", baselines=["eva"], stage2={"learning_rate": 1e-12, "max_steps": 1})
-    with pytest.warns(LorankWarning, match="so the adapter does nothing"):
-        run(recipe, tmp_path / "run")
+    recipe = tiny_recipe(method="lora", baselines=["eva"], stage2={"learning_rate": 1e-12, "max_steps": 2})
+    run(recipe, tmp_path / "run")
     for folder, orthonormal in (("run", False), ("run/baselines/eva", True)):
         tensors = load_file(tmp_path / folder / "adapter" / "adapter_model.safetensors")
         found = [a @ a.T for name, a in tensors.items() if "lora_A" in name]
@@ -182,9 +181,8 @@ def test_the_scale_of_the_recipe_comes_along(tiny_recipe: Any, tmp_path: Path) -
 def test_a_plan_of_eva_starts_at_as_many_directions_as_it_has_rank(tiny_recipe: Any, tmp_path: Path) -> None:
     recipe = tiny_recipe(method="eva", calibration={"components": 12})
     plan = lorank.allocate(score_recipe(recipe, tmp_path / "scores.safetensors"), "r=6")
-    other = tiny_recipe(calibration={"components": 1}, stage2={"learning_rate": 1e-12, "max_steps": 1})
-    with pytest.warns(LorankWarning, match="so the adapter does nothing"):
-        run_plan(other, plan, tmp_path / "run")
+    other = tiny_recipe(calibration={"components": 1}, stage2={"learning_rate": 1e-12, "max_steps": 2})
+    run_plan(other, plan, tmp_path / "run")
     tensors = load_file(tmp_path / "run" / "adapter" / "adapter_model.safetensors")
     for a in (a for name, a in tensors.items() if "lora_A" in name):
         assert torch.allclose(a @ a.T, torch.eye(len(a)), atol=1e-2)
@@ -237,6 +235,24 @@ class TestCommands:
         output = str(tmp_path / "scores.safetensors")
         said = CliRunner().invoke(app, ["score", str(recipe), "--method", "magnitude", "--output", output])
         assert said.exit_code == 0, said.output
+
+    def test_files_of_scores_and_plans_are_overwritten_only_when_asked(
+        self, tiny_recipe: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        recipe, runner = recipe_file(tmp_path, tiny_recipe), CliRunner()
+        monkeypatch.chdir(tmp_path)
+        for arguments, file in (
+            (["score", str(recipe), "--method", "magnitude"], Path("scores.safetensors")),
+            (["allocate", "scores.safetensors", "--budget", "r=1"], Path("plan.json")),
+        ):
+            file.write_text("mine")
+            said = runner.invoke(app, arguments)
+            assert said.exit_code == 1
+            assert f"{file} is there already; give another output, or --overwrite" in said.output
+            assert file.read_text() == "mine"
+            said = runner.invoke(app, [*arguments, "--overwrite"])
+            assert said.exit_code == 0, said.output
+        assert RankPlan.load("plan.json").budget == "r=1"
 
     def test_warnings_are_one_line(self, tiny_recipe: Any, tmp_path: Path) -> None:
         score_recipe(tiny_recipe(method="magnitude"), tmp_path / "scores.safetensors")

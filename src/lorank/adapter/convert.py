@@ -1,5 +1,6 @@
 """From a plain PEFT LoRA to triplets and back: `B A` becomes `P diag(λ) Q`, and a finished adapter is folded again."""
 
+import warnings
 from collections.abc import Iterator, Mapping
 from typing import Any
 
@@ -11,7 +12,7 @@ from torch import nn
 from transformers.pytorch_utils import Conv1D
 
 from lorank.adapter.triplet import TripletAdapter, TripletLinear
-from lorank.errors import AdapterError
+from lorank.errors import AdapterError, LorankWarning
 from lorank.plan import exactly, whole
 
 # Starts that leave the base model alone, and of these the ones that fresh triplets do not lose.
@@ -84,7 +85,8 @@ def to_triplets(model: PeftModel, adapter_name: str, *, initial_lambda: float = 
     """Make triplets of a LoRA adapter, in place; modules and their parameters A and B stay the same objects.
 
     An adapter that does nothing yet (`B = 0`) starts as AdaLoRA's: P, Q ~ N(0, 0.02) and `λ = initial_lambda`. A trained
-    one keeps its function: `B A = U diag(σ) Vᵀ`, `P = U`, `λ = σ`, `Q = Vᵀ` (IGU-LoRA, methods note 2.1). Triplets that
+    one keeps its function: `B A = U diag(σ) Vᵀ`, `P = U`, `λ = σ`, `Q = Vᵀ` (IGU-LoRA, methods note 2.1). A rank above the
+    smaller side of its layer is lowered to it, with a warning. Triplets that
     are there already stay, but for a start of `initial_lambda`.
 
     Raises:
@@ -92,6 +94,7 @@ def to_triplets(model: PeftModel, adapter_name: str, *, initial_lambda: float = 
 
     """
     layers = adapted_layers(model, adapter_name)
+    cap_ranks(layers, adapter_name)
     config: Any = model.peft_config[adapter_name]
     start = config.init_lora_weights
     for layer in layers.values():
@@ -122,6 +125,44 @@ def to_triplets(model: PeftModel, adapter_name: str, *, initial_lambda: float = 
             layer.lora_lambda[adapter_name].copy_(sigma)
     config.init_lora_weights = UNFINISHED
     return TripletAdapter.of(model, adapter_name)
+
+
+def starting_rank(layer: LoraLayer, adapter_name: str) -> int:
+    """Rank that a layer has when `to_triplets` is done: its own, but no more than its matrix can have."""
+    return min(int(layer.r[adapter_name]), layer.in_features, layer.out_features)
+
+
+@torch.no_grad()
+def cap_ranks(layers: Mapping[str, LoraLayer], adapter_name: str) -> None:
+    """Lower ranks that are above the smaller side of their layer (a gate with one output), in place; `B A` stays what it is.
+
+    The scale `alpha / r` stays too. One warning says which layers these are.
+    """
+    lowered = {}
+    for name, layer in layers.items():
+        rank, most = int(layer.r[adapter_name]), starting_rank(layer, adapter_name)
+        if rank == most:
+            continue
+        lowered[name] = f"{rank} to {most}"
+        a, b = layer.lora_A[adapter_name].weight, layer.lora_B[adapter_name].weight
+        new_a, new_b = a[:most], b[:, :most]
+        if bool(b.any()):
+            u, sigma, v = _svd_of_product(b, a)
+            root = sigma[:most].sqrt()
+            new_a, new_b = (root[:, None] * v[:most]).to(a.dtype), (u[:, :most] * root).to(b.dtype)
+        a.data, b.data = new_a.contiguous().clone(), new_b.contiguous().clone()
+        layer.r[adapter_name] = most
+        layer.lora_A[adapter_name].out_features = layer.lora_B[adapter_name].in_features = most
+        layer.lora_alpha[adapter_name] = layer.scaling[adapter_name] * most
+    if lowered:
+        name, change = next(iter(lowered.items()))
+        more = f" and {len(lowered) - 1} more" if len(lowered) > 1 else ""
+        warnings.warn(
+            f"{name!r}{more} cannot have the rank that the adapter starts with, which is above the smaller side of the layer; it "
+            f"is lowered ({name!r}: {change})",
+            LorankWarning,
+            stacklevel=3,
+        )
 
 
 @torch.no_grad()
@@ -212,10 +253,6 @@ def _check(name: str, layer: LoraLayer, adapter_name: str) -> None:
     if getattr(layer, "lora_variant", {}) or any(getattr(layer, "lora_bias", {}).values()):
         raise AdapterError(
             f"{name!r} uses DoRA, another LoRA variant or lora_bias; triplets have none of them, leave it off"
-        )
-    if (rank := layer.r[adapter_name]) > min(layer.in_features, layer.out_features):
-        raise AdapterError(
-            f"{name!r} has rank {rank}, above its {min(layer.in_features, layer.out_features)} dimensions; lower r"
         )
     if layer.merged:
         raise AdapterError(f"{name!r} is merged into its base layer; unmerge it before training")

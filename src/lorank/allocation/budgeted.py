@@ -7,7 +7,7 @@ from typing import Any, get_args
 
 from lorank.allocation.proportional import proportional_ranks
 from lorank.allocation.stability import plan_stability
-from lorank.allocation.top_b import RankBy, Scope, top_b_ranks
+from lorank.allocation.top_b import EQUAL, RankBy, Scope, floor_of, top_b_ranks, warn_if_equal
 from lorank.budget import Budget
 from lorank.errors import AllocationError, BudgetError, LorankWarning, ScoresError
 from lorank.plan import RankPlan
@@ -36,6 +36,8 @@ def allocate(
     - for units under one global threshold, spends no less when the budget grows, and where all units cost the same no rank
       shrinks. (Proportional ranks can give a module a unit less for a larger budget.)
 
+    A warning says where all scores are equal, which says nothing about the layers.
+
     Ties go to the lower unit of a module first, then to the module that comes first by name (`layer.2` before
     `layer.10`), so equal scores give equal ranks and spread the remainder from the first layer on.
 
@@ -46,7 +48,7 @@ def allocate(
         scores: of every unit, or of every module. A module cannot get more rank than it has scored units, or than its matrix.
         budget: see `lorank.Budget`. `%` and `beta` use the base size and the number of scored units.
         max_rank: upper limit for every module.
-        min_rank: every module gets at least this.
+        min_rank: every module gets at least this, or all that it can have if that is less (a gate with one output has rank 1).
         multiple_of: every rank is a multiple of this; a block of units is worth the mean of its scores.
         rank_by: `"score"` (the papers), or `"score-per-parameter"`: divided by the cost of the unit, so that a unit of
             a wide matrix must be worth more to be kept.
@@ -79,12 +81,14 @@ def allocate(
             f"budget {asked} is {parameters:,} parameters, below {multiple_of} units of rank of the cheapest module, which cost "
             f"{cheapest:,}; ask for at least that, or lower multiple_of"
         )
-    floor = min_rank * sum(costs.values())
+    floor = sum(floor_of(min_rank, limit, multiple_of) * costs[name] for name, limit in most.items())
     if floor > parameters:
         raise AllocationError(
             f"min_rank {min_rank} alone costs {floor:,} parameters, above the budget {asked} = {parameters:,}; "
             "lower min_rank or raise the budget"
         )
+    if not scores.provenance.get(EQUAL):
+        warn_if_equal(scores.scores)
     scale = float(scores.provenance.get("scale", 2.0)) if scale is None else scale
     ranks = _ranks(scores, parameters, limits)
     made_from = {**scores.provenance, "scores": scores.fingerprint, **limits}
@@ -144,7 +148,7 @@ def _check_limits(
             f"{max(min_rank, multiple_of)}; raise one or lower the other"
         )
     short = {name: limit for name, limit in most.items() if limit < min_rank}
-    if short:
-        name = min(short)
+    if len(short) == len(most):
+        name = max(short, key=lambda each: short[each])
         what = "is a matrix of rank {}" if scores.of_modules else "has only {} scored units"
         raise AllocationError(f"min_rank is {min_rank}, but {name!r} {what.format(short[name])}; lower min_rank")

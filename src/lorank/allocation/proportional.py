@@ -29,21 +29,23 @@ def proportional_ranks(
         costs: module name -> parameters of one unit of rank.
         budget: parameters.
         max_ranks: module name -> upper limit.
-        min_rank: lower limit, which the budget must pay for.
+        min_rank: lower limit, which the budget must pay for; a module whose upper limit is below it gets that.
         multiple_of: every rank is a multiple of this.
 
     Raises:
         AllocationError: no score is above zero.
 
     """
-    caps = {name: max(min_rank, limit // multiple_of * multiple_of) for name, limit in max_ranks.items()}
+    caps = {name: limit // multiple_of * multiple_of for name, limit in max_ranks.items()}
+    floors = {name: min(min_rank, cap) for name, cap in caps.items()}
     worth = {name: max(0.0, score) for name, score in scores.items()}
     highest = max(worth.values())
     if highest <= 0:
         raise AllocationError("no module has a score above zero, so there are no proportions; score again")
-    shares = _shares({name: value / highest for name, value in worth.items()}, costs, budget, caps, min_rank)
+    shares = _shares({name: value / highest for name, value in worth.items()}, costs, budget, caps, floors)
     ranks = {
-        name: min(caps[name], max(min_rank, int(share) // multiple_of * multiple_of)) for name, share in shares.items()
+        name: min(caps[name], max(floors[name], int(share) // multiple_of * multiple_of))
+        for name, share in shares.items()
     }
     left = budget - sum(rank * costs[name] for name, rank in ranks.items())
     # Those furthest below their share first, worthless ones last. What cannot be paid for now cannot be later either.
@@ -61,19 +63,23 @@ def proportional_ranks(
 
 
 def _shares(
-    worth: Mapping[str, float], costs: Mapping[str, int], budget: float, caps: Mapping[str, int], floor: int
+    worth: Mapping[str, float],
+    costs: Mapping[str, int],
+    budget: float,
+    caps: Mapping[str, int],
+    floors: Mapping[str, int],
 ) -> dict[str, float]:
-    """`clip(t S_m, floor, cap_m)` with the `t` at which they cost the budget, exactly: the cost is piecewise linear in t."""
+    """`clip(t S_m, floor_m, cap_m)` with the `t` at which they cost the budget, exactly: the cost is piecewise linear in t."""
     if sum(cap * costs[name] for name, cap in caps.items()) <= budget:
         return {name: float(cap) for name, cap in caps.items()}
     # Where a module leaves its floor and where it reaches its cap: between two such points the cost is a straight line.
-    events = [(floor / s, costs[name] * s) for name, s in worth.items() if s > 0 and floor < caps[name]]
-    events += [(caps[name] / s, -costs[name] * s) for name, s in worth.items() if s > 0 and floor < caps[name]]
-    spent, slope, at = float(sum(floor * costs[name] for name in worth)), 0.0, 0.0
+    events = [(floors[name] / s, costs[name] * s) for name, s in worth.items() if s > 0 and floors[name] < caps[name]]
+    events += [(caps[name] / s, -costs[name] * s) for name, s in worth.items() if s > 0 and floors[name] < caps[name]]
+    spent, slope, at = float(sum(floors[name] * costs[name] for name in worth)), 0.0, 0.0
     for t, change in sorted(events):
         if spent + slope * (t - at) >= budget:
             break
         spent += slope * (t - at)
         slope, at = slope + change, t
     t = at + (budget - spent) / slope if slope > 0 else at
-    return {name: min(float(caps[name]), max(float(floor), t * score)) for name, score in worth.items()}
+    return {name: min(float(caps[name]), max(float(floors[name]), t * score)) for name, score in worth.items()}

@@ -1,15 +1,18 @@
 """The cut: keep the most important units of rank that a parameter budget pays for."""
 
+import warnings
 from collections.abc import Mapping
 from typing import Any, Literal
 
 import numpy as np
 
+from lorank.errors import LorankWarning
 from lorank.scores import ImportanceScores
 from lorank.targets import natural_order, places
 
 RankBy = Literal["score", "score-per-parameter"]
 Scope = Literal["global", "layer"]
+EQUAL = "equal_scores"  # in the provenance of scores that are meant to be equal
 
 
 def top_b_ranks(
@@ -25,7 +28,7 @@ def top_b_ranks(
     """Ranks of the most important units that `parameters` pay for: the walk that `lorank.allocate` describes."""
     costs = dict(scores.unit_costs)
     blocks = _blocks(scores.scores, costs, max_rank, min_rank, multiple_of, rank_by)
-    ranks = dict.fromkeys(costs, min_rank)
+    ranks = {name: floor_of(min_rank, len(values), multiple_of) for name, values in scores.scores.items()}
     spent = sum(rank * costs[name] for name, rank in ranks.items())
     if scope == "layer":
         whole = sum(cost for *_, cost in blocks)
@@ -117,8 +120,31 @@ def _take(blocks: list[_Block], ranks: dict[str, int], budget: float, multiple_o
             budget -= cost
 
 
+def floor_of(min_rank: int, most: int, multiple_of: int = 1) -> int:
+    """The least rank of a module that can have `most`: a module that cannot have `min_rank` gets all that it can."""
+    return min(min_rank, most // multiple_of * multiple_of)
+
+
 def uniform_scores(
-    costs: Mapping[str, int], units: int, provenance: Mapping[str, Any] | None = None
+    costs: Mapping[str, int], units: int | Mapping[str, int], provenance: Mapping[str, Any] | None = None
 ) -> ImportanceScores:
-    """Equal scores: what uniform LoRA believes. `allocate` turns them into equal ranks, remainder from the first layer."""
-    return ImportanceScores({name: np.ones(units) for name in costs}, costs, None, provenance or {})
+    """Equal scores: what uniform LoRA believes. `allocate` turns them into equal ranks, remainder from the first layer.
+
+    `units` are those of every module, or of each.
+    """
+    of = dict.fromkeys(costs, units) if isinstance(units, int) else units
+    return ImportanceScores(
+        {name: np.ones(of[name]) for name in costs}, costs, None, {**(provenance or {}), EQUAL: True}
+    )
+
+
+def warn_if_equal(scores: Mapping[str, np.ndarray]) -> None:
+    """Say so where every score of several modules is the same: the ranks are then decided by the order of the modules."""
+    every = np.concatenate([np.ravel(values) for values in scores.values()])
+    if len(scores) > 1 and len(every) and (every == every[0]).all():
+        warnings.warn(
+            f"every score is equal ({every[0]:g}), so the plan says nothing about the layers; look at what was scored, or use "
+            "method lora for equal ranks",
+            LorankWarning,
+            stacklevel=3,
+        )

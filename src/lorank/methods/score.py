@@ -8,7 +8,7 @@ from pydantic import ValidationError
 from torch import nn
 
 from lorank.artefact import versions
-from lorank.base_model import base_size
+from lorank.base_model import base_parameters
 from lorank.errors import RecipeError, TargetError
 from lorank.methods import METHODS
 from lorank.scores import ImportanceScores
@@ -16,6 +16,7 @@ from lorank.scoring.batches import Batch, SummedLoss, summed_loss
 from lorank.scoring.one_shot import Subject
 from lorank.scoring.options import CalibrationOptions
 from lorank.targets import find_targets, unwrapped
+from lorank.unsuitable import model_type_of
 from lorank.validation import explain, nearest
 
 
@@ -35,7 +36,8 @@ def score(
     The model is left as it was: weights, gradients, training mode, random streams.
 
     Args:
-        model: the base model as it will be trained (any dtype, quantised, spread over devices), before `get_peft_model`.
+        model: the base model as it will be trained (any dtype, quantised, spread over devices, compiled, wrapped in
+            DataParallel or DistributedDataParallel), before `get_peft_model`.
         dataloader: mappings of model inputs, with `labels` where the score needs a loss; iterated once. A few hundred
             examples of the training data serve. `"magnitude"` needs none.
         method: `"sensitivity-lora"`, `"gradient"`, `"magnitude"` or `"eva"`.
@@ -86,7 +88,8 @@ def score(
     found = {
         "method": method,
         "model": getattr(getattr(model, "config", None), "_name_or_path", "") or type(model).__name__,
-        "base_parameters": base_size(model),
+        "model_type": model_type_of(model),
+        "base_parameters": base_parameters(model),
         "targets": targets if targets is None or isinstance(targets, str) else list(targets),
         "versions": versions(),
         **(provenance or {}),

@@ -19,8 +19,9 @@ _TEMPLATE = """\
 
 # {{ title }}
 
-A LoRA adapter for `{{ base }}` with a rank of its own for every module: {{ "{:,}".format(plan.spent) }} of \
-{{ "{:,}".format(plan.budget_parameters) }} adapter parameters (budget `{{ plan.budget }}`), total rank {{ plan.total_rank }}, \
+A LoRA adapter for `{{ base }}` with a rank of its own for every module: \
+{{ plan.spending.replace(" parameters", " adapter parameters") }} (budget `{{ plan.budget }}`), \
+total rank {{ plan.total_rank }}, \
 {{ adapted }} of {{ plan.ranks | length }} modules. Ranks by {{ method }}{{ ", preset `" ~ preset ~ "`" if preset else "" }}, \
 with lorank.
 {% if picture %}

@@ -85,7 +85,7 @@ def change_table(plans: Sequence[RankPlan]) -> Table:
     """One row for each plan of the same scores: what it spends, and what changes from the plan before."""
     table = Table(title="plans", title_justify="left")
     table.add_column("budget", no_wrap=True)
-    for column in ("parameters", "spent", "total rank", "largest", "without adapter", "changed modules"):
+    for column in ("asked for", "spent", "total rank", "largest", "without adapter", "changed modules"):
         table.add_column(column, justify="right")
     table.add_column("largest changes")
     for number, plan in enumerate(plans):
@@ -96,7 +96,7 @@ def change_table(plans: Sequence[RankPlan]) -> Table:
         )
         table.add_row(
             plan.budget,
-            f"{plan.budget_parameters:,}",
+            f"{plan.budget_parameters:,}" if plan.budget_units is None else f"{plan.budget_units:,} units",
             f"{plan.spent:,}",
             str(plan.total_rank),
             str(max(plan.ranks.values())),

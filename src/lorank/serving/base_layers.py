@@ -6,13 +6,12 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import nn
 from transformers import AutoConfig
 from transformers.pytorch_utils import Conv1D
 
 from lorank.errors import AdapterError, one_line
 from lorank.serving.adapter_files import PREFIX, AdapterFiles
-from lorank.targets import expert_of
+from lorank.targets import expert_of, linear_layers
 from lorank.training.adapted_model import class_of, labels_of, model_class, on_meta
 from lorank.training.model import NOT_LOADABLE
 from lorank.validation import nearest
@@ -83,10 +82,9 @@ class BaseLayers:
             named.get(id(end)) for end in (_table(model.get_input_embeddings), _table(model.get_output_embeddings))
         )
         tied = first and last and getattr(model.config, "tie_word_embeddings", False)
-        shapes = {full: shape for full, module in modules.items() if (shape := _linear_shape(module))}
         return cls(
             name,
-            shapes,
+            {full: (d_out, d_in) for full, (d_in, d_out) in linear_layers(model).items()},
             model.config,
             frozenset(full for full, module in modules.items() if isinstance(module, Conv1D)),
             {end: tuple(modules[end].weight.shape) for end in (first, last) if end is not None},
@@ -167,13 +165,6 @@ def without_weights(
         raise AdapterError(
             f"the base model {name!r} cannot be read: {_reason(name, error)}; give its hub name or folder as --base"
         ) from None
-
-
-def _linear_shape(module: nn.Module) -> tuple[int, int] | None:
-    """`(d_out, d_in)` of a linear layer, also of one that is no target of ours, else None."""
-    if isinstance(module, nn.Linear):
-        return module.out_features, module.in_features
-    return (module.nf, module.nx) if isinstance(module, Conv1D) else None
 
 
 def _table(getter: Callable[[], Any]) -> Any:

@@ -78,7 +78,6 @@ def write_results(scores: ImportanceScores, plan: RankPlan, directory: Path) -> 
     scores.save(directory / "scores.safetensors")
     plan.save(directory / "plan.json")
     made = plan.provenance
-    spent = f"{plan.spent:,} of {plan.budget_parameters:,} parameters"
     name = f"{made['method']} ({made['preset']}) · {Path(str(made['model'])).name}"
-    title = f"{name}\nbudget {plan.budget}: {spent}, total rank {plan.total_rank}"
+    title = f"{name}\nbudget {plan.budget}: {plan.spending}, total rank {plan.total_rank}"
     draw_rank_map(plan, directory / "ranks.png", title)

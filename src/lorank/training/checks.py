@@ -1,11 +1,11 @@
 """What can be refused before any weights are loaded: targets, budget, limits, text length, options of transformers."""
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from tempfile import gettempdir
 from typing import Any
 
-import numpy as np
 from peft import TaskType
 from torch import nn
 from transformers.integrations.integration_utils import INTEGRATION_TO_CALLBACK
@@ -13,6 +13,7 @@ from transformers.integrations.integration_utils import INTEGRATION_TO_CALLBACK
 from lorank.allocation.budgeted import allocate
 from lorank.allocation.top_b import uniform_scores
 from lorank.artefact import versions
+from lorank.base_model import base_parameters
 from lorank.errors import BudgetError, RecipeError, TargetError
 from lorank.methods import METHODS
 from lorank.plan import RankPlan
@@ -20,10 +21,11 @@ from lorank.scores import ImportanceScores
 from lorank.targets import Target, find_targets, unit_costs
 from lorank.training.findings import Findings
 from lorank.training.metrics import choose_metrics
-from lorank.training.model import base_parameters, head_modules, load_without_weights, longest_input, task_type_of
+from lorank.training.model import head_modules, load_without_weights, longest_input, task_type_of
 from lorank.training.recipe import Recipe
 from lorank.training.stage import training_arguments
 from lorank.training.stage2 import scaled_plan
+from lorank.unsuitable import model_type_of
 
 
 def check_model(recipe: Recipe, methods: Sequence[str]) -> tuple[tuple[Target, ...], dict[str, Any]]:
@@ -67,18 +69,20 @@ def _check_budget(
         raise TargetError(
             f"targets match {inside[0]!r}, part of the head, which is trained whole; name the others more closely"
         )
-    costs, size = unit_costs(targets), base_parameters(model, heads)
+    costs, size = unit_costs(targets), base_parameters(model)
     initial, limits = recipe.stage1.initial_rank, recipe.allocation
     parameters = recipe.read_budget.parameters(costs, base_parameters=size, initial_rank=initial)
     most = min(initial, limits.max_rank or initial) // limits.multiple_of * limits.multiple_of
+    offered = sum(min(most, target.max_rank) * target.unit_cost for target in targets)
     trains = any(METHODS[method].trained != "nothing" for method in methods)
-    if trains and parameters > most * sum(costs.values()):
+    if trains and parameters > offered:
         raise BudgetError(
             f"budget {recipe.budget} is {parameters:,} parameters, but at most rank {most} in every module is on offer "
-            f"({most * sum(costs.values()):,}); raise stage1.initial_rank (now {initial}) or allocation.max_rank, or ask for less"
+            f"({offered:,}); raise stage1.initial_rank (now {initial}) or allocation.max_rank, or ask for less"
         )
     provenance = {
         "model": recipe.model,
+        "model_type": model_type_of(model),
         "base_parameters": size,
         "preset": recipe.preset,
         "seed": recipe.seed,
@@ -124,15 +128,24 @@ def equal_scores(
 ) -> ImportanceScores:
     """Scores of the shape that the method will give, all alike: uniform LoRA's scores, and a trial of the limits."""
     costs = unit_costs(targets)
+    largest = {target.name: target.max_rank for target in targets}
+
+    def up_to(units: int) -> ImportanceScores:
+        return uniform_scores(costs, {name: min(units, most) for name, most in largest.items()}, provenance)
+
     if METHODS[method].trained != "nothing":
-        return uniform_scores(costs, recipe.stage1.initial_rank, provenance)
-    largest = {target.name: min(target.d_in, target.d_out) for target in targets}
+        return up_to(recipe.stage1.initial_rank)
     if METHODS[method].scored == "modules":
-        return ImportanceScores({name: np.ones(1) for name in costs}, costs, None, provenance, largest)
+        return replace(uniform_scores(costs, 1, provenance), max_ranks=largest)
     if METHODS[method].scorer is not None:
-        return uniform_scores(costs, recipe.calibration.components, provenance)
-    # Uniform LoRA has no stage 1 that limits the units of a module, only its matrix does.
-    return uniform_scores(costs, max(recipe.stage1.initial_rank, min(largest.values())), provenance)
+        return up_to(recipe.calibration.components)
+    # Uniform LoRA has no stage 1 that limits the units of a module, only its matrix does. As many are enough as the budget
+    # pays for where small modules (a gate with one output) leave their share to the others.
+    size = {"base_parameters": provenance.get("base_parameters"), "initial_rank": recipe.stage1.initial_rank}
+    parameters, units = recipe.read_budget.parameters(costs, **size), min(recipe.stage1.initial_rank, *largest.values())
+    while units < max(largest.values()) and parameters >= sum(min(units, m) * costs[n] for n, m in largest.items()):
+        units *= 2
+    return up_to(max(units, recipe.stage1.initial_rank, min(largest.values())))
 
 
 def allocate_for(method: str, recipe: Recipe, scores: ImportanceScores) -> RankPlan:

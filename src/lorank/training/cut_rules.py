@@ -9,7 +9,7 @@ import numpy as np
 
 from lorank.allocation.budgeted import allocate
 from lorank.allocation.schedule import CutSchedule, budget_at
-from lorank.allocation.top_b import top_ranks
+from lorank.allocation.top_b import EQUAL, top_ranks, warn_if_equal
 from lorank.budget import Budget
 from lorank.errors import AllocationError
 from lorank.plan import RankPlan
@@ -62,9 +62,10 @@ class CutRules:
         for in parameters, it is the limit besides.
         """
         if self.options.budget_in == "ranks":
+            if not self.ground.provenance.get(EQUAL):
+                warn_if_equal(alive)
             costs, _, final = self._curve()
-            in_parameters = Budget.parse(self.ground.budget).kind in ("parameters", "base fraction")
-            within = (self.ground.costs, self.ground.parameters) if in_parameters else None
+            within = (self.ground.costs, self.ground.parameters) if self._in_parameters else None
             return self.plan(top_ranks(alive, costs, final, within=within, **self._walk()))
         scores = ImportanceScores(alive, self.ground.costs, None, self.ground.provenance)
         return allocate(scores, self.ground.parameters, scale=self.ground.scale, **self.ground.limits)
@@ -77,10 +78,17 @@ class CutRules:
 
     def plan(self, ranks: Mapping[str, int], provenance: Mapping[str, Any] | None = None) -> RankPlan:
         """The plan of these ranks."""
-        ground = self.ground
-        spent = sum(rank * ground.costs[name] for name, rank in ranks.items())
-        parameters = max(ground.parameters, spent) if self.options.budget_in == "ranks" else ground.parameters
-        return RankPlan(ranks, ground.costs, ground.budget, parameters, ground.scale, provenance or ground.provenance)
+        ground, made = self.ground, provenance or self.ground.provenance
+        if self.options.budget_in != "ranks" or self._in_parameters:
+            return RankPlan(ranks, ground.costs, ground.budget, ground.parameters, ground.scale, made)
+        # What was asked for is units; what they cost follows from which they are.
+        spent, units = sum(rank * ground.costs[name] for name, rank in ranks.items()), math.floor(self._curve()[2])
+        parameters = max(ground.parameters, spent)
+        return RankPlan(ranks, ground.costs, ground.budget, parameters, ground.scale, made, budget_units=units)
+
+    @property
+    def _in_parameters(self) -> bool:
+        return Budget.parse(self.ground.budget).kind in ("parameters", "base fraction")
 
     def _curve(self) -> tuple[Mapping[str, float], float, float]:
         """Costs of a unit of each module, and the budgets that the curve goes from and to."""

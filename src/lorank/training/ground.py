@@ -1,21 +1,23 @@
 """What a model with a fresh adapter offers: initial ranks, costs, and whether the budget fits; before anything is trained."""
 
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any
 
-import numpy as np
 from peft import PeftModel
 from peft.tuners.lora import LoraLayer
 
+from lorank.adapter.convert import starting_rank
 from lorank.allocation.budgeted import allocate
 from lorank.allocation.schedule import CutSchedule
+from lorank.allocation.top_b import uniform_scores
 from lorank.artefact import versions
-from lorank.base_model import base_size
+from lorank.base_model import base_parameters
 from lorank.budget import Budget
 from lorank.errors import AllocationError, BudgetError
-from lorank.scores import ImportanceScores
 from lorank.training.cut_rules import CutRules, Ground, ends_with
 from lorank.training.pruning import PruningOptions
+from lorank.unsuitable import model_type_of
 
 
 def survey(
@@ -34,9 +36,9 @@ def survey(
         AllocationError: limits that contradict each other.
 
     """
-    ranks = {name: int(layer.r[adapter_name]) for name, layer in layers.items()}
+    ranks = {name: starting_rank(layer, adapter_name) for name, layer in layers.items()}
     costs = {name: int(layer.in_features + layer.out_features) for name, layer in layers.items()}
-    size = base_size(model.get_base_model())
+    size = base_parameters(model)
     highest = max(ranks.values())
     parameters = budget.parameters(costs, base_parameters=size, initial_rank=highest)
     start = sum(ranks[name] * cost for name, cost in costs.items())
@@ -48,6 +50,7 @@ def survey(
     scalings = [float(layer.scaling[adapter_name]) for layer in layers.values()]
     found = {
         "model": getattr(getattr(model, "config", None), "_name_or_path", "") or type(model.get_base_model()).__name__,
+        "model_type": model_type_of(model.get_base_model()),
         "base_parameters": size,
         "pruning": options.model_dump(mode="json"),
         "versions": versions(),
@@ -63,9 +66,10 @@ def survey(
             "fresh start does not keep; use one scale, or ending='continue'"
         )
     # The limits are tried on equal scores now, not after the training.
-    equal = {name: np.ones(rank) for name, rank in ranks.items()}
-    allocate(ImportanceScores(equal, costs), parameters, **limits)
-    plan = CutRules(ground, options, CutSchedule(0, 1, 1)).last_plan(equal)
+    equal = uniform_scores(costs, ranks, provenance)
+    allocate(equal, parameters, **limits)
+    trial = replace(ground, provenance=equal.provenance)
+    plan = CutRules(trial, options, CutSchedule(0, 1, 1)).last_plan(equal.scores)
     if not plan.total_rank:
         raise BudgetError(f"budget {budget} pays for no unit of rank in this curve; ask for more")
     return ground

@@ -182,16 +182,6 @@ def longest_input(model: nn.Module) -> int | None:
     return next((len(table) for name, table in model.named_buffers() if name.endswith(_POSITIONS)), None)
 
 
-def base_parameters(model: nn.Module, heads: Sequence[str] | None = None) -> int:
-    """Parameters of a model without the heads on top of it (None: `head_modules`)."""
-    within = {
-        id(p)
-        for name in (head_modules(model) if heads is None else heads)
-        for p in model.get_submodule(name).parameters()
-    }
-    return sum(parameter.numel() for parameter in model.parameters() if id(parameter) not in within)
-
-
 def head_modules(model: nn.Module, missing_keys: Sequence[str] = ()) -> tuple[str, ...]:
     """Name the modules beside the base model that have parameters, and those with weights the checkpoint lacks."""
     prefix = getattr(model, "base_model_prefix", "")

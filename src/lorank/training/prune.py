@@ -1,5 +1,6 @@
 """Make a trained LoRA adapter smaller: its triplets, scored and cut to a budget, and what that cost in loss."""
 
+import warnings
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, get_args
@@ -9,15 +10,15 @@ import torch
 from peft import PeftModel
 from peft.tuners.lora import LoraLayer
 
-from lorank.adapter.convert import adapted_layers, fold_to_lora, to_triplets
+from lorank.adapter.convert import adapted_layers, fold_to_lora, starting_rank, to_triplets
 from lorank.adapter.shrink import shrink
 from lorank.adapter.triplet import TripletAdapter
 from lorank.allocation.budgeted import allocate
-from lorank.allocation.top_b import RankBy, best_units
+from lorank.allocation.top_b import RankBy, best_units, uniform_scores
 from lorank.artefact import versions
-from lorank.base_model import base_size
+from lorank.base_model import base_parameters
 from lorank.budget import Budget
-from lorank.errors import AdapterError, BudgetError, DataError
+from lorank.errors import AdapterError, BudgetError, DataError, LorankWarning
 from lorank.plan import RankPlan
 from lorank.scores import ImportanceScores
 from lorank.scoring.accumulate import ScoreAccumulator
@@ -25,6 +26,7 @@ from lorank.scoring.batches import Batch, SummedLoss, summed_loss
 from lorank.scoring.options import PathScoreOptions
 from lorank.scoring.path import PathScorer, undisturbed
 from lorank.scoring.watch import on_device_of
+from lorank.unsuitable import model_type_of
 
 By = Literal["path", "svd"]
 
@@ -98,13 +100,19 @@ def prune(
         raise AdapterError(
             f"adapter {name!r} is not trained yet (every B is 0); lorank.score plans ranks before training"
         )
+    if all(float(layer.lora_B[name].weight.detach().abs().max()) < 1e-30 for layer in layers.values()):
+        warnings.warn(
+            f"no entry of any B of adapter {name!r} is above 1e-30, so it hardly does anything; was it trained?",
+            LorankWarning,
+            stacklevel=2,
+        )
     limits: dict[str, Any] = {
         "max_rank": max_rank,
         "min_rank": min_rank,
         "multiple_of": multiple_of,
         "rank_by": rank_by,
     }
-    size = base_size(model.get_base_model())
+    size = base_parameters(model)
     _check_budget(layers, name, Budget.parse(budget), size, limits)
     batches: Sequence[Batch] = [on_device_of(model, batch) for batch in dataloader or ()]
     if by == "path" and not batches:
@@ -115,7 +123,7 @@ def prune(
     scale = max(float(layer.scaling[name]) for layer in layers.values())
     adapter = to_triplets(model, name)
     found = {"model": getattr(getattr(model, "config", None), "_name_or_path", ""), "method": f"prune by {by}"}
-    found |= {"base_parameters": size, "versions": versions()}
+    found |= {"model_type": model_type_of(model.get_base_model()), "base_parameters": size, "versions": versions()}
     try:
         scores = _energies(adapter, found) if by == "svd" else _shares(model, adapter, batches, intervals, loss, found)
         plan = allocate(scores, budget, scale=scale, **limits)
@@ -153,7 +161,9 @@ def _check_budget(
         raise BudgetError(
             f"budget {budget} is {parameters:,} parameters, and the adapter has only {held:,}: nothing is to prune; ask for less"
         )
-    allocate(ImportanceScores({module: np.ones(rank) for module, rank in ranks.items()}, costs), parameters, **limits)
+    allocate(
+        uniform_scores(costs, {m: starting_rank(layer, name) for m, layer in layers.items()}), parameters, **limits
+    )
 
 
 def mean_loss(model: PeftModel, batches: Sequence[Batch], loss: SummedLoss = summed_loss) -> float | None:

@@ -110,7 +110,7 @@ def prune_adapter(
                 metrics, loss = measured_on_test(recipe, data, folder, tokenizer, partial / "work")
                 measured[when] |= {"metrics": metrics, "loss": loss}
             shutil.rmtree(partial / "work", ignore_errors=True)
-        spent = f"{held:,} parameters, now {pruned.plan.spent:,} of {pruned.plan.budget_parameters:,}"
+        spent = f"{held:,} parameters, now {pruned.plan.spending}"
         draw_rank_map(pruned.plan, partial / "ranks.png", f"{adapter.name}: {by_what}\n{spent}")
         write_json(partial / "pruned.json", measured)
     return pruned.plan, measured

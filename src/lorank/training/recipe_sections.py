@@ -25,7 +25,9 @@ class Section(BaseModel):
 class DataSection(Section):
     """Where examples come from: two files, or a hub name with two splits."""
 
-    train: str | None = Field(None, description="csv, tsv (quotes are part of the text), json, jsonl or parquet file to train on")
+    train: str | None = Field(
+        None, description="csv, tsv (quotes are part of the text), json, jsonl or parquet file to train on"
+    )
     test: str | None = Field(None, description="file that is evaluated once at the end; never scored or stopped on")
     name: str | None = Field(None, description="hub name instead of files, for example nyu-mll/glue")
     config: str | None = Field(None, description="configuration of the hub data set, for example cola")

@@ -153,6 +153,7 @@ def _write_results(
         return
     recipe, data, picture = work.recipe, work.data, directory / "ranks.png"
     budget = {"asked": plan.budget, "parameters": plan.budget_parameters, "spent": plan.spent}
+    budget |= {} if plan.budget_units is None else {"units": plan.budget_units}
     found = {"budget": budget, "method": method, "preset": preset, "results": results}
     write_json(directory / "metrics.json", found)
     draw_rank_map(plan, picture, rank_map_title(recipe, plan, method, preset))
@@ -191,6 +192,5 @@ def rank_map_title(recipe: Recipe, plan: RankPlan, method: str, preset: Any) -> 
     """Method, model, data and budget, in two lines."""
     data = recipe.data.name or Path(str(recipe.data.train)).resolve().parent.name
     where = " · ".join([Path(recipe.model).name, " ".join(filter(None, [data, recipe.data.config]))])
-    spent = f"{plan.spent:,} of {plan.budget_parameters:,} parameters"
     named = f"{method} ({preset})" if preset else method
-    return f"{named} · {where}\nbudget {plan.budget}: {spent}, total rank {plan.total_rank}"
+    return f"{named} · {where}\nbudget {plan.budget}: {plan.spending}, total rank {plan.total_rank}"

@@ -21,6 +21,7 @@ from transformers import (
 )
 
 from lorank.adapter.triplet import TripletAdapter
+from lorank.plan import exactly, whole
 from lorank.targets import Target
 from lorank.training.checkpoints import CheckpointCallback, StageProgress, StageState, latest_checkpoint, read_progress
 from lorank.training.encoding import collator
@@ -87,11 +88,14 @@ def evaluation_arguments(
 
 
 def initial_config(recipe: Recipe, targets: Sequence[Target], task: TaskModel) -> LoraConfig:
-    """What stage 1 starts from: every target at the initial rank, heads trained whole."""
+    """What stage 1 starts from: every target at the initial rank, or at all that it can have; heads trained whole."""
     rank = recipe.stage1.initial_rank
+    low = {exactly(target.name): target.max_rank for target in targets if target.max_rank < rank}
     return LoraConfig(
         r=rank,
         lora_alpha=recipe.scale * rank,
+        rank_pattern=low,
+        alpha_pattern={name: whole(recipe.scale * most) for name, most in low.items()},
         target_modules=[target.name for target in targets],
         lora_dropout=recipe.lora_dropout,
         modules_to_save=list(task.heads) or None,

@@ -180,8 +180,8 @@ class ScoringCallback(TrainerCallback):
 
     def _prune(self, step: int, first: int, last: int) -> None:
         """Switch off the least important triplets at the budget of this step (reading A8); they may come back."""
-        initial = self.recipe.stage1.initial_rank * sum(self.costs.values())
         scores = self.scores()
+        initial = sum(len(values) * self.costs[name] for name, values in scores.scores.items())
         final = self.cut(scores, self.recipe.budget).budget_parameters
         plan = self.cut(scores, cubic_budget(step, start=initial, final=final, first_step=first, last_step=last))
         kept = {}
