@@ -102,8 +102,8 @@ def verify_command(
 ) -> None:
     """Say which engines would compute what was trained, from the files alone.
 
-    The error is the largest, over all modules, of ‖ΔW - ΔW trained‖ / ‖ΔW trained‖ (Frobenius norm); right means: within one
-    rounding of the files' dtype.
+    The error is the relative difference of a module's update to the trained one (Frobenius norm), the largest of all modules;
+    right means: within one rounding of the files' dtype.
     """
     with clear_errors():
         asked = [choose("engine", name, ENGINES) for name in ",".join(engine or ()).split(",") if name]
