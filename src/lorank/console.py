@@ -86,11 +86,16 @@ def _make_writable(stream: Any) -> None:
         stream.reconfigure(errors="lorank.spelled")
 
 
-def _spell(error: UnicodeError) -> tuple[str, int]:
+def _spell(error: UnicodeError) -> tuple[bytes, int]:
     if not isinstance(error, UnicodeEncodeError):
         raise error
-    lacking = error.object[error.start : error.end]
-    return "".join(_SPELLED.get(c) or c.encode("ascii", "backslashreplace").decode() for c in lacking), error.end
+    written = b""
+    for character in error.object[error.start : error.end]:
+        if "\udc80" <= character <= "\udcff":  # a byte of a file name that is not in the locale's encoding
+            written += bytes([ord(character) - 0xDC00])
+        else:
+            written += _SPELLED.get(character, character).encode("ascii", "backslashreplace")
+    return written, error.end
 
 
 codecs.register_error("lorank.spelled", _spell)
@@ -100,9 +105,13 @@ def _silence() -> None:
     """Leave out what is not about the user's command; errors of other packages still show."""
     # Read when they are imported. The reports about weights of a head that is new are what every classifier prints.
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
-    for logger, start in _NOISE:
-        logging.getLogger(logger).addFilter(lambda record, start=start: not str(record.msg).startswith(start))
+    for logger, _ in _NOISE:
+        logging.getLogger(logger).addFilter(_is_no_noise)
     warnings.filterwarnings("ignore", category=FutureWarning, module=_FUTURE)
+
+
+def _is_no_noise(record: logging.LogRecord) -> bool:
+    return not any(record.name == logger and str(record.msg).startswith(start) for logger, start in _NOISE)
 
 
 @contextmanager

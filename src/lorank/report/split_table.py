@@ -75,7 +75,7 @@ class SplitTable:
             prose = name in self.prose
             table.add_column(
                 Text(_in_lines(name) if lines and not prose else name),
-                justify="left" if prose or not self._numeric(column) else "right",
+                justify="right" if column >= self.repeated and not prose else "left",
                 overflow="fold",  # not cut, where even one column does not fit
                 no_wrap=some_prose and not prose,
                 min_width=_PROSE if prose else None,
@@ -84,9 +84,6 @@ class SplitTable:
             shown = (cells[column] if with_prose or self.columns[column] not in self.prose else "" for column in chosen)
             table.add_row(*map(Text, shown), style=style)
         return table
-
-    def _numeric(self, column: int) -> bool:
-        return column >= self.repeated or all(cells[column].isdigit() for cells, _ in self.rows)
 
 
 def _in_lines(heading: str) -> str:

@@ -18,8 +18,9 @@ def rank_table(plan: RankPlan) -> SplitTable:
 def _grid(title: str, cells: Mapping[str, str]) -> SplitTable:
     layers, projections, rows = grid_of(cells)
     table = SplitTable(title, ("layer", *projections))
+    width = max(map(len, ("layer", *layers)))
     for layer, row in zip(layers, rows, strict=True):
-        table.add_row(layer, *(cell or "" for cell in row))
+        table.add_row(layer.rjust(width), *(cell or "" for cell in row))
     return table
 
 

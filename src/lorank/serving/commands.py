@@ -193,7 +193,7 @@ def plan_export_command(
     model: Annotated[str | None, typer.Option(help="base model; default: the one that was scored")] = None,
     task_type: Annotated[str, typer.Option(help="of the seed adapter, as PEFT names it")] = "CAUSAL_LM",
     num_labels: Annotated[
-        int | None, typer.Option(help="of the seed adapter's head; default: the model's config")
+        int | None, typer.Option(min=1, help="of the seed adapter's head; default: the model's config")
     ] = None,
     trust_remote_code: RemoteCode = False,
 ) -> None:
