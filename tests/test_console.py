@@ -33,19 +33,19 @@ def plans(tmp_path: Path) -> list[Path]:
 
 
 @pytest.mark.parametrize(
-    "environment",
+    ("environment", "dot"),
     [
-        {"PYTHONIOENCODING": "cp1252"},
-        {"PYTHONIOENCODING": "ascii"},
-        {"LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0"},
+        ({"PYTHONIOENCODING": "cp1252"}, b"\xb7"),
+        ({"PYTHONIOENCODING": "ascii"}, b"."),
+        ({"LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0"}, b"."),
     ],
     ids=["cp1252", "ascii", "C"],
 )
-def test_no_command_dies_of_what_the_encoding_lacks(plans: list[Path], environment: dict[str, str]) -> None:
+def test_no_command_dies_of_what_the_encoding_lacks(plans: list[Path], environment: dict[str, str], dot: bytes) -> None:
     shown = lorank("plan", "diff", *plans, **environment)
     assert (shown.returncode, shown.stderr) == (0, b"")
     assert b"+1" in shown.stdout
-    assert b"| \xb7 |" in shown.stdout or b"| . |" in shown.stdout or b" . |" in shown.stdout or b"\xb7 |" in shown.stdout
+    assert b" " + dot + b" |" in shown.stdout
     refused = lorank("plan", "show", "λ-Δ.json", **environment)
     assert refused.returncode == 1
     assert b"no such plan" in refused.stderr
@@ -60,8 +60,8 @@ def test_characters_that_are_lacking_are_spelled_out() -> None:
 
 
 def test_help_of_every_command_is_ascii() -> None:
-    for arguments in ([], *([name] for name in ("run", "score", "allocate", "train", "prune", "inspect", "compare")),
-                      *([name] for name in ("export", "verify", "merge", "plan")), *(["plan", name] for name in ("show", "diff", "export"))):  # fmt: skip
+    names = ("run", "score", "allocate", "train", "prune", "inspect", "compare", "export", "verify", "merge", "plan")
+    for arguments in ([], *([name] for name in names), *(["plan", name] for name in ("show", "diff", "export"))):
         shown = CliRunner().invoke(app, [*arguments, "--help"])
         assert shown.exit_code == 0
         assert shown.output.isascii(), arguments

@@ -33,7 +33,9 @@ def _print_version(asked: bool) -> None:
 
 @app.callback()
 def _options(
-    version: Annotated[bool, typer.Option("--version", callback=_print_version, is_eager=True, help="print it")] = False,
+    version: Annotated[
+        bool, typer.Option("--version", callback=_print_version, is_eager=True, help="print it")
+    ] = False,
 ) -> None:
     pass
 
@@ -238,7 +240,8 @@ def inspect_command(
 
         loaded = load_without_weights(model, trust_remote_code=trust_remote_code)
         found, size = find_targets(loaded, _names_or_pattern(targets)), base_parameters(loaded)
-        say(f"{model}: {type(loaded).__name__}, {size:,} parameters without its head; a budget of 1% is {size // 100:,}")
+        counted = f"{size:,} parameters, heads and poolers not counted; a budget of 1% is {size // 100:,}"
+        say(f"{model}: {type(loaded).__name__}, {counted}")
         out.print(target_table(found))
         out.print(budget_table(found, size))
 

@@ -15,9 +15,13 @@ def lines_of(table: SplitTable, width: int) -> list[str]:
 
 
 def wide_table() -> SplitTable:
-    table = SplitTable("ranks", ("layer", *(f"block.projection_{k}" for k in range(9)), "in words"), prose=("in words",))
+    table = SplitTable(
+        "ranks", ("layer", *(f"block.projection_{k}" for k in range(9)), "in words"), prose=("in words",)
+    )
     for layer in range(3):
-        table.add_row(str(layer), *(f"{layer}{k},000,000" for k in range(9)), "a sentence of many words about this layer")
+        table.add_row(
+            str(layer), *(f"{layer}{k},000,000" for k in range(9)), "a sentence of many words about this layer"
+        )
     return table
 
 
@@ -43,7 +47,9 @@ def test_each_part_says_what_its_rows_are_about_and_the_title_stands_once() -> N
 
 
 def test_parts_are_about_as_wide_as_each_other() -> None:
-    table = SplitTable(None, ("layer", *("query_proj", "key_proj", "value_proj", "attention_out", "intermediate", "output")))
+    table = SplitTable(
+        None, ("layer", *("query_proj", "key_proj", "value_proj", "attention_out", "intermediate", "output"))
+    )
     table.add_row("0", *"123456")
     widths = [len(line) for line in lines_of(table, 80) if line.startswith("└")]
     assert len(widths) == 2

@@ -2,6 +2,7 @@
 
 import textwrap
 from collections.abc import Iterator, Sequence
+from itertools import pairwise
 
 from rich import box
 from rich.box import Box
@@ -60,7 +61,7 @@ class SplitTable:
             else:
                 parts.append([column])
         ends = [len(columns) * number // len(parts) for number in range(len(parts) + 1)]
-        even = [columns[start:end] for start, end in zip(ends, ends[1:], strict=False)]
+        even = [columns[start:end] for start, end in pairwise(ends)]
         if all(fits(part, lines) for part in even):
             parts = even
         for number, part in enumerate(parts):
