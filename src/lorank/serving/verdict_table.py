@@ -13,7 +13,8 @@ _STYLES = {"right": "green", "unknown": "yellow", "wrong": "red", "refused": "re
 def verdict_table(verdicts: Sequence[Verdict]) -> SplitTable:
     """One row for each engine: the answer; the largest relative error of `ΔW`; what to set, or why not."""
     reasons = "settings, or why not"
-    table = SplitTable(None, ("engine", "it would be", "error", reasons), prose=(reasons,), frame=box.SIMPLE_HEAD)
+    columns = ("engine", "it would be", "error", reasons)
+    table = SplitTable(None, columns, repeated=2, prose=(reasons,), frame=box.SIMPLE_HEAD)
     for verdict in verdicts:
         # Where something else than a scale is wrong, the error of the updates would mislead.
         known = verdict.error is not None and not verdict.why.startswith("modules trained whole")
