@@ -1,11 +1,14 @@
+import re
 import subprocess
 import sys
+from importlib.metadata import version
 from pathlib import Path
 
 import pytest
 import yaml
 from typer.testing import CliRunner
 
+import lorank as lorank_package
 from lorank.cli import app
 
 pytestmark = pytest.mark.filterwarnings("ignore::FutureWarning")
@@ -48,8 +51,63 @@ def test_inspect_needs_a_config_alone(tiny_folder: Path, tmp_path: Path) -> None
     assert result.exit_code == 0, result.output
     for expected in ("BertForSequenceClassification", "query", "attention.output", "48", "r=8", "448"):
         assert expected in result.output
-    assert lorank("inspect", str(tmp_path), "--targets", ".*query").output.count("query") == 1
+    size = int(re.search(r"([\d,]+) parameters, heads and poolers not counted", result.output)[1].replace(",", ""))
+    assert f"a budget of 1% is {size // 100:,}\n" in result.output
+    for select in (".*query", "query", "query,attention.self.query"):
+        shown = lorank("inspect", str(tmp_path), "--targets", select)
+        assert (shown.exit_code, shown.output.count("query")) == (0, 1), select
     assert lorank("inspect", str(tmp_path / "nothing")).exit_code == 1
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["run"], "Missing argument"),
+        (["run", "--nothing", "x"], "No such option: --nothing"),
+        (["rum"], "No such command 'rum'"),
+        (["plan", "shaw"], "No such command 'shaw'"),
+        (["allocate", "x", "--budget"], "requires an argument"),
+        (["allocate", "x", "--budget", "1", "--max-rank", "much"], "Invalid value for '--max-rank'"),
+        (["plan", "export", "x", "--to", "seed-adapter", "--num-labels", "0"], "Invalid value for '--num-labels'"),
+    ],
+)
+def test_wrong_usage_is_one_line_and_exit_code_2(arguments: list[str], message: str) -> None:
+    result = lorank(*arguments)
+    assert result.exit_code == 2
+    assert result.output.startswith("error: ")
+    assert message in result.output
+    assert "--help` shows how it is used" in result.output
+    assert result.output.count("\n") == 1
+
+
+def test_the_version_is_the_packages() -> None:
+    result = lorank("--version")
+    assert (result.exit_code, result.output) == (0, f"lorank {version('lorank')}\n")
+    assert lorank_package.__version__ == version("lorank")
+
+
+def test_outputs_and_recipes_that_cannot_be(tiny_recipe, tiny_folder: Path, tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    (tmp_path / "latin.yaml").write_bytes(b"model: caf\xe9\n")
+    content = tiny_recipe(method="lora", preset=None).model_dump(mode="json", exclude={"resolved"})
+    (tmp_path / "recipe.yaml").write_text(yaml.safe_dump(content))
+    recipe, below = str(tmp_path / "recipe.yaml"), str(tmp_path / "file" / "out")
+    for arguments, message in (
+        (["run", recipe, "--output-dir", below], "cannot be made"),
+        (["compare", recipe, "--methods", "lora", "--seeds", "1", "--output-dir", below], "cannot be made"),
+        (
+            ["compare", recipe, "--methods", "lora", "--seeds", "1", "--output-dir", str(tmp_path / "file")],
+            "cannot be made",
+        ),
+        (["score", recipe, "--method", "magnitude", "--output", below], "cannot be written"),
+        (["run", str(tiny_folder)], "is a folder; give a YAML file"),
+        (["run", str(tmp_path / "latin.yaml")], "not UTF-8, at byte 10"),
+    ):
+        result = lorank(*arguments)
+        assert result.exit_code == 1
+        last = result.output.splitlines()[-1]
+        assert last.startswith("error: "), (arguments, result.output)
+        assert message in last, arguments
 
 
 def test_help_waits_for_neither_torch_nor_transformers() -> None:

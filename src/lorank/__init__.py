@@ -6,7 +6,6 @@
 
 """
 
-from importlib.metadata import version
 from typing import TYPE_CHECKING, Any
 
 from lorank.errors import LorankError
@@ -20,6 +19,8 @@ if TYPE_CHECKING:
     from lorank.training.prune import prune
     from lorank.training.rank_allocation import RankAllocation
 
+    __version__: str
+
 __all__ = [
     "Budget",
     "ImportanceScores",
@@ -31,8 +32,6 @@ __all__ = [
     "prune",
     "score",
 ]
-__version__ = version("lorank")
-
 _HOME = {
     "allocate": "lorank.allocation",
     "prune": "lorank.training.prune",
@@ -46,6 +45,10 @@ _HOME = {
 
 def __getattr__(name: str) -> Any:
     # Loaded when first used: `lorank --help` need not wait for torch and transformers.
+    if name == "__version__":
+        from importlib.metadata import version
+
+        return version("lorank")
     if name not in _HOME:
         raise AttributeError(f"module 'lorank' has no attribute {name!r}")
     from importlib import import_module

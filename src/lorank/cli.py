@@ -1,12 +1,13 @@
 """The command line: parses, calls one function, prints. `lorank --help` loads neither torch nor transformers."""
 
+import re
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from lorank.compare import commands as comparing
-from lorank.console import clear_errors, out, progress, say
+from lorank.console import CommandLine, clear_errors, out, progress, say
 from lorank.serving import commands as serving
 from lorank.serving.commands import Private, PushToHub
 
@@ -14,11 +15,29 @@ if TYPE_CHECKING:
     from lorank.training.run import RunResult
 
 app = typer.Typer(
+    cls=CommandLine,
     help="Adaptive-rank LoRA: which layer gets which rank, inside an exact parameter budget.",
     no_args_is_help=True,
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
 )
+
+
+def _print_version(asked: bool) -> None:
+    if asked:
+        from lorank import __version__
+
+        typer.echo(f"lorank {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def _options(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_print_version, is_eager=True, help="print it")
+    ] = False,
+) -> None:
+    pass
 
 
 def _print_result(result: "RunResult") -> None:
@@ -74,12 +93,9 @@ def run_command(
 ) -> None:
     """Score, allocate, train, evaluate and save. The same command again continues a run that was stopped."""
     with clear_errors():
-        import transformers
-
         from lorank.training.recipe import load_recipe
         from lorank.training.run import run
 
-        transformers.utils.logging.set_verbosity_error()
         _check_hub(push_to_hub)
         result = run(load_recipe(recipe, overrides or ()), output_dir or Path("runs") / recipe.stem, progress)
         _print_result(result)
@@ -171,13 +187,10 @@ def train_command(
 ) -> None:
     """Train, evaluate and save the adapter of a plan. The same command again continues what was stopped."""
     with clear_errors():
-        import transformers
-
         from lorank.plan import RankPlan
         from lorank.training.recipe import load_recipe
         from lorank.training.run import run_plan
 
-        transformers.utils.logging.set_verbosity_error()
         directory = output_dir or Path("runs") / f"{recipe.stem}-{plan.stem}"
         _check_hub(push_to_hub)
         result = run_plan(load_recipe(recipe, overrides or ()), RankPlan.load(plan), directory, progress)
@@ -202,13 +215,10 @@ def prune_command(
 ) -> None:
     """Make a trained adapter smaller, without training: cut its triplets to a budget, and say what that cost."""
     with clear_errors():
-        import transformers
-
         from lorank.report.tables import cost_table, rank_table
         from lorank.training.prune_adapter import prune_adapter
         from lorank.training.recipe import load_recipe
 
-        transformers.utils.logging.set_verbosity_error()
         recipe = load_recipe(data, overrides or ()) if data is not None else None
         limits: dict[str, Any] = {"rank_by": rank_by, "max_rank": max_rank}
         plan, measured = prune_adapter(adapter, budget, output, recipe, by=by, console=progress, **limits)
@@ -220,7 +230,9 @@ def prune_command(
 @app.command("inspect")
 def inspect_command(
     model: Annotated[str, typer.Argument(help="hub name or folder; only its config is read")],
-    targets: Annotated[str | None, typer.Option(help="regular expression for full module names")] = None,
+    targets: Annotated[
+        str | None, typer.Option(help='names, "query,value"; a regular expression for full names; or all-linear')
+    ] = None,
     trust_remote_code: Annotated[bool, typer.Option(help="let the model's own code run")] = False,
 ) -> None:
     """Show the adaptable modules, the cost of one unit of rank, and what budgets mean for a model."""
@@ -231,16 +243,24 @@ def inspect_command(
         from lorank.training.model import load_without_weights
 
         loaded = load_without_weights(model, trust_remote_code=trust_remote_code)
-        found, size = find_targets(loaded, targets), base_parameters(loaded)
-        out.print(
-            f"{model}: {type(loaded).__name__}, {size:,} parameters without its head", highlight=False, soft_wrap=True
-        )
+        found, size = find_targets(loaded, _names_or_pattern(targets)), base_parameters(loaded)
+        counted = f"{size:,} parameters, heads and poolers not counted; a budget of 1% is {size // 100:,}"
+        say(f"{model}: {type(loaded).__name__}, {counted}")
         out.print(target_table(found))
         out.print(budget_table(found, size))
+
+
+def _names_or_pattern(targets: str | None) -> str | list[str] | None:
+    """Names as a recipe's list has them: with a comma, or without any sign that makes it a regular expression."""
+    if targets is None or targets == "all-linear" or not re.fullmatch(r"[\w.\-]+(\s*,\s*[\w.\-]+)*", targets):
+        return targets
+    return [name.strip() for name in targets.split(",")]
 
 
 serving.add_to(app)
 comparing.add_to(app)
 
 if __name__ == "__main__":
-    app()
+    from lorank.__main__ import main
+
+    main()

@@ -1,25 +1,122 @@
-"""What the commands share: where they print, and how they fail."""
+"""What the commands share: where they print, what they leave out, and how they fail."""
 
+import codecs
+import logging
+import os
 import sys
 import warnings
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, nullcontext
 from typing import Any
 
 import typer
 from rich.console import Console
+from typer.core import TyperGroup
 
 from lorank.errors import LorankError, LorankWarning
 
-# Where there is no terminal, tables keep their full width in a log.
-out = Console(width=None if sys.stdout.isatty() else 140)
-progress = Console(stderr=True, width=None if sys.stderr.isatty() else 200)
+UsageError: type[Exception] = typer.BadParameter.__mro__[1]  # typer itself does not export it
+
+# For outputs whose encoding lacks them.
+_SPELLED = {
+    **{"‖": "||", "Δ": "d", "·": ".", "×": "x", "±": "+-", "…": "...", "Σ": "sum ", "√": "sqrt ", "≤": "<=", "≥": ">="},
+    **{"α": "alpha", "β": "beta", "λ": "lambda", "→": "->", "–": "-", "—": "-", "‘": "'", "’": "'", "“": '"', "”": '"'},
+}
+# Logger and start of the message: what other packages say about themselves while they are imported or called.
+_NOISE = (
+    ("bitsandbytes.backends.cpu.ops", "Failed to load CPU gemm_4bit_forward"),  # says how 4-bit bases could be faster
+    ("torchao", "Skipping import of cpp extensions"),
+    ("torch.distributed.elastic.multiprocessing.redirects", "NOTE: Redirects are currently not supported"),
+    ("absl", "Using default tokenizer."),  # rouge-score, at every ROUGE
+)
+_FUTURE = r"(transformers|peft|trl|pyarrow|accelerate|datasets|huggingface_hub|bitsandbytes|torch)(\.|$)"
+
+
+class _BesideBars(Console):
+    """A console whose lines and progress bars do not end up in the same line of the terminal."""
+
+    def print(self, *objects: Any, **options: Any) -> None:
+        """As rich prints; open progress bars are taken away first, and drawn again below."""
+        tqdm = getattr(sys.modules.get("tqdm"), "tqdm", None)
+        with tqdm.external_write_mode(file=self.file) if tqdm else nullcontext():
+            super().print(*objects, **options)
+
+
+# Where there is no terminal, tables keep their full width in a log, unless COLUMNS says how wide it is.
+_set_width = "COLUMNS" in os.environ
+out = _BesideBars(width=None if sys.stdout.isatty() or _set_width else 140, emoji=False)
+progress = _BesideBars(stderr=True, width=None if sys.stderr.isatty() or _set_width else 200, emoji=False)
+
+
+class CommandLine(TyperGroup):
+    """The commands: what they print fits the output's encoding, and wrong usage is one line and exit code 2."""
+
+    def main(self, args: Sequence[str] | None = None, *positional: Any, **options: Any) -> Any:
+        """Parse the arguments and run the command; ends with SystemExit."""
+        for stream in (sys.stdout, sys.stderr):
+            _make_writable(stream)
+        _silence()
+        options["standalone_mode"] = False
+        try:
+            code = super().main(args, *positional, **options)
+        except UsageError as error:
+            _explain_usage(error)
+            sys.exit(2)
+        except typer.Abort:
+            sys.exit(1)
+        sys.exit(code if isinstance(code, int) else 0)
+
+
+def _explain_usage(error: Any) -> None:
+    message = error.format_message()
+    if not message or type(error).__name__ == "NoArgsIsHelpError":  # no command at all: the list of commands
+        error.show()
+        return
+    called = error.ctx.command_path if error.ctx is not None else "lorank"
+    _print_error(f"{message.rstrip('.')}; `{called} --help` shows how it is used")
+
+
+def _print_error(message: str) -> None:
+    progress.print(f"error: {message}", style="bold red", markup=False, highlight=False, soft_wrap=True)
+
+
+def _make_writable(stream: Any) -> None:
+    """Let a stream spell out what its encoding lacks: no command may die of a Greek letter that it prints."""
+    if hasattr(stream, "reconfigure") and stream.errors in ("strict", "surrogateescape", "backslashreplace"):
+        stream.reconfigure(errors="lorank.spelled")
+
+
+def _spell(error: UnicodeError) -> tuple[bytes, int]:
+    if not isinstance(error, UnicodeEncodeError):
+        raise error
+    written = b""
+    for character in error.object[error.start : error.end]:
+        if "\udc80" <= character <= "\udcff":  # a byte of a file name that is not in the locale's encoding
+            written += bytes([ord(character) - 0xDC00])
+        else:
+            written += _SPELLED.get(character, character).encode("ascii", "backslashreplace")
+    return written, error.end
+
+
+codecs.register_error("lorank.spelled", _spell)
+
+
+def _silence() -> None:
+    """Leave out what is not about the user's command; errors of other packages still show."""
+    # Read when they are imported. The reports about weights of a head that is new are what every classifier prints.
+    os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
+    for logger, _ in _NOISE:
+        logging.getLogger(logger).addFilter(_is_no_noise)
+    warnings.filterwarnings("ignore", category=FutureWarning, module=_FUTURE)
+
+
+def _is_no_noise(record: logging.LogRecord) -> bool:
+    return not any(record.name == logger and str(record.msg).startswith(start) for logger, start in _NOISE)
 
 
 @contextmanager
 def clear_errors() -> Iterator[None]:
-    """One line for what lorank raises on purpose, and exit code 1. Other packages' deprecations are not the user's."""
-    warnings.filterwarnings("ignore", category=FutureWarning, module=r"(transformers|peft|pyarrow|accelerate)\.")
+    """One line for what lorank raises on purpose, and exit code 1; one line for each of its warnings."""
     usual = warnings.showwarning
 
     def show(message: Warning | str, category: type[Warning], *rest: Any, **options: Any) -> None:
@@ -32,7 +129,7 @@ def clear_errors() -> Iterator[None]:
     try:
         yield
     except LorankError as error:
-        Console(stderr=True, soft_wrap=True).print(f"error: {error}", style="bold red", markup=False, highlight=False)
+        _print_error(str(error))
         raise typer.Exit(1) from None
     finally:
         warnings.showwarning = usual

@@ -13,7 +13,7 @@ from tests.compare.made_up import grid_of, measured
 from lorank.compare.answer import answer, contrasts, sentence
 from lorank.compare.cells import Cell
 from lorank.compare.forest_plot import draw_forest_plot
-from lorank.compare.result_table import comma_separated, latex, markdown, terminal_table
+from lorank.compare.result_table import comma_separated, latex, markdown, terminal_tables
 from lorank.errors import ComparisonError
 
 
@@ -136,6 +136,8 @@ def test_tables(tmp_path: Path) -> None:
     written = latex(rows)
     assert written.count(r"\\") == 6
     assert r"$\pm$" in written
-    assert terminal_table(rows).row_count == 6  # a line above for the task
+    tables = terminal_tables([*rows, *(replace(row, task="other") for row in rows)])
+    assert [table.title for table in tables] == ["mood, r=1: accuracy", "other, r=1: accuracy"]
+    assert [len(table.rows) for table in tables] == [5, 5]
     draw_forest_plot([*rows, *(replace(row, task="from_$5_to_$10") for row in rows)], tmp_path / "forest.png")
     assert image.imread(tmp_path / "forest.png").shape[0] > 300

@@ -1,5 +1,6 @@
 """From scores to a plan for a budget: one door for both rules, top-b of units and proportional to modules."""
 
+import math
 import warnings
 from collections.abc import Mapping
 from dataclasses import replace
@@ -66,6 +67,8 @@ def allocate(
             f"scores are {type(scores).__name__}; give what lorank.score or ImportanceScores.load returned"
         )
     asked = Budget.parse(budget)
+    if scale is not None and not 0 < scale < math.inf:
+        raise AllocationError(f"scale is {scale}; allowed: numbers above 0")
     costs = dict(scores.unit_costs)
     limits: dict[str, Any] = {"max_rank": max_rank, "min_rank": min_rank, "multiple_of": multiple_of}
     limits |= {"rank_by": rank_by, "scope": scope}

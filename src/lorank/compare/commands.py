@@ -52,7 +52,7 @@ def compare_command(
     """
     with clear_errors():
         from lorank.compare.compare import compare_recipes, read_grid, with_equal_compute
-        from lorank.compare.result_table import terminal_table
+        from lorank.compare.result_table import terminal_tables
         from lorank.errors import ComparisonError
 
         paths = [Path(one) for one in recipes if "=" not in one]
@@ -88,7 +88,8 @@ def compare_command(
             console=progress,
             launch=launch,
         )
-        out.print(terminal_table(found.rows))
+        for table in terminal_tables(found.rows):
+            out.print(table)
         for line in found.sentences:
             say(line)
         for cell, reason in found.failed.items():

@@ -10,7 +10,7 @@ from typing import Any
 from filelock import FileLock, Timeout
 from rich.console import Console
 
-from lorank.artefact import file_checksum, write_json
+from lorank.artefact import file_checksum, make_folder, write_json
 from lorank.compare.cells import (
     BASELINE,
     BORROWING,
@@ -29,7 +29,7 @@ from lorank.compare.cells import (
     source_of,
 )
 from lorank.compare.grid_checks import check_base, check_grid
-from lorank.compare.launch import Launch, here
+from lorank.compare.launch import Launch, here, stop_cells
 from lorank.errors import OutputError, one_line
 from lorank.targets import unit_costs
 from lorank.training.checks import check_model
@@ -194,7 +194,7 @@ def run_grid(
     grid.check()
     done = grid.results()
     check_base(grid, done)
-    grid.folder.mkdir(parents=True, exist_ok=True)
+    make_folder(grid.folder)
     try:
         with FileLock(grid.folder / ".lock", timeout=0):
             left = [cell for cell in grid.cells() if cell not in done]
@@ -251,8 +251,11 @@ def _run(grid: Grid, cells: Sequence[Cell], processes: int, tries: int, console:
                 console.print(f"failed  {cell.folder}: {reason}{', once more' if again else ''}", highlight=False)
                 if again:
                     waiting.insert(0, cell)
+    except BaseException:  # Ctrl-C, which reaches cells too if a terminal sent it, but not if another process did
+        stop_cells()
+        raise
     finally:
-        pool.shutdown(wait=True, cancel_futures=True)  # Ctrl-C: cells get it too, and end; the next call continues them
+        pool.shutdown(wait=True, cancel_futures=True)
 
 
 def grid_content(grid: Grid) -> dict[str, Any]:

@@ -11,6 +11,7 @@ import torch
 
 # Runs the cell in a folder and gives its exit code.
 Launch = Callable[[Path], int]
+_RUNNING: set[subprocess.Popen[bytes]] = set()
 
 
 def here(processes: int) -> Launch:
@@ -48,9 +49,18 @@ def in_process(folder: Path, environment: Mapping[str, str], working: Path | Non
     """Run the cell of a folder in a process of its own (in the folder `working`), its output in log.txt; gives its exit code."""
     command = [sys.executable, "-m", "lorank.compare.run_cell", str(folder)]
     with (folder / "log.txt").open("a", encoding="utf-8") as log:
-        return subprocess.run(
-            command, stdout=log, stderr=subprocess.STDOUT, env=environment, cwd=working, check=False
-        ).returncode
+        process = subprocess.Popen(command, stdout=log, stderr=subprocess.STDOUT, env=environment, cwd=working)
+        _RUNNING.add(process)
+        try:
+            return process.wait()
+        finally:
+            _RUNNING.discard(process)
+
+
+def stop_cells() -> None:
+    """End the cells that run now; the next call of their grid continues them from their last checkpoints."""
+    for process in tuple(_RUNNING):
+        process.terminate()
 
 
 def environment_of(cores: int, gpu: str | None = None) -> dict[str, str]:

@@ -6,10 +6,10 @@ import math
 from collections.abc import Sequence
 
 from rich import box
-from rich.table import Table
 
 from lorank.compare.answer import Row
 from lorank.compare.cells import CONTROLS
+from lorank.report.split_table import SplitTable
 
 _COLUMNS = (
     *("method", "metric", "mean ± std", "to uniform LoRA", "interval", "p", "p (Holm)", "seeds", "parameters"),
@@ -52,21 +52,16 @@ def cells_of_row(row: Row) -> tuple[str, ...]:
     )
 
 
-def terminal_table(rows: Sequence[Row]) -> Table:
-    """For the terminal: one section for each task and budget; p-values are those after Holm's correction."""
-    table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
+def terminal_tables(rows: Sequence[Row]) -> list[SplitTable]:
+    """For the terminal: a table for each task and budget; p-values are those after Holm's correction."""
     shown = [name for name in _COLUMNS if name not in ("metric", "p", "steps")]
-    for column in shown:
-        table.add_column(column, justify="left" if column == "method" else "right", no_wrap=True)
-    seen: tuple[str, str] | None = None
+    tables: dict[tuple[str, str], SplitTable] = {}
     for row in rows:
-        if seen != (row.task, row.budget):
-            table.add_section()
-            table.add_row(f"{row.task}, {row.budget}: {row.metric}", style="bold")
-        seen = (row.task, row.budget)
-        said = dict(zip(_COLUMNS, cells_of_row(row), strict=True))
-        table.add_row(*(said[name] for name in shown))
-    return table
+        title = f"{row.task}, {row.budget}: {row.metric}"
+        table = tables.setdefault((row.task, row.budget), SplitTable(title, shown, frame=box.SIMPLE_HEAD))
+        cells = dict(zip(_COLUMNS, cells_of_row(row), strict=True))
+        table.add_row(*(cells[name] for name in shown))
+    return list(tables.values())
 
 
 def markdown(rows: Sequence[Row]) -> str:

@@ -3,37 +3,32 @@
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from rich.table import Table
-
 from lorank.plan import RankPlan
-from lorank.report.rank_map import grid_of, rank_grid
+from lorank.report.rank_map import grid_of
+from lorank.report.split_table import SplitTable
 from lorank.scores import ImportanceScores
 from lorank.targets import Target, places
 
 
-def rank_table(plan: RankPlan) -> Table:
+def rank_table(plan: RankPlan) -> SplitTable:
     """Ranks by layer and projection, as the heat map shows them; a dot is a module without adapter."""
-    grid = rank_grid(plan)
-    table = Table(title="rank by layer and projection", title_justify="left")
-    table.add_column("layer", justify="right", no_wrap=True)
-    for projection in grid.projections:
-        table.add_column(projection, justify="right")
-    for layer, ranks in zip(grid.layers, grid.ranks, strict=True):
-        table.add_row(layer, *("" if rank < 0 else "·" if rank == 0 else str(rank) for rank in ranks))
+    return _grid("rank by layer and projection", {name: str(rank or "·") for name, rank in plan.ranks.items()})
+
+
+def _grid(title: str, cells: Mapping[str, str]) -> SplitTable:
+    layers, projections, rows = grid_of(cells)
+    table = SplitTable(title, ("layer", *projections))
+    width = max(map(len, ("layer", *layers)))
+    for layer, row in zip(layers, rows, strict=True):
+        table.add_row(layer.rjust(width), *(cell or "" for cell in row))
     return table
 
 
-def result_table(results: Mapping[str, Mapping[str, Any]], asked: int) -> Table:
+def result_table(results: Mapping[str, Mapping[str, Any]], asked: int) -> SplitTable:
     """One row for each method: adapter parameters asked and spent, metrics on the test part, training time."""
-    table = Table(title="test results", title_justify="left")
-    table.add_column("method", no_wrap=True)
-    table.add_column("parameters asked", justify="right")
-    table.add_column("spent", justify="right")
     metrics = list(next(iter(results.values()))["metrics"])
-    for metric in metrics:
-        table.add_column(metric, justify="right")
-    table.add_column("before training", justify="right")
-    table.add_column("training of the adapter", justify="right")
+    work = ("before training", "training of the adapter")
+    table = SplitTable("test results", ("method", "parameters asked", "spent", *metrics, *work), prose=work)
     for method, result in results.items():
         beside = f" + {result['scoring_passes']} scoring passes" if result.get("scoring_passes") else ""
         table.add_row(
@@ -55,39 +50,27 @@ def _before_training(result: Mapping[str, Any]) -> str:
     return "-"
 
 
-def score_table(scores: ImportanceScores) -> Table:
+def score_table(scores: ImportanceScores) -> SplitTable:
     """Share of each module in the sum of all scores, in percent, by layer and projection; units are added up."""
     total = sum(max(0.0, float(values.sum())) for values in scores.scores.values()) or 1.0
     shares = {name: max(0.0, float(values.sum())) / total for name, values in scores.scores.items()}
-    layers, projections, cells = grid_of(shares)
-    table = Table(title="share of the scores in percent, by layer and projection", title_justify="left")
-    table.add_column("layer", justify="right", no_wrap=True)
-    for projection in projections:
-        table.add_column(projection, justify="right")
-    for layer, row in zip(layers, cells, strict=True):
-        table.add_row(layer, *("" if share is None else f"{100 * share:.1f}" for share in row))
-    return table
+    title = "share of the scores in percent, by layer and projection"
+    return _grid(title, {name: f"{100 * share:.1f}" for name, share in shares.items()})
 
 
-def difference_table(plan: RankPlan, other: RankPlan) -> Table:
+def difference_table(plan: RankPlan, other: RankPlan) -> SplitTable:
     """What `other` changes in the ranks of `plan`, by layer and projection; a dot is a module whose rank stays."""
-    layers, projections, cells = grid_of({name: other.ranks[name] - rank for name, rank in plan.ranks.items()})
-    table = Table(title="change of rank by layer and projection", title_justify="left")
-    table.add_column("layer", justify="right", no_wrap=True)
-    for projection in projections:
-        table.add_column(projection, justify="right")
-    for layer, row in zip(layers, cells, strict=True):
-        table.add_row(layer, *("" if change is None else f"{change:+d}" if change else "·" for change in row))
-    return table
+    changes = {name: other.ranks[name] - rank for name, rank in plan.ranks.items()}
+    return _grid(
+        "change of rank by layer and projection",
+        {name: f"{change:+d}" if change else "·" for name, change in changes.items()},
+    )
 
 
-def change_table(plans: Sequence[RankPlan]) -> Table:
+def change_table(plans: Sequence[RankPlan]) -> SplitTable:
     """One row for each plan of the same scores: what it spends, and what changes from the plan before."""
-    table = Table(title="plans", title_justify="left")
-    table.add_column("budget", no_wrap=True)
-    for column in ("asked for", "spent", "total rank", "largest", "without adapter", "changed modules"):
-        table.add_column(column, justify="right")
-    table.add_column("largest changes")
+    numbers = ("asked for", "spent", "total rank", "largest", "without adapter", "changed modules")
+    table = SplitTable("plans", ("budget", *numbers, "largest changes"))
     for number, plan in enumerate(plans):
         gained = {n: r - plans[number - 1].ranks[n] for n, r in plan.ranks.items()} if number else {}
         ends = sorted(gained, key=lambda name: gained[name])
@@ -129,12 +112,10 @@ def stability_lines(plan: RankPlan) -> list[str]:
     return lines
 
 
-def cost_table(measured: Mapping[str, Mapping[str, Any]]) -> Table:
+def cost_table(measured: Mapping[str, Mapping[str, Any]]) -> SplitTable:
     """What pruning cost: parameters, losses and metrics before and after."""
     before, after = measured["before"], measured["after"]
-    table = Table(title="what pruning cost", title_justify="left")
-    for column in ("", "before", "after"):
-        table.add_column(column, justify="right" if column else "left")
+    table = SplitTable("what pruning cost", ("", "before", "after"))
     table.add_row("adapter parameters", f"{before['adapter_parameters']:,}", f"{after['adapter_parameters']:,}")
     table.add_row("loss, calibration set", _number(before["calibration_loss"]), _number(after["calibration_loss"]))
     if "loss" in before:
@@ -148,18 +129,15 @@ def _number(value: float | None) -> str:
     return "-" if value is None else f"{value:.4f}"
 
 
-def target_table(targets: tuple[Target, ...]) -> Table:
+def target_table(targets: tuple[Target, ...]) -> SplitTable:
     """The adaptable modules of a model, those of one kind in one row."""
     placed = places(target.name for target in targets)
     kinds: dict[tuple[str, str, int, int], list[int | None]] = {}
     for target in targets:
         place = placed[target.name]
         kinds.setdefault((place.stack, place.projection, target.d_in, target.d_out), []).append(place.layer)
-    table = Table(title="adaptable modules", title_justify="left")
-    table.add_column("stack", no_wrap=True)
-    table.add_column("projection", no_wrap=True)
-    for column in ("d_in", "d_out", "modules", "a unit of rank costs", "rank 1 in all"):
-        table.add_column(column, justify="right")
+    columns = ("stack", "projection", "d_in", "d_out", "modules", "a unit of rank costs", "rank 1 in all")
+    table = SplitTable("adaptable modules", columns, repeated=2)
     for (stack, projection, d_in, d_out), layers in kinds.items():
         cost = d_in + d_out
         table.add_row(
@@ -168,12 +146,10 @@ def target_table(targets: tuple[Target, ...]) -> Table:
     return table
 
 
-def budget_table(targets: tuple[Target, ...], base_parameters: int) -> Table:
+def budget_table(targets: tuple[Target, ...], base_parameters: int) -> SplitTable:
     """What common budgets mean for a model."""
     uniform = sum(target.unit_cost for target in targets)
-    table = Table(title="what budgets mean here", title_justify="left")
-    for column in ("budget", "same as", "adapter parameters", "of the base model"):
-        table.add_column(column, justify="right")
+    table = SplitTable("what budgets mean here", ("budget", "same as", "adapter parameters", "of the base model"))
     for rank in (1, 2, 4, 8, 16, 32):
         parameters = rank * uniform
         table.add_row(

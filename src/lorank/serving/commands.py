@@ -102,8 +102,8 @@ def verify_command(
 ) -> None:
     """Say which engines would compute what was trained, from the files alone.
 
-    The error is the largest, over all modules, of ‖ΔW - ΔW trained‖ / ‖ΔW trained‖ (Frobenius norm); right means: within one
-    rounding of the files' dtype.
+    The error is the relative difference of a module's update to the trained one (Frobenius norm), the largest of all modules;
+    right means: within one rounding of the files' dtype.
     """
     with clear_errors():
         asked = [choose("engine", name, ENGINES) for name in ",".join(engine or ()).split(",") if name]
@@ -193,7 +193,7 @@ def plan_export_command(
     model: Annotated[str | None, typer.Option(help="base model; default: the one that was scored")] = None,
     task_type: Annotated[str, typer.Option(help="of the seed adapter, as PEFT names it")] = "CAUSAL_LM",
     num_labels: Annotated[
-        int | None, typer.Option(help="of the seed adapter's head; default: the model's config")
+        int | None, typer.Option(min=1, help="of the seed adapter's head; default: the model's config")
     ] = None,
     overwrite: Annotated[bool, typer.Option(help="replace the file of a snippet; never a folder")] = False,
     trust_remote_code: RemoteCode = False,

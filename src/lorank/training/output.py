@@ -10,7 +10,7 @@ from typing import Any
 import yaml
 from filelock import FileLock, Timeout
 
-from lorank.artefact import write_atomically
+from lorank.artefact import make_folder, write_atomically
 from lorank.errors import LorankWarning, OutputError
 from lorank.training.base_fingerprint import base_fingerprint
 from lorank.training.data import TaskData
@@ -36,7 +36,7 @@ def claimed(directory: Path, recipe: Recipe, data: TaskData, provenance: Mapping
         yield
         return
     _refuse_foreign(directory)
-    directory.mkdir(parents=True, exist_ok=True)
+    make_folder(directory)
     try:
         with FileLock(directory / ".lock", timeout=0):
             _check_or_write(directory, recipe, data, provenance)

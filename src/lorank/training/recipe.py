@@ -126,12 +126,16 @@ def read_recipe(path: str | Path, overrides: Iterable[str] = ()) -> dict[str, An
 
     """
     path = Path(path)
+    if path.is_dir():
+        raise RecipeError(f"{path} is a folder; give a YAML file as the recipe, for example {path / 'recipe.yaml'}")
     if not path.is_file():
         raise RecipeError(f"{path}: no such recipe; give a YAML file, for example examples/quickstart.yaml")
     try:
         content = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise RecipeError(f"{path}: not YAML: {error}") from None
+    except UnicodeDecodeError as error:
+        raise RecipeError(f"{path}: not UTF-8, at byte {error.start:,}; save it as UTF-8") from None
+    except yaml.YAMLError as error:
+        raise RecipeError(f"{path}: not YAML: {one_line(error)}") from None
     if not isinstance(content, dict):
         raise RecipeError(f"{path}: a recipe is a mapping of keys to values, this is {type(content).__name__}")
     for override in overrides:

@@ -14,6 +14,7 @@ from transformers import (
     PreTrainedModel,
     PreTrainedTokenizerBase,
     PrinterCallback,
+    ProgressCallback,
     TrainerCallback,
     TrainerControl,
     TrainerState,
@@ -152,6 +153,8 @@ def train_stage(
     if stage_state is not None:
         stage_state.check_finite = checkpoints.check_finite
     trainer.remove_callback(PrinterCallback)
+    if trainer.pop_callback(ProgressCallback) is not None:
+        trainer.add_callback(_Bar)
     if checkpoint is not None:
         progress = checkpoints.restore(checkpoint)
         if progress.finished:
@@ -181,8 +184,15 @@ def _end_again(trainer: StageTrainer, callbacks: Sequence[TrainerCallback], chec
         callback.on_train_end(trainer.args, trainer.state, trainer.control, **known)
 
 
+class _Bar(ProgressCallback):
+    """The progress bar alone, without the dictionaries that it would write to the standard output."""
+
+    def on_log(self, *_: Any, **__: Any) -> None:
+        pass
+
+
 class _LogLine(TrainerCallback):
-    """One line for each log, where no progress bar runs."""
+    """One line for each log."""
 
     def __init__(self, name: str, console: Console) -> None:
         self.name, self.console = name, console
@@ -190,7 +200,7 @@ class _LogLine(TrainerCallback):
     def on_log(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, logs: Any = None, **_: Any
     ) -> None:
-        if args.disable_tqdm and state.is_world_process_zero and logs and "loss" in logs:
+        if state.is_world_process_zero and logs and "loss" in logs:
             total = logs.get("rank_allocation/total_rank")
             cut = (
                 f"  total rank {total}, {logs['rank_allocation/parameters']:,} parameters" if total is not None else ""

@@ -1,0 +1,112 @@
+"""What commands print, and where: encodings, progress bars, other packages' messages."""
+
+import io
+import logging
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+from tqdm import tqdm
+from typer.testing import CliRunner
+
+from lorank import console
+from lorank.cli import app
+from lorank.plan import RankPlan
+
+
+def lorank(*arguments: Any, **environment: str) -> subprocess.CompletedProcess[bytes]:
+    """Run a command in a process of its own, its outputs in files as far as it can tell."""
+    command = [sys.executable, "-m", "lorank", *map(str, arguments)]
+    return subprocess.run(command, capture_output=True, check=False, env={**os.environ, **environment})
+
+
+@pytest.fixture
+def plans(tmp_path: Path) -> list[Path]:
+    names = [f"encoder.layer.{k}.{name}" for k in range(2) for name in ("query", "value")]
+    for number, ranks in enumerate(((1, 0, 2, 1), (1, 1, 0, 2))):
+        ranked = dict(zip(names, ranks, strict=True))
+        RankPlan(ranked, dict.fromkeys(names, 10), "40", 40, 2.0, {}).save(tmp_path / f"{number}.json")
+    return [tmp_path / "0.json", tmp_path / "1.json"]
+
+
+@pytest.mark.parametrize(
+    ("environment", "dot"),
+    [
+        ({"PYTHONIOENCODING": "cp1252"}, b"\xb7"),
+        ({"PYTHONIOENCODING": "ascii"}, b"."),
+        ({"LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0"}, b"."),
+    ],
+    ids=["cp1252", "ascii", "C"],
+)
+def test_no_command_dies_of_what_the_encoding_lacks(plans: list[Path], environment: dict[str, str], dot: bytes) -> None:
+    shown = lorank("plan", "diff", *plans, **environment)
+    assert (shown.returncode, shown.stderr) == (0, b"")
+    assert b"+1" in shown.stdout
+    assert b" " + dot + b" |" in shown.stdout
+    refused = lorank("plan", "show", "λ-Δ.json", **environment)
+    assert refused.returncode == 1
+    assert b"no such plan" in refused.stderr
+    assert b"Traceback" not in refused.stderr
+
+
+def test_characters_that_are_lacking_are_spelled_out() -> None:
+    stream = io.TextIOWrapper(io.BytesIO(), encoding="ascii", errors="lorank.spelled")
+    stream.write("λ × ‖ΔW‖ · é \udce9")
+    stream.flush()
+    assert stream.buffer.getvalue() == rb"lambda x ||dW|| . \xe9 " + b"\xe9"  # type: ignore[attr-defined]
+
+
+def test_help_of_every_command_is_ascii() -> None:
+    names = ("run", "score", "allocate", "train", "prune", "inspect", "compare", "export", "verify", "merge", "plan")
+    for arguments in ([], *([name] for name in names), *(["plan", name] for name in ("show", "diff", "export"))):
+        shown = CliRunner().invoke(app, [*arguments, "--help"])
+        assert shown.exit_code == 0
+        assert shown.output.isascii(), arguments
+
+
+def screen(written: str) -> list[str]:
+    """What a terminal shows of what was written, line by line."""
+    lines = []
+    for line in written.split("\n"):
+        shown = ""
+        for part in line.split("\r"):
+            shown = part + shown[len(part) :]
+        lines.append(shown.rstrip())
+    return lines
+
+
+def test_lines_and_progress_bars_do_not_share_a_line(monkeypatch: pytest.MonkeyPatch) -> None:
+    stderr = io.StringIO()
+    monkeypatch.setattr(sys, "stderr", stderr)
+    with tqdm(total=4, file=stderr, ascii=True, ncols=60, mininterval=0) as bar:
+        bar.update(2)
+        console.progress.print("stage 1: ended")
+        bar.update(2)
+    lines = screen(stderr.getvalue())
+    assert lines[0] == "stage 1: ended"
+    assert "4/4" in lines[1]
+
+
+def test_other_packages_messages_about_themselves_are_left_out(capsys: pytest.CaptureFixture[str]) -> None:
+    CliRunner().invoke(app, ["--version"])
+    handler = logging.StreamHandler(heard := io.StringIO())
+    for name, message in console._NOISE:
+        logger = logging.getLogger(name)
+        logger.addHandler(handler)
+        logger.error(message + ": %s", "no package kernels")
+        logger.error("Something else")
+        logger.removeHandler(handler)
+    assert heard.getvalue() == "Something else\n" * len(console._NOISE)
+
+
+def test_the_message_about_4_bit_kernels_comes_from_the_logger_that_is_filtered() -> None:
+    ops = pytest.importorskip("bitsandbytes.backends.cpu.ops")
+    assert ops.logger.name in [name for name, _ in console._NOISE]
+
+
+def test_a_path_is_no_emoji(tmp_path: Path) -> None:
+    result = CliRunner().invoke(app, ["plan", "show", str(tmp_path / "a:x:b")])
+    assert "a:x:b" in result.output.replace("\n", "")

@@ -1,0 +1,106 @@
+"""Ctrl-C: exit code 130 and one line with the command that continues."""
+
+import shlex
+import signal
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from typer.testing import CliRunner
+
+from lorank.cli import app
+from lorank.interrupt import how_to_continue
+
+INTERRUPT = "import os, signal; os.kill(os.getpid(), signal.SIGINT)"
+
+
+def python(program: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=False)
+
+
+def test_the_command_is_quoted_for_a_shell() -> None:
+    called = ["bin/lorank", "run", "my recipe.yaml", "data={train: a}"]
+    said = how_to_continue(called, ["python", *called])
+    assert said == "stopped; this continues from the last checkpoint: bin/lorank run 'my recipe.yaml' 'data={train: a}'"
+    module = ["python", "-m", "lorank", "export", "a", "b c"]
+    assert how_to_continue(["/src/lorank/__main__.py", *module[3:]], module) == (
+        "stopped; this starts again: python -m lorank export a 'b c'"
+    )
+
+
+def test_what_torchrun_started_is_started_by_torchrun(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("TORCHELASTIC_RUN_ID", "none")
+    said = how_to_continue(["/src/lorank/__main__.py", "run", "r.yaml"], ["python", "-m", "lorank", "run", "r.yaml"])
+    assert said == "stopped; this continues from the last checkpoint: the same torchrun command"
+
+
+def test_during_imports() -> None:
+    ended = python(
+        f"""
+import sys
+class Finder:
+    def find_spec(self, name, *rest):
+        if name == "torch":
+            {INTERRUPT}
+sys.meta_path.insert(0, Finder())
+sys.argv = ["lorank", "inspect", "nothing"]
+from lorank.__main__ import main
+main()
+"""
+    )
+    assert ended.returncode == 130, ended.stderr
+    assert ended.stderr.count("\n") == 1
+    assert ended.stderr.startswith("stopped; this starts again: ")
+
+
+@pytest.mark.parametrize("outcome", ["raise RuntimeError('a child was killed')", "raise SystemExit(1)", "raise"])
+def test_whatever_a_library_makes_of_it(outcome: str) -> None:
+    ended = python(
+        f"""
+import sys
+sys.argv = ["lorank", "run", "r.yaml"]
+from lorank.interrupt import explained
+with explained():
+    try:
+        {INTERRUPT}
+    except KeyboardInterrupt:
+        {outcome}
+"""
+    )
+    assert (ended.returncode, ended.stdout) == (130, "")
+    assert ended.stderr.endswith("lorank run r.yaml\n")
+    assert "Traceback" not in ended.stderr
+
+
+def test_other_errors_are_left_alone() -> None:
+    ended = python("from lorank.interrupt import explained\nwith explained():\n    raise RuntimeError('ours')")
+    assert ended.returncode == 1
+    assert "RuntimeError: ours" in ended.stderr
+
+
+def test_the_command_that_is_printed_continues_the_run(
+    tiny_recipe: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    content = tiny_recipe(method="lora", preset=None).model_dump(mode="json", exclude={"resolved"})
+    (tmp_path / "a recipe.yaml").write_text(yaml.safe_dump(content))
+    command = [sys.executable, "-m", "lorank", "run", "a recipe.yaml", "--output-dir", "out"]
+    process = subprocess.Popen(command, cwd=tmp_path, stderr=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+    assert process.stderr is not None
+    said = []
+    for line in process.stderr:
+        said.append(line)
+        if "step 8/10" in line:
+            process.send_signal(signal.SIGINT)
+    assert process.wait() == 130
+    assert said[-1].startswith("stopped; this continues from the last checkpoint: ")
+    assert not [line for line in said if "Traceback" in line]
+    same = shlex.split(said[-1].partition("checkpoint: ")[2])
+    assert same == command
+    monkeypatch.chdir(tmp_path)
+    again = CliRunner().invoke(app, same[3:])  # in this process, which has imported torch already
+    assert again.exit_code == 0, again.output
+    assert "stage 2, lora: continuing at step" in again.output
+    assert (tmp_path / "out" / "adapter" / "adapter_model.safetensors").is_file()
