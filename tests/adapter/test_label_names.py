@@ -8,6 +8,7 @@ from tests.conftest import tiny_config
 from transformers import BertForSequenceClassification
 
 from lorank.adapter.label_names import label_names_of, read_label_names, write_label_names
+from lorank.errors import AdapterError
 
 
 def test_names_come_back_in_the_order_of_the_head(tmp_path: Path) -> None:
@@ -17,10 +18,11 @@ def test_names_come_back_in_the_order_of_the_head(tmp_path: Path) -> None:
     assert json.loads((tmp_path / "label_names.json").read_text(encoding="utf-8")) == list(names)
 
 
-@pytest.mark.parametrize("content", ["", "{}", "[1, 2]", "null"])
-def test_what_is_no_list_of_names_is_none(content: str, tmp_path: Path) -> None:
+@pytest.mark.parametrize("content", ["", "{}", "[1, 2]", "null", '["a", "a"]'])
+def test_what_is_no_list_of_names_is_refused(content: str, tmp_path: Path) -> None:
     (tmp_path / "label_names.json").write_text(content)
-    assert read_label_names(tmp_path) == ()
+    with pytest.raises(AdapterError, match=r"label_names\.json.*put it right or take it away"):
+        read_label_names(tmp_path)
     assert read_label_names(tmp_path / "nowhere") == ()
 
 

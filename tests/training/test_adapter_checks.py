@@ -53,6 +53,15 @@ def test_a_head_for_another_number_of_labels(tiny_recipe: Any, tmp_path: Path) -
         prune_adapter(save_classifier(tmp_path / "adapter", 5), "r=1", tmp_path / "small", tiny_recipe())
 
 
+def test_a_head_for_other_labels(tiny_recipe: Any, tmp_path: Path) -> None:
+    adapter = save_classifier(tmp_path / "adapter", 2)
+    (adapter / "label_names.json").write_text('["cold", "warm"]')
+    with pytest.raises(
+        AdapterError, match="trained with the labels 'cold', 'warm', the data of the recipe have 'bad', 'good'"
+    ):
+        prune_adapter(adapter, "r=1", tmp_path / "small", tiny_recipe())
+
+
 def test_a_config_that_is_no_adapters(tiny_recipe: Any, tmp_path: Path) -> None:
     (tmp_path / "adapter_config.json").write_text("{")
     with pytest.raises(AdapterError, match=r"adapter_config\.json cannot be read"):

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from lorank.artefact import write_json
+from lorank.errors import AdapterError
 
 LABEL_NAMES = "label_names.json"
 
@@ -17,12 +18,22 @@ def write_label_names(folder: Path, names: Sequence[str]) -> None:
 
 
 def read_label_names(folder: Path) -> tuple[str, ...]:
-    """The names in an adapter's folder, in the order of the head's rows; () where there are none that can be read."""
-    try:
-        names = json.loads((folder / LABEL_NAMES).read_text(encoding="utf-8"))
-    except (OSError, ValueError):
+    """The names in an adapter's folder, in the order of the head's rows; () without the file.
+
+    Raises:
+        AdapterError: damaged, or not a list of different strings.
+
+    """
+    path = folder / LABEL_NAMES
+    if not path.is_file():
         return ()
-    return tuple(names) if isinstance(names, list) and all(isinstance(name, str) for name in names) else ()
+    try:
+        names = json.loads(path.read_text(encoding="utf-8"))
+    except (ValueError, OSError, RecursionError) as error:
+        raise AdapterError(f"{path}: damaged or not JSON ({error}); put it right or take it away") from None
+    if not isinstance(names, list) or not all(isinstance(name, str) for name in names) or len(set(names)) != len(names):
+        raise AdapterError(f"{path} is not a JSON list of different strings; put it right or take it away")
+    return tuple(names)
 
 
 def label_names_of(model: Any) -> tuple[str, ...]:

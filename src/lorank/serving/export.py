@@ -8,6 +8,7 @@ from pathlib import Path
 
 import torch
 
+from lorank.adapter.label_names import LABEL_NAMES
 from lorank.artefact import check_new_folder, file_checksum, new_folder, versions, write_json
 from lorank.errors import AdapterError
 from lorank.serving.adapter_files import WEIGHTS, AdapterFiles
@@ -15,7 +16,6 @@ from lorank.serving.base_layers import BaseLayers
 from lorank.serving.engines import ENGINES
 from lorank.serving.forms import FORMS
 from lorank.serving.gguf_adapter import check_gguf, write_gguf
-from lorank.serving.labels import LABEL_NAMES
 from lorank.serving.names import DTYPES, choose
 from lorank.serving.old_names import with_present_names
 from lorank.serving.verify import Verdict, verify

@@ -1,9 +1,11 @@
 """Whether an adapter fits the recipe that it is pruned or measured with: from its two files, before any weights are loaded."""
 
+from collections.abc import Sequence
 from pathlib import Path
 
 from peft import PeftConfig
 
+from lorank.adapter.label_names import read_label_names
 from lorank.errors import AdapterError
 from lorank.training.adapted_model import head_width
 from lorank.training.model import NOT_LOADABLE, task_type_of
@@ -33,21 +35,31 @@ def check_adapter_task(adapter: Path, recipe: Recipe) -> None:
         )
 
 
-def check_adapter_labels(adapter: Path, recipe: Recipe, labels: int) -> None:
-    """Refuse a classifier's adapter whose head has another number of outputs than the data has labels (1: regression).
+def check_adapter_labels(adapter: Path, recipe: Recipe, names: Sequence[str]) -> None:
+    """Refuse a classifier's adapter whose head is for other labels than the data has (no names: one output, regression).
 
     Raises:
-        AdapterError: names both numbers.
+        AdapterError: another number of labels, or other names in `label_names.json`.
 
     """
     if not (adapter / "adapter_model.safetensors").is_file():
         return  # PEFT says what is missing
-    width = head_width(adapter, recipe.model, trust_remote_code=recipe.trust_remote_code)
+    width, labels = head_width(adapter, recipe.model, trust_remote_code=recipe.trust_remote_code), len(names) or 1
     if width is not None and width != labels:
         raise AdapterError(
             f"{adapter} has a head for {width} labels, the data of the recipe have {labels}; give the recipe that trained it as "
             "--data"
         )
+    own = read_label_names(adapter)
+    if own and own != tuple(names):
+        raise AdapterError(
+            f"{adapter} was trained with the labels {_first(own)}, the data of the recipe have {_first(names)}; give the recipe "
+            "that trained it as --data"
+        )
+
+
+def _first(names: Sequence[str]) -> str:
+    return ", ".join(map(repr, names[:5])) + (", ..." if len(names) > 5 else "")
 
 
 def _said(task_type: object) -> str:

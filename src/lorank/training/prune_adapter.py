@@ -81,7 +81,7 @@ def prune_adapter(
         checked = prepare(recipe, (), console)
         recipe, data, tokenizer = checked.recipe, checked.data, checked.tokenizer
         if not recipe.data.writes:
-            check_adapter_labels(adapter, recipe, len(data.label_names) or 1)
+            check_adapter_labels(adapter, recipe, data.label_names)
         set_seed(recipe.seed)
         base: Any = load_task_model(recipe, data.label_names).model
         model = _on(base, adapter)
