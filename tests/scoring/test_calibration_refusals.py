@@ -89,11 +89,12 @@ def test_modules_that_never_ran_are_left_out_by_name() -> None:
 @pytest.mark.parametrize("quantity", ["gram", "fisher"])
 def test_layers_that_return_no_tensor_are_left_out(quantity: Quantity) -> None:
     model = make("encoder")
+    targets = find_targets(model)
     model.bert.encoder.layer[0].intermediate.dense = _Pair(16, 32).double()
     with pytest.warns(
         LorankWarning, match=r"1 of 12 .*layer\.0\.intermediate\.dense': takes or returns _Both, not one"
     ):
-        sums = calibrate(model, find_targets(model), [random_batch()], quantity)
+        sums = calibrate(model, targets, [random_batch()], quantity)
     assert len(sums.columns) == 11
 
 
