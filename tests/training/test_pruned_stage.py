@@ -70,7 +70,12 @@ def test_the_preset_fills_in_and_the_recipe_overrides(tiny_recipe) -> None:
         ({"pruning": {"curve": "square"}}, RecipeError, "curve"),
         ({"preset": "loss-per-parameter"}, RecipeError, "preset 'loss-per-parameter' of igu-lora"),
         ({"preset": "paper", "allocation": {"max_rank": 2}}, RecipeError, "budget_in: parameters"),
-        ({"budget": "r=5"}, BudgetError, "at most rank 2"),
+        ({"budget": "r=5", "pruning": {"every": 2}}, BudgetError, "at most rank 2"),
+        (
+            {"budget": "r=5"},
+            RecipeError,
+            r"2 things have to be mended:\n- budget .* at most rank 2.*\n- the last cut is",
+        ),
         (
             {"budget": "r=2", "stage1": {"initial_rank": 4, "max_steps": 1}},
             LorankError,
