@@ -65,3 +65,10 @@ def test_a_plan_that_differs_is_not_overwritten_and_the_same_one_is_left_alone(f
 def test_no_such_file(tmp_path: Path) -> None:
     with pytest.raises(ScoresError, match="no such scores file"):
         allocate_file(tmp_path / "none", ["80"], tmp_path / "plan.json")
+
+
+@pytest.mark.parametrize("scale", [0.0, -1.0, float("nan"), float("inf")])
+def test_a_scale_that_is_no_number_above_0_is_refused(scale: float, file: Path, tmp_path: Path) -> None:
+    with pytest.raises(AllocationError, match="allowed: numbers above 0"):
+        allocate_file(file, ["80"], tmp_path / "plan.json", scale=scale)
+    assert not (tmp_path / "plan.json").exists()
