@@ -133,6 +133,8 @@ def score_command(
         out.print(
             f"{made['method']}, {made.get('examples', 'no')} examples, {made.get('seconds', 0):.1f} s", highlight=False
         )
+        if why := made.get("one_example_at_a_time"):
+            say(f"one example at a time, since {why}")
         out.print(score_table(scores))
         say(f"importance scores   {output}")
 
