@@ -1,5 +1,6 @@
 """One tiny model and one tiny data set for every test; nothing is downloaded."""
 
+import os
 import random
 from collections.abc import Callable
 from pathlib import Path
@@ -27,6 +28,9 @@ from transformers import (
 
 from lorank.adapter.triplet import TripletAdapter, triplet_config
 from lorank.training.recipe import Recipe, make_recipe
+
+# pytest-xdist sets it for its workers; tables would then be as narrow as its terminal.
+os.environ.pop("COLUMNS", None)
 
 GOOD, BAD = ("fine", "bright", "warm", "kind"), ("dull", "cold", "grim", "sour")
 NEUTRAL = ("the", "day", "was", "and", "house", "looked", "rather", "very")
