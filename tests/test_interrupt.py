@@ -84,7 +84,8 @@ def test_other_errors_are_left_alone() -> None:
 def test_the_command_that_is_printed_continues_the_run(
     tiny_recipe: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    content = tiny_recipe(method="lora", preset=None).model_dump(mode="json", exclude={"resolved"})
+    # Far from its end when it is stopped, however fast its steps are.
+    content = tiny_recipe(method="lora", preset=None, stage2={"max_steps": 60}).model_dump(mode="json", exclude={"resolved"})
     (tmp_path / "a recipe.yaml").write_text(yaml.safe_dump(content))
     command = [sys.executable, "-m", "lorank", "run", "a recipe.yaml", "--output-dir", "out"]
     process = subprocess.Popen(command, cwd=tmp_path, stderr=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
@@ -92,7 +93,7 @@ def test_the_command_that_is_printed_continues_the_run(
     said = []
     for line in process.stderr:
         said.append(line)
-        if "step 8/10" in line:
+        if "step 8/60" in line:
             process.send_signal(signal.SIGINT)
     assert process.wait() == 130
     assert said[-1].startswith("stopped; this continues from the last checkpoint: ")
