@@ -67,7 +67,7 @@ def test_a_truth_value_is_no_budget() -> None:
         ("767", "below one unit of rank"),
         ("0.000001%", "below one unit"),
         ("r=0.1", "below one unit"),
-        ("2M", "above the full model"),
+        ("2M", "above the base model"),
     ],
 )
 def test_a_budget_outside_of_the_model_is_refused(text: str, message: str) -> None:

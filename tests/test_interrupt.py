@@ -85,7 +85,9 @@ def test_the_command_that_is_printed_continues_the_run(
     tiny_recipe: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     # Far from its end when it is stopped, however fast its steps are.
-    content = tiny_recipe(method="lora", preset=None, stage2={"max_steps": 60}).model_dump(mode="json", exclude={"resolved"})
+    content = tiny_recipe(method="lora", preset=None, stage2={"max_steps": 60}).model_dump(
+        mode="json", exclude={"resolved"}
+    )
     (tmp_path / "a recipe.yaml").write_text(yaml.safe_dump(content))
     command = [sys.executable, "-m", "lorank", "run", "a recipe.yaml", "--output-dir", "out"]
     process = subprocess.Popen(command, cwd=tmp_path, stderr=subprocess.PIPE, stdout=subprocess.PIPE, text=True)

@@ -17,6 +17,7 @@ from transformers import (
 
 import lorank
 from lorank import LorankError
+from lorank.errors import LorankWarning
 from lorank.targets import find_targets, natural_order, places, unit_costs, unwrapped
 
 SMALL = {"hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 32, "vocab_size": 64}
@@ -123,8 +124,9 @@ def test_names_are_those_of_the_model_inside_of_wrappers() -> None:
         assert find_targets(model) == expected
         assert find_targets(model, ["q_proj"]) == tuple(t for t in expected if t.name.endswith("q_proj"))
     assert type(unwrapped(both)) is type(unwrapped(in_part)) is type(fresh())
-    plan = lorank.allocate(lorank.score(both, method="magnitude"), "r=2")
-    plan.check_model(both)
+    with pytest.warns(LorankWarning, match="the model is wrapped"):
+        plan = lorank.allocate(lorank.score(both, method="magnitude"), "r=2")
+    plan.check_model(unwrapped(both))
     adapted = get_peft_model(fresh(), plan.lora_config(task_type="CAUSAL_LM"))
     assert sum(p.numel() for p in adapted.parameters() if p.requires_grad) == plan.spent
 

@@ -127,7 +127,7 @@ class Budget:
             )
         if base_parameters is not None and parameters > base_parameters:
             raise BudgetError(
-                f"budget {self.text!r} is {parameters:,} adapter parameters, above the full model's {base_parameters:,}; "
+                f"budget {self.text!r} is {parameters:,} adapter parameters, above the base model's {base_parameters:,}; "
                 "train the full model, or ask for less"
             )
         return parameters

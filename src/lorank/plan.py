@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from lorank.artefact import checksum, write_json
 from lorank.errors import PlanError, one_line
-from lorank.targets import first_difference
+from lorank.targets import first_difference, unwrapped
 
 if TYPE_CHECKING:
     from peft import LoraConfig
@@ -102,9 +102,15 @@ class RankPlan:
         """Refuse a model that this plan is not for: other modules, or of another shape. Its weights are not looked at.
 
         Raises:
-            PlanError: names the first module that differs.
+            PlanError: names the first module that differs; or the model is wrapped (torch.compile, DataParallel), so that PEFT
+                would see other names.
 
         """
+        if unwrapped(model) is not model:
+            raise PlanError(
+                f"the model is wrapped ({type(model).__name__}), so PEFT would see other names than the plan's; adapt what is "
+                "inside (lorank.targets.unwrapped(model)), and compile or wrap it afterwards"
+            )
         if difference := first_difference(self.unit_costs, model, self.provenance):
             raise PlanError(f"the plan is for another model: {difference}; allocate from scores of this model")
 

@@ -157,13 +157,11 @@ def _select(model: nn.Module, select: str | Sequence[str] | None) -> tuple[tuple
             )
     if not asked or not all(asked.values()):
         known = sorted({place.projection for place in places(linears).values()} | {leaf_of(name) for name in linears})
-        near = (
-            []
-            if select is None
-            else get_close_matches(select if isinstance(select, str) else " ".join(select), known, 5, 0.3)
-        )
+        meant = get_close_matches(select if isinstance(select, str) else " ".join(select or ()), known, 3, 0.6)
+        hint = f" (did you mean {', '.join(meant)}?)" if meant else ""
+        more = ", ..." if known[12:] else ""
         raise TargetError(
-            f"{problem}; linear layers here are named {', '.join(near or known[:12]) or 'nothing at all'}"
+            f"{problem}{hint}; linear layers here are named {', '.join(known[:12]) or 'nothing at all'}{more}"
         )
     return tuple(Target(name, *linears[name]) for name in linears if name in wanted and name not in left_out), left_out
 

@@ -12,9 +12,12 @@ from tests.scoring.calibration_cases import batches_of, make
 from torch import nn
 
 import lorank
+from lorank.errors import LorankWarning, PlanError
 from lorank.scores import ImportanceScores
+from lorank.targets import unwrapped
 
 BATCHES = batches_of("decoder", 6, 3)
+pytestmark = pytest.mark.filterwarnings("ignore:the model is wrapped:lorank.errors.LorankWarning")
 
 
 def compiled_in_place(model: Any) -> nn.Module:
@@ -75,3 +78,14 @@ def test_one_of_several_processes(tmp_path: Path) -> None:
         )
     finally:
         torch.distributed.destroy_process_group()
+
+
+@pytest.mark.parametrize("how", ["compiled", "data parallel"])
+def test_a_wrapped_model_is_not_to_be_adapted(how: str) -> None:
+    """PEFT does not match the plan's names in it: every module would get the largest rank."""
+    model = WRAPPED[how](make("decoder"))
+    with pytest.warns(LorankWarning, match=r"is wrapped \(.*\), and what is inside is scored"):
+        plan = lorank.allocate(lorank.score(model, method="magnitude"), "r=2")
+    with pytest.raises(PlanError, match=r"adapt what is inside \(lorank\.targets\.unwrapped\(model\)\)"):
+        plan.check_model(model)
+    plan.check_model(unwrapped(model))

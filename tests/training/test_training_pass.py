@@ -74,13 +74,13 @@ def test_attach_alone_is_enough(tmp_path: Path) -> None:
 
 def test_a_loss_of_the_trainers_own_is_scored_when_attached(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Every pass at α = 1 gives the loss that training had just seen for this micro-batch."""
-    seen, own = [], TrainerPass.loss
+    seen, own = [], TrainerPass._loss
 
-    def spied(self: TrainerPass, model: nn.Module, inputs: Any) -> torch.Tensor:
-        seen.append(own(self, model, inputs))
+    def spied(self: TrainerPass, *arguments: Any) -> torch.Tensor:
+        seen.append(own(self, *arguments))
         return seen[-1]
 
-    monkeypatch.setattr(TrainerPass, "loss", spied)
+    monkeypatch.setattr(TrainerPass, "_loss", spied)
     allocation = RankAllocation(budget="r=2", **IGU)
     trainer = noisy(tmp_path, allocation)
     allocation.attach(trainer)
@@ -125,6 +125,81 @@ def test_another_loss_than_the_models_is_refused_without_attach(way: str, tmp_pa
         trainer.train()
     assert trainer.state.global_step == 0
     assert not trainer.model._forward_pre_hooks
+
+
+class Counting(Trainer):
+    """A loss with a state of its own: a counter, a queue, a generator, a meter, and a module with a buffer."""
+
+    def __init__(self, *args: Any, **options: Any) -> None:
+        super().__init__(*args, **options)
+        self.n, self.queue, self.generator = 0, torch.ones(80, 20), torch.Generator().manual_seed(1)
+        self.meter, self.pair, self.centre = type("Meter", (), {})(), ({"n": 0},), nn.BatchNorm1d(2)
+        self.meter.n = 0
+        with torch.inference_mode():
+            self.weights = torch.ones(2) / 2
+
+    def compute_loss(self, model: nn.Module, inputs: Any, return_outputs: bool, num_items_in_batch: Any = None) -> Any:
+        loss, outputs = super().compute_loss(model, inputs, return_outputs=True)
+        self.last_outputs = outputs
+        self.n += 1
+        self.meter.n += 1
+        self.pair[0]["n"] += 1
+        self.centre(outputs.logits.detach())
+        far = (outputs.logits.mean() - self.queue.mean()).square()
+        self.queue.copy_(torch.cat([outputs.logits.detach().mean().expand(4, 20), self.queue[:-4]]))
+        mixed = torch.rand((), generator=self.generator)
+        loss = (1 - self.n / 30) * loss + self.n / 30 * far + mixed * outputs.logits.square().mean()
+        return (loss, outputs) if return_outputs else loss
+
+    def training_step(self, model: nn.Module, inputs: Any, num_items_in_batch: Any = None) -> torch.Tensor:
+        model.train()
+        loss = self.compute_loss(model, self._prepare_inputs(inputs), False, num_items_in_batch)
+        self.accelerator.backward(loss)
+        return loss.detach()
+
+
+def test_a_loss_with_a_state_of_its_own_is_scored_and_its_state_is_trainings(tmp_path: Path) -> None:
+    found = []
+    for estimator in ("training-pass", "single-pass"):
+        options = {**IGU, "estimator": estimator, "begin": 10, "end": 11, "interval": 1}
+        plain = tiny_trainer(tmp_path / estimator, **STEPS)
+        trainer = Counting(plain.model, plain.args, train_dataset=plain.train_dataset)
+        RankAllocation(budget="r=2", **options).attach(trainer)
+        trainer.train()
+        assert (trainer.n, trainer.meter.n, trainer.pair[0]["n"]) == (12, 12, 12)
+        assert int(trainer.centre.num_batches_tracked) == 12
+        # Until the first cut, at step 10, both train alike.
+        found.append((losses(trainer)[:10], trainer.queue[8:].tolist()))
+    assert found[0] == found[1]
+
+
+def test_items_of_an_iterator_are_not_taken_from_training(tmp_path: Path) -> None:
+    trainer = tiny_trainer(tmp_path, **STEPS)
+    trainer.unlabelled = iter(range(100))
+    usual = trainer.compute_loss
+    trainer.compute_loss = lambda *args, **options: usual(*args, **options) * (1 + 0 * next(trainer.unlabelled))
+    RankAllocation(budget="r=2", **IGU).attach(trainer)
+    with pytest.raises(TrainingError, match=r"from the Trainer's iterator 'unlabelled'.*training-pass"):
+        trainer.train()
+    assert next(trainer.unlabelled) == 1
+
+
+def test_a_large_tensor_that_the_loss_changes_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("lorank.training.trainer_snapshot._COPIED", 10)
+    trainer = tiny_trainer(tmp_path, **STEPS)
+    trainer.queue, usual = torch.zeros(11), trainer.compute_loss
+    trainer.compute_loss = lambda *args, **options: usual(*args, **options) + 0 * trainer.queue.add_(1).sum()
+    RankAllocation(budget="r=2", **IGU).attach(trainer)
+    with pytest.raises(TrainingError, match=r"changes a tensor of shape \(11,\) in place"):
+        trainer.train()
+
+
+def test_another_trainer_than_the_attached_one(tmp_path: Path) -> None:
+    first = tiny_trainer(tmp_path, **STEPS)
+    allocation = RankAllocation(budget="r=2", **IGU).attach(first)
+    second = tiny_trainer(tmp_path, allocation, model=first.model, **STEPS)
+    with pytest.raises(TrainingError, match="attached to was not called; does another Trainer train"):
+        second.train()
 
 
 def test_another_factor_is_the_same_loss(tmp_path: Path) -> None:

@@ -1,6 +1,7 @@
 """TRL's trainers make the adapter themselves, from `peft_config`, and most of them compute a loss of their own."""
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -62,13 +63,13 @@ def test_ranks_are_scored_by_the_loss_that_is_trained(
     kind: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Attached, the first pass of our own gives the loss that training has just logged; without that it is refused."""
-    seen, own = [], TrainerPass.loss
+    seen, own = [], TrainerPass._loss
 
-    def spied(self: TrainerPass, model: torch.nn.Module, inputs: object) -> torch.Tensor:
-        seen.append(own(self, model, inputs))
+    def spied(self: TrainerPass, *arguments: Any) -> torch.Tensor:
+        seen.append(own(self, *arguments))
         return seen[-1]
 
-    monkeypatch.setattr(TrainerPass, "loss", spied)
+    monkeypatch.setattr(TrainerPass, "_loss", spied)
     allocation = RankAllocation("igu-lora", "r=2", every=1)
     trainer = trl_trainer(kind, tmp_path, [allocation])
     allocation.attach(trainer)

@@ -1,5 +1,6 @@
 """`lorank.score`: the door to every scorer that looks at the frozen model."""
 
+import warnings
 from collections.abc import Iterable, Sequence
 from typing import Any
 
@@ -9,7 +10,7 @@ from torch import nn
 
 from lorank.artefact import versions
 from lorank.base_model import base_parameters
-from lorank.errors import RecipeError, TargetError
+from lorank.errors import LorankWarning, RecipeError, TargetError
 from lorank.methods import METHODS
 from lorank.scores import ImportanceScores
 from lorank.scoring.batches import Batch, SummedLoss, summed_loss
@@ -59,10 +60,20 @@ def score(
         DataError: no batches, or no labels where they are needed.
         ScoresError: a layer that never ran, or something that is not finite.
 
+    Warns:
+        LorankWarning: layers that are left out, or a model that is wrapped (torch.compile, DataParallel).
+
     """
     if not isinstance(model, nn.Module):
         raise TargetError(f"model is {type(model).__name__}; give the loaded model, for example from from_pretrained")
-    model = unwrapped(model)
+    if (inside := unwrapped(model)) is not model:
+        warnings.warn(
+            f"the model is wrapped ({type(model).__name__}), and what is inside is scored; give get_peft_model what is inside "
+            "too (lorank.targets.unwrapped(model)), and wrap it afterwards: PEFT does not find the plan's names in the wrapper",
+            LorankWarning,
+            stacklevel=2,
+        )
+        model = inside
     known = {name: one.scorer for name, one in METHODS.items() if one.scorer is not None}
     scorer = known.get(method)
     if scorer is None:

@@ -47,7 +47,14 @@ def load_task_data(section: DataSection) -> TaskData:
             the training data does not know, no examples, a single class.
 
     """
-    raw = {part: load_rows(section, part) for part in ("train", "test")}
+    raw, wrong = dict[str, Rows](), list[str]()
+    for part in ("train", "test"):
+        try:
+            raw[part] = load_rows(section, part)
+        except DataError as error:
+            wrong.append(str(error))
+    if wrong:
+        raise DataError("\n".join(wrong))
     names: tuple[str, ...] = ()
     if section.writes:
         parts = {part: prompts_and_targets(part, rows, section) for part, rows in raw.items()}

@@ -69,7 +69,7 @@ class LossComparison:
         lambdas = self.adapter.lambdas
         training = torch.cat([gradients.get(i, torch.zeros_like(v)).detach() for i, v in enumerate(lambdas)]).double()
         with self.passed.own_passes(), random_streams(self.model, streams), _same_mode(self.model):
-            loss = self.passed.loss(self.passed.trained, inputs) * self.loss_scale
+            loss = self.passed.repeated(inputs) * self.loss_scale
             own = torch.cat(torch.autograd.grad(loss, list(lambdas), materialize_grads=True)).double()
         distance = _distance(training, own)
         # A process whose gradients say nothing agrees with the others.
@@ -78,14 +78,15 @@ class LossComparison:
         if found[1]:
             raise TrainingError(
                 f"at scored mini-batch {number} the gradients of λ in training and in lorank's own pass of the same batch "
-                f"differ by {float(distance):.0%}: ranks would be scored by another loss than the one that is trained. "
-                f"To score the loss that is trained, {self.passed.way_out}"
+                f"differ by {float(distance):.0%}: ranks would be scored by another loss than the one that is trained "
+                f"(or by one that draws or counts where it is not seen). To score the loss that is trained, {self.passed.way_out}"
             )
         return found[0] > 0
 
     def _begin(self) -> None:
         self._gradients = {}
         self._streams = RandomStreams.now(self.model)
+        self.passed.keep_state()
 
     def _seen(self, index: int, gradient: torch.Tensor) -> None:
         before = self._gradients.get(index)

@@ -207,6 +207,6 @@ class PathMeasure:
         if self.passed.inputs is None:
             raise TrainingError(
                 f"estimator {self.options.estimator!r} passes the training batch again, and what training computes was not "
-                f"seen (the model was not called with keyword arguments); {self.passed.way_out}"
+                f"seen ({self.passed.not_seen}); {self.passed.way_out}"
             )
         return self.passed.inputs

@@ -61,7 +61,7 @@ def prepare(
 
     def say(line: str) -> None:
         if console is not None and processes().is_main_process:
-            console.print(line, highlight=False, soft_wrap=True)
+            console.print(f"note: {line}", highlight=False, soft_wrap=True)
 
     with findings.check():
         kind = task_type_of(recipe)
@@ -72,6 +72,8 @@ def prepare(
     with findings.check():
         data = data or load_task_data(recipe.data)
     if data is not None:
+        if data.hashes["train"] == data.hashes["test"]:
+            say("the test part is the training part: test results say nothing about other examples")
         with findings.check():
             recipe = fit_to_data(recipe, data, tuple(methods), say)
             if any(METHODS[method].trained == "triplets" for method in methods):

@@ -76,31 +76,46 @@ class Recipe(Section):
 
     @model_validator(mode="after")
     def _choices_agree(self) -> "Recipe":
-        for name in (self.method, *self.baselines):
-            if name not in METHODS:
-                raise ValueError(f"method {name!r} is unknown{nearest(name, METHODS)}; allowed: {', '.join(METHODS)}")
+        problems = [
+            f"{key}: method {name!r} is unknown{nearest(name, METHODS)}; allowed: {', '.join(METHODS)}"
+            for key, name in (("method", self.method), *(("baselines", name) for name in self.baselines))
+            if name not in METHODS
+        ]
         if self.scoring.when == "after" and (
             self.stage1.stop_when_stable is not None or self.stage1.pruning == "cubic"
         ):
-            raise ValueError("scoring.when 'after' leaves no scores to stop or prune stage 1 by; use 'during'")
-        for section in (self.stage1, self.stage2):
+            problems.append("scoring.when 'after' leaves no scores to stop or prune stage 1 by; use 'during'")
+        for key, section in (("stage1", self.stage1), ("stage2", self.stage2)):
             if section.scheduler not in SCHEDULERS:
                 hint = nearest(section.scheduler, SCHEDULERS)
-                raise ValueError(f"scheduler {section.scheduler!r} is unknown{hint}; allowed: {', '.join(SCHEDULERS)}")
-        if METHODS[self.method].trained == "pruned triplets":
-            check_limits(self.pruning, self.allocation)
-        elif self.pruning != PruningOptions():
-            raise ValueError(
-                f"pruning is for methods that prune while they train, {self.method} does not; leave it out"
-            )
-        if self.stage2.skip and METHODS[self.method].trained != "triplets":
-            raise ValueError(
-                f"stage2.skip keeps what stage 1 has trained, {self.method} has no such stage; leave it out"
-            )
+                problems.append(
+                    f"{key}.scheduler {section.scheduler!r} is unknown{hint}; allowed: {', '.join(SCHEDULERS)}"
+                )
         limits = self.allocation
         if limits.max_rank is not None and limits.max_rank < limits.min_rank:
-            raise ValueError(f"allocation.max_rank {limits.max_rank} is below allocation.min_rank {limits.min_rank}")
+            problems.append(f"allocation.max_rank {limits.max_rank} is below allocation.min_rank {limits.min_rank}")
+        problems += self._foreign_sections()
+        if problems:
+            raise ValueError("\n".join(problems))
         return self
+
+    def _foreign_sections(self) -> list[str]:
+        """What is said about sections that are not for the recipe's method."""
+        if self.method not in METHODS:
+            return []
+        problems, trained = [], METHODS[self.method].trained
+        if trained == "pruned triplets":
+            try:
+                check_limits(self.pruning, self.allocation)
+            except ValueError as error:
+                problems.append(str(error))
+        elif self.pruning != PruningOptions():
+            problems.append(f"pruning is for methods that prune while they train, {self.method} does not; leave it out")
+        if self.stage2.skip and trained != "triplets":
+            problems.append(
+                f"stage2.skip keeps what stage 1 has trained, {self.method} has no such stage; leave it out"
+            )
+        return problems
 
     @property
     def read_budget(self) -> Budget:

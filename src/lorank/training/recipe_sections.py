@@ -28,7 +28,9 @@ class DataSection(Section):
     train: str | None = Field(
         None, description="csv, tsv (quotes are part of the text), json, jsonl or parquet file to train on"
     )
-    test: str | None = Field(None, description="file that is evaluated once at the end; never scored or stopped on")
+    test: str | None = Field(
+        None, description="file that is evaluated once at the end; never used for scoring or early stopping"
+    )
     name: str | None = Field(None, description="hub name instead of files, for example nyu-mll/glue")
     config: str | None = Field(None, description="configuration of the hub data set, for example cola")
     train_split: str = Field("train", description="split of the hub data set to train on")

@@ -182,9 +182,13 @@ def _data_described(recipe: Recipe, data: TaskData) -> str:
     else:
         train, test = (f"`{Path(str(path)).name}`" for path in (recipe.data.train, recipe.data.test))
     labels = f", {len(data.label_names)} labels" if data.label_names else f", {recipe.data.task}"
+    same = data.hashes["train"] == data.hashes["test"]
+    use = (
+        "which are the same: it was tested on what it was trained on" if same else "never used for scoring or stopping"
+    )
     return (
         f"Trained on {len(data.train):,} examples of {train}{labels}, SHA-256 {data.hashes['train'][:12]}…; tested on "
-        f"{len(data.test):,} of {test}, SHA-256 {data.hashes['test'][:12]}…, never scored or stopped on."
+        f"{len(data.test):,} of {test}, SHA-256 {data.hashes['test'][:12]}…, {use}."
     )
 
 

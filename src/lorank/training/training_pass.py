@@ -12,7 +12,7 @@ from torch import nn
 from lorank.errors import TrainingError
 from lorank.scoring.batches import loss_in
 from lorank.training.random_streams import random_streams
-from lorank.training.trainer_snapshot import trainer_as_before
+from lorank.training.trainer_snapshot import TrainerSnapshot, trainer_as_before
 
 ATTACH = "call allocation.attach(trainer) before trainer.train()"
 TRAINING_PASS = "use estimator='training-pass', which scores by the gradients that training itself makes"
@@ -31,6 +31,7 @@ class TrainingPass:
     """
 
     way_out = f"{ATTACH}, or {TRAINING_PASS}"
+    not_seen = "the model was not called with keyword arguments"
 
     def __init__(self, model: nn.Module) -> None:
         self.model = model
@@ -50,6 +51,13 @@ class TrainingPass:
     def loss(self, model: nn.Module, inputs: Any) -> torch.Tensor:
         """The loss of `inputs` as training computes it. Scalar."""
         raise NotImplementedError
+
+    def keep_state(self) -> None:
+        """Remember what the loss may depend on beside its inputs, as it is now, before training computes it."""
+
+    def repeated(self, inputs: Any) -> torch.Tensor:
+        """The loss of `inputs`, from the state of `keep_state`."""
+        return self.loss(self.trained, inputs)
 
     @contextmanager
     def own_passes(self) -> Iterator[None]:
@@ -107,11 +115,16 @@ class TrainerPass(TrainingPass):
     """What the Trainer's `compute_loss` was called with, and that very loss. The Trainer's logs and counters stay as they are."""
 
     way_out = TRAINING_PASS
+    not_seen = (
+        "compute_loss of the Trainer that this allocation is attached to was not called; does another Trainer train"
+    )
 
     def __init__(self, model: nn.Module, trainer: Any) -> None:
         super().__init__(model)
         self.trainer = trainer
+        self._arguments: tuple[Any, ...] = ()
         self._options: dict[str, Any] = {}
+        self._state: TrainerSnapshot | None = None
 
     def start(self) -> None:
         """Listen to the calls of `compute_loss`."""
@@ -124,7 +137,7 @@ class TrainerPass(TrainingPass):
                 # Compiled, dropout draws other numbers from the same random state.
                 self.trained = model if getattr(model, "_orig_mod", None) is self.model else self.model
                 # A copy: label smoothing, for one, takes the labels out of the inputs.
-                self._options = options
+                self._arguments, self._options = args, options
                 self._remember(copy.copy(inputs))
             return compute_loss(model, inputs, *args, **options)
 
@@ -137,10 +150,21 @@ class TrainerPass(TrainingPass):
             self.trainer.compute_loss = self._replaced
         super().stop()
 
+    def keep_state(self) -> None:
+        """Remember the Trainer as it is: a loss may depend on counters, queues and generators of its own."""
+        self._state = TrainerSnapshot(self.trainer)
+
+    def repeated(self, inputs: Any) -> torch.Tensor:
+        """The loss of `inputs` from the state of `keep_state`, by what training calls."""
+        state, self._state = self._state, None
+        return self._loss(self.trained, inputs, state)
+
     def loss(self, model: nn.Module, inputs: Any) -> torch.Tensor:
         """The Trainer's loss of these inputs, with the options that training gave (`num_items_in_batch`)."""
-        options = {key: value for key, value in self._options.items() if key != "return_outputs"}
-        with trainer_as_before(self.trainer), self.trainer.compute_loss_context_manager():
-            found = self._compute_loss(model, copy.copy(inputs), **options)
+        return self._loss(model, inputs, None)
+
+    def _loss(self, model: nn.Module, inputs: Any, state: TrainerSnapshot | None) -> torch.Tensor:
+        with trainer_as_before(self.trainer, state), self.trainer.compute_loss_context_manager():
+            found = self._compute_loss(model, copy.copy(inputs), *self._arguments, **self._options)
         loss: torch.Tensor = found[0] if isinstance(found, tuple) else found
         return loss
