@@ -4,7 +4,7 @@ THREADS ?= 1
 BIN := .venv/bin
 export TOKENIZERS_PARALLELISM := false
 
-.PHONY: quickstart test check slow serving cluster clean
+.PHONY: quickstart test long check slow serving cluster clean
 
 quickstart: .venv/installed
 	$(BIN)/python examples/prepare_quickstart.py downloads
@@ -13,6 +13,10 @@ quickstart: .venv/installed
 # Two processes with a thread each: most tests keep one core busy. Threads that wait sleep, so that more threads than cores are slow at most.
 test: .venv/installed
 	HF_HUB_OFFLINE=1 OMP_NUM_THREADS=$(THREADS) OMP_WAIT_POLICY=PASSIVE $(BIN)/python -m pytest --numprocesses 2
+
+# Tests that take longer: runs and grids that are killed and continued, several processes, more cases of what `make test` has one of.
+long: .venv/installed
+	HF_HUB_OFFLINE=1 OMP_NUM_THREADS=$(THREADS) OMP_WAIT_POLICY=PASSIVE $(BIN)/python -m pytest --numprocesses 2 -m long
 
 check: .venv/installed
 	$(BIN)/ruff check .

@@ -102,6 +102,7 @@ def test_a_grid_run_twice_gives_the_same_numbers_and_a_finished_one_runs_nothing
     assert run_grid(grid(recipe_file, tmp_path / "one", methods), launch=never) == first
 
 
+@pytest.mark.long
 def test_cells_killed_at_any_moment_are_continued_to_the_same_numbers(recipe_file: Path, tmp_path: Path) -> None:
     methods = ("lora", "i-lora")
     wanted = run_grid(grid(recipe_file, tmp_path / "one", methods), launch=in_this_process)
@@ -236,6 +237,7 @@ def test_no_cell_waits_for_one_that_it_does_not_need(recipe_file: Path, tmp_path
     assert len(begun) == 6
 
 
+@pytest.mark.long
 def test_controls_of_a_method_whose_second_stage_is_skipped(recipe_file: Path, tmp_path: Path) -> None:
     skip = ("i-lora:stage2.skip=true", "i-lora:scoring.source=training")
     asked = grid(recipe_file, tmp_path / "grid", ("lora", "i-lora", "shuffled"), (0,), *skip)
@@ -372,6 +374,7 @@ def test_refusals_come_first(recipe_file: Path, tmp_path: Path) -> None:
     assert ERROR not in [path.name for path in folder.rglob("*")]
 
 
+@pytest.mark.long
 def test_a_grid_of_a_task_that_writes(tiny_folder: Path, tmp_path: Path) -> None:
     rows = [{"question": f"was the day {'warm' if k % 2 else 'cold'}", "answer": f"#### {k % 2}"} for k in range(60)]
     for part, chosen in (("train", rows), ("test", rows[:12])):

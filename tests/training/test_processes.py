@@ -23,6 +23,7 @@ def launched(*command: str) -> subprocess.CompletedProcess[str]:
     return done
 
 
+@pytest.mark.long
 def test_allocation_in_a_trainer_resumes_exactly_on_two_processes(tmp_path: Path) -> None:
     """Each process scores batches of its own; what they measured is averaged, so one file holds the state of both."""
     launched("tests.training.two_processes", str(tmp_path))
@@ -30,7 +31,7 @@ def test_allocation_in_a_trainer_resumes_exactly_on_two_processes(tmp_path: Path
     assert first == second
 
 
-@pytest.mark.parametrize("method", ["i-lora", "igu-lora"])
+@pytest.mark.parametrize("method", [pytest.param("i-lora", marks=pytest.mark.long), "igu-lora"])
 def test_two_processes_share_one_run(method: str, tiny_recipe, tmp_path: Path) -> None:
     more = {"pruning": {"every": 1}, "gradient_checkpointing": True} if method == "igu-lora" else {}
     recipe = tiny_recipe(method=method, baselines=["lora"], **more)

@@ -46,7 +46,11 @@ CASES = [
 ]
 
 
-@pytest.mark.parametrize(("changes", "points"), CASES, ids=["scores-during", "scores-after-bf16", "pruned"])
+@pytest.mark.parametrize(
+    ("changes", "points"),
+    [pytest.param(*CASES[0], marks=pytest.mark.long), CASES[1], pytest.param(*CASES[2], marks=pytest.mark.long)],
+    ids=["scores-during", "scores-after-bf16", "pruned"],
+)
 def test_a_killed_run_ends_as_the_uninterrupted_one(tiny_recipe, changes, points, tmp_path: Path) -> None:
     recipe = tiny_recipe(**changes)
     # At random, a new point each time the tests run; a failure names it.

@@ -173,7 +173,7 @@ def test_a_foreign_directory_and_changed_data_are_refused(tiny_recipe, tiny_data
     ("changes", "message"),
     [
         ({"budget": "1"}, "below one unit of rank"),
-        ({"budget": "1B"}, "above the full model"),
+        ({"budget": "1B"}, "above the base model"),
         ({"budget": "r=3"}, r"raise stage1\.initial_rank"),
         ({"allocation": {"max_rank": 1}, "budget": "r=2"}, "max_rank"),
         ({"allocation": {"min_rank": 2}, "budget": "r=1"}, "min_rank 2 alone costs"),

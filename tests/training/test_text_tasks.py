@@ -217,8 +217,17 @@ def mood_rows(count: int) -> str:
     return "\n".join(map(json.dumps, rows))
 
 
-@pytest.mark.parametrize("kind", ["decoder", "encoder-decoder"])
-@pytest.mark.parametrize("method", ["i-lora", "igu-lora", "sensitivity-lora"])
+@pytest.mark.parametrize(
+    ("method", "kind"),
+    [
+        ("i-lora", "encoder-decoder"),
+        ("igu-lora", "decoder"),
+        ("sensitivity-lora", "decoder"),
+        pytest.param("i-lora", "decoder", marks=pytest.mark.long),
+        pytest.param("igu-lora", "encoder-decoder", marks=pytest.mark.long),
+        pytest.param("sensitivity-lora", "encoder-decoder", marks=pytest.mark.long),
+    ],
+)
 def test_a_whole_run(kind: str, method: str, tiny_folder: Path, tmp_path: Path) -> None:
     for part, count in (("train", 96), ("test", 24)):
         (tmp_path / f"{part}.jsonl").write_text(mood_rows(count))
