@@ -116,14 +116,11 @@ def score_command(
 ) -> None:
     """Score the modules of a model before training. `lorank allocate` then makes plans for any budget of it."""
     with clear_errors():
-        import transformers
-
         from lorank.artefact import check_unwritten
         from lorank.report.tables import score_table
         from lorank.training.recipe import load_recipe
         from lorank.training.score_recipe import score_recipe
 
-        transformers.utils.logging.set_verbosity_error()
         check_unwritten(output, overwrite=overwrite)  # before the work: what it would be is not known yet
         # Scores depend on no budget, and with another method the recipe's own sections for its method do not apply.
         chosen = ["budget=r=1", "allocation={}"]
