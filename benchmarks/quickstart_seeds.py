@@ -15,8 +15,8 @@ from pathlib import Path
 
 from rich.console import Console
 
-from lorank.training.recipe import load_recipe
-from lorank.training.run import run
+from lorank.recipe.recipe import load_recipe
+from lorank.runs.run import run
 
 Runs = dict[str, tuple[str, list[str]]]
 # The baseline need not run twice.

@@ -35,12 +35,12 @@ from lorank.adapter.convert import to_triplets
 from lorank.adapter.triplet import TripletAdapter
 from lorank.allocation.schedule import CutSchedule
 from lorank.budget import Budget
+from lorank.engine.allocator import Allocator
+from lorank.engine.cut_rules import CutRules
+from lorank.engine.initial_adapter import survey
+from lorank.engine.measuring import PathMeasure
+from lorank.recipe.recipe import choose_options
 from lorank.targets import find_targets
-from lorank.training.allocator import Allocator
-from lorank.training.cut_rules import CutRules
-from lorank.training.ground import survey
-from lorank.training.measuring import PathMeasure
-from lorank.training.recipe import choose_options
 
 SHAPES = {
     "minilm": {"hidden_size": 384, "num_hidden_layers": 6, "num_attention_heads": 12, "intermediate_size": 1536},

@@ -8,7 +8,7 @@ from pydantic import BaseModel
 from pydantic.fields import FieldInfo
 from pydantic_core import PydanticUndefined
 
-from lorank.training.recipe import Recipe
+from lorank.recipe.recipe import Recipe
 
 HEAD = """# Recipes
 

@@ -27,7 +27,7 @@ from transformers import (
 )
 
 from lorank.adapter.triplet import TripletAdapter, triplet_config
-from lorank.training.recipe import Recipe, make_recipe
+from lorank.recipe.recipe import Recipe, make_recipe
 
 # pytest-xdist sets it for its workers; tables would then be as narrow as its terminal.
 os.environ.pop("COLUMNS", None)

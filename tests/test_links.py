@@ -12,11 +12,11 @@ from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
 from lorank.errors import AdapterError
 from lorank.links import check_links
+from lorank.runs.prune_adapter import prune_adapter
 from lorank.serving.adapter_files import AdapterFiles
 from lorank.serving.export import export_adapter
 from lorank.serving.hub import push
 from lorank.serving.merge import merge
-from lorank.training.prune_adapter import prune_adapter
 
 
 @pytest.fixture(scope="session")

@@ -5,11 +5,11 @@ from pathlib import Path
 import pytest
 from rich.console import Console
 
-from lorank.base_model import base_parameters
+from lorank.models.base_size import base_parameters
+from lorank.models.loading import load_without_weights
+from lorank.recipe.recipe import load_recipe
+from lorank.runs.run import run
 from lorank.targets import find_targets, unit_costs
-from lorank.training.model import load_without_weights
-from lorank.training.recipe import load_recipe
-from lorank.training.run import run
 
 pytestmark = [
     pytest.mark.real_model,

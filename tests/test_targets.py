@@ -18,7 +18,8 @@ from transformers import (
 import lorank
 from lorank import LorankError
 from lorank.errors import LorankWarning
-from lorank.targets import find_targets, natural_order, places, unit_costs, unwrapped
+from lorank.model_parts import unwrapped
+from lorank.targets import find_targets, natural_order, places, unit_costs
 
 SMALL = {"hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 32, "vocab_size": 64}
 ENCODER = ("query", "key", "value", "attention.output", "intermediate", "output")

@@ -13,11 +13,11 @@ from lorank.errors import LorankError
 if TYPE_CHECKING:
     from lorank.allocation import allocate
     from lorank.budget import Budget
+    from lorank.in_training.rank_allocation import RankAllocation
     from lorank.methods.score import score
     from lorank.plan import RankPlan
+    from lorank.pruning.prune import prune
     from lorank.scores import ImportanceScores
-    from lorank.training.prune import prune
-    from lorank.training.rank_allocation import RankAllocation
 
     __version__: str
 
@@ -34,12 +34,12 @@ __all__ = [
 ]
 _HOME = {
     "allocate": "lorank.allocation",
-    "prune": "lorank.training.prune",
+    "prune": "lorank.pruning.prune",
     "score": "lorank.methods.score",
     "Budget": "lorank.budget",
     "RankPlan": "lorank.plan",
     "ImportanceScores": "lorank.scores",
-    "RankAllocation": "lorank.training.rank_allocation",
+    "RankAllocation": "lorank.in_training.rank_allocation",
 }
 
 

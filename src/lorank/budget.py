@@ -30,7 +30,7 @@ class Budget:
     | text         | meaning, with `c_m = d_in + d_out` the cost of one unit of rank of module m, n modules        |
     |--------------|------------------------------------------------------------------------------------------------|
     | `"0.33M"`    | that many parameters (suffixes K, M, B)                                                        |
-    | `"0.06%"`    | that share of the base model's parameters, see `lorank.base_model.base_parameters`             |
+    | `"0.06%"`    | that share of the base model's parameters, see `lorank.models.base_size.base_parameters`             |
     | `"r=2"`      | what uniform rank 2 costs on the same modules: `2 Σ c_m`                                       |
     | `"rank=144"` | what a total rank of 144 costs at the mean unit cost: `144/n Σ c_m`                            |
     | `"beta=0.5"` | what the units cost, at the mean unit cost, that the pruning ratio β leaves of stage 1's `t`   |

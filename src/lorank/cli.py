@@ -12,7 +12,7 @@ from lorank.serving import commands as serving
 from lorank.serving.commands import Private, PushToHub
 
 if TYPE_CHECKING:
-    from lorank.training.run import RunResult
+    from lorank.runs.run import RunResult
 
 app = typer.Typer(
     cls=CommandLine,
@@ -41,8 +41,8 @@ def _options(
 
 
 def _print_result(result: "RunResult") -> None:
+    from lorank.processes import processes
     from lorank.report.tables import rank_table, result_table, stability_lines
-    from lorank.training.processes import processes
 
     if not processes().is_main_process:
         return
@@ -66,16 +66,16 @@ def _print_result(result: "RunResult") -> None:
 
 def _check_hub(repository: str | None) -> None:
     """Before training: a login that is missing is found now."""
+    from lorank.processes import processes
     from lorank.serving.hub import check_hub
-    from lorank.training.processes import processes
 
     if repository and processes().is_main_process:
         check_hub(repository)
 
 
 def _push(result: "RunResult", repository: str | None, private: bool) -> None:
+    from lorank.processes import processes
     from lorank.serving.hub import push
-    from lorank.training.processes import processes
 
     if repository and processes().is_main_process:
         say(f"{'on the hub':<20}{push(result.directory / 'adapter', repository, private=private)}")
@@ -93,8 +93,8 @@ def run_command(
 ) -> None:
     """Score, allocate, train, evaluate and save. The same command again continues a run that was stopped."""
     with clear_errors():
-        from lorank.training.recipe import load_recipe
-        from lorank.training.run import run
+        from lorank.recipe.recipe import load_recipe
+        from lorank.runs.run import run
 
         _check_hub(push_to_hub)
         result = run(load_recipe(recipe, overrides or ()), output_dir or Path("runs") / recipe.stem, progress)
@@ -117,9 +117,9 @@ def score_command(
     """Score the modules of a model before training. `lorank allocate` then makes plans for any budget of it."""
     with clear_errors():
         from lorank.artefact import check_unwritten
+        from lorank.recipe.recipe import load_recipe
         from lorank.report.tables import score_table
-        from lorank.training.recipe import load_recipe
-        from lorank.training.score_recipe import score_recipe
+        from lorank.runs.score_recipe import score_recipe
 
         check_unwritten(output, overwrite=overwrite)  # before the work: what it would be is not known yet
         # Scores depend on no budget, and with another method the recipe's own sections for its method do not apply.
@@ -159,7 +159,7 @@ def allocate_command(
         from lorank.report.tables import change_table, rank_table, stability_lines
 
         if model is not None:
-            from lorank.training.score_recipe import check_scores
+            from lorank.runs.score_recipe import check_scores
 
             check_scores(scores, model)
         limits = {"max_rank": max_rank, "min_rank": min_rank, "multiple_of": multiple_of, "rank_by": rank_by}
@@ -187,8 +187,8 @@ def train_command(
     """Train, evaluate and save the adapter of a plan. The same command again continues what was stopped."""
     with clear_errors():
         from lorank.plan import RankPlan
-        from lorank.training.recipe import load_recipe
-        from lorank.training.run import run_plan
+        from lorank.recipe.recipe import load_recipe
+        from lorank.runs.run import run_plan
 
         directory = output_dir or Path("runs") / f"{recipe.stem}-{plan.stem}"
         _check_hub(push_to_hub)
@@ -214,9 +214,9 @@ def prune_command(
 ) -> None:
     """Make a trained adapter smaller, without training: cut its triplets to a budget, and say what that cost."""
     with clear_errors():
+        from lorank.recipe.recipe import load_recipe
         from lorank.report.tables import cost_table, rank_table
-        from lorank.training.prune_adapter import prune_adapter
-        from lorank.training.recipe import load_recipe
+        from lorank.runs.prune_adapter import prune_adapter
 
         recipe = load_recipe(data, overrides or ()) if data is not None else None
         limits: dict[str, Any] = {"rank_by": rank_by, "max_rank": max_rank}
@@ -236,10 +236,10 @@ def inspect_command(
 ) -> None:
     """Show the adaptable modules, the cost of one unit of rank, and what budgets mean for a model."""
     with clear_errors():
-        from lorank.base_model import base_parameters
+        from lorank.models.base_size import base_parameters
+        from lorank.models.loading import load_without_weights
         from lorank.report.tables import budget_table, target_table
         from lorank.targets import find_targets
-        from lorank.training.model import load_without_weights
 
         loaded = load_without_weights(model, trust_remote_code=trust_remote_code)
         found, size = find_targets(loaded, _names_or_pattern(targets)), base_parameters(loaded)

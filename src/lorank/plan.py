@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING, Any
 
 from lorank.artefact import checksum, write_json
 from lorank.errors import PlanError, one_line
-from lorank.targets import first_difference, unwrapped
+from lorank.model_parts import unwrapped
+from lorank.targets import first_difference
 
 if TYPE_CHECKING:
     from peft import LoraConfig
@@ -109,7 +110,7 @@ class RankPlan:
         if unwrapped(model) is not model:
             raise PlanError(
                 f"the model is wrapped ({type(model).__name__}), so PEFT would see other names than the plan's; adapt what is "
-                "inside (lorank.targets.unwrapped(model)), and compile or wrap it afterwards"
+                "inside (lorank.model_parts.unwrapped(model)), and compile or wrap it afterwards"
             )
         if difference := first_difference(self.unit_costs, model, self.provenance):
             raise PlanError(f"the plan is for another model: {difference}; allocate from scores of this model")

@@ -14,6 +14,7 @@ from difflib import get_close_matches
 from typing import TYPE_CHECKING, Any
 
 from lorank.errors import LorankWarning, TargetError
+from lorank.model_parts import heads_of, unwrapped
 
 if TYPE_CHECKING:
     from torch import nn
@@ -51,16 +52,6 @@ class Target:
     def max_rank(self) -> int:
         """The rank that the matrix itself can have, which limits what is of use to an adapter."""
         return min(self.d_in, self.d_out)
-
-
-def unwrapped(model: nn.Module) -> nn.Module:
-    """The model itself, inside of torch.compile, DataParallel, DistributedDataParallel, FSDP or DeepSpeed's engine."""
-    from accelerate.utils import extract_model_from_parallel
-
-    # One wrapper may hold another, in either order.
-    while (inner := extract_model_from_parallel(model, keep_torch_compile=False)) is not model:
-        model = inner
-    return model
 
 
 def named_parts(model: nn.Module) -> dict[str, nn.Module]:
@@ -182,8 +173,6 @@ def _asked(
         chosen = [name for name in linears if name.startswith(inside) and name.startswith(lists)]
         return {"": chosen}, f"{type(model).__name__} has no linear layer inside a list of blocks"
     if isinstance(select, str) and select.lower() == ALL_LINEAR:
-        from lorank.base_model import heads_of
-
         heads = {id(part) for head in heads_of(model) for part in head.modules()}
         chosen = [name for name in linears if id(parts[name]) not in heads]
         return {"": chosen}, f"{type(model).__name__} has no linear layer but its head"

@@ -1,10 +1,16 @@
 """What pydantic found wrong, in words: the key, what is allowed, what was got, and the nearest valid key."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from difflib import get_close_matches
 from typing import Any, get_args
 
-from pydantic import BaseModel, ValidationError
+from pydantic import BaseModel, ConfigDict, ValidationError
+
+
+class Section(BaseModel):
+    """Options: unknown keys are refused, and nothing changes once it is read."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
 
 
 def explain(error: ValidationError, section: type[BaseModel]) -> str:
@@ -54,3 +60,13 @@ def nearest(got: str, known: Iterable[str]) -> str:
         tails = {option.rpartition(".")[2]: option for option in options}
         near = [tails[tail] for tail in get_close_matches(got.rpartition(".")[2], list(tails), 1, 0.6)]
     return f" (did you mean {near[0]}?)" if near else ""
+
+
+def first_difference(before: Any, now: Any, key: str = "") -> str | None:
+    """Name the first place where two nested mappings differ, or None."""
+    if isinstance(before, Mapping) and isinstance(now, Mapping):
+        for name in (*now, *(set(before) - set(now))):
+            if found := first_difference(before.get(name), now.get(name), f"{key}.{name}".strip(".")):
+                return found
+        return None
+    return None if before == now else f"{key} was {before!r}, now {now!r}"

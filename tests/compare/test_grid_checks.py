@@ -10,7 +10,7 @@ from tests.compare.made_up import measured
 from lorank.compare.grid import Grid
 from lorank.compare.grid_checks import check_base
 from lorank.errors import OutputError, RecipeError
-from lorank.training.base_fingerprint import base_sum
+from lorank.models.base_fingerprint import base_sum
 
 
 def grid(folder: Path, data: dict[str, str], out: Path, **contents: dict[str, Any]) -> Grid:

@@ -23,8 +23,8 @@ from transformers import (
     set_seed,
 )
 
-from lorank.training.recipe import load_recipe
-from lorank.training.run import run
+from lorank.recipe.recipe import load_recipe
+from lorank.runs.run import run
 
 PAPERS = Path(__file__).parents[2] / "recipes" / "papers"
 RECIPES = sorted(PAPERS.glob("*/*.yaml"))

@@ -10,7 +10,7 @@ from huggingface_hub import ModelCard
 
 from lorank.plan import RankPlan
 from lorank.report.model_card import write_model_card
-from lorank.training.run import run
+from lorank.runs.run import run
 
 
 def test_a_run_leaves_a_card_with_its_picture_in_the_adapters_folder(tiny_recipe: Any, tmp_path: Path) -> None:

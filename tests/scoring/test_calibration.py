@@ -23,8 +23,8 @@ from transformers import (
     set_seed,
 )
 
-from lorank.base_model import base_parameters
 from lorank.errors import ScoresError
+from lorank.models.base_size import base_parameters
 from lorank.scoring.batches import count_targets, summed_loss
 from lorank.scoring.calibration import CalibrationSums, Quantity, calibrate, weight_of
 from lorank.scoring.one_shot import resampling

@@ -13,8 +13,8 @@ from torch import nn
 
 import lorank
 from lorank.errors import LorankWarning, PlanError
+from lorank.model_parts import unwrapped
 from lorank.scores import ImportanceScores
-from lorank.targets import unwrapped
 
 BATCHES = batches_of("decoder", 6, 3)
 pytestmark = pytest.mark.filterwarnings("ignore:the model is wrapped:lorank.errors.LorankWarning")

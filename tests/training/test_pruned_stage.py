@@ -15,8 +15,8 @@ from transformers import AutoModelForSequenceClassification
 
 from lorank import ImportanceScores, LorankError, RankPlan
 from lorank.errors import BudgetError, RecipeError
+from lorank.runs.run import run
 from lorank.training.pruned_stage import pruning_of
-from lorank.training.run import run
 
 QUIET = Console(quiet=True)
 SMALL = {"budget": "r=1", "pruning": {"every": 1}, "stage1": {"initial_rank": 3, "max_steps": 10}}

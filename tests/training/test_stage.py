@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 from rich.console import Console
 
-from lorank.training.run import run
+from lorank.runs.run import run
 
 
 def test_in_a_terminal_losses_are_lines_of_the_console_and_the_bar_is_a_bar(

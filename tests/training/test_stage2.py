@@ -9,7 +9,7 @@ from peft import LoraConfig, TaskType, get_peft_model
 
 from lorank.adapter.label_names import read_label_names
 from lorank.errors import LorankWarning
-from lorank.training.model import load_task_model
+from lorank.models.loading import load_task_model
 from lorank.training.stage2 import save_adapter
 
 

@@ -9,9 +9,9 @@ from transformers import TrainingArguments
 
 from lorank import LorankError
 from lorank.adapter.orthogonality import orthogonality
+from lorank.tasks.data import load_task_data
+from lorank.tasks.encoding import tokenize
 from lorank.training.checkpoints import latest_checkpoint, read_progress
-from lorank.training.data import load_task_data
-from lorank.training.encoding import tokenize
 from lorank.training.stage import train_stage
 from lorank.training.trainer import SeededOrder, StageTrainer
 

@@ -9,8 +9,8 @@ from typing import Any
 from lorank.artefact import checksum, write_json
 from lorank.errors import ComparisonError
 from lorank.methods import METHODS
+from lorank.recipe.recipe import Recipe, make_recipe
 from lorank.training.pruned_stage import pruning_of
-from lorank.training.recipe import Recipe, make_recipe
 from lorank.validation import nearest
 
 # What is compared beside rank-allocation methods, and what for.

@@ -19,9 +19,9 @@ from lorank.compare.learning_rate import searched
 from lorank.compare.result_table import comma_separated, latex, markdown
 from lorank.compare.statistics import Test
 from lorank.errors import ComparisonError
-from lorank.training.data import load_task_data
-from lorank.training.metrics import choose_metrics
-from lorank.training.recipe import read_override, read_recipe
+from lorank.recipe.recipe import read_override, read_recipe
+from lorank.tasks.data import load_task_data
+from lorank.tasks.metrics import choose_metrics
 from lorank.validation import nearest
 
 # What is compared unless the user says otherwise.

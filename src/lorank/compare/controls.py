@@ -11,8 +11,8 @@ from typing import Any
 from lorank.errors import ComparisonError
 from lorank.methods import METHODS
 from lorank.plan import RankPlan
-from lorank.training.recipe import Recipe
-from lorank.training.scoring_set import stage_steps
+from lorank.recipe.recipe import Recipe
+from lorank.training.steps import stage_steps
 
 
 def shuffled(plan: RankPlan, seed: int) -> RankPlan:

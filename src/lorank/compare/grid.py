@@ -31,9 +31,9 @@ from lorank.compare.cells import (
 from lorank.compare.grid_checks import check_base, check_grid
 from lorank.compare.launch import Launch, here, stop_cells
 from lorank.errors import OutputError, one_line
+from lorank.recipe.recipe import Recipe
+from lorank.runs.checks import check_model
 from lorank.targets import unit_costs
-from lorank.training.checks import check_model
-from lorank.training.recipe import Recipe
 
 
 @dataclass(frozen=True)

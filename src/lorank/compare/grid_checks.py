@@ -7,11 +7,11 @@ from typing import TYPE_CHECKING
 from lorank.compare.cells import BASELINE, CONTROLS, SAME, Cell, Measured, rate_section, recipe_of, two_stages
 from lorank.compare.controls import check_shortened
 from lorank.errors import ComparisonError, OutputError
-from lorank.training.base_fingerprint import base_sum
-from lorank.training.data import TaskData, load_task_data
-from lorank.training.findings import Findings
-from lorank.training.prepare import prepare
-from lorank.training.recipe import Recipe
+from lorank.findings import Findings
+from lorank.models.base_fingerprint import base_sum
+from lorank.recipe.recipe import Recipe
+from lorank.runs.prepare import prepare
+from lorank.tasks.data import TaskData, load_task_data
 
 if TYPE_CHECKING:
     from lorank.compare.grid import Grid

@@ -25,7 +25,7 @@ from lorank.compare.cells import (
 from lorank.compare.grid import Grid, grid_content, run_grid
 from lorank.compare.launch import Launch
 from lorank.errors import ComparisonError
-from lorank.training.data import hold_out, load_rows, load_task_data
+from lorank.tasks.data import hold_out, load_rows, load_task_data
 
 # Not a seed of the grid: the search must not choose what happens to suit one of them.
 SEARCH_SEED = 1000

@@ -36,18 +36,18 @@ from lorank.compare.cells import (
 )
 from lorank.compare.controls import shortened, shuffled, steps_before
 from lorank.errors import ComparisonError, LorankError, one_line
+from lorank.models.base_fingerprint import base_sum
+from lorank.models.loading import load_tokenizer
 from lorank.plan import RankPlan
-from lorank.training.base_fingerprint import base_sum
-from lorank.training.data import TaskData, load_task_data
-from lorank.training.defaults import fitted
-from lorank.training.encoding import tokenize
+from lorank.recipe.recipe import Recipe
+from lorank.runs.defaults import fitted
+from lorank.runs.output import claimed
+from lorank.runs.prepare import prepare
+from lorank.runs.prune_adapter import prune_adapter
+from lorank.runs.run import run, run_plan
+from lorank.tasks.data import TaskData, load_task_data
+from lorank.tasks.encoding import tokenize
 from lorank.training.full_stage import train_full
-from lorank.training.model import load_tokenizer
-from lorank.training.output import claimed
-from lorank.training.prepare import prepare
-from lorank.training.prune_adapter import prune_adapter
-from lorank.training.recipe import Recipe
-from lorank.training.run import run, run_plan
 from lorank.training.trainer import SeededOrder
 
 
@@ -63,7 +63,7 @@ def run_cell(recipe: Recipe, cell: Cell, folder: Path, plan_of: Path | None, con
 
     Raises:
         ComparisonError: the adapter does not have the budget's parameters, or the plan to train is not there.
-        LorankError: as `lorank.training.run.run`.
+        LorankError: as `lorank.runs.run.run`.
 
     """
     data = load_task_data(recipe.data)

@@ -9,14 +9,15 @@ from pydantic import ValidationError
 from torch import nn
 
 from lorank.artefact import versions
-from lorank.base_model import base_parameters
 from lorank.errors import LorankWarning, RecipeError, TargetError
 from lorank.methods import METHODS
+from lorank.model_parts import unwrapped
+from lorank.models.base_size import base_parameters
 from lorank.scores import ImportanceScores
 from lorank.scoring.batches import Batch, SummedLoss, summed_loss
 from lorank.scoring.one_shot import Subject
 from lorank.scoring.options import CalibrationOptions
-from lorank.targets import find_targets, unwrapped
+from lorank.targets import find_targets
 from lorank.unsuitable import model_type_of
 from lorank.validation import explain, nearest
 
@@ -69,7 +70,7 @@ def score(
     if (inside := unwrapped(model)) is not model:
         warnings.warn(
             f"the model is wrapped ({type(model).__name__}), and what is inside is scored; give get_peft_model what is inside "
-            "too (lorank.targets.unwrapped(model)), and wrap it afterwards: PEFT does not find the plan's names in the wrapper",
+            "too (lorank.model_parts.unwrapped(model)), and wrap it afterwards: PEFT does not find the plan's names in the wrapper",
             LorankWarning,
             stacklevel=2,
         )

@@ -10,7 +10,7 @@ from torch import nn
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 
 from lorank.errors import DataError, LorankError, one_line
-from lorank.targets import unwrapped
+from lorank.model_parts import unwrapped
 
 Batch = Mapping[str, Any]
 # The summed loss of all targets of a batch, and how many targets each example has, `(examples,)` on the CPU.

@@ -18,8 +18,8 @@ from lorank.scoring.curvature.gram import input_energy
 from lorank.scoring.curvature.hutchinson import OuterProductProbes
 from lorank.scoring.curvature.kfac import output_energy
 from lorank.scoring.gradient import weighted_gradient_columns
-from lorank.scoring.path import undisturbed
 from lorank.scoring.precision import at_least_fp32, packed_for_inference
+from lorank.scoring.undisturbed import undisturbed
 from lorank.scoring.watch import Watch, Watching, frozen
 from lorank.targets import Target
 

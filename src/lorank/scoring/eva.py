@@ -16,8 +16,8 @@ from lorank.scores import ImportanceScores
 from lorank.scoring.batches import Batch, SummedLoss, run, summed_loss
 from lorank.scoring.examples import examples_in
 from lorank.scoring.one_shot import Subject
-from lorank.scoring.path import undisturbed
 from lorank.scoring.precision import full_precision
+from lorank.scoring.undisturbed import undisturbed
 from lorank.scoring.watch import Watching, frozen
 from lorank.targets import Target
 

@@ -10,10 +10,10 @@ from transformers import AutoConfig
 from transformers.pytorch_utils import Conv1D
 
 from lorank.errors import AdapterError, one_line
+from lorank.models.adapted_model import class_of, labels_of, model_class, on_meta
+from lorank.models.loading import NOT_LOADABLE
 from lorank.serving.adapter_files import PREFIX, AdapterFiles
 from lorank.targets import expert_of, linear_layers
-from lorank.training.adapted_model import class_of, labels_of, model_class, on_meta
-from lorank.training.model import NOT_LOADABLE
 from lorank.validation import nearest
 
 

@@ -12,14 +12,14 @@ from transformers import AutoTokenizer
 from lorank.adapter.label_names import read_label_names
 from lorank.artefact import check_new_folder, new_folder
 from lorank.errors import AdapterError, one_line
+from lorank.models.adapted_model import load_adapted
+from lorank.models.loading import NOT_LOADABLE
 from lorank.serving.adapter_config import NotPlainError
 from lorank.serving.adapter_files import AdapterFiles, warn_if_idle
 from lorank.serving.base_layers import BaseLayers
 from lorank.serving.labels import name_labels
 from lorank.serving.names import DTYPES, choose
 from lorank.serving.old_names import with_present_names
-from lorank.training.adapted_model import load_adapted
-from lorank.training.model import NOT_LOADABLE
 
 
 def merge(

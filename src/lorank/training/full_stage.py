@@ -7,10 +7,10 @@ from typing import Any
 from rich.console import Console
 from transformers import PreTrainedTokenizerBase, set_seed
 
-from lorank.training.data import TaskData
-from lorank.training.encoding import tokenize
-from lorank.training.model import load_task_model
-from lorank.training.recipe import Recipe
+from lorank.models.loading import load_task_model
+from lorank.recipe.recipe import Recipe
+from lorank.tasks.data import TaskData
+from lorank.tasks.encoding import tokenize
 from lorank.training.stage import train_stage
 from lorank.training.stage2 import measured
 

@@ -8,19 +8,19 @@ from peft import get_peft_model
 from rich.console import Console
 from transformers import PreTrainedTokenizerBase, set_seed
 
+from lorank.engine.cut_rules import schedule_of
+from lorank.engine.options import PruningOptions
+from lorank.in_training.rank_allocation import RankAllocation
 from lorank.methods import METHODS
+from lorank.models.loading import load_task_model
+from lorank.processes import processes
+from lorank.recipe.recipe import Recipe, choose_options
 from lorank.targets import Target
-from lorank.training.cut_rules import schedule_of
-from lorank.training.data import TaskData
-from lorank.training.encoding import tokenize
-from lorank.training.model import load_task_model
-from lorank.training.processes import processes
-from lorank.training.pruning import PruningOptions
-from lorank.training.rank_allocation import RankAllocation
-from lorank.training.recipe import Recipe, choose_options
-from lorank.training.scoring_set import stage_steps, steps_per_epoch
+from lorank.tasks.data import TaskData
+from lorank.tasks.encoding import tokenize
 from lorank.training.stage import initial_config, train_stage
 from lorank.training.stage2 import save_adapter
+from lorank.training.steps import stage_steps, steps_per_epoch
 
 
 def pruning_of(recipe: Recipe, method: str) -> tuple[str, PruningOptions, dict[str, Any]]:

@@ -22,15 +22,15 @@ from transformers import (
 )
 
 from lorank.adapter.triplet import TripletAdapter
+from lorank.in_training.rank_allocation import RankAllocation
+from lorank.models.loading import TaskModel
 from lorank.plan import exactly, whole
+from lorank.processes import only_cpu, processes
+from lorank.recipe.recipe import Recipe
+from lorank.recipe.sections import TrainingSection
 from lorank.targets import Target
+from lorank.tasks.encoding import collator
 from lorank.training.checkpoints import CheckpointCallback, StageProgress, StageState, latest_checkpoint, read_progress
-from lorank.training.encoding import collator
-from lorank.training.model import TaskModel
-from lorank.training.processes import only_cpu, processes
-from lorank.training.rank_allocation import RankAllocation
-from lorank.training.recipe import Recipe
-from lorank.training.recipe_sections import TrainingSection
 from lorank.training.trainer import SeededOrder, StageTrainer
 
 

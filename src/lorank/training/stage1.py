@@ -24,18 +24,18 @@ from lorank.adapter.path import capture, path_point
 from lorank.adapter.triplet import TripletAdapter, triplet_config
 from lorank.allocation.budgeted import allocate
 from lorank.allocation.schedule import cubic_budget
+from lorank.engine.accumulate import ScoreAccumulator
+from lorank.engine.path import PathScorer, model_loss
+from lorank.engine.path_options import PathScoreOptions
 from lorank.errors import TargetError
+from lorank.models.loading import load_task_model
 from lorank.plan import RankPlan
+from lorank.recipe.recipe import Recipe
+from lorank.runs.scoring_set import ScoringBatches, split_for_scoring
 from lorank.scores import ImportanceScores
-from lorank.scoring.accumulate import ScoreAccumulator
-from lorank.scoring.options import PathScoreOptions
-from lorank.scoring.path import PathScorer, model_loss
 from lorank.targets import Target, unit_costs
-from lorank.training.data import TaskData, content_hash
-from lorank.training.encoding import tokenize
-from lorank.training.model import load_task_model
-from lorank.training.recipe import Recipe
-from lorank.training.scoring_set import ScoringBatches, split_for_scoring
+from lorank.tasks.data import TaskData, content_hash
+from lorank.tasks.encoding import tokenize
 from lorank.training.stage import initial_config, train_stage
 
 STAGE = "stage 1"

@@ -11,13 +11,13 @@ from transformers import set_seed
 from lorank.adapter.convert import fold_to_lora
 from lorank.adapter.shrink import shrink
 from lorank.adapter.triplet import TripletAdapter, triplet_config
+from lorank.models.loading import load_task_model
 from lorank.plan import RankPlan
+from lorank.recipe.recipe import Recipe
 from lorank.scores import ImportanceScores
 from lorank.targets import Target
+from lorank.tasks.data import TaskData
 from lorank.training.checkpoints import latest_checkpoint
-from lorank.training.data import TaskData
-from lorank.training.model import load_task_model
-from lorank.training.recipe import Recipe
 from lorank.training.stage import initial_config
 from lorank.training.stage2 import save_adapter
 

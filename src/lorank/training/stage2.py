@@ -19,16 +19,16 @@ from transformers import DataCollatorWithPadding, PreTrainedTokenizerBase, Train
 from lorank.adapter.effect import warn_without_effect
 from lorank.adapter.label_names import label_names_of, write_label_names
 from lorank.errors import LorankWarning, PlanError
+from lorank.models.loading import load_task_model
 from lorank.plan import RankPlan
+from lorank.processes import processes
+from lorank.recipe.recipe import Recipe
+from lorank.tasks.data import TaskData
+from lorank.tasks.encoding import tokenize
+from lorank.tasks.metrics import choose_metrics
+from lorank.tasks.text_evaluation import measure_texts
 from lorank.training.checkpoints import latest_checkpoint, read_progress
-from lorank.training.data import TaskData
-from lorank.training.encoding import tokenize
-from lorank.training.metrics import choose_metrics
-from lorank.training.model import load_task_model
-from lorank.training.processes import processes
-from lorank.training.recipe import Recipe
 from lorank.training.stage import evaluation_arguments, train_stage
-from lorank.training.text_evaluation import measure_texts
 
 
 @dataclass(frozen=True)

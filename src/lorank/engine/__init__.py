@@ -1,0 +1,1 @@
+"""Allocation while training: measures, smoothing, cuts, regulariser, and their state."""

@@ -1,0 +1,75 @@
+"""What a model with a fresh adapter offers: initial ranks, costs, and whether the budget fits; before anything is trained."""
+
+from collections.abc import Mapping
+from dataclasses import replace
+from typing import Any
+
+from peft import PeftModel
+from peft.tuners.lora import LoraLayer
+
+from lorank.adapter.convert import starting_rank
+from lorank.allocation.budgeted import allocate
+from lorank.allocation.schedule import CutSchedule
+from lorank.allocation.top_b import uniform_scores
+from lorank.artefact import versions
+from lorank.budget import Budget
+from lorank.engine.cut_rules import CutRules, Ground, ends_with
+from lorank.engine.options import PruningOptions
+from lorank.errors import AllocationError, BudgetError
+from lorank.models.base_size import base_parameters
+from lorank.unsuitable import model_type_of
+
+
+def survey(
+    model: PeftModel,
+    layers: Mapping[str, LoraLayer],
+    adapter_name: str,
+    budget: Budget,
+    limits: Mapping[str, Any],
+    options: PruningOptions,
+    provenance: Mapping[str, Any],
+) -> Ground:
+    """Read ranks, costs and scale off the adapter's layers, and try the limits on equal scores.
+
+    Raises:
+        BudgetError: above what the initial ranks cost, or below one unit.
+        AllocationError: limits that contradict each other.
+
+    """
+    ranks = {name: starting_rank(layer, adapter_name) for name, layer in layers.items()}
+    costs = {name: int(layer.in_features + layer.out_features) for name, layer in layers.items()}
+    size = base_parameters(model)
+    highest = max(ranks.values())
+    parameters = budget.parameters(costs, base_parameters=size, initial_rank=highest)
+    start = sum(ranks[name] * cost for name, cost in costs.items())
+    if parameters > start:
+        raise BudgetError(
+            f"budget {budget} is {parameters:,} parameters, but the adapter starts with {start:,} (rank {highest}); raise r of "
+            "its LoraConfig, best to half as much again as the budget's mean rank, or ask for less"
+        )
+    scalings = [float(layer.scaling[adapter_name]) for layer in layers.values()]
+    found = {
+        "model": getattr(getattr(model, "config", None), "_name_or_path", "") or type(model.get_base_model()).__name__,
+        "model_type": model_type_of(model.get_base_model()),
+        "base_parameters": size,
+        "pruning": options.model_dump(mode="json"),
+        "versions": versions(),
+    }
+    ground = Ground(ranks, costs, str(budget), parameters, limits, max(scalings), {**found, **provenance})
+    if unmatched := [end for end in options.cost_weights if not any(ends_with(name, end) for name in costs)]:
+        raise AllocationError(
+            f"cost_weights name {unmatched[0]!r}, which no adapted module is or ends with; see target_modules"
+        )
+    if options.ending == "retrain" and max(scalings) != min(scalings):
+        raise AllocationError(
+            f"the adapter's modules are scaled by {min(scalings):g} to {max(scalings):g} (alpha_pattern, rank_pattern), which a "
+            "fresh start does not keep; use one scale, or ending='continue'"
+        )
+    # The limits are tried on equal scores now, not after the training.
+    equal = uniform_scores(costs, ranks, provenance)
+    allocate(equal, parameters, **limits)
+    trial = replace(ground, provenance=equal.provenance)
+    plan = CutRules(trial, options, CutSchedule(0, 1, 1)).last_plan(equal.scores)
+    if not plan.total_rank:
+        raise BudgetError(f"budget {budget} pays for no unit of rank in this curve; ask for more")
+    return ground

@@ -1,0 +1,1 @@
+"""Allocation in a user's training: the Trainer's callback and its checkpoint."""

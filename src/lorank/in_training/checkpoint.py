@@ -1,0 +1,83 @@
+"""What RankAllocation writes: its state into a checkpoint, plan, scores and heat map at the end."""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from transformers import TrainingArguments
+
+from lorank.artefact import checksum, write_atomically
+from lorank.engine.allocator import Allocator
+from lorank.errors import TrainingError
+from lorank.plan import RankPlan
+from lorank.report.rank_map import draw_rank_map
+from lorank.scores import ImportanceScores
+
+STATE = "rank_allocation.safetensors"
+
+
+def write_state(allocator: Allocator, args: TrainingArguments, step: int) -> None:
+    """Complete a checkpoint: EMA tensors, scores and unit numbers in a safetensors file beside Trainer's own."""
+    checkpoint = Path(args.output_dir) / f"checkpoint-{step}"
+    tensors, values = allocator.state()
+    stamp = {"format": "lorank.rank_allocation", "version": "1", "belongs_to": checksum(values)}
+    write_atomically(checkpoint / STATE, lambda temporary: save_file(tensors, temporary, stamp))
+
+
+def holds_state(values: Mapping[str, Any] | None) -> bool:
+    """Whether a trainer state was written while an allocation was under way."""
+    return (values or {}).get("attributes", {}).get("saved") is not None
+
+
+def read_state(
+    values: Mapping[str, Any] | None, args: TrainingArguments, step: int
+) -> tuple[dict[str, torch.Tensor], Mapping[str, Any]]:
+    """Tensors and small values of the checkpoint that the Trainer has resumed from.
+
+    Args:
+        values: what RankAllocation had put into the trainer state.
+        args: of the Trainer; its checkpoint is `args.resume_from_checkpoint`, or that of this step in `args.output_dir`.
+        step: optimizer steps done at the checkpoint.
+
+    Raises:
+        TrainingError: the checkpoint was written without RankAllocation, or its file is missing, damaged or another's.
+
+    """
+    if values is None or not holds_state(values):
+        raise TrainingError(
+            f"the checkpoint at step {step} was written without RankAllocation, so its ranks and scores are not in it; "
+            "start anew, or resume without RankAllocation"
+        )
+    small = values["attributes"]["saved"]
+    places = [Path(args.output_dir) / f"checkpoint-{step}"]
+    if isinstance(args.resume_from_checkpoint, str):
+        places.insert(0, Path(args.resume_from_checkpoint))
+    path = next((place / STATE for place in places if (place / STATE).is_file()), None)
+    if path is None:
+        raise TrainingError(
+            f"no {STATE} in {' or '.join(map(str, places))}: the process was stopped while it wrote this checkpoint, or the "
+            "checkpoint lies elsewhere; resume from an earlier one, or name its folder as resume_from_checkpoint in "
+            "TrainingArguments too"
+        )
+    try:
+        with safe_open(path, framework="pt") as file:
+            stamp = file.metadata() or {}
+            tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118 (not a mapping)
+    except (SafetensorError, OSError) as error:
+        raise TrainingError(f"{path}: damaged ({error}); resume from an earlier checkpoint") from None
+    if stamp.get("belongs_to") != checksum(small):
+        raise TrainingError(f"{path} belongs to another checkpoint than the trainer state; resume from an earlier one")
+    return tensors, small
+
+
+def write_results(scores: ImportanceScores, plan: RankPlan, directory: Path) -> None:
+    """Write `scores.safetensors`, `plan.json` and `ranks.png`."""
+    scores.save(directory / "scores.safetensors")
+    plan.save(directory / "plan.json")
+    made = plan.provenance
+    name = f"{made['method']} ({made['preset']}) · {Path(str(made['model'])).name}"
+    title = f"{name}\nbudget {plan.budget}: {plan.spending}, total rank {plan.total_rank}"
+    draw_rank_map(plan, directory / "ranks.png", title)

@@ -1,0 +1,1 @@
+"""The base model: loading, padding, heads, size, and adapters loaded on it."""

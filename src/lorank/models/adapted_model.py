@@ -1,0 +1,197 @@
+"""A saved adapter on its base model, as plain PEFT loads it."""
+
+from collections.abc import Mapping, Sequence
+from copy import deepcopy
+from pathlib import Path
+from typing import Any
+
+import peft
+import torch
+import transformers
+from peft import PeftConfig, PeftModel
+from safetensors import safe_open
+from torch import nn
+from transformers import AutoConfig, AutoModel, PreTrainedModel
+
+from lorank.errors import AdapterError, one_line
+from lorank.models.head_width import labels_by_shape
+from lorank.models.loading import NOT_LOADABLE, quiet_loading
+from lorank.models.weights import check_loaded
+
+_PREFIX = "base_model.model."
+
+
+def load_adapted(
+    adapter: Path,
+    base: str | None = None,
+    *,
+    dtype: str | torch.dtype = "auto",
+    dequantise: bool = False,
+    trust_remote_code: bool = False,
+) -> PeftModel:
+    """Load an adapter on the base model that its config names, or on `base`, with a head as wide as the saved one.
+
+    With `dequantise`, a base model that is saved in 4 or 8 bit is turned into `dtype` first, and is no longer quantised.
+
+    Raises:
+        AdapterError: one of them cannot be loaded, or the base model has weights that are not its checkpoint's.
+
+    """
+    try:
+        name, family, config = _base_of(adapter, base, trust_remote_code=trust_remote_code)
+        width = labels_of(family, config, _saved_shapes(adapter), trust_remote_code=trust_remote_code)
+        if width is not None:
+            config.num_labels = width
+        with quiet_loading():
+            model: Any
+            model, loading = family.from_pretrained(
+                name,
+                config=config,
+                dtype=dtype,
+                trust_remote_code=trust_remote_code,
+                output_loading_info=True,
+                ignore_mismatched_sizes=width is not None,  # a head for another number of labels
+            )
+            check_loaded(model, loading, name, heads=saved_modules(adapter), error=AdapterError)
+            if dequantise:
+                model = _dequantised(model, dtype if isinstance(dtype, torch.dtype) else None)
+        return PeftModel.from_pretrained(model, str(adapter))
+    except NOT_LOADABLE as error:
+        reason = one_line(error)
+        raise AdapterError(
+            f"{adapter} cannot be loaded on {base or 'the base model that its config names'}: {reason}; give the base model "
+            "that it was trained on"
+        ) from None
+
+
+def head_width(adapter: Path, base: str | None = None, *, trust_remote_code: bool = False) -> int | None:
+    """How many labels the saved head of a classifier has, on the base model that its config names, or on `base`.
+
+    None where the adapter holds no head.
+
+    Raises:
+        AdapterError: the configs cannot be read, or heads that contradict each other.
+
+    """
+    try:
+        _, family, config = _base_of(adapter, base, trust_remote_code=trust_remote_code)
+        return labels_of(family, config, _saved_shapes(adapter), trust_remote_code=trust_remote_code)
+    except NOT_LOADABLE as error:
+        raise AdapterError(f"the head of {adapter} cannot be read: {one_line(error)}; give its base model") from None
+
+
+def model_class(task_type: str | None, config: Any, saved_class: str | None = None) -> Any:
+    """The class of transformers that PEFT's task type stands for.
+
+    Without a task type, or where its Auto class does not know such a model (a vision-language model that was trained as
+    CAUSAL_LM, a speech model as SEQ_2_SEQ_LM), the class that the adapter was saved from, or else the checkpoint.
+
+    Raises:
+        AdapterError: an unknown task type.
+
+    """
+    named = (saved_class, *(config.architectures or ()))
+    own = next(
+        (found for name in named if (found := getattr(transformers, name or "", None)) and _is_model(found)), None
+    )
+    if task_type is None:
+        return own or AutoModel
+    known = peft.MODEL_TYPE_TO_PEFT_MODEL_MAPPING
+    if task_type not in known:
+        raise AdapterError(f"task_type {task_type!r} is unknown; allowed: {', '.join(known)}")
+    auto = getattr(peft, f"Auto{known[task_type].__name__}")._target_class
+    if type(config) in auto._model_mapping or auto.__name__ in (getattr(config, "auto_map", None) or {}):
+        return auto
+    return own or auto
+
+
+def class_of(adapter_config: Mapping[str, Any]) -> str | None:
+    """The name of the class that an adapter without a task type was saved from, as PEFT records it."""
+    return (adapter_config.get("auto_mapping") or {}).get("base_model_class")
+
+
+def labels_of(
+    family: Any, config: Any, saved: Mapping[str, Sequence[int]], *, trust_remote_code: bool = False
+) -> int | None:
+    """The number of labels that saved tensors are for (`labels_by_shape`), where a class of models has labels at all."""
+    if "Classification" not in family.__name__ or not saved:
+        return None
+
+    def build(labels: int) -> nn.Module:
+        changed = deepcopy(config)
+        changed.num_labels = labels
+        return on_meta(family, changed, trust_remote_code=trust_remote_code)
+
+    return labels_by_shape(saved, build)
+
+
+def on_meta(family: Any, config: Any, *, trust_remote_code: bool = False) -> Any:
+    """A model with names and shapes alone, and without weights."""
+    with torch.device("meta"), quiet_loading():
+        if hasattr(family, "from_config"):  # an Auto class
+            return family.from_config(config, trust_remote_code=trust_remote_code)
+        return family._from_config(config)
+
+
+def _base_of(adapter: Path, base: str | None, *, trust_remote_code: bool) -> tuple[str, Any, Any]:
+    """Name, class and config of the base model."""
+    saved = PeftConfig.from_pretrained(str(adapter))
+    name = base or saved.base_model_name_or_path
+    config = AutoConfig.from_pretrained(name, trust_remote_code=trust_remote_code)
+    return name, model_class(saved.task_type, config, class_of(saved.to_dict())), config
+
+
+def _is_model(found: Any) -> bool:
+    return isinstance(found, type) and issubclass(found, PreTrainedModel)
+
+
+def _saved_shapes(adapter: Path) -> dict[str, list[int]]:
+    """Parameter of the model -> shape, of what was trained whole; of what was adapted, the shape of `B` says the rows."""
+    with safe_open(adapter / "adapter_model.safetensors", framework="numpy") as file:
+        shapes = {key.removeprefix(_PREFIX): file.get_slice(key).get_shape() for key in file.keys()}  # noqa: SIM118
+    return {
+        name.replace(".lora_B.", ".").replace(".default.", "."): shape
+        for name, shape in shapes.items()
+        if ".lora_" not in name or ".lora_B." in name
+    }
+
+
+def _dequantised(model: Any, dtype: torch.dtype | None) -> Any:
+    """The model with plain weights in place of quantised ones.
+
+    Raises:
+        AdapterError: a quantisation that transformers cannot undo.
+
+    """
+    quantiser = getattr(model, "hf_quantizer", None)
+    if quantiser is None or getattr(quantiser.quantization_config, "dequantize", False):  # not, or while it was loaded
+        return model
+    try:
+        packed = [conversion.source_patterns for conversion in quantiser.get_weight_conversions()]
+        model = model.dequantize(dtype=dtype)
+        # transformers would still pack the weights on saving.
+        kept = [
+            each for each in getattr(model, "_weight_conversions", None) or () if each.source_patterns not in packed
+        ]
+        model._weight_conversions = kept or None
+    except (NotImplementedError, AttributeError, TypeError) as error:
+        method = getattr(quantiser.quantization_config, "quant_method", type(quantiser).__name__)
+        raise AdapterError(
+            f"the base model is saved in {getattr(method, 'value', method)}, which transformers cannot turn back into plain "
+            f"weights ({one_line(error, 100)}); give the model that it was made of as --base"
+        ) from None
+    for parameter in (
+        model.parameters() if dtype is not None else ()
+    ):  # what was not quantised was loaded as it is stored
+        parameter.data = parameter.data.to(dtype)
+    return model
+
+
+def saved_modules(adapter: Path) -> list[str]:
+    """Names, in the base model, of the modules that the adapter brings whole: they may be new in the base."""
+    path = adapter / "adapter_model.safetensors"
+    if not path.is_file():
+        return []
+    with safe_open(path, framework="numpy") as file:
+        whole = [key for key in file.keys() if ".lora_" not in key]  # noqa: SIM118
+    return sorted({key.removeprefix(_PREFIX).rpartition(".")[0] for key in whole})

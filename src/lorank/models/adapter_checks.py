@@ -1,0 +1,67 @@
+"""Whether an adapter fits the recipe that it is pruned or measured with: from its two files, before any weights are loaded."""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from peft import PeftConfig
+
+from lorank.adapter.label_names import read_label_names
+from lorank.errors import AdapterError
+from lorank.models.adapted_model import head_width
+from lorank.models.loading import NOT_LOADABLE, task_type_of
+from lorank.recipe.recipe import Recipe
+
+_DOES = {"SEQ_CLS": "classifies texts", "CAUSAL_LM": "writes texts", "SEQ_2_SEQ_LM": "rewrites texts"}
+
+
+def check_adapter_task(adapter: Path, recipe: Recipe) -> None:
+    """Refuse an adapter for another task than the recipe's data are for.
+
+    Raises:
+        AdapterError: names both tasks; or the adapter's config cannot be read.
+
+    """
+    try:
+        own = PeftConfig.from_pretrained(str(adapter)).task_type
+    except (*NOT_LOADABLE, TypeError) as error:
+        raise AdapterError(
+            f"{adapter / 'adapter_config.json'} cannot be read ({type(error).__name__}); give a PEFT adapter"
+        ) from None
+    wanted = task_type_of(recipe)
+    if own is not None and own != wanted:
+        raise AdapterError(
+            f"{adapter} is an adapter for {_said(own)}, but data.task {recipe.data.task} of the recipe on {recipe.model!r} is "
+            f"for {_said(wanted)}; give the recipe that trained it as --data"
+        )
+
+
+def check_adapter_labels(adapter: Path, recipe: Recipe, names: Sequence[str]) -> None:
+    """Refuse a classifier's adapter whose head is for other labels than the data has (no names: one output, regression).
+
+    Raises:
+        AdapterError: another number of labels, or other names in `label_names.json`.
+
+    """
+    if not (adapter / "adapter_model.safetensors").is_file():
+        return  # PEFT says what is missing
+    width, labels = head_width(adapter, recipe.model, trust_remote_code=recipe.trust_remote_code), len(names) or 1
+    if width is not None and width != labels:
+        raise AdapterError(
+            f"{adapter} has a head for {width} labels, the data of the recipe have {labels}; give the recipe that trained it as "
+            "--data"
+        )
+    own = read_label_names(adapter)
+    if own and own != tuple(names):
+        raise AdapterError(
+            f"{adapter} was trained with the labels {_first(own)}, the data of the recipe have {_first(names)}; give the recipe "
+            "that trained it as --data"
+        )
+
+
+def _first(names: Sequence[str]) -> str:
+    return ", ".join(map(repr, names[:5])) + (", ..." if len(names) > 5 else "")
+
+
+def _said(task_type: object) -> str:
+    name = str(getattr(task_type, "value", task_type))
+    return f"{name} (a model that {_DOES[name]})" if name in _DOES else name

@@ -1,0 +1,77 @@
+"""What a base model is, to be recognised again: its commit on the hub, or sums over the files of its folder."""
+
+import hashlib
+import json
+from fnmatch import fnmatch
+from pathlib import Path
+from typing import Any, BinaryIO
+
+from lorank.artefact import checksum, file_checksum
+from lorank.models.loading import load_config
+from lorank.recipe.recipe import Recipe
+
+_WEIGHTS = ("*.safetensors", "pytorch_model*.bin")
+# Of the files that `from_pretrained` reads, those that decide numbers.
+_OTHERS = (
+    *("*.index.json", "config.json", "generation_config.json", "tokenizer*.json", "special_tokens_map.json"),
+    *("added_tokens.json", "vocab*", "merges.txt", "bpe.codes", "*.model", "*.spm", "*.vocab", "*.py"),
+)
+WHOLE = 512 * 2**20  # bytes of a file that are summed in about a second
+_SAMPLE = 4096
+
+
+def base_fingerprint(recipe: Recipe) -> dict[str, Any]:
+    """Sums of a recipe's base model and its tokenizer.
+
+    A folder gives a sum for each file. Up to 512 MiB it is the SHA-256 of all bytes. Of larger weights it is that of the size,
+    of names, shapes and types of all tensors, and of the first and last 4 KiB of each tensor: training, merging or converting
+    weights changes these; an edit of single entries in the middle of a tensor may not. A hub name gives the commit.
+
+    Returns:
+        JSON values: `{"files": {name: sum}}` or `{"commit": hash}`; {} where neither is known.
+
+    """
+    folder = Path(recipe.model)
+    if folder.is_dir():
+        files = sorted(path for path in folder.iterdir() if path.is_file())
+        sums = {
+            path.name: file_sum(path) for path in files if any(fnmatch(path.name, p) for p in (*_WEIGHTS, *_OTHERS))
+        }
+        return {"files": sums}
+    commit = getattr(load_config(recipe.model, trust_remote_code=recipe.trust_remote_code), "_commit_hash", None)
+    return {"commit": commit} if commit else {}
+
+
+def base_sum(recipe: Recipe) -> str:
+    """`base_fingerprint` as one sum."""
+    return checksum(base_fingerprint(recipe))
+
+
+def file_sum(path: Path, whole: int = WHOLE) -> str:
+    """SHA-256 of a file, or of samples of it where it has more than `whole` bytes."""
+    size = path.stat().st_size
+    if size <= whole:
+        return file_checksum(path)
+    digest = hashlib.sha256(f"{size}\n".encode())
+    with path.open("rb") as file:
+        for start, end in _spans(path, file, size):
+            for place in {start: None, max(start, end - _SAMPLE): None}:
+                file.seek(place)
+                digest.update(file.read(min(_SAMPLE, end - place)))
+    return f"sampled {digest.hexdigest()}"
+
+
+def _spans(path: Path, file: BinaryIO, size: int) -> list[tuple[int, int]]:
+    """First and last byte of each tensor, after the header; of other files than safetensors, of 4,096 equal parts."""
+    header = int.from_bytes(file.read(8), "little")
+    if path.suffix == ".safetensors" and 0 < header < size:
+        try:
+            described = json.loads(file.read(header))
+            offsets = sorted(tensor["data_offsets"] for name, tensor in described.items() if name != "__metadata__")
+            first = 8 + header
+            head = [(k, min(k + _SAMPLE, first)) for k in range(0, first, _SAMPLE)]
+            return [*head, *((first + start, first + end) for start, end in offsets)]
+        except (ValueError, TypeError, KeyError, AttributeError):
+            pass  # damaged: loading it will say so
+    step = -(-size // 4096)
+    return [(k, min(k + step, size)) for k in range(0, size, step)]

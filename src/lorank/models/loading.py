@@ -1,0 +1,233 @@
+"""The base model with its task head, and which of its modules are trained beside the adapters."""
+
+import sys
+from collections.abc import Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from dataclasses import dataclass
+from functools import lru_cache
+from typing import Any
+
+import torch
+import transformers
+from huggingface_hub.errors import StrictDataclassError
+from peft import TaskType
+from safetensors import SafetensorError
+from torch import nn
+from transformers import (
+    AutoConfig,
+    AutoModel,
+    AutoModelForCausalLM,
+    AutoModelForSeq2SeqLM,
+    AutoModelForSequenceClassification,
+    AutoTokenizer,
+    PreTrainedConfig,
+    PreTrainedTokenizerBase,
+)
+
+from lorank.errors import RecipeError, one_line
+from lorank.models.padding_token import set_pad_id, set_padding
+from lorank.models.weights import check_loaded
+from lorank.processes import processes
+from lorank.recipe.recipe import Recipe
+
+# What transformers raises for names, files and packages that are missing or damaged.
+NOT_LOADABLE = (OSError, ValueError, RuntimeError, ImportError, KeyError, SafetensorError, StrictDataclassError)
+
+
+@dataclass(frozen=True)
+class TaskModel:
+    """A base model ready for adapters.
+
+    Attributes:
+        model: with the task head on top.
+        heads: full names of the modules to train whole: the head, and whatever the checkpoint had no weights for.
+        task_type: PEFT's word for what the model does.
+
+    """
+
+    model: nn.Module
+    heads: tuple[str, ...]
+    task_type: TaskType
+
+
+def task_type_of(recipe: Recipe) -> TaskType:
+    """PEFT's word for what the recipe's model does: classify, or write, as encoder-decoder or decoder.
+
+    Raises:
+        RecipeError: there is no config under that name.
+
+    """
+    if not recipe.data.writes:
+        return TaskType.SEQ_CLS
+    return TaskType.SEQ_2_SEQ_LM if _reads_first(recipe.model, recipe.trust_remote_code) else TaskType.CAUSAL_LM
+
+
+@lru_cache
+def _reads_first(name: str, trust_remote_code: bool) -> bool:
+    return bool(load_config(name, trust_remote_code=trust_remote_code).is_encoder_decoder)
+
+
+def load_config(name: str, *, trust_remote_code: bool = False) -> PreTrainedConfig:
+    """Config of a model.
+
+    Raises:
+        RecipeError: there is none under that name.
+
+    """
+    try:
+        return AutoConfig.from_pretrained(name, trust_remote_code=trust_remote_code)
+    except NOT_LOADABLE as error:
+        raise _not_loadable(name, error) from None
+
+
+_CALLED = {
+    None: "model",
+    TaskType.SEQ_CLS: "classifier",
+    TaskType.SEQ_2_SEQ_LM: "sequence-to-sequence",
+    TaskType.CAUSAL_LM: "causal",
+}
+_FAMILIES = {
+    TaskType.SEQ_CLS: AutoModelForSequenceClassification,
+    TaskType.SEQ_2_SEQ_LM: AutoModelForSeq2SeqLM,
+    TaskType.CAUSAL_LM: AutoModelForCausalLM,
+}
+
+
+def load_tokenizer(recipe: Recipe) -> PreTrainedTokenizerBase:
+    """Tokenizer of the base model.
+
+    Raises:
+        RecipeError: there is none under that name, or it has no token to pad with.
+
+    """
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(recipe.model, trust_remote_code=recipe.trust_remote_code)
+    except NOT_LOADABLE as error:
+        raise _not_loadable(recipe.model, error) from None
+    set_padding(tokenizer, load_config(recipe.model, trust_remote_code=recipe.trust_remote_code), recipe.model)
+    return tokenizer
+
+
+def load_task_model(recipe: Recipe, label_names: Sequence[str]) -> TaskModel:
+    """Load the base model in fp32: with a head on top (one output for regression), or, for tasks that write, as it is.
+
+    The head is new, unless the checkpoint has one of the same shape, as `from_pretrained` does it; it is trained whole. Any
+    other weight is the checkpoint's. Model and tokenizer pad with the same token.
+
+    Raises:
+        RecipeError: the model cannot be loaded, or has weights that are not its checkpoint's.
+
+    """
+    config, task_type = _task_config(recipe, label_names), task_type_of(recipe)
+    try:
+        with quiet_loading():
+            model, loading = _FAMILIES[task_type].from_pretrained(
+                recipe.model,
+                config=config,
+                dtype=torch.float32,
+                output_loading_info=True,
+                ignore_mismatched_sizes=True,  # a head for another number of labels
+                trust_remote_code=recipe.trust_remote_code,
+            )
+    except NOT_LOADABLE as error:
+        raise _not_loadable(recipe.model, error) from None
+    set_pad_id(model, int(load_tokenizer(recipe).pad_token_id))
+    heads = head_modules(model, loading["missing_keys"]) if task_type == TaskType.SEQ_CLS else ()
+    beside = head_modules(model) if task_type == TaskType.SEQ_CLS else ()
+    check_loaded(model, loading, recipe.model, heads=beside)
+    return TaskModel(model, heads, task_type)
+
+
+def load_without_weights(name: str, *, trust_remote_code: bool = False, task_type: TaskType | None = None) -> nn.Module:
+    """Build a model from its config alone, on the meta device: names and shapes, no weights, no download of them.
+
+    The class is that of `task_type`. Without one it is sequence classification where the architecture has it, else
+    sequence-to-sequence, causal or the bare model.
+
+    Raises:
+        RecipeError: there is no config under that name, or no class for it.
+
+    """
+    config = load_config(name, trust_remote_code=trust_remote_code)
+    own_code = getattr(config, "auto_map", None) or {} if trust_remote_code else {}
+    others = (AutoModelForSequenceClassification, AutoModelForSeq2SeqLM, AutoModelForCausalLM, AutoModel)
+    for family in others if task_type is None else (_FAMILIES[task_type],):
+        if type(config) in family._model_mapping or family.__name__ in own_code:
+            try:
+                with torch.device("meta"), quiet_loading():
+                    return family.from_config(config, trust_remote_code=trust_remote_code)
+            except (*NOT_LOADABLE, AssertionError) as error:  # torch asserts that a padding token has an embedding
+                raise _not_loadable(name, error) from None
+    raise _not_loadable(name, ValueError(f"{config.model_type!r} has no {_CALLED[task_type]} class"))
+
+
+def autocast_of(recipe: Recipe) -> AbstractContextManager[Any]:
+    """The recipe's precision, for a forward pass outside of Trainer."""
+    narrow = {"bf16": torch.bfloat16, "fp16": torch.float16}.get(recipe.precision)
+    return nullcontext() if narrow is None else torch.autocast(processes().device.type, narrow)
+
+
+# As models name their tables of positions: BERT, GPT-2, BART and OPT, OpenAI's GPT.
+_POSITIONS = ("position_embeddings", "wpe", "embed_positions", "positions_embed")
+
+
+def longest_input(model: nn.Module) -> int | None:
+    """How many tokens the tables of positions in a model allow; None where positions are relative or computed."""
+    for name, module in model.named_modules():
+        if isinstance(module, nn.Embedding) and name.endswith(_POSITIONS):
+            # RoBERTa and MPNet count positions from behind the padding index, BART and OPT from an offset.
+            before = 0 if module.padding_idx is None else module.padding_idx + 1
+            return module.num_embeddings - getattr(module, "offset", before)
+    # GPT-J and CodeGen have a table that is no weight.
+    return next((len(table) for name, table in model.named_buffers() if name.endswith(_POSITIONS)), None)
+
+
+def head_modules(model: nn.Module, missing_keys: Sequence[str] = ()) -> tuple[str, ...]:
+    """Name the modules beside the base model that have parameters, and those with weights the checkpoint lacks."""
+    prefix = getattr(model, "base_model_prefix", "")
+    if not hasattr(model, prefix):
+        return ()  # a bare base model
+    heads = [name for name, child in model.named_children() if name != prefix and any(True for _ in child.parameters())]
+    for key in sorted(missing_keys):
+        module = key.rpartition(".")[0]
+        if module and not any(module == head or module.startswith(f"{head}.") for head in heads):
+            heads.append(module)
+    return tuple(heads)
+
+
+def _task_config(recipe: Recipe, label_names: Sequence[str]) -> PreTrainedConfig:
+    config = load_config(recipe.model, trust_remote_code=recipe.trust_remote_code)
+    if recipe.data.writes:
+        pass  # its head is the language model's own
+    elif recipe.data.task == "regression":
+        config.num_labels, config.problem_type = 1, "regression"
+    else:
+        config.num_labels, config.problem_type = len(label_names), "single_label_classification"
+        config.id2label = dict(enumerate(label_names))
+        config.label2id = {name: number for number, name in enumerate(label_names)}
+    if recipe.model_dropout is not None:
+        for key, value in config.to_dict().items():
+            if key.endswith(("dropout", "dropout_prob", "pdrop")) and isinstance(value, (int, float)):
+                setattr(config, key, recipe.model_dropout)
+    return config
+
+
+@contextmanager
+def quiet_loading() -> Iterator[None]:
+    """No bar where there is no terminal, and no warnings of transformers: that the new head is new, for one."""
+    logging = transformers.utils.logging
+    verbosity = logging.get_verbosity()
+    if not sys.stderr.isatty():
+        logging.disable_progress_bar()
+    logging.set_verbosity_error()
+    try:
+        yield
+    finally:
+        logging.set_verbosity(verbosity)
+
+
+def _not_loadable(name: str, error: Exception) -> RecipeError:
+    reason = one_line(error) or type(error).__name__
+    return RecipeError(
+        f"model: {name!r} cannot be loaded: {reason}; give a hub name or a folder with config and weights"
+    )

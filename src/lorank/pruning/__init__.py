@@ -1,0 +1,1 @@
+"""A trained adapter made smaller."""

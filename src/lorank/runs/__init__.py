@@ -1,0 +1,1 @@
+"""Whole runs: stages in order, in an output directory."""

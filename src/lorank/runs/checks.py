@@ -1,0 +1,169 @@
+"""What can be refused before any weights are loaded: targets, budget, limits, text length, options of transformers."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+from tempfile import gettempdir
+from typing import Any
+
+from peft import TaskType
+from torch import nn
+from transformers.integrations.integration_utils import INTEGRATION_TO_CALLBACK
+
+from lorank.allocation.budgeted import allocate
+from lorank.allocation.top_b import uniform_scores
+from lorank.artefact import versions
+from lorank.errors import BudgetError, RecipeError, TargetError
+from lorank.findings import Findings
+from lorank.methods import METHODS
+from lorank.models.base_size import base_parameters
+from lorank.models.loading import head_modules, load_without_weights, longest_input, task_type_of
+from lorank.plan import RankPlan
+from lorank.recipe.recipe import Recipe
+from lorank.scores import ImportanceScores
+from lorank.targets import Target, find_targets, unit_costs
+from lorank.tasks.metrics import choose_metrics
+from lorank.training.stage import training_arguments
+from lorank.training.stage2 import scaled_plan
+from lorank.unsuitable import model_type_of
+
+
+def check_model(recipe: Recipe, methods: Sequence[str]) -> tuple[tuple[Target, ...], dict[str, Any]]:
+    """Check whatever the recipe and the model's config decide for these methods: no weights are loaded, nothing is written.
+
+    Returns:
+        The targets, and the provenance that scores and plan carry.
+
+    Raises:
+        LorankError: targets, budget, limits, metrics, text length or training options that do not fit; several findings are
+            raised as one.
+
+    """
+    findings = Findings()
+    with findings.check():
+        choose_metrics(recipe.data.task, recipe.metrics)
+    with findings.check():
+        _check_training_options(recipe)
+    model, found = None, None
+    with findings.check():
+        task_type = task_type_of(recipe)
+        model = load_without_weights(recipe.model, trust_remote_code=recipe.trust_remote_code, task_type=task_type)
+    if model is not None:
+        with findings.check():
+            _check_length(recipe, model, task_type)
+        with findings.check():
+            found = _check_budget(recipe, methods, model, task_type)
+    findings.raise_all()
+    assert found is not None, "it raised, or is there"
+    return found
+
+
+def _check_budget(
+    recipe: Recipe, methods: Sequence[str], model: nn.Module, task_type: TaskType
+) -> tuple[tuple[Target, ...], dict[str, Any]]:
+    """Targets and provenance, when the budget and the limits can be honoured."""
+    targets = find_targets(model, recipe.targets)
+    heads = head_modules(model) if task_type == TaskType.SEQ_CLS else ()
+    within = tuple(f"{head}." for head in heads)
+    if inside := [target.name for target in targets if f"{target.name}.".startswith(within)]:
+        raise TargetError(
+            f"targets match {inside[0]!r}, part of the head, which is trained whole; name the others more closely"
+        )
+    costs, size = unit_costs(targets), base_parameters(model)
+    initial, limits = recipe.stage1.initial_rank, recipe.allocation
+    parameters = recipe.read_budget.parameters(costs, base_parameters=size, initial_rank=initial)
+    most = min(initial, limits.max_rank or initial) // limits.multiple_of * limits.multiple_of
+    offered = sum(min(most, target.max_rank) * target.unit_cost for target in targets)
+    trains = any(METHODS[method].trained != "nothing" for method in methods)
+    if trains and parameters > offered:
+        raise BudgetError(
+            f"budget {recipe.budget} is {parameters:,} parameters, but at most rank {most} in every module is on offer "
+            f"({offered:,}); raise stage1.initial_rank (now {initial}) or allocation.max_rank, or ask for less"
+        )
+    provenance = {
+        "model": recipe.model,
+        "model_type": model_type_of(model),
+        "base_parameters": size,
+        "preset": recipe.preset,
+        "seed": recipe.seed,
+        "scale": recipe.scale,
+        "targets": list(recipe.targets) if isinstance(recipe.targets, tuple) else recipe.targets,
+        "versions": versions(),
+    }
+    for method in methods:
+        # The limits are tried on equal scores now, not after an hour of stage 1.
+        allocate_for(method, recipe, equal_scores(method, recipe, targets, provenance))
+    return targets, provenance
+
+
+def _check_length(recipe: Recipe, model: Any, task_type: TaskType) -> None:
+    data = recipe.data
+    needed = [("data.max_length", data.max_length, model)]
+    if task_type == TaskType.SEQ_2_SEQ_LM:
+        needed = [
+            ("data.max_length", data.max_length, model.get_encoder()),
+            ("data.max_target_length", data.target_length, model.get_decoder()),
+        ]
+    elif task_type == TaskType.CAUSAL_LM:
+        needed = [("data.max_length + max_target_length", data.max_length + data.target_length, model)]
+    for what, tokens, part in needed:
+        positions = longest_input(part)
+        if positions is not None and tokens > positions:
+            raise RecipeError(f"{what} is {tokens}, but {recipe.model} has {positions} positions; lower it")
+
+
+def _check_training_options(recipe: Recipe) -> None:
+    known = ("none", "all", *INTEGRATION_TO_CALLBACK)
+    if recipe.report_to not in known:
+        raise RecipeError(f"report_to is {recipe.report_to!r}; allowed: {', '.join(known)}")
+    for name, section in (("stage1", recipe.stage1), ("stage2", recipe.stage2)):
+        try:
+            training_arguments(recipe, section, Path(gettempdir()))
+        except (ValueError, ImportError) as error:
+            raise RecipeError(f"{name}: transformers refuses these options: {error}") from None
+
+
+def equal_scores(
+    method: str, recipe: Recipe, targets: tuple[Target, ...], provenance: Mapping[str, Any]
+) -> ImportanceScores:
+    """Scores of the shape that the method will give, all alike: uniform LoRA's scores, and a trial of the limits."""
+    costs = unit_costs(targets)
+    largest = {target.name: target.max_rank for target in targets}
+
+    def up_to(units: int) -> ImportanceScores:
+        return uniform_scores(costs, {name: min(units, most) for name, most in largest.items()}, provenance)
+
+    if METHODS[method].trained != "nothing":
+        return up_to(recipe.stage1.initial_rank)
+    if METHODS[method].scored == "modules":
+        return replace(uniform_scores(costs, 1, provenance), max_ranks=largest)
+    if METHODS[method].scorer is not None:
+        return up_to(recipe.calibration.components)
+    # Uniform LoRA has no stage 1 that limits the units of a module, only its matrix does. As many are enough as the budget
+    # pays for where small modules (a gate with one output) leave their share to the others.
+    size = {"base_parameters": provenance.get("base_parameters"), "initial_rank": recipe.stage1.initial_rank}
+    parameters, units = recipe.read_budget.parameters(costs, **size), min(recipe.stage1.initial_rank, *largest.values())
+    while units < max(largest.values()) and parameters >= sum(min(units, m) * costs[n] for n, m in largest.items()):
+        units *= 2
+    return up_to(max(units, recipe.stage1.initial_rank, min(largest.values())))
+
+
+def allocate_for(method: str, recipe: Recipe, scores: ImportanceScores) -> RankPlan:
+    """The plan of a method within the recipe's budget and limits.
+
+    Raises:
+        AllocationError: limits that cannot be honoured.
+
+    """
+    limits, budget = recipe.allocation.model_dump(), recipe.budget
+    if METHODS[method].trained != "nothing":
+        return scaled_plan(recipe, allocate(scores, budget, scale=recipe.scale, **limits))
+    if METHODS[method].scorer is None or method != recipe.method:
+        # How another method ranks its scores is not this one's: uniform means equal ranks, not equal worth per parameter.
+        own = METHODS[method].presets[METHODS[method].default_preset].get("allocation", {})
+        limits |= {"rank_by": "score", "scope": "global", **own}
+    if recipe.read_budget.kind == "pruning ratio":
+        # A share of what stage 1 starts with, which a method without a stage 1 knows only from the recipe.
+        size, initial = scores.provenance["base_parameters"], recipe.stage1.initial_rank
+        budget = str(recipe.read_budget.parameters(scores.unit_costs, base_parameters=size, initial_rank=initial))
+    return scaled_plan(recipe, allocate(scores, budget, scale=recipe.scale, **limits))

@@ -1,0 +1,98 @@
+"""The output directory of a run: one recipe, one data set, one process group at a time."""
+
+import platform
+import warnings
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import yaml
+from filelock import FileLock, Timeout
+
+from lorank.artefact import make_folder, write_atomically
+from lorank.errors import LorankWarning, OutputError
+from lorank.models.base_fingerprint import base_fingerprint
+from lorank.processes import processes
+from lorank.recipe.recipe import Recipe
+from lorank.tasks.data import TaskData
+from lorank.validation import first_difference
+
+
+@contextmanager
+def claimed(directory: Path, recipe: Recipe, data: TaskData, provenance: Mapping[str, Any]) -> Iterator[None]:
+    """Hold `directory` for this run, alone; a first run writes `recipe.yaml`, a later one must be the same run.
+
+    The lock goes with the process, so a killed run leaves none behind.
+
+    Raises:
+        OutputError: the directory is a file, or holds something else, another recipe, other data, another base model, or a run
+            in progress.
+
+    """
+    if directory.exists() and not directory.is_dir():
+        raise OutputError(f"{directory} is a file; give a directory as --output-dir")
+    if not processes().is_main_process:
+        processes().wait_for_everyone()
+        yield
+        return
+    _refuse_foreign(directory)
+    make_folder(directory)
+    try:
+        with FileLock(directory / ".lock", timeout=0):
+            _check_or_write(directory, recipe, data, provenance)
+            processes().wait_for_everyone()
+            yield
+    except Timeout:
+        raise OutputError(
+            f"{directory} is in use by another lorank process; wait for it, or give another --output-dir"
+        ) from None
+
+
+def _refuse_foreign(directory: Path) -> None:
+    if directory.exists() and not (directory / "recipe.yaml").exists():
+        foreign = [entry.name for entry in directory.iterdir() if not entry.name.startswith(".")]
+        if foreign:
+            raise OutputError(
+                f"{directory} is not empty ({foreign[0]}) and holds no recipe.yaml; give another --output-dir"
+            )
+
+
+def _check_or_write(directory: Path, recipe: Recipe, data: TaskData, provenance: Mapping[str, Any]) -> None:
+    path = directory / "recipe.yaml"
+    content = recipe.model_dump(mode="json", exclude={"resolved"})
+    resolved = {
+        "data": dict(data.hashes),
+        "labels": list(data.label_names),
+        "base": base_fingerprint(recipe),
+        "base_parameters": provenance["base_parameters"],
+        "versions": provenance["versions"],
+        "python": platform.python_version(),
+    }
+    if not path.exists():
+        text = yaml.safe_dump({**content, "resolved": resolved}, sort_keys=False, allow_unicode=True)
+        write_atomically(path, lambda temporary: temporary.write_text(text, encoding="utf-8"))
+        return
+    try:
+        stands = yaml.safe_load(path.read_text(encoding="utf-8"))
+        before = stands.pop("resolved")
+        hashes, versions = before["data"], before["versions"]
+    except (yaml.YAMLError, AttributeError, KeyError, TypeError, UnicodeDecodeError):
+        raise OutputError(f"{path} was not written by lorank or was damaged; give another --output-dir") from None
+    if difference := first_difference(stands, content):
+        raise OutputError(
+            f"{directory} belongs to another recipe: {difference}; give another --output-dir, or remove it"
+        )
+    # Sums are over the numbers of classes: classes that were renamed give the same.
+    seen = {**hashes, "labels": before.get("labels")}
+    if difference := first_difference(seen, {**resolved["data"], "labels": resolved["labels"]}):
+        raise OutputError(
+            f"{directory}: the data changed since this run began: {difference}; give another --output-dir"
+        )
+    # A folder of an earlier version does not say of which weights it is.
+    if "base" in before and (difference := first_difference(before["base"], resolved["base"])):
+        raise OutputError(
+            f"{directory}: the base model or its tokenizer changed since this run began: {difference}; give another --output-dir"
+        )
+    if difference := first_difference(versions, resolved["versions"]):
+        warnings.warn(f"{directory}: versions changed since this run began: {difference}", LorankWarning, stacklevel=4)

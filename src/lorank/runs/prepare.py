@@ -1,0 +1,95 @@
+"""Everything that can be checked before anything is trained or written, with all findings at once."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from rich.console import Console
+from transformers import PreTrainedTokenizerBase
+
+from lorank.findings import Findings
+from lorank.methods import METHODS
+from lorank.models.loading import load_tokenizer, load_without_weights, task_type_of
+from lorank.processes import processes
+from lorank.recipe.recipe import Recipe
+from lorank.runs.checks import check_model
+from lorank.runs.defaults import fit_to_data, fit_to_model
+from lorank.runs.scoring_set import split_for_scoring
+from lorank.targets import Target
+from lorank.tasks.data import TaskData, load_task_data
+from lorank.tasks.encoding import check_texts
+from lorank.tasks.tokenizer_checks import check_tokens
+from lorank.training.pruned_stage import check_schedule
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """What a checked recipe comes to.
+
+    Attributes:
+        recipe: with defaults that fit model and data.
+        data: its examples.
+        targets: what is adapted.
+        tokenizer: of the base model.
+        provenance: what scores and plan carry.
+
+    """
+
+    recipe: Recipe
+    data: TaskData
+    targets: tuple[Target, ...]
+    tokenizer: PreTrainedTokenizerBase
+    provenance: Mapping[str, Any]
+
+
+def prepare(
+    recipe: Recipe, methods: Sequence[str], console: Console | None = None, data: TaskData | None = None
+) -> Prepared:
+    """Check a recipe for these methods: model, options, budget, data, tokens, and whether the stages are long enough.
+
+    Args:
+        recipe: as it was read.
+        methods: that are to run.
+        console: for a line about each default that is changed.
+        data: the recipe's, where it is loaded already.
+
+    Raises:
+        LorankError: a single finding as it is; several as one `SeveralFindings`.
+
+    """
+    findings, model, tokenizer, checked = Findings(), None, None, None
+
+    def say(line: str) -> None:
+        if console is not None and processes().is_main_process:
+            console.print(f"note: {line}", highlight=False, soft_wrap=True)
+
+    with findings.check():
+        kind = task_type_of(recipe)
+        model = load_without_weights(recipe.model, trust_remote_code=recipe.trust_remote_code, task_type=kind)
+        recipe = fit_to_model(recipe, model, kind, say)
+    with findings.check():
+        checked = check_model(recipe, methods)
+    with findings.check():
+        data = data or load_task_data(recipe.data)
+    if data is not None:
+        if data.hashes["train"] == data.hashes["test"]:
+            say("the test part is the training part: test results say nothing about other examples")
+        with findings.check():
+            recipe = fit_to_data(recipe, data, tuple(methods), say)
+            if any(METHODS[method].trained == "triplets" for method in methods):
+                split_for_scoring(recipe, data.train)
+        for method in methods:
+            with findings.check():
+                check_schedule(recipe, method, len(data.train))
+    with findings.check():
+        tokenizer = load_tokenizer(recipe)
+    if data is not None and tokenizer is not None:
+        with findings.check():
+            check_texts(data, tokenizer, recipe)
+            if model is not None:
+                check_tokens(recipe, data, tokenizer, model)
+    findings.raise_all()
+    assert checked is not None
+    assert data is not None
+    assert tokenizer is not None
+    return Prepared(recipe, data, checked[0], tokenizer, checked[1])

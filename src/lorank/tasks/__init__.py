@@ -1,0 +1,1 @@
+"""Data, texts, labels, tokens, metrics and evaluation of a task."""

@@ -1,0 +1,185 @@
+"""Examples from files or the hub, checked before anything expensive, split by content."""
+
+import hashlib
+import json
+import random
+import sys
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+
+import datasets
+from datasets import Dataset
+
+from lorank.errors import DataError, one_line
+from lorank.tasks.files import Rows, read_rows
+from lorank.tasks.labels import Classes, LabelColumn, nearest, regression_labels
+from lorank.tasks.section import DataSection
+from lorank.tasks.text_data import needed_columns, prompts_and_targets
+
+
+@dataclass(frozen=True)
+class TaskData:
+    """Checked examples, labels as numbers.
+
+    Attributes:
+        train: text columns `text_1` (and `text_2`), `labels`, and `content`, a hash of the texts; of tasks that write, `prompt`,
+            `cue` (its end), `target` and `content`.
+        test: the same, evaluated once at the end.
+        label_names: name of each class in order; empty for regression and tasks that write.
+        hashes: SHA-256 over the content of each part, for the record and for resuming.
+
+    """
+
+    train: Dataset
+    test: Dataset
+    label_names: tuple[str, ...]
+    hashes: Mapping[str, str]
+
+
+def load_task_data(section: DataSection) -> TaskData:
+    """Load both parts and check them.
+
+    Raises:
+        DataError: missing file or column, a text or label that is missing, labels that do not fit the task or that
+            the training data does not know, no examples, a single class.
+
+    """
+    raw, wrong = dict[str, Rows](), list[str]()
+    for part in ("train", "test"):
+        try:
+            raw[part] = load_rows(section, part)
+        except DataError as error:
+            wrong.append(str(error))
+    if wrong:
+        raise DataError("\n".join(wrong))
+    names: tuple[str, ...] = ()
+    if section.writes:
+        parts = {part: prompts_and_targets(part, rows, section) for part, rows in raw.items()}
+    else:
+        columns = {part: LabelColumn(part, section.label, rows) for part, rows in raw.items()}
+        labels: dict[str, Any] = {}
+        if section.task == "regression":
+            labels = {part: regression_labels(column) for part, column in columns.items()}
+            if len(set(labels["test"])) < 2:
+                raise DataError("data.test: correlation needs at least two different labels; these are all the same")
+        else:
+            classes = Classes.of(columns["train"])
+            names, labels = classes.names, {part: classes.numbers(column) for part, column in columns.items()}
+        parts = {
+            part: Dataset.from_dict({**_texts(part, rows, section), "labels": labels[part]})
+            for part, rows in raw.items()
+        }
+    return TaskData(parts["train"], parts["test"], names, {part: content_hash(rows) for part, rows in parts.items()})
+
+
+def content_hash(rows: Dataset) -> str:
+    """SHA-256 over texts and labels, or prompts and targets, of all examples, in order."""
+    digest = hashlib.sha256()
+    answers = rows["labels" if "labels" in rows.column_names else "target"]
+    for content, label in zip(rows["content"][:], answers[:], strict=True):
+        digest.update(f"{content}\t{label!r}\n".encode())
+    return digest.hexdigest()
+
+
+def hold_out(rows: Dataset, fraction: float, seed: int) -> tuple[Dataset, Dataset]:
+    """Split into what stage 1 trains on and the scoring set, disjoint by content (reading A10).
+
+    Examples with the same texts go to the same side, so that no text is both trained on and scored.
+
+    Raises:
+        DataError: a side would be empty.
+
+    """
+    by_content: dict[str, list[int]] = {}
+    for index, content in enumerate(rows["content"][:]):
+        by_content.setdefault(content, []).append(index)
+    contents = sorted(by_content)
+    random.Random(f"{seed}/scoring set").shuffle(contents)
+    wanted, held = round(fraction * len(rows)), list[int]()
+    for content in contents[:-1]:  # the last is left to train on
+        if len(held) >= wanted:
+            break
+        held += by_content[content]
+    kept = sorted(set(range(len(rows))) - set(held))
+    if not held or not kept:
+        raise DataError(
+            f"a scoring fraction of {fraction} leaves {len(kept)} examples to train on and {len(held)} to score; change it"
+        )
+    train, scoring = rows.select(kept), rows.select(sorted(held))
+    if common := set(train["content"][:]) & set(scoring["content"][:]):
+        raise DataError(f"scoring set and training data share {len(common)} texts; they must be disjoint")
+    return train, scoring
+
+
+def load_rows(section: DataSection, part: str) -> Rows:
+    """The rows of a part as they stand in the file or on the hub, with the columns that the task needs.
+
+    Raises:
+        DataError: a file that cannot be read, a missing column, no examples.
+
+    """
+    if not sys.stderr.isatty():
+        datasets.disable_progress_bars()
+    needed = _needed(section)
+    rows = _from_hub(section, part, needed) if section.name is not None else _from_file(section, part, needed)
+    if len(rows) == 0 and not rows.names:
+        raise DataError(f"data.{part} has no examples; it needs at least one")
+    for column, key in needed.items():
+        if column not in rows.columns:
+            raise DataError(
+                f"data.{key}: {part} has no column {column!r}; it has {', '.join(rows.names)}{nearest(column, rows.names)}"
+            )
+    if len(rows) == 0:
+        raise DataError(f"data.{part} has no examples; it needs at least one")
+    return rows
+
+
+def _needed(section: DataSection) -> dict[str, str]:
+    """Columns that the task needs, each with the key of the section that says so."""
+    if section.writes and section.task != "summarization":
+        return dict.fromkeys(needed_columns(section), "task")
+    return {**dict.fromkeys(section.text, "text"), section.label: "label"}
+
+
+def _from_file(section: DataSection, part: str, needed: Iterable[str]) -> Rows:
+    try:
+        return read_rows(Path(str(section.train if part == "train" else section.test)), needed)
+    except DataError as error:
+        raise DataError(f"data.{part}: {error}") from error.__cause__
+
+
+def _from_hub(section: DataSection, part: str, needed: Iterable[str]) -> Rows:
+    """Rows with the types that `datasets` gives them. A folder of this machine is read anew: its cache goes by time stamps."""
+    split = section.train_split if part == "train" else section.test_split
+    try:
+        if Path(str(section.name)).exists():
+            with TemporaryDirectory() as cache:
+                found = datasets.load_dataset(
+                    section.name, section.config, split=split, cache_dir=cache, keep_in_memory=True
+                )
+        else:
+            found = datasets.load_dataset(section.name, section.config, split=split)
+        columns = {name: found[name][:] for name in needed if name in found.column_names}
+    except Exception as error:  # datasets raises many kinds, arrow's and the hub's among them
+        cause = error.__cause__ if isinstance(error.__cause__, Exception) else error
+        raise DataError(f"data.{part}: cannot be read ({type(cause).__name__}: {one_line(cause)})") from error
+    classes = {
+        name: tuple(kind.names) for name, kind in found.features.items() if isinstance(kind, datasets.ClassLabel)
+    }
+    return Rows(tuple(found.column_names), columns, len(found), classes=classes)
+
+
+def _texts(part: str, rows: Rows, section: DataSection) -> dict[str, Sequence[str]]:
+    """Columns `text_1` (and `text_2`), and `content`."""
+    columns = [rows.columns[column] for column in section.text]
+    for column, texts in zip(section.text, columns, strict=True):
+        for row, text in enumerate(texts):
+            if not isinstance(text, str):
+                raise DataError(
+                    f"data.text: {part} example {row} has {text!r:.80} in {column!r}; texts are allowed{rows.place(row)}"
+                )
+    content = [hashlib.sha256(json.dumps(texts).encode()).hexdigest() for texts in zip(*columns, strict=True)]
+    return {**{f"text_{number}": texts for number, texts in enumerate(columns, 1)}, "content": content}

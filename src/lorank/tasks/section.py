@@ -1,0 +1,88 @@
+"""Where the examples of a task come from, and what the task is."""
+
+from collections.abc import Mapping
+from typing import Any, Literal
+
+from pydantic import Field, field_validator, model_validator
+
+from lorank.tasks.text_tasks import TEXT_TASKS
+from lorank.validation import Section
+
+
+class DataSection(Section):
+    """Where examples come from: two files, or a hub name with two splits."""
+
+    train: str | None = Field(
+        None, description="csv, tsv (quotes are part of the text), json, jsonl or parquet file to train on"
+    )
+    test: str | None = Field(
+        None, description="file that is evaluated once at the end; never used for scoring or early stopping"
+    )
+    name: str | None = Field(None, description="hub name instead of files, for example nyu-mll/glue")
+    config: str | None = Field(None, description="configuration of the hub data set, for example cola")
+    train_split: str = Field("train", description="split of the hub data set to train on")
+    test_split: str = Field("validation", description="split that is evaluated once at the end")
+    text: tuple[str, ...] = Field(
+        ("text",), min_length=1, max_length=2, description="one or two text columns; of summarization: document"
+    )
+    label: str = Field("label", description="label column; of summarization: summary")
+    task: Literal["classification", "regression", "summarization", "instruction", "boolq", "arc", "gsm8k", "aqua"] = (
+        Field(
+            "classification", description="what the label is, or what is written; docs/tasks.md has columns and prompts"
+        )
+    )
+    max_length: int = Field(128, ge=8, description="longer texts, or prompts, are cut, in tokens")
+    prompt: str | None = Field(
+        None, description="of tasks that write: template with columns in braces; null: the task's"
+    )
+    max_target_length: int | None = Field(
+        None,
+        ge=2,
+        description="of tasks that write: longer targets are cut, and no more is written, in tokens; null: the task's",
+    )
+    beams: int = Field(1, ge=1, description="of tasks that write: width of the beam search; 1 is greedy")
+
+    @field_validator("text", mode="before")
+    @classmethod
+    def _one_or_more(cls, value: Any) -> Any:
+        return (value,) if isinstance(value, str) else value
+
+    @model_validator(mode="before")
+    @classmethod
+    def _columns_of_summaries(cls, content: Any) -> Any:
+        if isinstance(content, Mapping) and content.get("task") == "summarization":
+            return {"text": ("document",), "label": "summary", **content}
+        return content
+
+    @property
+    def target_length(self) -> int:
+        """Most tokens of a target."""
+        return self.max_target_length or TEXT_TASKS[self.task].tokens
+
+    @property
+    def writes(self) -> bool:
+        """Whether the answer is a text, in place of a class or a number."""
+        return self.task not in ("classification", "regression")
+
+    @model_validator(mode="after")
+    def _fits_the_task(self) -> "DataSection":
+        known = DataSection.model_fields
+        if not self.writes:
+            for key in ("prompt", "max_target_length", "beams"):
+                if getattr(self, key) != known[key].default:
+                    raise ValueError(f"{key} is for tasks that write a text, {self.task} does not; leave it out")
+        elif self.task != "summarization":
+            for key in ("text", "label"):
+                if getattr(self, key) != known[key].default:
+                    raise ValueError(f"{key}: the columns of {self.task} are its own (docs/tasks.md); leave it out")
+        if self.prompt is not None and "{" not in self.prompt.rpartition("}")[0]:
+            raise ValueError('prompt names no column in braces, for example "{question} Answer:"')
+        return self
+
+    @model_validator(mode="after")
+    def _one_source(self) -> "DataSection":
+        if (self.name is None) == (self.train is None):
+            raise ValueError("give either train and test (files) or name (hub), not both and not neither")
+        if self.name is None and self.test is None:
+            raise ValueError("a test file is missing: it is what the run is judged on")
+        return self

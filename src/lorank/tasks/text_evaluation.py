@@ -1,0 +1,107 @@
+"""What a model writes for the prompts of the test part, and how good it is."""
+
+import json
+from copy import deepcopy
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from datasets import Dataset
+from peft import TaskType
+from torch import nn
+from transformers import (
+    DataCollatorWithPadding,
+    GenerationConfig,
+    PreTrainedTokenizerBase,
+    Seq2SeqTrainer,
+    Seq2SeqTrainingArguments,
+    Trainer,
+)
+
+from lorank.artefact import write_text
+from lorank.models.loading import autocast_of, quiet_loading, task_type_of
+from lorank.processes import processes
+from lorank.recipe.recipe import Recipe
+from lorank.tasks.encoding import collator, tokenize
+from lorank.tasks.metrics import choose_metrics
+from lorank.tasks.text_data import IGNORED
+from lorank.training.stage import evaluation_arguments
+
+BATCH = 16  # texts that are written side by side
+
+
+class Writer(Seq2SeqTrainer):
+    """transformers' trainer that generates; what a decoder has read is taken off what it has written."""
+
+    strips_prompt = False  # an encoder-decoder writes a text of its own
+
+    def prediction_step(self, model: nn.Module, inputs: Any, *args: Any, **options: Any) -> Any:
+        """Generate for one batch of prompts that are padded at the left."""
+        loss, written, labels = super().prediction_step(model, inputs, *args, **options)
+        if written is not None and self.strips_prompt:
+            written = written[:, inputs["input_ids"].shape[1] :].contiguous()
+        return loss, written, labels
+
+
+def measure_texts(
+    recipe: Recipe, rows: Dataset, model: nn.Module, tokenizer: PreTrainedTokenizerBase, directory: Path
+) -> tuple[dict[str, float], float]:
+    """Metrics of what the model writes, greedily or with `data.beams`, and the mean loss of a target's token.
+
+    What was written stands in `directory/predictions.jsonl`, with prompt and target, shortest first.
+    """
+    section, decoder = recipe.data, task_type_of(recipe) == TaskType.CAUSAL_LM
+    encoded = tokenize(rows, tokenizer, recipe)
+    order = np.argsort(encoded["length"], kind="stable")  # less padding
+    rows, encoded = rows.select(order), encoded.select(order).remove_columns("length")
+    loss = _loss(recipe, encoded, model, tokenizer, directory)
+    # A decoder's row is the prompt, whose labels are left out, and the target behind it.
+    prompts = [row["input_ids"][: row["labels"].count(IGNORED)] if decoder else row["input_ids"] for row in encoded]
+    asked = Dataset.from_dict({"input_ids": prompts, "attention_mask": [[1] * len(ids) for ids in prompts]})
+    side, tokenizer.padding_side = tokenizer.padding_side, "left" if decoder else tokenizer.padding_side
+    try:
+        writer = Writer(
+            model=model,
+            args=evaluation_arguments(
+                recipe, directory, BATCH, family=Seq2SeqTrainingArguments, predict_with_generate=True
+            ),
+            data_collator=DataCollatorWithPadding(tokenizer),
+            processing_class=tokenizer,
+        )
+        writer.strips_prompt = decoder
+        # Seq2SeqTrainer gives the model a max_length of its own after the first batch, and generate warns of it.
+        # Trainer's autocast reaches forward, and `generate` of an adapted model goes past it.
+        with quiet_loading(), autocast_of(recipe):
+            ids: Any = writer.predict(asked, generation_config=_settings(model, recipe, tokenizer)).predictions
+    finally:
+        tokenizer.padding_side = side
+    ids = np.where(ids == IGNORED, tokenizer.pad_token_id, ids)  # how processes and batches are made equally long
+    written = [text.strip() for text in tokenizer.batch_decode(ids, skip_special_tokens=True)]
+    targets = list(rows["target"])
+    if processes().is_main_process:
+        told = zip(rows["prompt"], rows["cue"], targets, written, strict=True)
+        lines = [json.dumps({"prompt": p + c, "target": t, "written": w}, ensure_ascii=False) for p, c, t, w in told]
+        write_text(directory / "predictions.jsonl", "\n".join([*lines, ""]))
+    chosen = choose_metrics(section.task, recipe.metrics)
+    return {name: metric(targets, written) for name, metric in chosen.items()}, loss
+
+
+def _settings(model: Any, recipe: Recipe, tokenizer: PreTrainedTokenizerBase) -> GenerationConfig:
+    """The model's special tokens; greedy or by beams, without penalties, and as long as the recipe allows."""
+    settings = deepcopy(model.generation_config)
+    sampling = {"do_sample": False, "temperature": 1.0, "top_p": 1.0, "top_k": 50}
+    penalties = {"repetition_penalty": 1.0, "no_repeat_ngram_size": 0, "length_penalty": 1.0, "early_stopping": False}
+    length = {"max_length": None, "min_length": 0, "max_new_tokens": recipe.data.target_length}
+    ends = settings.eos_token_id if isinstance(settings.eos_token_id, list) else [settings.eos_token_id]
+    # What was taught as the end of a text ends it.
+    known = sorted({one for one in (*ends, tokenizer.eos_token_id) if one is not None})
+    settings.update(**sampling, **penalties, **length, num_beams=recipe.data.beams, eos_token_id=known)
+    return settings
+
+
+def _loss(
+    recipe: Recipe, encoded: Dataset, model: nn.Module, tokenizer: PreTrainedTokenizerBase, directory: Path
+) -> float:
+    arguments = evaluation_arguments(recipe, directory, BATCH, prediction_loss_only=True)
+    trainer = Trainer(model=model, args=arguments, data_collator=collator(tokenizer, recipe))
+    return float(trainer.predict(encoded, metric_key_prefix="test").metrics["test_loss"])

@@ -1,0 +1,65 @@
+"""All that has to be mended is said at once, before anything is loaded or written."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+from rich.console import Console
+from tests.conftest import save_tiny
+from transformers import GPT2Config, GPT2Model
+
+from lorank.errors import BudgetError, DataError, RecipeError
+from lorank.findings import Findings, SeveralFindings
+from lorank.recipe.recipe import make_recipe
+from lorank.runs.prepare import prepare
+from lorank.runs.run import run
+from lorank.runs.score_recipe import score_recipe
+
+
+def test_one_finding_is_raised_as_it_is_and_several_together() -> None:
+    findings = Findings()
+    findings.raise_all()
+    with findings.check():
+        raise DataError("no rows")
+    with pytest.raises(DataError, match=r"^no rows$"):
+        findings.raise_all()
+    with findings.check():
+        raise SeveralFindings([BudgetError("too much"), DataError("no rows")])
+    with pytest.raises(RecipeError, match=r"^2 things have to be mended:\n- no rows\n- too much$"):
+        findings.raise_all()
+    with pytest.raises(ZeroDivisionError), findings.check():
+        raise ZeroDivisionError
+
+
+def test_every_finding_of_a_recipe_is_said_at_once(tiny_recipe: Any, tiny_folder: Path, tmp_path: Path) -> None:
+    gpt = GPT2Config(vocab_size=21, n_embd=16, n_layer=1, n_head=2, n_positions=16)
+    folder = save_tiny(GPT2Model(gpt), tiny_folder, tmp_path / "gpt", pad_token="[NEW]")
+    recipe = tiny_recipe(
+        model=str(folder), budget="r=3", metrics=["bleu"], report_to="wandbb", data={"max_length": 64},
+        scoring={"batch_size": 64}, baselines=["igu-lora"], stage1={"max_steps": 1},
+    )  # fmt: skip
+    with pytest.raises(SeveralFindings) as caught:
+        run(recipe, tmp_path / "out", Console(quiet=True))
+    wanted = (
+        *("allowed: accuracy", "allowed: none", "has 16 positions", "raise stage1.initial_rank", "less than one batch"),
+        *("the first scores need", r"pads with '[NEW]'"),
+    )
+    said = [str(error) for error in caught.value.errors]
+    assert len(said) == len(wanted)
+    assert all(any(part in one for one in said) for part in wanted), said
+    assert not (tmp_path / "out").exists()
+    with pytest.raises(SeveralFindings, match=r"pads with '\[NEW\]'"):
+        score_recipe(recipe.model_copy(update={"method": "magnitude"}), tmp_path / "scores.safetensors")
+
+
+def test_what_depends_on_a_finding_is_not_said_besides(tiny_recipe: Any) -> None:
+    with pytest.raises(RecipeError, match=r"^model: '/no/such/model' cannot be loaded"):
+        prepare(tiny_recipe(model="/no/such/model"), ("lora",))
+
+
+@pytest.mark.parametrize("seed", [-1, 2**32, 20261125123456])
+def test_a_seed_that_numpy_cannot_take_is_refused(seed: int) -> None:
+    files = {"train": "a.tsv", "test": "b.tsv"}
+    with pytest.raises(RecipeError, match="seed: Input should be"):
+        make_recipe({"model": "tiny", "budget": "r=1", "data": files, "seed": seed})
+    assert make_recipe({"model": "tiny", "budget": "r=1", "data": files, "seed": 2**32 - 1}).seed == 2**32 - 1

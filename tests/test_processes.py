@@ -1,0 +1,49 @@
+"""Two gloo processes on the CPU: the run that `accelerate launch` and `torchrun` start."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import yaml
+from rich.console import Console
+
+from lorank import RankPlan
+from lorank.runs.run import run
+
+
+def launched(*command: str) -> subprocess.CompletedProcess[str]:
+    """Run a module in two processes."""
+    launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2", "-m", *command]
+    root = str(Path(__file__).parents[1])
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "GLOO_SOCKET_IFNAME": "lo", "TOKENIZERS_PARALLELISM": "false"}
+    done = subprocess.run(launch, env=environment, capture_output=True, text=True, timeout=180, check=False, cwd=root)
+    assert done.returncode == 0, done.stderr[-3000:]
+    return done
+
+
+@pytest.mark.long
+def test_allocation_in_a_trainer_resumes_exactly_on_two_processes(tmp_path: Path) -> None:
+    """Each process scores batches of its own; what they measured is averaged, so one file holds the state of both."""
+    launched("tests.in_training.two_processes", str(tmp_path))
+    first, second = ((tmp_path / f"ranks of process {number}").read_text() for number in (0, 1))
+    assert first == second
+
+
+@pytest.mark.parametrize("method", [pytest.param("i-lora", marks=pytest.mark.long), "igu-lora"])
+def test_two_processes_share_one_run(method: str, tiny_recipe, tmp_path: Path) -> None:
+    more = {"pruning": {"every": 1}, "gradient_checkpointing": True} if method == "igu-lora" else {}
+    recipe = tiny_recipe(method=method, baselines=["lora"], **more)
+    (tmp_path / "recipe.yaml").write_text(yaml.safe_dump(recipe.model_dump(mode="json", exclude={"resolved"})))
+    done = launched("lorank.cli", "run", str(tmp_path / "recipe.yaml"), "--output-dir", str(tmp_path / "out"))
+    assert done.stdout.count("rank by layer and projection") == 1  # the first process prints, the other does not
+    # What they left is a finished run like any other.
+    result = run(recipe, tmp_path / "out", Console(quiet=True))
+    assert result.plan == RankPlan.load(tmp_path / "out" / "plan.json")
+    assert set(result.results) == {method, "lora"}
+    if method == "i-lora":
+        assert result.results["i-lora"]["stage1"]["passes"] == 9
+    else:  # DDP holds gradients in buckets: λ is masked until the end, and then everything is cut
+        parameters = result.results["igu-lora"]["adapter_parameters"]
+        assert parameters == result.plan.spent <= result.plan.budget_parameters
