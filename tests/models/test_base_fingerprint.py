@@ -11,10 +11,10 @@ import yaml
 from safetensors.torch import load_file, save_file
 
 from lorank.errors import OutputError
+from lorank.models import base_fingerprint as module
 from lorank.models.base_fingerprint import base_fingerprint, file_sum
 from lorank.runs.output import claimed
 from lorank.tasks.data import load_task_data
-from lorank.training import base_fingerprint as module
 
 PROVENANCE = {"base_parameters": 1, "versions": {}}
 

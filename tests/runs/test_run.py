@@ -24,8 +24,8 @@ from lorank.models.loading import load_task_model
 from lorank.recipe.recipe import load_recipe
 from lorank.runs.run import run, run_plan
 from lorank.targets import find_targets
+from lorank.tasks import metrics as metrics_module
 from lorank.tasks.data import load_task_data
-from lorank.training import metrics as metrics_module
 from lorank.training.checkpoints import latest_checkpoint
 from lorank.training.stage import initial_config
 

@@ -86,6 +86,6 @@ def test_a_wrapped_model_is_not_to_be_adapted(how: str) -> None:
     model = WRAPPED[how](make("decoder"))
     with pytest.warns(LorankWarning, match=r"is wrapped \(.*\), and what is inside is scored"):
         plan = lorank.allocate(lorank.score(model, method="magnitude"), "r=2")
-    with pytest.raises(PlanError, match=r"adapt what is inside \(lorank\.targets\.unwrapped\(model\)\)"):
+    with pytest.raises(PlanError, match=r"adapt what is inside \(lorank\.model_parts\.unwrapped\(model\)\)"):
         plan.check_model(model)
     plan.check_model(unwrapped(model))
