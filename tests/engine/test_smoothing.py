@@ -4,9 +4,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from tests.conftest import random_batch, triplet_model
 
+from lorank.engine.options import DeviationOptions
+from lorank.engine.smoother import DeviationSmoother
 from lorank.engine.smoothing import (
-    SmoothedSensitivity,
-    combine,
+        combine,
     sensitivity,
     sensitivity_plain,
     smooth_,
@@ -14,6 +15,12 @@ from lorank.engine.smoothing import (
 )
 
 SHAPES = [(3,), (5, 3), (3, 7), (0,), (4, 0)]
+
+
+def smoother(mean_decay: float, deviation_decay: float, window: int, **options) -> DeviationSmoother:
+    return DeviationSmoother(
+        DeviationOptions(mean_decay=mean_decay, deviation_decay=deviation_decay), window, **options
+    )
 
 
 def drawn(seed: int, dtype: torch.dtype = torch.float64) -> list[torch.Tensor]:
@@ -42,7 +49,7 @@ def test_smoothing_is_the_plain_one() -> None:
 
 def test_closed_form_of_a_constant_sensitivity() -> None:
     """From zero, Ī_t = (1 - β1^t) s; Ū sums the distances that are left."""
-    state = SmoothedSensitivity(0.85, 0.7, 1)
+    state = smoother(0.85, 0.7, 1)
     expected = 0.0
     for step in range(1, 11):
         state.add([torch.tensor([-2.0], dtype=torch.float64)])
@@ -54,7 +61,7 @@ def test_closed_form_of_a_constant_sensitivity() -> None:
 
 def test_after_one_step_the_ratio_is_the_same_for_everything() -> None:
     """1/β1 identically (methods note 2.4): why nothing is ranked by a ratio before its second step."""
-    state = SmoothedSensitivity(0.85, 0.85, 1)
+    state = smoother(0.85, 0.85, 1)
     state.add([torch.tensor([1e-3, 1.0, 1e3], dtype=torch.float64)])
     ratio = combine("ratio", state.mean[0], state.deviation[0], epsilon=1e-12, weight=1.0)
     assert torch.allclose(ratio, torch.full((3,), 1 / 0.85, dtype=torch.float64), rtol=1e-6)
@@ -64,7 +71,7 @@ def test_after_one_step_the_ratio_is_the_same_for_everything() -> None:
 @given(st.floats(1e-3, 1e3), st.integers(0, 100))
 def test_the_ratio_carries_no_magnitude(factor: float, seed: int) -> None:
     """A thousand times the sensitivity is the same ratio, four times... a million times the product."""
-    one, other = SmoothedSensitivity(0.85, 0.85, 1), SmoothedSensitivity(0.85, 0.85, 1)
+    one, other = smoother(0.85, 0.85, 1), smoother(0.85, 0.85, 1)
     for step in range(30):
         generator = torch.Generator().manual_seed(1000 * seed + step)
         s = torch.randn(4, generator=generator, dtype=torch.float64)
@@ -79,7 +86,7 @@ def test_the_ratio_carries_no_magnitude(factor: float, seed: int) -> None:
 def test_so_the_ratio_does_not_find_the_important_units_and_the_product_does() -> None:
     """The simulation of the methods note, section 0, item 2: true sensitivities over four decades."""
     truth = torch.logspace(-2, 2, 20, dtype=torch.float64)
-    state = SmoothedSensitivity(0.85, 0.85, 1)
+    state = smoother(0.85, 0.85, 1)
     generator = torch.Generator().manual_seed(0)
     ratio, product = torch.zeros(20, dtype=torch.float64), torch.zeros(20, dtype=torch.float64)
     for step in range(400):
@@ -96,41 +103,41 @@ def test_a_window_is_the_mean_of_its_mini_batches() -> None:
     batches = [torch.tensor([1.0, -1.0]), torch.tensor([-3.0, -1.0]), torch.tensor([5.0, 5.0])]
     expected = {"batch": [3.0, 7 / 3], "window": [1.0, 1.0], "never": [1.0, 1.0]}
     for absolute, mean in expected.items():
-        state = SmoothedSensitivity(0.0, 0.0, 3, absolute=absolute)
+        state = smoother(0.0, 0.0, 3, absolute=absolute)
         for number, batch in enumerate(batches):
             assert state.updates == 0
             assert state.in_window == number
             state.add([batch.clone()])
         assert state.updates == 1
         assert torch.allclose(state.mean[0], torch.tensor(mean))
-    negative = SmoothedSensitivity(0.0, 0.0, 1, absolute="never")
+    negative = smoother(0.0, 0.0, 1, absolute="never")
     negative.add([torch.tensor([-2.0])])
     assert float(negative.mean[0]) == -2.0
 
 
 @pytest.mark.parametrize("window", [1, 3])
 def test_restoring_goes_on_exactly(window: int) -> None:
-    whole, first = SmoothedSensitivity(0.85, 0.7, window), SmoothedSensitivity(0.85, 0.7, window)
+    whole, first = smoother(0.85, 0.7, window), smoother(0.85, 0.7, window)
     for step in range(5):
         whole.add(drawn(step))
         first.add(drawn(step))
-    second = SmoothedSensitivity(0.85, 0.7, window)
-    second.restore({key: tensor.clone() for key, tensor in first.tensors().items()}, first.in_window, first.updates)
+    second = smoother(0.85, 0.7, window)
+    second.load_state_dict({key: tensor.clone() for key, tensor in first.state_dict().items()})
     for step in range(5, 12):
         whole.add(drawn(step))
         second.add(drawn(step))
-    assert whole.tensors().keys() == second.tensors().keys()
-    assert all(torch.equal(tensor, second.tensors()[key]) for key, tensor in whole.tensors().items())
+    assert whole.state_dict().keys() == second.state_dict().keys()
+    assert all(torch.equal(tensor, second.state_dict()[key]) for key, tensor in whole.state_dict().items())
 
 
 def test_state_is_two_copies_of_what_is_scored() -> None:
-    state = SmoothedSensitivity(0.85, 0.85, 1)
+    state = smoother(0.85, 0.85, 1)
     state.add(drawn(0, torch.bfloat16) and [t.float() for t in drawn(0)])
     assert state.state_bytes == 2 * 4 * sum(t.numel() for t in drawn(0))
 
 
 def test_entries_can_be_forgotten() -> None:
-    state = SmoothedSensitivity(0.85, 0.85, 1)
+    state = smoother(0.85, 0.85, 1)
     state.add([torch.arange(6.0).reshape(3, 2), torch.arange(3.0)])
     state.keep([(0, torch.tensor([0, 2])), (0, torch.tensor([1]))])
     assert state.mean[0].shape == (2, 2)

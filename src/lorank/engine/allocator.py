@@ -1,4 +1,4 @@
-"""Allocation while adapters train: measure sensitivities, smooth them, cut by the budget curve, shrink for good."""
+"""Allocation while adapters train: measure, smooth, cut by the budget curve, shrink for good."""
 
 import warnings
 from collections.abc import Mapping
@@ -14,102 +14,103 @@ from lorank.adapter.triplet import TripletAdapter
 from lorank.allocation.top_b import best_units
 from lorank.engine.cut_rules import CutRules
 from lorank.engine.estimators import QuadratureCheck
-from lorank.engine.measuring import PathMeasure
-from lorank.engine.smoothing import Absolute, SmoothedSensitivity, updates_needed
-from lorank.engine.unit_scores import over_processes, signed, training_sensitivities, unit_scores
+from lorank.engine.measure import Measure
+from lorank.engine.options import own_values
+from lorank.engine.plan_changes import PlanChanges, warn_of_noise
+from lorank.engine.smoother import Smoother
+from lorank.engine.smoothing import Tensors
+from lorank.engine.unit_scores import by_module, sliced_factors, unit_scores
 from lorank.errors import LorankWarning, TrainingError
 from lorank.plan import RankPlan
 from lorank.scores import ImportanceScores
 from lorank.validation import first_difference
 
 FEW = 3  # scored mini-batches: below this chance has its say, and there is a warning
+UnitScores = Mapping[str, np.ndarray]
 
 
 class Allocator:
     """The state of one allocation. Steps are optimizer steps, counted from 1; micro-batches and skipped steps are not.
 
-    With several processes all of them do the same: what each measured is averaged, and the first one's numbers decide.
+    For every step call `begin_step`, `after_backward` (before gradients are clipped), `before_step` and `after_step`; after
+    the last one `finish`. With several processes all of them do the same: what each measured is averaged, and the first one's
+    numbers decide.
     """
 
     def __init__(
-        self,
-        adapter: TripletAdapter,
-        rules: CutRules,
-        window: int,
-        path: PathMeasure | None,
-        *,
-        may_shrink: bool = True,
+        self, adapter: TripletAdapter, rules: CutRules, measure: Measure, smoother: Smoother, *, may_shrink: bool = True
     ) -> None:
         """Prepare.
 
         Args:
             adapter: the triplets that train.
-            rules: what they started as, which estimator, score and curve, and when to cut.
-            window: mini-batches in an aggregate.
-            path: measures path integrals, for estimators that need passes of their own.
+            rules: what they started as, the choices of the method, and when to cut.
+            measure: what a mini-batch says about units.
+            smoother: what many of them say.
             may_shrink: False keeps the tensors (DDP has them in buckets) and masks λ after every step instead.
 
         """
-        self.adapter, self.rules, self.path, self.may_shrink = adapter, rules, path, may_shrink
-        self.ground, self.schedule, self.options = rules.ground, rules.schedule, rules.options
-        ground, options = self.ground, self.options
-        absolute: Absolute = {"batch": "batch", "window": "window"}.get(options.sign, "never")  # type: ignore[assignment]
-        self.smoothed = SmoothedSensitivity(
-            options.mean_decay,
-            options.deviation_decay,
-            window,
-            absolute=absolute,
-            # Gradients of training are averaged over processes already.
-            **({} if path is None else {"average": over_processes}),
-        )
-        self.units = {name: np.arange(rank) for name, rank in ground.ranks.items()}
-        self.scores = {name: np.full(rank, -np.inf) for name, rank in ground.ranks.items()}
-        self.ranks = dict(ground.ranks)
+        self.adapter, self.rules, self.measure, self.smoother = adapter, rules, measure, smoother
+        self.initial, self.schedule, self.options = rules.initial, rules.schedule, rules.options
+        self.may_shrink = may_shrink
+        initial = self.initial
+        self.units = {name: np.arange(rank) for name, rank in initial.ranks.items()}
+        self.scores = {name: np.full(rank, -np.inf) for name, rank in initial.ranks.items()}
+        self.standard_errors: UnitScores | None = None
+        self.ranks = dict(initial.ranks)
         self.logged_ranks: Mapping[str, int] = self.ranks
+        self.changes = PlanChanges(getattr(self.options, "stop_when_stable", None))
+        self.ended = "all steps done"
         self.finished: int | None = None
         self.measured = 0
-        self.check: QuadratureCheck | None = None
-        self._pending: list[torch.Tensor] | None = None
+        self._pending: Tensors | None = None
+        self._regularised = False
         self._masks: list[torch.Tensor] | None = None
-
-    @property
-    def ready(self) -> bool:
-        """Whether there are scores to rank by."""
-        return self.smoothed.updates >= updates_needed(self.options.score)
 
     def begin_step(self, step: int) -> None:
         """Before the forward passes of a step."""
-        if self.path is not None and self._measures(step):
-            self.path.before_pass(self.measured)
+        self._pending, self._regularised = None, False
+        if self._measures(step):
+            self.measure.begin_step(self.measured)
+
+    def after_backward(self, step: int, scale: float | torch.Tensor = 1.0) -> None:
+        """Add the regulariser's gradient, once a step, before gradients are clipped; they are multiplied by `scale` now."""
+        if self.options.orthogonality > 0 and self._measures(step):
+            self._pending = self.measure.after_backward(step)
+            if self._pending is not None:
+                torch._foreach_div_(self._pending, scale)
+        self._regularise(scale)
 
     def before_step(self, step: int) -> None:
-        """Between the backward pass and the optimizer's step; gradients are unscaled."""
-        self._pending = None
-        if self._measures(step):
-            if self.path is not None:
-                self._pending = signed(self.path.sensitivities(self.measured), self.adapter, self.options)
-            elif self.options.measured == "before-step":
-                self._pending = training_sensitivities(self.adapter, self.options, step)
-        if self.options.orthogonality > 0:
-            off_diagonal = self.options.orthogonality_of == "off-diagonal"
-            add_orthogonality_gradient(self.adapter, self.options.orthogonality, off_diagonal=off_diagonal)
+        """Measure; gradients are complete and unscaled. Adds the regulariser's where `after_backward` was not called."""
+        if self._measures(step) and self._pending is None:
+            self._pending = self.measure.before_step(step, self.measured)
+        self._regularise(1.0)
 
     def after_step(self, step: int, optimizer: Any, *, skipped: bool = False) -> dict[str, float] | None:
         """After the optimizer's step, before gradients are cleared. Returns what to log where a cut fell, else None."""
-        pending, self._pending = self._pending, None
+        pending, self._pending, self._regularised = self._pending, None, False
         if skipped:
             return None
-        if self._measures(step) and self.path is None and self.options.measured == "after-step":
-            pending = training_sensitivities(self.adapter, self.options, step)
+        if self._measures(step) and pending is None:
+            pending = self.measure.after_step(step, self.measured)
         if pending is not None:
-            self.smoothed.add(pending)
+            self.smoother.add(pending)
             self.measured += 1
         if self.finished is not None:
             if self._masks is not None:
                 with torch.no_grad():
                     torch._foreach_mul_(list(self.adapter.lambdas), self._masks)
             return None
-        return self.cut(step, optimizer) if self.schedule.is_due(step) and self.ready else None
+        if pending is not None and self.changes.is_due(self.measured):
+            plan = self.rules.last_plan(self._unit_scores(step))
+            if self.changes.is_stable(plan):
+                self.ended = f"stable at step {step} of {self.schedule.last}"
+                return self.cut(step, optimizer, last=True)
+        due = self.schedule.is_due(step)
+        if due and step >= self.schedule.last:
+            self._measure_at_end()
+        return self.cut(step, optimizer) if due and self.smoother.ready else None
 
     def cut(self, step: int, optimizer: Any, *, last: bool | None = None) -> dict[str, float] | None:
         """Keep the best units that the budget of this step pays for, and say what to log. One host sync.
@@ -122,10 +123,10 @@ class Allocator:
 
         """
         last = step >= self.schedule.last if last is None else last
-        if last and self.path is not None and self.path.listening:
-            self.check = self.path.check()
-            self.path.close()
-        alive = unit_scores(self.smoothed, self.adapter, self.options, step)
+        if last:
+            self.measure.before_last_cut()
+            self.measure.close()
+        alive = self._unit_scores(step)
         if not any(values.any() for values in alive.values()):
             if not last:
                 return None
@@ -135,6 +136,8 @@ class Allocator:
             )
         for name, values in alive.items():
             self.scores[name][self.units[name]] = values
+        if last and (errors := self.smoother.standard_errors()) is not None:
+            self.standard_errors = by_module(unit_scores(errors, self.adapter, self.options), self.adapter, step)
         self.ranks = dict(self.rules.last_plan(alive).ranks) if last else self.rules.ranks_at(step, alive)
         kept = {name: best_units(values, self.ranks[name]) for name, values in alive.items()}
         if self.may_shrink and (last or self.options.shrink == "every"):
@@ -148,8 +151,8 @@ class Allocator:
                 self._keep_masks(masks)
         if last:
             self.finished = step
-            self.smoothed.clear()
-        return self._scalars(step, alive)
+            self.smoother.clear()
+        return self.rules.scalars(step, self.ranks, self.logged_ranks, alive)
 
     def finish(self, step: int, optimizer: Any) -> tuple[ImportanceScores, RankPlan]:
         """Training is over: make up for a last cut that it did not reach, and give scores and plan.
@@ -159,18 +162,20 @@ class Allocator:
 
         """
         if self.finished is None:
-            if not self.ready:
+            self._measure_at_end()
+            if not self.smoother.ready:
                 raise TrainingError(
                     f"training ended at step {step} with {self.measured} scored mini-batches, before there was anything to "
                     f"allocate by: the last cut was to be at step {self.schedule.last}. Were steps skipped, or training "
-                    "stopped early? Train longer, or lower every and window"
+                    "stopped early? Train longer, or lower every, window and warmup"
                 )
+            rest = "" if self.options.ending == "retrain" else ", and nothing trains the adapter after it"
             warnings.warn(
-                f"training ended at step {step}, before the last cut at step {self.schedule.last}; it is made now, and "
-                "nothing trains the adapter after it",
+                f"training ended at step {step}, before the last cut at step {self.schedule.last}; it is made now{rest}",
                 LorankWarning,
                 stacklevel=3,
             )
+            self.ended = f"stopped at step {step} of {self.schedule.last}"
             self.cut(step, optimizer, last=True)
         if self.measured < FEW:
             warnings.warn(
@@ -185,47 +190,55 @@ class Allocator:
         return self._result()
 
     def _result(self) -> tuple[ImportanceScores, RankPlan]:
+        rule, check = self.changes.rule, self.measure.check
         provenance = {
-            **self.ground.provenance,
+            **self.measure.provenance(),
+            **self.initial.provenance,
             "scoring_batches": self.measured,
-            "scoring_passes": 0 if self.path is None else self.path.passes,
             "last_cut": self.finished,
-            "quadrature": None if self.check is None else asdict(self.check),
+            "ended": self.ended,
+            "stop_rule": None if rule is None else rule.in_words,
+            "quadrature": None if check is None else asdict(check),
         }
-        scores = ImportanceScores(self.scores, self.ground.costs, None, provenance)
-        return scores, self.rules.plan(self.ranks, {**provenance, "scores": scores.fingerprint, **self.ground.limits})
+        scores = ImportanceScores(self.scores, self.initial.costs, self.standard_errors, provenance)
+        made = {**provenance, "scores": scores.fingerprint, **self.initial.limits}
+        if self.standard_errors is not None:
+            made |= warn_of_noise(scores, self.rules)
+        return scores, self.rules.plan(self.ranks, made)
 
-    def state(self) -> tuple[dict[str, torch.Tensor], dict[str, Any]]:
-        """Tensors and small values from which `restore` goes on exactly."""
-        tensors = {f"smoothed/{key}": tensor.contiguous() for key, tensor in self.smoothed.tensors().items()}
+    def state_dict(self) -> dict[str, dict[str, Any]]:
+        """`tensors` and JSON `values` from which `load_state_dict` goes on exactly."""
+        tensors = {f"smoothed/{key}": tensor.contiguous() for key, tensor in self.smoother.state_dict().items()}
         for name in self.units:
             tensors[f"units/{name}"] = torch.from_numpy(self.units[name].copy())
             tensors[f"scores/{name}"] = torch.from_numpy(self.scores[name].copy())
+            if self.standard_errors is not None:
+                tensors[f"errors/{name}"] = torch.from_numpy(self.standard_errors[name].copy())
         for number, mask in enumerate(self._masks or ()):
             tensors[f"mask/{number}"] = mask
         values = {
             "measured": self.measured,
-            "in_window": self.smoothed.in_window,
-            "updates": self.smoothed.updates,
             "finished": self.finished,
+            "ended": self.ended,
+            "changes": self.changes.state_dict(),
             "ranks": self.ranks,
-            "initial_ranks": dict(self.ground.ranks),
-            "parameters": self.ground.parameters,
-            "options": self.options.model_dump(mode="json"),
+            "initial_ranks": dict(self.initial.ranks),
+            "parameters": self.initial.parameters,
+            "options": own_values(self.options),
             "schedule": asdict(self.schedule),
-            "path": None if self.path is None else self.path.state(),
-            "check": None if self.check is None else asdict(self.check),
+            "measure": self.measure.state_dict(),
+            "check": None if self.measure.check is None else asdict(self.measure.check),
         }
-        return tensors, values
+        return {"tensors": tensors, "values": values}
 
-    def restore(self, tensors: Mapping[str, torch.Tensor], values: Mapping[str, Any]) -> None:
-        """Continue from what `state` returned.
+    def load_state_dict(self, state: Mapping[str, Mapping[str, Any]]) -> None:
+        """Continue from what `state_dict` returned.
 
         Raises:
             TrainingError: it is the state of another allocation.
 
         """
-        own = self.state()[1]
+        tensors, values, own = state["tensors"], state["values"], self.state_dict()["values"]
         what = {"initial_ranks": "initial ranks", "parameters": "budget in parameters"}
         if values["finished"] is None:  # later nothing is cut any more
             what |= {
@@ -239,57 +252,49 @@ class Allocator:
                     "RankAllocation, model and number of steps, or start anew"
                 )
         device = self.adapter.lambdas[0].device
-        held = {key.partition("/")[2]: t.to(device) for key, t in tensors.items() if key.startswith("smoothed/")}
-        self.smoothed.restore(held, values["in_window"], values["updates"])
+        held = {key.partition("/")[2]: tensor for key, tensor in tensors.items() if key.startswith("smoothed/")}
+        self.smoother.load_state_dict(held, device)
         for name in self.units:
             self.units[name] = tensors[f"units/{name}"].numpy().copy()
             self.scores[name] = tensors[f"scores/{name}"].numpy().copy()
+        if all(f"errors/{name}" in tensors for name in self.units):
+            self.standard_errors = {name: tensors[f"errors/{name}"].numpy().copy() for name in self.units}
         masks = [tensors[f"mask/{n}"].to(device) for n in range(len(self.units)) if f"mask/{n}" in tensors]
         self._masks = masks or None
-        self.measured, self.finished = values["measured"], values["finished"]
+        self.measured, self.finished, self.ended = values["measured"], values["finished"], values["ended"]
+        self.changes.load_state_dict(values["changes"])
         # In the model's order: the Trainer's JSON has sorted the names.
         self.ranks = {name: values["ranks"][name] for name in self.units}
         self.logged_ranks = self.ranks
-        if self.path is not None:
-            self.path.restore(values["path"])
-            if self.finished is not None:
-                self.path.close()
-        self.check = None if values["check"] is None else QuadratureCheck(**values["check"])
+        self.measure.load_state_dict(values["measure"])
+        if self.finished is not None:
+            self.measure.close()
+        self.measure.check = None if values["check"] is None else QuadratureCheck(**values["check"])
+
+    def _regularise(self, scale: float | torch.Tensor) -> None:
+        if self.options.orthogonality > 0 and not self._regularised:
+            off_diagonal = self.options.orthogonality_of == "off-diagonal"
+            add_orthogonality_gradient(self.adapter, scale * self.options.orthogonality, off_diagonal=off_diagonal)
+            self._regularised = True
 
     def _measures(self, step: int) -> bool:
-        wanted = step < self.schedule.last or not self.ready
-        return self.finished is None and wanted and step % self.options.every == 0
+        return self.finished is None and self.measure.is_due(step, self.schedule, ready=self.smoother.ready)
 
-    def _shrink(self, kept: Mapping[str, np.ndarray], optimizer: Any) -> None:
-        device = self.adapter.lambdas[0].device
-        ranks = self.adapter.ranks
+    def _measure_at_end(self) -> None:
+        for measured in self.measure.at_end():
+            self.smoother.add(measured)
+            self.measured += 1
+
+    def _unit_scores(self, step: int) -> dict[str, np.ndarray]:
+        return by_module(unit_scores(self.smoother.scores(), self.adapter, self.options), self.adapter, step)
+
+    def _shrink(self, kept: UnitScores, optimizer: Any) -> None:
+        device, ranks = self.adapter.lambdas[0].device, self.adapter.ranks
         index = {name: torch.from_numpy(positions).to(device) for name, positions in kept.items()}
         shrink(self.adapter, index, optimizer)
         self.units = {name: self.units[name][positions] for name, positions in kept.items()}
-        starts = np.cumsum([0, *ranks[:-1]])
-        if self.options.state == "triplet":
-            whole = np.concatenate([start + kept[name] for start, name in zip(starts, self.adapter.names, strict=True)])
-            self.smoothed.keep([(0, torch.from_numpy(whole).to(device))])
-        else:
-            dims = (1, 0) if self.options.lambda_score == "absolute" else (0, 1, 0)
-            self.smoothed.keep([(dim, index[name]) for dim in dims for name in self.adapter.names])
+        self.smoother.keep(sliced_factors(self.adapter, self.options, ranks, index))
 
     def _keep_masks(self, masks: Mapping[str, torch.Tensor]) -> None:
         lambdas = self.adapter.lambdas
         self._masks = [masks[n].to(v.device, v.dtype) for n, v in zip(self.adapter.names, lambdas, strict=True)]
-
-    def _scalars(self, step: int, alive: Mapping[str, np.ndarray]) -> dict[str, float]:
-        flat = np.concatenate(list(alive.values()))
-        return {
-            "rank_allocation/step": step,
-            "rank_allocation/parameters": sum(rank * self.ground.costs[n] for n, rank in self.ranks.items()),
-            "rank_allocation/budget": self.rules.budget_at(step),
-            "rank_allocation/final_budget": self.ground.parameters,
-            "rank_allocation/total_rank": sum(self.ranks.values()),
-            "rank_allocation/modules_changed": sum(
-                rank != self.logged_ranks[name] for name, rank in self.ranks.items()
-            ),
-            "rank_allocation/score_mean": float(flat.mean()),
-            "rank_allocation/score_max": float(flat.max()),
-            "rank_allocation/score_median": float(np.median(flat)),
-        }

@@ -11,7 +11,7 @@ from lorank.allocation.budgeted import allocate
 from lorank.allocation.schedule import CutSchedule, budget_at
 from lorank.allocation.top_b import EQUAL, top_ranks, warn_if_equal
 from lorank.budget import Budget
-from lorank.engine.options import PruningOptions
+from lorank.engine.options import Choices, ScoringSetChoices
 from lorank.engine.smoothing import updates_needed
 from lorank.errors import AllocationError
 from lorank.plan import RankPlan
@@ -19,7 +19,7 @@ from lorank.scores import ImportanceScores
 
 
 @dataclass(frozen=True)
-class Ground:
+class InitialAdapter:
     """What is known before training: the adapter as it starts, and what its units may cost.
 
     Attributes:
@@ -46,8 +46,8 @@ class Ground:
 class CutRules:
     """From scores of the units that are left to ranks, at any step."""
 
-    ground: Ground
-    options: PruningOptions
+    initial: InitialAdapter
+    options: Choices
     schedule: CutSchedule
 
     def ranks_at(self, step: int, alive: Mapping[str, np.ndarray]) -> dict[str, int]:
@@ -62,13 +62,13 @@ class CutRules:
         for in parameters, it is the limit besides.
         """
         if self.options.budget_in == "ranks":
-            if not self.ground.provenance.get(EQUAL):
+            if not self.initial.provenance.get(EQUAL):
                 warn_if_equal(alive)
             costs, _, final = self._curve()
-            within = (self.ground.costs, self.ground.parameters) if self._in_parameters else None
+            within = (self.initial.costs, self.initial.parameters) if self._in_parameters else None
             return self.plan(top_ranks(alive, costs, final, within=within, **self._walk()))
-        scores = ImportanceScores(alive, self.ground.costs, None, self.ground.provenance)
-        return allocate(scores, self.ground.parameters, scale=self.ground.scale, **self.ground.limits)
+        scores = ImportanceScores(alive, self.initial.costs, None, self.initial.provenance)
+        return allocate(scores, self.initial.parameters, scale=self.initial.scale, **self.initial.limits)
 
     def budget_at(self, step: int) -> float:
         """What the curve leaves at a step, in its own costs."""
@@ -78,31 +78,48 @@ class CutRules:
 
     def plan(self, ranks: Mapping[str, int], provenance: Mapping[str, Any] | None = None) -> RankPlan:
         """The plan of these ranks."""
-        ground, made = self.ground, provenance or self.ground.provenance
+        initial, made = self.initial, provenance or self.initial.provenance
         if self.options.budget_in != "ranks" or self._in_parameters:
-            return RankPlan(ranks, ground.costs, ground.budget, ground.parameters, ground.scale, made)
+            return RankPlan(ranks, initial.costs, initial.budget, initial.parameters, initial.scale, made)
         # What was asked for is units; what they cost follows from which they are.
-        spent, units = sum(rank * ground.costs[name] for name, rank in ranks.items()), math.floor(self._curve()[2])
-        parameters = max(ground.parameters, spent)
-        return RankPlan(ranks, ground.costs, ground.budget, parameters, ground.scale, made, budget_units=units)
+        spent, units = sum(rank * initial.costs[name] for name, rank in ranks.items()), math.floor(self._curve()[2])
+        parameters = max(initial.parameters, spent)
+        return RankPlan(ranks, initial.costs, initial.budget, parameters, initial.scale, made, budget_units=units)
+
+    def scalars(
+        self, step: int, ranks: Mapping[str, int], before: Mapping[str, int], alive: Mapping[str, np.ndarray]
+    ) -> dict[str, float]:
+        """What is logged of a cut: `ranks` that it left, `before` those that were logged last, `alive` the scores."""
+        flat = np.concatenate(list(alive.values()))
+        return {
+            "rank_allocation/step": step,
+            "rank_allocation/parameters": sum(rank * self.initial.costs[name] for name, rank in ranks.items()),
+            "rank_allocation/budget": self.budget_at(step),
+            "rank_allocation/final_budget": self.initial.parameters,
+            "rank_allocation/total_rank": sum(ranks.values()),
+            "rank_allocation/modules_changed": sum(rank != before[name] for name, rank in ranks.items()),
+            "rank_allocation/score_mean": float(flat.mean()),
+            "rank_allocation/score_max": float(flat.max()),
+            "rank_allocation/score_median": float(np.median(flat)),
+        }
 
     @property
     def _in_parameters(self) -> bool:
-        return Budget.parse(self.ground.budget).kind in ("parameters", "base fraction")
+        return Budget.parse(self.initial.budget).kind in ("parameters", "base fraction")
 
     def _curve(self) -> tuple[Mapping[str, float], float, float]:
         """Costs of a unit of each module, and the budgets that the curve goes from and to."""
-        ground = self.ground
-        start: float = sum(ground.costs[name] * rank for name, rank in ground.ranks.items())
+        initial = self.initial
+        start: float = sum(initial.costs[name] * rank for name, rank in initial.ranks.items())
         if self.options.budget_in == "parameters":
-            return ground.costs, start, ground.parameters
-        weights = {name: _weight(name, self.options.cost_weights) for name in ground.costs}
-        weight = sum(weights[name] * rank for name, rank in ground.ranks.items())
+            return initial.costs, start, initial.parameters
+        weights = {name: _weight(name, self.options.cost_weights) for name in initial.costs}
+        weight = sum(weights[name] * rank for name, rank in initial.ranks.items())
         # The parameters of rank=144 were rounded down by less than one; nothing that costs below 1/100 is lost by this.
-        return weights, weight, math.floor(100 * (ground.parameters + 1) * weight / start) / 100
+        return weights, weight, math.floor(100 * (initial.parameters + 1) * weight / start) / 100
 
     def _walk(self) -> dict[str, Any]:
-        limits = self.ground.limits
+        limits = self.initial.limits
         return {"min_rank": limits["min_rank"], "rank_by": limits["rank_by"], "fill": self.options.fill}
 
 
@@ -115,13 +132,15 @@ def _weight(name: str, weights: Mapping[str, float]) -> float:
     return next((weight for end, weight in weights.items() if ends_with(name, end)), 1.0)
 
 
-def schedule_of(options: PruningOptions, steps: int, steps_per_epoch: int) -> tuple[CutSchedule, int]:
+def schedule_of(options: Choices, steps: int, steps_per_epoch: int) -> tuple[CutSchedule, int]:
     """When a run of so many optimizer steps cuts, and how many mini-batches make a window.
 
     Raises:
         AllocationError: no room to prune in, or no score before the last cut.
 
     """
+    if isinstance(options, ScoringSetChoices):
+        return _schedule_of_stage(options, steps), 1
     schedule = CutSchedule.of_run(steps, options.begin, options.end, options.interval)
     every, asked = options.every, options.window
     if isinstance(asked, str):
@@ -136,3 +155,15 @@ def schedule_of(options: PruningOptions, steps: int, steps_per_epoch: int) -> tu
             f"window {said}, score {options.score}); lower every or window, raise end, or train longer"
         )
     return schedule, window
+
+
+def _schedule_of_stage(options: ScoringSetChoices, steps: int) -> CutSchedule:
+    """Scores count after the warm-up; the last cut is at the last step."""
+    first = int(options.warmup * steps)
+    if options.when == "during" and (steps - first) // options.every < 1:
+        raise AllocationError(
+            f"stage 1 has {steps} steps, of which warmup {options.warmup} and every {options.every} leave none to score at; "
+            "lower them or train stage 1 longer"
+        )
+    interval = options.interval if isinstance(options.interval, int) else max(1, round(options.interval * steps))
+    return CutSchedule(first, steps, steps if options.curve == "one-shot" else interval)

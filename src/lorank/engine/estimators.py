@@ -4,18 +4,16 @@ import math
 import random
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal
 
 import torch
 from torch import nn
 
 from lorank.adapter.triplet import TripletAdapter
+from lorank.engine.options import Estimator
 from lorank.engine.path import LossFunction, model_loss, path_integral
 from lorank.errors import LorankError
 from lorank.scoring.batches import Batch
 from lorank.scoring.precision import at_least_fp32
-
-Estimator = Literal["training-pass", "single-pass", "one-sample", "unbiased", "trapezoid"]
 
 
 def estimator_points(estimator: Estimator, intervals: int, draw: random.Random) -> list[tuple[float, float]]:

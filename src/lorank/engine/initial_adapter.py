@@ -13,22 +13,22 @@ from lorank.allocation.schedule import CutSchedule
 from lorank.allocation.top_b import uniform_scores
 from lorank.artefact import versions
 from lorank.budget import Budget
-from lorank.engine.cut_rules import CutRules, Ground, ends_with
-from lorank.engine.options import PruningOptions
+from lorank.engine.cut_rules import CutRules, InitialAdapter, ends_with
+from lorank.engine.options import Choices, TrainingBatchChoices, own_values
 from lorank.errors import AllocationError, BudgetError
 from lorank.models.base_size import base_parameters
 from lorank.unsuitable import model_type_of
 
 
-def survey(
+def read_adapter(
     model: PeftModel,
     layers: Mapping[str, LoraLayer],
     adapter_name: str,
     budget: Budget,
     limits: Mapping[str, Any],
-    options: PruningOptions,
+    options: Choices,
     provenance: Mapping[str, Any],
-) -> Ground:
+) -> InitialAdapter:
     """Read ranks, costs and scale off the adapter's layers, and try the limits on equal scores.
 
     Raises:
@@ -52,10 +52,10 @@ def survey(
         "model": getattr(getattr(model, "config", None), "_name_or_path", "") or type(model.get_base_model()).__name__,
         "model_type": model_type_of(model.get_base_model()),
         "base_parameters": size,
-        "pruning": options.model_dump(mode="json"),
+        ("pruning" if isinstance(options, TrainingBatchChoices) else "scoring"): own_values(options),
         "versions": versions(),
     }
-    ground = Ground(ranks, costs, str(budget), parameters, limits, max(scalings), {**found, **provenance})
+    initial = InitialAdapter(ranks, costs, str(budget), parameters, limits, max(scalings), {**found, **provenance})
     if unmatched := [end for end in options.cost_weights if not any(ends_with(name, end) for name in costs)]:
         raise AllocationError(
             f"cost_weights name {unmatched[0]!r}, which no adapted module is or ends with; see target_modules"
@@ -68,8 +68,8 @@ def survey(
     # The limits are tried on equal scores now, not after the training.
     equal = uniform_scores(costs, ranks, provenance)
     allocate(equal, parameters, **limits)
-    trial = replace(ground, provenance=equal.provenance)
+    trial = replace(initial, provenance=equal.provenance)
     plan = CutRules(trial, options, CutSchedule(0, 1, 1)).last_plan(equal.scores)
     if not plan.total_rank:
         raise BudgetError(f"budget {budget} pays for no unit of rank in this curve; ask for more")
-    return ground
+    return initial

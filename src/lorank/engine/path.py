@@ -8,7 +8,7 @@ from torch import nn
 
 from lorank.adapter.path import displacement, path_point
 from lorank.adapter.triplet import TripletAdapter
-from lorank.engine.path_options import PathScoreOptions
+from lorank.engine.options import PathScoreOptions
 from lorank.engine.quadrature import path_nodes
 from lorank.errors import LorankError
 from lorank.scoring.batches import Batch, call, loss_in

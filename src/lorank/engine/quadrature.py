@@ -1,11 +1,9 @@
 """Nodes and weights that stand for the integral over the path coefficient, `∫_0^1 f(α) dα ≈ Σ_k w_k f(α_k)`."""
 
 from dataclasses import dataclass
-from typing import Literal
 
+from lorank.engine.options import NodeRule
 from lorank.errors import LorankError
-
-NodeRule = Literal["paper", "midpoint", "trapezoid", "gradient"]
 
 
 @dataclass(frozen=True)

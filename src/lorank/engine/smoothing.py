@@ -6,15 +6,13 @@ Each function has a `_plain` form, one tensor and one formula at a time: the spe
 for a whole list of tensors in a few fused operations.
 """
 
-from collections.abc import Callable, Sequence
-from typing import Literal
+from collections.abc import Sequence
 
 import torch
 
+from lorank.engine.options import ScoreKind
 from lorank.scoring.precision import at_least_fp32
 
-ScoreKind = Literal["product", "ratio", "smoothed-ratio", "mean", "ucb"]
-Absolute = Literal["batch", "window", "never"]
 Tensors = list[torch.Tensor]
 
 
@@ -80,88 +78,3 @@ def combine(
 def updates_needed(kind: ScoreKind) -> int:
     """Updates before a score says anything: after one from zero a ratio is 1/β1 for every entry."""
     return 2 if kind in ("ratio", "smoothed-ratio") else 1
-
-
-class SmoothedSensitivity:
-    """Ī and Ū of a list of tensors, from sums over windows of M mini-batches (IGU-LoRA: `s_agg = 1/M Σ s`).
-
-    Two copies of what is scored, in at least fp32; a window of more than one mini-batch needs a third for its sum.
-    """
-
-    def __init__(
-        self,
-        mean_decay: float,
-        deviation_decay: float,
-        window: int,
-        *,
-        absolute: Absolute = "batch",
-        average: Callable[[Tensors], Tensors] = lambda tensors: tensors,
-    ) -> None:
-        """Start from zero; `average` is over processes that each measured a mini-batch of their own."""
-        self.average = average
-        self.mean_decay, self.deviation_decay, self.window, self.absolute = (
-            mean_decay,
-            deviation_decay,
-            window,
-            absolute,
-        )
-        self.mean: Tensors = []
-        self.deviation: Tensors = []
-        self.sum: Tensors = []
-        self.in_window = 0
-        self.updates = 0
-
-    @torch.no_grad()
-    def add(self, sensitivities: Tensors) -> None:
-        """Take in the signed `s` of one mini-batch; it is used up. A full window becomes one step of the EMAs.
-
-        `absolute` says where the sign goes: `"batch"` takes |s| of every mini-batch, `"window"` of the window's mean,
-        `"never"` leaves it.
-        """
-        if self.absolute == "batch":
-            torch._foreach_abs_(sensitivities)
-        sensitivities = self.average(sensitivities)
-        self.in_window += 1
-        if self.window > 1:
-            if self.sum:
-                torch._foreach_add_(self.sum, sensitivities)
-            else:
-                self.sum = sensitivities
-            if self.in_window < self.window:
-                return
-            sensitivities, self.sum = list(torch._foreach_div(self.sum, self.in_window)), []
-        if self.absolute == "window":
-            torch._foreach_abs_(sensitivities)
-        if not self.mean:
-            self.mean = [torch.zeros_like(s) for s in sensitivities]
-            self.deviation = [torch.zeros_like(s) for s in sensitivities]
-        smooth_(self.mean, self.deviation, sensitivities, self.mean_decay, self.deviation_decay)
-        self.updates += 1
-        self.in_window = 0
-
-    def tensors(self) -> dict[str, torch.Tensor]:
-        """Everything that a checkpoint must hold."""
-        groups = {"mean": self.mean, "deviation": self.deviation, "sum": self.sum}
-        return {f"{group}/{number}": tensor for group, held in groups.items() for number, tensor in enumerate(held)}
-
-    def restore(self, tensors: dict[str, torch.Tensor], in_window: int, updates: int) -> None:
-        """Continue from what `tensors` returned."""
-        for group in ("mean", "deviation", "sum"):
-            found = sorted((int(key.partition("/")[2]), key) for key in tensors if key.partition("/")[0] == group)
-            setattr(self, group, [tensors[key] for _, key in found])
-        self.in_window, self.updates = in_window, updates
-
-    def keep(self, slices: Sequence[tuple[int, torch.Tensor]]) -> None:
-        """Forget entries: tensor number k of every group keeps the indices `slices[k] = (dim, index)`."""
-        for group in ("mean", "deviation", "sum"):
-            held = [t.index_select(dim, index) for t, (dim, index) in zip(getattr(self, group), slices, strict=False)]
-            setattr(self, group, held)
-
-    def clear(self) -> None:
-        """Forget everything: there is nothing more to decide."""
-        self.mean, self.deviation, self.sum, self.in_window = [], [], [], 0
-
-    @property
-    def state_bytes(self) -> int:
-        """Memory that is held now."""
-        return sum(tensor.numel() * tensor.element_size() for tensor in self.tensors().values())

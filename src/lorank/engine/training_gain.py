@@ -3,10 +3,10 @@
 import random
 
 from lorank.adapter.triplet import TripletAdapter
-from lorank.engine.options import PruningOptions
+from lorank.engine.options import Choices
 
 
-def drawn_gain(options: PruningOptions, seed: str) -> float:
+def drawn_gain(options: Choices, seed: str) -> float:
     """`α` drawn from {1/N, ..., 1}, or `α³` where the path moves P, λ and Q (IGU-LoRA's code); a function of the seed."""
     n = options.intervals if isinstance(options.intervals, int) else 20
     drawn = random.Random(seed).randint(1, n) / n

@@ -23,10 +23,12 @@ class TrainingPass:
         trained: what training calls: `model`, or what torch.compile made of it.
         inputs: of the last micro-batch; None before the first.
         on_inputs: called when training begins to compute a loss.
+        needed_for: what computes it again, as messages say it.
         way_out: what to do where this loss cannot be computed again.
 
     """
 
+    needed_for = "this measure"
     way_out = f"{ATTACH}, or {TRAINING_PASS}"
     not_seen = "the model was not called with keyword arguments"
 
@@ -48,6 +50,10 @@ class TrainingPass:
     def loss(self, model: nn.Module, inputs: Any) -> torch.Tensor:
         """The loss of `inputs` as training computes it. Scalar."""
         raise NotImplementedError
+
+    def held_out_loss(self, model: nn.Module, inputs: Any) -> torch.Tensor:
+        """The same loss of a batch that is not trained on. Scalar."""
+        return self.loss(model, inputs)
 
     def keep_state(self) -> None:
         """Remember what the loss may depend on beside its inputs, as it is now, before training computes it."""

@@ -1,18 +1,20 @@
 """From gradients to the sensitivities that are smoothed, and from smoothed sensitivities to one score for each unit."""
 
+from collections.abc import Mapping, Sequence
+
 import numpy as np
 import torch
 from accelerate.utils import broadcast, reduce
 from torch import nn
 
 from lorank.adapter.triplet import TripletAdapter
-from lorank.engine.options import PruningOptions
-from lorank.engine.smoothing import SmoothedSensitivity, combine, sensitivity
+from lorank.engine.options import Choices, ScoringSetChoices, TrainingBatchChoices
+from lorank.engine.smoothing import Tensors, sensitivity
 from lorank.errors import TrainingError
 from lorank.processes import processes
 
 
-def scored_factors(adapter: TripletAdapter, options: PruningOptions) -> tuple[nn.Parameter, ...]:
+def scored_factors(adapter: TripletAdapter, options: TrainingBatchChoices) -> tuple[nn.Parameter, ...]:
     """λ, P, Q; without λ where it counts as |λ|; λ alone in triplet state."""
     if options.state == "triplet":
         return adapter.lambdas
@@ -20,7 +22,7 @@ def scored_factors(adapter: TripletAdapter, options: PruningOptions) -> tuple[nn
     return scored[len(adapter.names) :] if options.lambda_score == "absolute" else scored
 
 
-def training_sensitivities(adapter: TripletAdapter, options: PruningOptions, step: int) -> list[torch.Tensor]:
+def training_sensitivities(adapter: TripletAdapter, options: TrainingBatchChoices, step: int) -> list[torch.Tensor]:
     """`w · g` from the gradients that training has left: a tensor for each scored factor, or one `(units,)` in triplet state.
 
     Raises:
@@ -40,7 +42,7 @@ def training_sensitivities(adapter: TripletAdapter, options: PruningOptions, ste
     return signed(sensitivity(factors, gradients), adapter, options)
 
 
-def signed(sensitivities: list[torch.Tensor], adapter: TripletAdapter, options: PruningOptions) -> list[torch.Tensor]:
+def signed(sensitivities: list[torch.Tensor], adapter: TripletAdapter, options: TrainingBatchChoices) -> list[torch.Tensor]:
     """`w · g` with the sign that the options ask for, absolute values left to the smoothing; may change its argument."""
     if options.state == "triplet" and len(sensitivities) > 1:
         sensitivities = [torch.cat(sensitivities)]
@@ -54,31 +56,33 @@ def signed(sensitivities: list[torch.Tensor], adapter: TripletAdapter, options: 
     return sensitivities
 
 
-def unit_scores(
-    smoothed: SmoothedSensitivity, adapter: TripletAdapter, options: PruningOptions, step: int
-) -> dict[str, np.ndarray]:
-    """`S_i = s(λ_i) + mean_j s(P_ji) + mean_j s(Q_ij)` (AdaLoRA, eq. 9), or one score a unit in triplet state.
+def unit_scores(scores: Tensors, adapter: TripletAdapter, options: Choices) -> torch.Tensor:
+    """One score for each unit of rank, `(units,)`, from the smoothed scores of whatever was measured.
 
-    One host sync. With several processes, the scores of the first.
-
-    Raises:
-        TrainingError: a score that is not finite.
-
+    `S_i = s(λ_i) + mean_j s(P_ji) + mean_j s(Q_ij)` (AdaLoRA, eq. 9); or what is there already, where units are smoothed.
     """
+    if isinstance(options, ScoringSetChoices):
+        return scores[0]
     modules = len(adapter.names)
-    found = [
-        combine(options.score, mean, deviation, epsilon=options.epsilon, weight=options.ucb_weight)
-        for mean, deviation in zip(smoothed.mean, smoothed.deviation, strict=True)
-    ]
     if options.state == "triplet":
-        units = found[0]
+        units = scores[0]
     else:
-        p, q = found[-2 * modules : -modules], found[-modules:]
+        p, q = scores[-2 * modules : -modules], scores[-modules:]
         units = torch.cat([left.mean(0) for left in p]) + torch.cat([right.mean(1) for right in q])
         if options.lambda_score == "scored":
-            units = units + torch.cat(found[:modules])
+            units = units + torch.cat(scores[:modules])
     if options.lambda_score == "absolute":
         units = units + torch.cat([values.detach().abs() for values in adapter.lambdas])
+    return units
+
+
+def by_module(units: torch.Tensor, adapter: TripletAdapter, step: int) -> dict[str, np.ndarray]:
+    """Module name -> the values `(r_m,)` of its units. One host sync. With several processes, the values of the first.
+
+    Raises:
+        TrainingError: a value that is not finite.
+
+    """
     # Kernels may differ in the last bit from process to process; what is decided must not.
     flat = broadcast(units.contiguous()).cpu().double().numpy()
     if not np.isfinite(flat).all():
@@ -94,3 +98,22 @@ def over_processes(tensors: list[torch.Tensor]) -> list[torch.Tensor]:
         return tensors
     flat = reduce(torch.cat([tensor.flatten() for tensor in tensors]), "mean")
     return [part.view_as(t) for part, t in zip(flat.split([t.numel() for t in tensors]), tensors, strict=True)]
+
+
+def sliced_factors(
+    adapter: TripletAdapter, options: Choices, ranks: Sequence[int], kept: Mapping[str, torch.Tensor]
+) -> list[tuple[int, torch.Tensor]]:
+    """For each tensor that is smoothed, the dimension that units lie along and the positions that are kept.
+
+    Args:
+        adapter: names the modules.
+        options: say what is smoothed.
+        ranks: of the modules before.
+        kept: module name -> positions.
+
+    """
+    if isinstance(options, ScoringSetChoices) or options.state == "triplet":
+        starts = np.cumsum([0, *ranks[:-1]])
+        return [(0, torch.cat([kept[name] + int(s) for s, name in zip(starts, adapter.names, strict=True)]))]
+    dims = (1, 0) if options.lambda_score == "absolute" else (0, 1, 0)
+    return [(dim, kept[name]) for dim in dims for name in adapter.names]

@@ -20,9 +20,21 @@ STATE = "rank_allocation.safetensors"
 
 
 def write_state(allocator: Allocator, args: TrainingArguments, step: int) -> None:
-    """Complete a checkpoint: EMA tensors, scores and unit numbers in a safetensors file beside Trainer's own."""
+    """Complete a checkpoint: smoothed tensors, scores and unit numbers in a safetensors file beside Trainer's own.
+
+    Raises:
+        TrainingError: scores that are not finite; nothing is written.
+
+    """
     checkpoint = Path(args.output_dir) / f"checkpoint-{step}"
-    tensors, values = allocator.state()
+    state = allocator.state_dict()
+    tensors, values = state["tensors"], state["values"]
+    bad = [key for key, t in tensors.items() if key.startswith("smoothed/") and not bool(torch.isfinite(t).all())]
+    if bad:
+        raise TrainingError(
+            f"the scores are not finite at step {step}; an earlier checkpoint in {args.output_dir} is whole. Lower the learning "
+            "rate, or train in fp32"
+        )
     stamp = {"format": "lorank.rank_allocation", "version": "1", "belongs_to": checksum(values)}
     write_atomically(checkpoint / STATE, lambda temporary: save_file(tensors, temporary, stamp))
 
@@ -34,7 +46,7 @@ def holds_state(values: Mapping[str, Any] | None) -> bool:
 
 def read_state(
     values: Mapping[str, Any] | None, args: TrainingArguments, step: int
-) -> tuple[dict[str, torch.Tensor], Mapping[str, Any]]:
+) -> dict[str, Mapping[str, Any]]:
     """Tensors and small values of the checkpoint that the Trainer has resumed from.
 
     Args:
@@ -70,7 +82,7 @@ def read_state(
         raise TrainingError(f"{path}: damaged ({error}); resume from an earlier checkpoint") from None
     if stamp.get("belongs_to") != checksum(small):
         raise TrainingError(f"{path} belongs to another checkpoint than the trainer state; resume from an earlier one")
-    return tensors, small
+    return {"tensors": tensors, "values": small}
 
 
 def write_results(scores: ImportanceScores, plan: RankPlan, directory: Path) -> None:

@@ -63,8 +63,14 @@ class TrainerPass(TrainingPass):
         """The Trainer's loss of these inputs, with the options that training gave (`num_items_in_batch`)."""
         return self._loss(model, inputs, None)
 
-    def _loss(self, model: nn.Module, inputs: Any, state: TrainerSnapshot | None) -> torch.Tensor:
+    def held_out_loss(self, model: nn.Module, inputs: Any) -> torch.Tensor:
+        """The Trainer's mean loss of these inputs."""
+        return self._loss(model, inputs, None, held_out=True)
+
+    def _loss(self, model: nn.Module, inputs: Any, state: TrainerSnapshot | None, *, held_out: bool = False) -> torch.Tensor:
         with trainer_as_before(self.trainer, state), self.trainer.compute_loss_context_manager():
-            found = self._compute_loss(model, copy.copy(inputs), *self._arguments, **self._options)
+            # Training's options say by how many items of its own batches a sum is divided.
+            arguments, options = ((), {}) if held_out else (self._arguments, self._options)
+            found = self._compute_loss(model, copy.copy(inputs), *arguments, **options)
         loss: torch.Tensor = found[0] if isinstance(found, tuple) else found
         return loss

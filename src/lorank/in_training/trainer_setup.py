@@ -1,17 +1,20 @@
 """What RankAllocation has to know, and to change, of the Trainer that it is in."""
 
-import math
-from collections.abc import Iterator, Mapping
+import functools
+from collections.abc import Callable, Sized
 from typing import Any
 
 import torch
-from peft import PeftModel
-from peft.tuners.lora import LoraLayer
 from torch import nn
 from transformers import TrainerCallback, TrainerState, TrainingArguments
 
 from lorank.adapter.triplet import TripletAdapter
+from lorank.engine.assembly import TrainingFacts
+from lorank.engine.options import Choices, ScoringSetChoices
+from lorank.engine.training_pass import ATTACH, ModelPass, TrainingPass
 from lorank.errors import TrainingError
+from lorank.in_training.fresh_start import holds_lambdas
+from lorank.in_training.trainer_pass import TrainerPass
 
 JOINED_LATE = (
     "RankAllocation joined after the Trainer was made (add_callback, or model_init); call attach(trainer), or give it to the "
@@ -50,15 +53,6 @@ def refuse_restored_callbacks(args: TrainingArguments) -> None:
         )
 
 
-def check_uncut(adapter: TripletAdapter, ranks: Mapping[str, int]) -> None:
-    """Refuse an adapter that an earlier training has cut, where a new one begins."""
-    if dict(zip(adapter.names, adapter.ranks, strict=True)) != ranks:
-        raise TrainingError(
-            "an earlier training, which did not end, has cut this adapter already; resume it from a checkpoint, or start "
-            "with a new model"
-        )
-
-
 def forget_best(state: TrainerState) -> None:
     """The best checkpoint so far does not count any more."""
     state.best_metric = state.best_global_step = state.best_model_checkpoint = None
@@ -79,8 +73,7 @@ def check_setup(args: TrainingArguments, adapter: TripletAdapter, optimizer: Any
         )
     if len(devices := {str(values.device) for values in adapter.lambdas}) > 1:
         raise TrainingError(f"the adapter lies on several devices ({', '.join(sorted(devices))}); put the model on one")
-    optimised = {id(parameter) for group in optimizer.param_groups for parameter in group["params"]}
-    if any(id(values) not in optimised for values in adapter.lambdas):
+    if not holds_lambdas(optimizer, adapter):
         raise TrainingError(
             "the optimizer does not hold the triplets' λ: it was made before the adapter became triplets; call "
             "RankAllocation.prepare(model) before you make the optimizer"
@@ -105,25 +98,71 @@ def unscale(optimizer: Any) -> None:
             raise
 
 
-def trained_whole(model: nn.Module) -> Iterator[tuple[str, nn.Parameter]]:
-    """What trains beside the adapter: heads, biases."""
-    return ((name, p) for name, p in model.named_parameters() if p.requires_grad and ".lora_" not in name)
+def call_after_backward(trainer: Any, call: Callable[[Any], None]) -> Callable[[], None]:
+    """Have `call` called with the factor of the gradients, when those of a step are there and not yet clipped.
 
+    Returns:
+        A function that takes it back.
 
-@torch.no_grad()
-def start_again(model: PeftModel, adapter_name: str, beside: Mapping[str, torch.Tensor], seed: int) -> None:
-    """Give the folded adapter PEFT's fresh start, and what trained beside it the values from before training.
-
-    Drawn from the seed alone: a run that was resumed after its last cut begins again as one that was not.
     """
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
-        for layer in model.modules():
-            if isinstance(layer, LoraLayer) and adapter_name in layer.lora_A:
-                # On the CPU, so that every device begins alike; the distribution is PEFT's.
-                start = nn.init.kaiming_uniform_(torch.empty(layer.lora_A[adapter_name].weight.shape), a=math.sqrt(5))
-                layer.lora_A[adapter_name].weight.copy_(start)
-                layer.lora_B[adapter_name].weight.zero_()
-    for name, parameter in trained_whole(model):
-        if name in beside:
-            parameter.copy_(beside[name])
+    replaced = vars(trainer).get("training_step")  # a function that a user has put on the instance
+    training_step = trainer.training_step
+
+    @functools.wraps(training_step)
+    def stepped(*args: Any, **options: Any) -> Any:
+        loss = training_step(*args, **options)
+        if trainer.accelerator.sync_gradients:
+            scaler = getattr(trainer.accelerator, "scaler", None)
+            scaled = scaler is not None and scaler.is_enabled()
+            call(scaler.scale(torch.ones((), device=trainer.args.device)) if scaled else 1.0)
+        return loss
+
+    def take_back() -> None:
+        vars(trainer).pop("training_step", None)
+        if replaced is not None:
+            trainer.training_step = replaced
+
+    trainer.training_step = stepped
+    return take_back
+
+
+def trainer_pass(model: nn.Module, args: TrainingArguments, options: Choices, trainer: Any = None) -> TrainingPass:
+    """What training computes: through the `compute_loss` of a Trainer where it is known, else through the model.
+
+    Raises:
+        TrainingError: the Trainer is not known, and the loss is another than the model's or cannot be compared with it.
+
+    """
+    passed: TrainingPass = ModelPass(model) if trainer is None else TrainerPass(model, trainer)
+    passed.needed_for = (
+        "a scoring set" if isinstance(options, ScoringSetChoices) else f"estimator {options.estimator!r}"
+    )
+    if isinstance(options, ScoringSetChoices):
+        passed.way_out = ATTACH if trainer is None else "use method='adalora', which scores by training's own gradients"
+    if trainer is None and args.label_smoothing_factor:
+        raise TrainingError(
+            f"label smoothing takes the labels away from the model, so {passed.needed_for} cannot compute its loss again; "
+            f"{passed.way_out}"
+        )
+    if trainer is None and args.torch_compile and any(m.p > 0 for m in model.modules() if isinstance(m, nn.Dropout)):
+        raise TrainingError(
+            f"torch_compile draws dropout in an order of its own, so {passed.needed_for} cannot compare its loss with "
+            f"training's; {passed.way_out}"
+        )
+    return passed
+
+
+def training_facts(
+    model: nn.Module, args: TrainingArguments, steps: int, train_dataloader: Any, optimizer: Any
+) -> TrainingFacts:
+    """What the engine has to know of a Trainer's training."""
+    epoch = len(train_dataloader) // args.gradient_accumulation_steps if isinstance(train_dataloader, Sized) else steps
+    return TrainingFacts(
+        steps,
+        epoch,
+        seed=args.seed,
+        half=args.bf16 or args.fp16 or any(p.dtype in (torch.bfloat16, torch.float16) for p in model.parameters()),
+        # The scaler that training has for small gradients is not for passes of our own.
+        loss_scale=1.0 if getattr(optimizer, "scaler", None) is None else 1024.0,
+        may_shrink=args.world_size == 1,
+    )

@@ -1,15 +1,16 @@
 """AdaLoRA: smoothed sensitivity times its uncertainty, a cubic budget curve, pruned while it trains."""
 
-from lorank.methods.method import Method
+from lorank.engine.options import TrainingBatchChoices
+from lorank.methods.method import Method, Preset
 
 ADALORA = Method(
     name="adalora",
     reference="Zhang et al., AdaLoRA, ICLR 2023, arXiv 2303.10512, eq. 4 to 14",
-    trained="pruned triplets",
+    choices=TrainingBatchChoices,
     presets={
         # PEFT's RankAllocator, step by step: new weights times the gradient of the step, every step, every entry.
-        "paper": {
-            "pruning": {
+        "paper": Preset(
+            options={
                 "estimator": "training-pass",
                 "sign": "batch",
                 "measured": "after-step",
@@ -23,11 +24,11 @@ ADALORA = Method(
                 "orthogonality": 0.1,
                 "ending": "continue",
             },
-            "allocation": {"rank_by": "score"},
-        },
+            ranks={"rank_by": "score"},
+        ),
         # Same score, from one number for each unit (its three sums are equal), in parameters.
-        "recommended": {
-            "pruning": {
+        "recommended": Preset(
+            options={
                 "estimator": "training-pass",
                 "sign": "batch",
                 "measured": "before-step",
@@ -38,8 +39,8 @@ ADALORA = Method(
                 "budget_in": "parameters",
                 "ending": "continue",
             },
-            "allocation": {"rank_by": "score"},
-        },
+            ranks={"rank_by": "score"},
+        ),
     },
     default_preset="paper",
 )

@@ -1,13 +1,12 @@
 """EVA: explained variance of layer inputs decides the ranks, and their principal directions where `A` starts. A baseline."""
 
-from lorank.methods.method import Method
+from lorank.methods.method import Method, Preset
 from lorank.scoring.eva import explained_variance_scores, start_at_principal_inputs
 
 EVA = Method(
     name="eva",
     reference="EVA, arXiv 2410.07170; PEFT's init_lora_weights='eva'",
-    trained="nothing",
-    presets={"recommended": {"allocation": {"rank_by": "score", "scope": "global"}}},
+    presets={"recommended": Preset(ranks={"rank_by": "score", "scope": "global"})},
     default_preset="recommended",
     options=("components",),
     scorer=explained_variance_scores,

@@ -1,25 +1,32 @@
 """I-LoRA: path-averaged gradients on a held-out scoring set, one cut, then training from a fresh start."""
 
-from lorank.methods.method import Method
+from lorank.engine.options import ScoringSetChoices
+from lorank.methods.method import Method, Preset
 
 I_LORA = Method(
     name="i-lora",
     reference="I-LoRA (anonymous EMNLP submission), eq. 4 and section 1.4",
-    trained="triplets",
+    choices=ScoringSetChoices,
     presets={
         # The text where it is explicit (eq. 4, one α of {0.1..1.0} for each batch, a scoring batch at every step, one
         # cut), and the recommended reading of A1 to A15 where it is not.
-        "paper": {
-            "scoring": {"nodes": "paper", "intervals": 10, "draw": "random", "parameter_factor": "none", "every": 1},
-            "stage1": {"pruning": "one-shot"},
-            "allocation": {"rank_by": "score", "scope": "global"},
-        },
+        "paper": Preset(
+            options={
+                "nodes": "paper",
+                "intervals": 10,
+                "draw": "random",
+                "parameter_factor": "none",
+                "every": 1,
+                "curve": "one-shot",
+            },
+            ranks={"rank_by": "score", "scope": "global"},
+        ),
         # Ours: with the parameter factor and a path of λ alone a unit's attribution is its share of the held-out loss
         # reduction, and the shares add up. Share per parameter is the greedy answer to where the next parameter buys
         # most. Midpoint nodes, because {0.1..1.0} is biased towards α = 1. Scores count from the middle of stage 1 on: a
         # share of a loss reduction means little before there is one.
-        "loss-per-parameter": {
-            "scoring": {
+        "loss-per-parameter": Preset(
+            options={
                 "nodes": "midpoint",
                 "intervals": 10,
                 "draw": "random",
@@ -27,10 +34,10 @@ I_LORA = Method(
                 "parameter_factor": "signed",
                 "every": 1,
                 "warmup": 0.5,
+                "curve": "one-shot",
             },
-            "stage1": {"pruning": "one-shot"},
-            "allocation": {"rank_by": "score-per-parameter", "scope": "global"},
-        },
+            ranks={"rank_by": "score-per-parameter", "scope": "global"},
+        ),
     },
     default_preset="paper",
 )

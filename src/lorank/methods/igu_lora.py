@@ -1,17 +1,18 @@
 """IGU-LoRA: integrated gradients of the adapter's parameters with EMA uncertainty, pruned while it trains."""
 
-from lorank.methods.method import Method
+from lorank.engine.options import TrainingBatchChoices
+from lorank.methods.method import Method, Preset
 
 IGU_LORA = Method(
     name="igu-lora",
     reference="IGU-LoRA, arXiv 2603.13792 (ICLR 2026), eq. 3 to 11; code github.com/withyou12/igulora",
-    trained="pruned triplets",
+    choices=TrainingBatchChoices,
     presets={
         # The text as far as it is known (methods note, section 2). Eq. 6 as printed: its three nodes and weights, |w|
         # outside of a signed bracket. M is an epoch. β, the budget curve and the share of the run are not in the text:
         # β and the cubic curve are the code's, "epoch 2 to 5, every 1/5 epoch" is read as those of ten epochs.
-        "paper": {
-            "pruning": {
+        "paper": Preset(
+            options={
                 "estimator": "one-sample",
                 "intervals": 20,
                 "moved": "lambda",
@@ -28,11 +29,11 @@ IGU_LORA = Method(
                 "interval": 0.02,
                 "ending": "continue",
             },
-            "allocation": {"rank_by": "score"},
-        },
+            ranks={"rank_by": "score"},
+        ),
         # What the released code does (methods note, section 2.9), in the proportions of its script of 10.5k steps.
-        "official": {
-            "pruning": {
+        "official": Preset(
+            options={
                 "estimator": "training-pass",
                 "intervals": 20,
                 "moved": "all",
@@ -54,12 +55,12 @@ IGU_LORA = Method(
                 "initial_lambda": 0.1,
                 "ending": "retrain",
             },
-            "allocation": {"rank_by": "score"},
-        },
+            ranks={"rank_by": "score"},
+        ),
         # Ours: an unbiased estimate of the integral from one extra pass every tenth step, which keeps its magnitude; a
         # unit's worth is per parameter, because parameters are what the budget counts.
-        "recommended": {
-            "pruning": {
+        "recommended": Preset(
+            options={
                 "estimator": "single-pass",
                 "moved": "lambda",
                 "sign": "batch",
@@ -71,8 +72,8 @@ IGU_LORA = Method(
                 "budget_in": "parameters",
                 "ending": "continue",
             },
-            "allocation": {"rank_by": "score-per-parameter"},
-        },
+            ranks={"rank_by": "score-per-parameter"},
+        ),
     },
     default_preset="recommended",
 )

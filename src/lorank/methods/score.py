@@ -90,7 +90,7 @@ def score(
             own = [*heeded, "targets", "loss", "seed"]
             hint = " (did you mean targets?)" if key == "target_modules" else nearest(key, own)
             raise RecipeError(f"{key}: no option of method {method!r}{hint}; allowed: {', '.join(own)}")
-    preset = METHODS[method].presets[METHODS[method].default_preset].get("calibration", {})
+    preset = METHODS[method].presets[METHODS[method].default_preset].options
     try:
         chosen = CalibrationOptions(**{**preset, **options})
     except ValidationError as error:

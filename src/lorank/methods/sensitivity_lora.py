@@ -1,26 +1,25 @@
 """Sensitivity-LoRA: global and local sensitivity from the Hessian's diagonal, once, before training."""
 
-from lorank.methods.method import Method
+from lorank.methods.method import Method, Preset
 from lorank.scoring.one_shot import sensitivity_scores
 
 SENSITIVITY_LORA = Method(
     name="sensitivity-lora",
     reference="Sensitivity-LoRA, arXiv 2509.09119 (Findings of EMNLP 2025)",
-    trained="nothing",
     # The trace and proportional ranks are the paper's; the estimator, the forms of the two local metrics and how they are
     # combined are not in any source (methods note 3.2) and are ours, named here so that a run records them. `gram` because it
     # is the cheapest, the most stable, and does not look through a new head (docs/sensitivity-lora.md has the comparison).
     presets={
-        "recommended": {
-            "calibration": {
+        "recommended": Preset(
+            options={
                 "estimator": "gram",
                 "trace_weight": 1.0,
                 "topk_weight": 0.5,
                 "effective_rank_weight": 0.5,
                 "topk": 0.1,
             },
-            "allocation": {"rank_by": "score"},
-        },
+            ranks={"rank_by": "score"},
+        ),
     },
     default_preset="recommended",
     scored="modules",

@@ -1,11 +1,10 @@
 """Uniform LoRA: every module gets the same rank. The baseline that a plan has to beat."""
 
-from lorank.methods.method import Method
+from lorank.methods.method import Method, Preset
 
 UNIFORM = Method(
     name="lora",
     reference="Hu et al., LoRA, ICLR 2022, arXiv 2106.09685",
-    trained="nothing",
-    presets={"paper": {}},
+    presets={"paper": Preset()},
     default_preset="paper",
 )

@@ -1,0 +1,58 @@
+"""Whether examples of a scoring set stand in the training set too, by their content."""
+
+import hashlib
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+import numpy as np
+import torch
+
+# What models read; labels and whatever else a row holds do not make another example.
+_INPUTS = ("input_ids", "pixel_values", "input_features", "input_values", "inputs_embeds", "text", "messages", "prompt")
+
+
+def shared_examples(scoring: Any, training: Any) -> int | None:
+    """How many examples of `scoring` are in `training`, by the inputs that both have; None where they cannot be looked at.
+
+    Both are data sets with `len` that take numbers; rows are mappings, or tensors.
+    """
+    if not all(hasattr(rows, "__len__") and hasattr(rows, "__getitem__") and len(rows) for rows in (scoring, training)):
+        return None
+    first, other = scoring[0], training[0]
+    columns: list[str] | None = None
+    if isinstance(first, Mapping) and isinstance(other, Mapping):
+        both = [key for key in first if key in other]
+        columns = [key for key in _INPUTS if key in both] or both
+        if not columns:
+            return None
+    held = set(_digests(training, columns))
+    return sum(digest in held for digest in _digests(scoring, columns))
+
+
+def _digests(rows: Any, columns: list[str] | None) -> Iterator[bytes]:
+    if columns is not None and hasattr(rows, "select_columns"):  # datasets: whole batches are read at once
+        rows = rows.select_columns(columns)
+        for batch in rows.iter(1000):
+            for values in zip(*(batch[name] for name in columns), strict=True):
+                yield _digest(values)
+        return
+    for number in range(len(rows)):
+        row = rows[number]
+        yield _digest(tuple(row[name] for name in columns) if columns is not None else row)
+
+
+def _digest(values: Any) -> bytes:
+    return hashlib.blake2b(repr(values_in(values)).encode(), digest_size=16).digest()
+
+
+def values_in(data: Any) -> Any:
+    """Numbers and strings in place of tensors and arrays, in lists and mappings alike."""
+    if isinstance(data, torch.Tensor):
+        return data.detach().cpu().tolist()
+    if isinstance(data, np.ndarray):
+        return data.tolist()
+    if isinstance(data, Mapping):
+        return {str(key): values_in(value) for key, value in data.items()}
+    if isinstance(data, (list, tuple)):
+        return [values_in(value) for value in data]
+    return data if isinstance(data, (str, int, float, bool, type(None))) else repr(data)

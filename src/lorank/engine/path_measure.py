@@ -1,0 +1,283 @@
+"""Measures with passes of their own at other path points: on the batches of training, or on a scoring set."""
+
+import random
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from accelerate.utils import broadcast
+
+from lorank.adapter.path import path_point
+from lorank.adapter.triplet import TripletAdapter
+from lorank.allocation.schedule import CutSchedule
+from lorank.engine.estimators import (
+    QuadratureCheck,
+    check_quadrature,
+    estimator_points,
+    integrated_gradients,
+    intervals_for,
+    layer_groups,
+)
+from lorank.engine.loss_comparison import TOLERANCE, LossComparison
+from lorank.engine.measure import Measure, training_batch_is_due
+from lorank.engine.options import ScoringSetChoices, TrainingBatchChoices
+from lorank.engine.path import PathScorer
+from lorank.engine.scoring_batches import ScoringBatches
+from lorank.engine.smoothing import Tensors
+from lorank.engine.training_pass import TrainingPass
+from lorank.engine.unit_scores import signed
+from lorank.errors import TrainingError
+from lorank.scoring.undisturbed import undisturbed
+from lorank.targets import places
+
+FIRST_INTERVALS = 8  # of the check from which `intervals: auto` is worked out
+
+
+class PathMeasure(Measure):
+    """Passes batches at path points, and leaves training undisturbed.
+
+    At the 1st, 2nd, 4th, 8th ... measured mini-batch the loss of its passes is compared with training's.
+    """
+
+    def __init__(
+        self,
+        passed: TrainingPass,
+        adapter: TripletAdapter,
+        *,
+        seed: int,
+        loss_scale: float = 1.0,
+        tolerance: float = TOLERANCE,
+    ) -> None:
+        """Listen to what the model is trained on.
+
+        Args:
+            passed: the last micro-batch of training and its loss.
+            adapter: its triplets.
+            seed: of the drawn path coefficients.
+            loss_scale: factor in the backward pass, divided out again.
+            tolerance: of `LossComparison`.
+
+        """
+        self.passed, self.model, self.adapter = passed, passed.model, adapter
+        self.seed, self.loss_scale = seed, loss_scale
+        self._comparison = LossComparison(adapter, passed, tolerance=tolerance, loss_scale=loss_scale)
+        self._compared = True  # nothing has been left uncompared yet
+        self._listening = True
+        passed.start()
+
+    def close(self) -> None:
+        """Stop listening."""
+        self._comparison.stop()
+        if self._listening:
+            self.passed.stop()
+        self._listening = False
+
+    def begin_step(self, number: int) -> None:
+        """Compare the loss with training's, if it is time; and again where that was not possible."""
+        if self._listening and (not number & (number + 1) or not self._compared):
+            self._comparison.watch()
+
+    def compare(self, number: int) -> None:
+        """Make the comparison that `begin_step` began.
+
+        Raises:
+            TrainingError: it is not known what training computed, or passes of our own compute another loss.
+
+        """
+        if not self._comparison.watching:
+            return
+        batch = self.last_batch()
+        self.passes += 1
+        try:
+            self._compared = self._comparison.compare(batch, number + 1)
+        except TrainingError:
+            self.close()
+            raise
+
+    def last_batch(self) -> Any:
+        """What training computed last.
+
+        Raises:
+            TrainingError: it was not seen.
+
+        """
+        if self.passed.inputs is None:
+            raise TrainingError(
+                f"{self.passed.needed_for} passes batches of training again, and what training computes was not seen "
+                f"({self.passed.not_seen}); {self.passed.way_out}"
+            )
+        return self.passed.inputs
+
+
+class TrainingPath(PathMeasure):
+    """`w · ∫g` on the last batch of training (IGU-LoRA, eq. 4 to 6)."""
+
+    def __init__(
+        self, passed: TrainingPass, adapter: TripletAdapter, options: TrainingBatchChoices, **settings: Any
+    ) -> None:
+        super().__init__(passed, adapter, **settings)
+        self.options = options
+        self.intervals = options.intervals if isinstance(options.intervals, int) else None
+        self._groups: list[list[int]] | None = None
+        if options.path_scope == "layer":
+            placed = places(adapter.names)
+            self._groups = layer_groups([(placed[name].stack, placed[name].layer) for name in adapter.names])
+
+    def is_due(self, step: int, schedule: CutSchedule, *, ready: bool) -> bool:
+        """Every `every` steps before the last cut."""
+        return training_batch_is_due(step, schedule, self.options, ready=ready)
+
+    def before_step(self, step: int, number: int) -> Tensors | None:
+        """Signed `w · ∫g` of λ, P and Q, as the state needs them."""
+        return signed(self.sensitivities(number), self.adapter, self.options)
+
+    def sensitivities(self, number: int) -> Tensors:
+        """`w · ∫g` of λ, P and Q for scored mini-batch `number`."""
+        batch = self.last_batch()
+        self.compare(number)
+        with self._own_passes():
+            # Paths grow longer as the adapter trains: asked again at the 1st, 2nd, 4th, 8th ... mini-batch.
+            if self.options.intervals == "auto" and not number & (number + 1):
+                self._choose_intervals(batch)
+            intervals = self.intervals or FIRST_INTERVALS
+            points = estimator_points(self.options.estimator, intervals, random.Random(f"{self.seed}/path/{number}"))
+            wrt = "lambda" if self.options.state == "triplet" else "all"
+            found = integrated_gradients(
+                self.model,
+                self.adapter,
+                batch,
+                points,
+                groups=self._groups,
+                moved=self.options.moved,
+                wrt=wrt,
+                loss=self.passed.loss,
+                loss_scale=self.loss_scale,
+            )
+        self.passes += len(points) * len(self._groups or [()])
+        if wrt == "all" and self.options.lambda_score == "absolute":
+            return found[len(self.adapter.names) :]
+        return found
+
+    def before_last_cut(self) -> None:
+        """Quadrature check on the last batch, with the estimator's N (made even) where it has one."""
+        if self._listening and self.passed.inputs is not None:
+            single = self.options.estimator == "single-pass"
+            intervals = FIRST_INTERVALS if single else self.intervals or FIRST_INTERVALS
+            with self._own_passes():
+                self.check = self._check(self.last_batch(), intervals + intervals % 2)
+
+    def state_dict(self) -> dict[str, Any]:
+        """JSON values for a checkpoint."""
+        return {"intervals": self.intervals, "passes": self.passes}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """From a checkpoint."""
+        self.intervals, self.passes = state["intervals"], state["passes"]
+
+    def _choose_intervals(self, batch: Any) -> None:
+        check = self._check(batch, FIRST_INTERVALS)
+        # At λ = 0 there is no path yet. Of several processes the first one's batch decides.
+        wanted = intervals_for(self.options.tolerance, check) if check.richardson_error < float("inf") else 0
+        wanted = int(broadcast(torch.tensor(wanted, device=self.adapter.lambdas[0].device)))
+        if wanted:
+            self.intervals = max(self.intervals or 2, wanted)
+
+    def _check(self, batch: Any, intervals: int) -> QuadratureCheck:
+        self.passes += intervals + 1
+        return check_quadrature(
+            self.model,
+            self.adapter,
+            batch,
+            intervals,
+            moved=self.options.moved,
+            loss=self.passed.loss,
+            loss_scale=self.loss_scale,
+        )
+
+    @contextmanager
+    def _own_passes(self) -> Iterator[None]:
+        """Passes that are not remembered, without dropout, random streams untouched."""
+        with self.passed.own_passes(), undisturbed(self.model):
+            yield
+
+
+class ScoringSetPath(PathMeasure):
+    """Scores of whole units on the batches of a scoring set (I-LoRA, eq. 4), see `PathScorer`."""
+
+    def __init__(
+        self,
+        passed: TrainingPass,
+        adapter: TripletAdapter,
+        options: ScoringSetChoices,
+        batches: ScoringBatches,
+        *,
+        baseline: Sequence[torch.Tensor] | None = None,
+        **settings: Any,
+    ) -> None:
+        """Prepare; see `PathMeasure` and `PathScorer`."""
+        super().__init__(passed, adapter, **settings)
+        self.options, self.batches = options, batches
+        self.loss_reduction: float | None = None
+        self.scorer = PathScorer(
+            self.model,
+            adapter,
+            options,
+            baseline=baseline,
+            loss=passed.held_out_loss,
+            seed=self.seed,
+            loss_scale=self.loss_scale,
+        )
+
+    def is_due(self, step: int, schedule: CutSchedule, *, ready: bool) -> bool:
+        """Every `every` steps after the warm-up, the last step too."""
+        since = step - schedule.first
+        return self.options.when == "during" and since > 0 and since % self.options.every == 0
+
+    def before_step(self, step: int, number: int) -> Tensors | None:
+        """Compare the loss with training's where that is due; scores are of the weights after the step."""
+        self.compare(number)
+        return None
+
+    def after_step(self, step: int, number: int) -> Tensors | None:
+        """Scores `(units,)` of one batch."""
+        return [self._scored(number)]
+
+    def at_end(self) -> Iterator[Tensors]:
+        """With `when: after`, scores of every batch of the scoring set (reading A12)."""
+        if self.options.when == "after":
+            for number in range(len(self.batches)):
+                yield [self._scored(number)]
+
+    def before_last_cut(self) -> None:
+        """What signed shares add up to: `L(θ0) - L(θ)` on the scoring set, mean over its batches."""
+        if self.options.parameter_factor == "signed" and self._listening:
+            total = sum(self._reduction(number) for number in range(len(self.batches)))
+            self.loss_reduction = total / len(self.batches)
+
+    def provenance(self) -> Mapping[str, Any]:
+        """JSON values that scores and plan carry."""
+        more = {"scoring_examples": self.batches.examples, "loss_reduction": self.loss_reduction}
+        return {**super().provenance(), **more}
+
+    def state_dict(self) -> dict[str, Any]:
+        """JSON values for a checkpoint."""
+        return {"passes": self.passes, "loss_reduction": self.loss_reduction, "batches": self.batches.state_dict()}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """From a checkpoint."""
+        self.passes, self.loss_reduction = state["passes"], state["loss_reduction"]
+        self.batches.load_state_dict(state["batches"])
+
+    def _scored(self, number: int) -> torch.Tensor:
+        batch = self.batches.batch(number, self.adapter.lambdas[0].device)
+        self.passes += self.scorer.passes_per_batch
+        with self.passed.own_passes():
+            return self.scorer.batch_scores(batch, number)
+
+    def _reduction(self, number: int) -> float:
+        batch, scorer = self.batches.batch(number, self.adapter.lambdas[0].device), self.scorer
+        with self.passed.own_passes(), undisturbed(self.model), torch.no_grad():
+            after = float(self.passed.held_out_loss(self.model, batch))
+            with path_point(self.adapter, 0.0, moved=self.options.moved, baseline=scorer.baseline):
+                return float(self.passed.held_out_loss(self.model, batch)) - after

@@ -1,0 +1,190 @@
+"""The batches of a scoring set by number: a function of seed and number, so that a resumed training sees the same ones."""
+
+import random
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any
+
+import numpy as np
+import torch
+from torch import nn
+
+from lorank.artefact import checksum
+from lorank.engine.overlap import values_in
+from lorank.engine.random_streams import RandomStreams, random_streams
+from lorank.errors import DataError, TrainingError
+from lorank.scoring.batches import Batch
+
+
+class ScoringBatches:
+    """Numbered batches; `len` is how many there are until examples come again.
+
+    Attributes:
+        examples: in the scoring set; None where that is not known.
+        rows: its examples, where they can be looked at one by one.
+
+    """
+
+    examples: int | None = None
+    rows: Any = None
+
+    def __len__(self) -> int:
+        raise NotImplementedError
+
+    def batch(self, number: int, device: torch.device) -> Batch:
+        """Batch `number`, from 0, on `device`."""
+        raise NotImplementedError
+
+    def state_dict(self) -> dict[str, Any]:
+        """JSON values for a checkpoint."""
+        return {}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """From a checkpoint."""
+
+
+class RowBatches(ScoringBatches):
+    """Full batches of rows, reshuffled each time round."""
+
+    def __init__(self, rows: Any, collate: Callable[[list[Any]], Any], size: int, seed: int) -> None:
+        """Prepare.
+
+        Args:
+            rows: has `len` and takes numbers, as a data set that Trainer trains on.
+            collate: makes a batch of a list of rows.
+            size: examples in a batch; what is left over in a round is left out.
+            seed: of the order.
+
+        Raises:
+            DataError: fewer rows than one batch.
+
+        """
+        if len(rows) < size:
+            raise DataError(
+                f"the scoring set has {len(rows)} examples, less than one batch of {size}; give more, or lower "
+                "scoring_batch_size"
+            )
+        self.rows, self.collate, self.size, self.seed = rows, collate, size, seed
+        self.examples = len(rows)
+        self._order: tuple[int, list[int]] | None = None
+
+    def __len__(self) -> int:
+        return len(self.rows) // self.size
+
+    def batch(self, number: int, device: torch.device) -> Batch:
+        """Batch `number`, put together by `collate` without a draw from training's random streams."""
+        time_round, start = number // len(self), number % len(self) * self.size
+        if self._order is None or self._order[0] != time_round:
+            order = list(range(len(self.rows)))
+            random.Random(f"{self.seed}/scoring batches/{time_round}").shuffle(order)
+            self._order = time_round, order
+        chosen = self._order[1][start : start + self.size]
+        with _streams(None, f"{self.seed}/collated/{number}"):
+            many = getattr(self.rows, "__getitems__", None)
+            return on_device(
+                self.collate(many(chosen) if many is not None else [self.rows[k] for k in chosen]), device
+            )
+
+
+class LoaderBatches(ScoringBatches):
+    """The batches of a DataLoader, in its order, again and again; random streams of its own for each round."""
+
+    def __init__(self, loader: Iterable[Any], seed: int) -> None:
+        """Prepare.
+
+        Raises:
+            DataError: it can be passed through only once.
+
+        """
+        if iter(loader) is loader:
+            raise DataError(
+                f"scoring_data is {type(loader).__name__}, which can be passed through only once; give rows, or a DataLoader"
+            )
+        # accelerate's loader tells training that its own has not ended yet.
+        self.loader: Any = getattr(loader, "base_dataloader", loader)
+        self.seed = seed
+        self.rows = getattr(self.loader, "dataset", None)
+        self.examples = len(self.rows) if hasattr(self.rows, "__len__") else None
+        self._length: int | None = None
+        self._start(0)
+
+    def __len__(self) -> int:
+        if self._length is None:
+            self._length = len(self.loader) if hasattr(self.loader, "__len__") else sum(1 for _ in self.loader)
+        return self._length
+
+    def batch(self, number: int, device: torch.device) -> Batch:
+        """Batch `number` of all rounds together."""
+        if number < self._next:
+            self._start(0 if self._length is None else number // self._length)
+        while self._next <= number:
+            self._last = self._following()
+            self._next += 1
+        return on_device(self._last, device)
+
+    def state_dict(self) -> dict[str, Any]:
+        """The number of the next batch, and a sum of the last one."""
+        return {"next": self._next, "last": None if self._last is None else checksum(values_in(self._last))}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Pass through to the same place.
+
+        Raises:
+            TrainingError: the loader gives other batches than before.
+
+        """
+        if state["next"]:
+            self.batch(state["next"] - 1, torch.device("cpu"))
+        if state["last"] != self.state_dict()["last"]:
+            raise TrainingError(
+                "the scoring loader gives other batches than when the checkpoint was written; give the same data in the same "
+                "order (a loader that shuffles by a generator of its own does not), or rows"
+            )
+
+    def _start(self, time_round: int) -> None:
+        self._round, self._next = time_round, 0 if self._length is None else time_round * self._length
+        self._in_round = 0
+        self._iterator: Iterator[Any] | None = None
+        self._own: RandomStreams | None = None
+        self._last: Any = None
+
+    def _following(self) -> Any:
+        while True:
+            with _streams(self._own, f"{self.seed}/scoring loader/{self._round}"):
+                if self._iterator is None:
+                    self._iterator = iter(self.loader)
+                found = next(self._iterator, None)
+                self._own = RandomStreams.now(_NO_MODEL)
+            if found is not None:
+                self._in_round += 1
+                return found
+            if not self._in_round:
+                raise DataError("the scoring set gives no batch; give at least one")
+            self._length = self._in_round
+            self._start(self._round + 1)
+
+
+def on_device(batch: Any, device: torch.device) -> Any:
+    """The batch with its tensors on `device`, in whatever mapping, list or tuple they are."""
+    if isinstance(batch, torch.Tensor):
+        return batch.to(device)
+    if isinstance(batch, Mapping):
+        return {key: on_device(value, device) for key, value in batch.items()}
+    if isinstance(batch, (list, tuple)):
+        return type(batch)(on_device(value, device) for value in batch)
+    return batch
+
+
+_NO_MODEL = nn.Module()
+
+
+@contextmanager
+def _streams(start: RandomStreams | None, seed: str) -> Iterator[None]:
+    """Draw from `start`, or from streams of this seed; training's are as before afterwards."""
+    with random_streams(_NO_MODEL, start):
+        if start is None:
+            number = random.Random(seed).getrandbits(32)
+            random.seed(number)
+            np.random.seed(number)
+            torch.default_generator.manual_seed(number)
+        yield

@@ -1,0 +1,180 @@
+"""One allocation in somebody's training: the model's triplets, the engine, and what is left when training has ended."""
+
+import weakref
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from peft import PeftModel
+from torch import nn
+
+from lorank.adapter.convert import adapted_layers, fold_to_lora, to_triplets, trained_adapter
+from lorank.adapter.padding import refuse_padding
+from lorank.adapter.path import capture
+from lorank.adapter.triplet import TripletAdapter
+from lorank.budget import Budget
+from lorank.engine.allocator import Allocator
+from lorank.engine.assembly import TrainingFacts, make_allocator
+from lorank.engine.initial_adapter import read_adapter
+from lorank.engine.options import ScoringSetChoices
+from lorank.engine.scoring_batches import ScoringBatches
+from lorank.engine.training_gain import drawn_gain, set_gain
+from lorank.engine.training_pass import TrainingPass
+from lorank.errors import RecipeError, TrainingError
+from lorank.in_training.checkpoint import write_results
+from lorank.in_training.fresh_start import start_again, state_beside
+from lorank.methods.choose import choose_options
+from lorank.plan import RankPlan
+from lorank.scores import ImportanceScores
+
+# Model -> the Allocation that made triplets of its adapter.
+_ALLOCATIONS: "weakref.WeakKeyDictionary[nn.Module, weakref.ref[Allocation]]" = weakref.WeakKeyDictionary()
+
+
+class Allocation:
+    """What `RankAllocation` and `AllocationLoop` share: from a LoRA that trains to triplets, a plan, and a LoRA again.
+
+    Attributes:
+        options: the choices of the method.
+        allocator: the engine, once training has begun.
+
+    """
+
+    def __init__(
+        self,
+        method: str,
+        budget: str | int | Budget,
+        *,
+        preset: str | None = None,
+        scoring_data: Any = None,
+        provenance: Mapping[str, Any] | None = None,
+        **options: Any,
+    ) -> None:
+        self.method, self.budget = method, Budget.parse(budget)
+        self.preset, self.options, self.limits = choose_options(method, preset, options)
+        self.scoring_data = scoring_data
+        self._check_scoring_data()
+        self.provenance = {**(provenance or {}), "method": method, "preset": self.preset}
+        self.allocator: Allocator | None = None
+        self._plan: RankPlan | None = None
+        self._scores: ImportanceScores | None = None
+        self._adapter: TripletAdapter | None = None
+        self._model: weakref.ref[nn.Module] | None = None
+        self._beside: dict[str, torch.Tensor] = {}
+        self._baseline: list[torch.Tensor] | None = None
+        self._seed = 0
+
+    @property
+    def plan(self) -> RankPlan:
+        """Which module got which rank.
+
+        Raises:
+            TrainingError: training has not ended yet.
+
+        """
+        if self._plan is None:
+            raise TrainingError("there is no plan before training ends; train first")
+        return self._plan
+
+    @property
+    def scores(self) -> ImportanceScores:
+        """Importance of every unit at its last cut.
+
+        Raises:
+            TrainingError: training has not ended yet.
+
+        """
+        if self._scores is None:
+            raise TrainingError("there are no scores before training ends; train first")
+        return self._scores
+
+    def prepare(self, model: nn.Module) -> None:
+        """Make triplets of the adapter that trains, and check the budget; before the optimizer is made.
+
+        Raises:
+            AdapterError: no adapter, several that train, or layers that have no triplet form.
+            BudgetError: a budget that the adapter's initial ranks cannot fill.
+            AllocationError: limits that contradict each other or the budget.
+            TrainingError: it was prepared for another model.
+
+        """
+        if self._model is not None:
+            if self._model() is model:
+                return
+            raise TrainingError(f"this {self._kind} belongs to another model; make a new one for each model")
+        other = _ALLOCATIONS.get(model)
+        if other is not None and (owner := other()) is not None and owner.allocator is None:
+            raise TrainingError(f"the model has two {self._kind} callbacks; an adapter has one plan, give one")
+        name = trained_adapter(model)
+        assert isinstance(model, PeftModel)
+        layers = adapted_layers(model, name)
+        refuse_padding(layers, name)
+        self._initial = read_adapter(model, layers, name, self.budget, self.limits, self.options, self.provenance)
+        self._adapter = to_triplets(model, name, initial_lambda=self.options.initial_lambda)
+        self._model = weakref.ref(model)
+        _ALLOCATIONS[model] = weakref.ref(self)
+        if self.options.ending == "retrain":
+            self._beside = state_beside(model)
+        if isinstance(self.options, ScoringSetChoices) and self.options.baseline == "initial":
+            # Taken before any checkpoint is loaded, so that a resumed training has the same initial values.
+            self._baseline = capture(self._adapter, self.options.moved)
+
+    @property
+    def _kind(self) -> str:
+        return type(self).__name__
+
+    @property
+    def _is_ours(self) -> bool:
+        """Whether steps still have to be told to the engine."""
+        return self.allocator is not None and self._plan is None
+
+    def _check_scoring_data(self) -> None:
+        given = self.scoring_data is not None
+        if not isinstance(self.options, ScoringSetChoices):
+            if given:
+                raise RecipeError(
+                    f"scoring_data is for methods with a scoring set (i-lora); {self.method} scores the batches that are "
+                    "trained on, leave it out"
+                )
+        elif self.options.source == "training" and given:
+            raise RecipeError("source='training' scores on the training data; leave scoring_data out, or source")
+        elif self.options.source == "held-out" and not given:
+            raise RecipeError(
+                f"{self.method} scores on examples that are not trained on: give scoring_data=..., rows as train_dataset takes "
+                "them, the name of an entry of eval_dataset, or a DataLoader; or source='training'"
+            )
+
+    def _begin(self, facts: TrainingFacts, passed: TrainingPass | None, batches: ScoringBatches | None) -> None:
+        """The number of steps is known: put the engine together."""
+        assert self._adapter is not None
+        self._seed = facts.seed
+        self.allocator = make_allocator(
+            self._adapter, self._initial, self.options, facts, passed, batches, self._baseline
+        )
+
+    def _end(self, model: PeftModel, step: int, optimizer: Any, directory: Path | None) -> None:
+        """Fold the triplets into a plain LoRA; write plan, scores and heat map into `directory`.
+
+        Raises:
+            TrainingError: training ended before anything could be scored.
+
+        """
+        assert self.allocator is not None
+        set_gain(self.allocator.adapter, 1.0)
+        try:
+            scores, plan = self.allocator.finish(step, optimizer)
+        finally:
+            self.allocator.measure.close()
+        fold_to_lora(model, self.allocator.adapter, plan.scale)
+        self._scores, self._plan = scores, plan
+        if self.options.ending == "retrain":
+            start_again(model, self.allocator.adapter.adapter_name, self._beside, self._seed)
+        if directory is not None:
+            write_results(scores, plan, directory)
+
+    def _draw_gain(self, step: int, micro_batch: int) -> None:
+        """A factor for the adapter's output in the next micro-batch, where training is on the path."""
+        if self.options.train_on_path and self.allocator is not None and self.allocator.finished is None:
+            seed = f"{self._seed}/gain/{step}/{micro_batch}"
+            set_gain(self.allocator.adapter, drawn_gain(self.options, seed))

@@ -1,0 +1,98 @@
+"""From what a user gives as `scoring_data` to numbered batches, as the Trainer makes its own."""
+
+import warnings
+from collections.abc import Mapping
+from typing import Any
+
+from transformers import TrainingArguments
+
+from lorank.engine.options import ScoringSetChoices
+from lorank.engine.overlap import shared_examples
+from lorank.engine.scoring_batches import LoaderBatches, RowBatches, ScoringBatches
+from lorank.errors import DataError, LorankWarning, TrainingError
+from lorank.validation import nearest
+
+
+def scoring_batches(
+    data: Any, options: ScoringSetChoices, args: TrainingArguments, train_dataloader: Any, trainer: Any = None
+) -> ScoringBatches:
+    """The scoring set in batches; warns where it overlaps the training set.
+
+    Args:
+        data: rows, the name of an entry of the Trainer's `eval_dataset`, or a DataLoader; None is the training data.
+        options: `source` and `scoring_batch_size`.
+        args: of the Trainer.
+        train_dataloader: whose collator makes batches of rows.
+        trainer: where it is known; a name needs it.
+
+    Raises:
+        DataError: rows that the collator cannot take, too few, or a loader without batches.
+        TrainingError: a name without a Trainer, or one that its `eval_dataset` does not have.
+
+    """
+    loader = getattr(train_dataloader, "base_dataloader", train_dataloader)
+    training = getattr(loader, "dataset", None)
+    if isinstance(data, str):
+        data = _named_loader(data, trainer)
+    rows = training if options.source == "training" else data
+    found: ScoringBatches
+    if hasattr(rows, "__getitem__") and hasattr(rows, "__len__"):
+        found = _row_batches(rows, training, loader, options, args)
+    elif options.source == "training":
+        raise DataError("source='training' needs training data with a length; give scoring_data, rows or a DataLoader")
+    else:
+        found = LoaderBatches(rows, args.seed)
+    if options.source == "held-out":
+        warn_of_overlap(found.rows, training)
+    return found
+
+
+def warn_of_overlap(scoring: Any, training: Any) -> None:
+    """Say how many scoring examples are trained on too.
+
+    Warns:
+        LorankWarning: at least one is.
+
+    """
+    shared = shared_examples(scoring, training)
+    if shared:
+        warnings.warn(
+            f"{shared:,} of {len(scoring):,} scoring examples are in the training data too (the same inputs), so scores are not "
+            "of held-out loss; take them out of one of the two",
+            LorankWarning,
+            stacklevel=2,
+        )
+
+
+def _named_loader(name: str, trainer: Any) -> Any:
+    if trainer is None:
+        raise TrainingError(
+            f"scoring_data={name!r} is an entry of the Trainer's eval_dataset, which a callback does not see; call "
+            "allocation.attach(trainer) before trainer.train()"
+        )
+    entries = trainer.eval_dataset if isinstance(trainer.eval_dataset, Mapping) else {}
+    if name not in entries:
+        known = ", ".join(entries) or f"none: give eval_dataset={{{name!r}: rows}}"
+        raise TrainingError(f"eval_dataset has no entry {name!r}{nearest(name, entries)}; its entries: {known}")
+    return trainer.get_eval_dataloader(name)
+
+
+def _row_batches(
+    rows: Any, training: Any, loader: Any, options: ScoringSetChoices, args: TrainingArguments
+) -> RowBatches:
+    read = getattr(training, "column_names", None)  # unused columns are gone from it already
+    size = options.scoring_batch_size or min(args.train_batch_size, len(rows))
+    if not len(rows):
+        raise DataError("the scoring set has no examples; give at least one batch")
+    if read and isinstance(rows[0], Mapping):
+        if missing := [name for name in read if name not in rows[0]]:
+            raise DataError(
+                f"scoring_data has columns {', '.join(rows[0])}, and training reads {', '.join(read)}: {missing[0]} is missing. "
+                "Give rows that are prepared as the training data; where the Trainer prepares them itself (TRL), give "
+                "eval_dataset={'scoring': rows} and scoring_data='scoring'"
+            )
+        if hasattr(rows, "select_columns"):
+            rows = rows.select_columns(list(read))
+        else:
+            rows = [{name: row[name] for name in read} for row in rows]
+    return RowBatches(rows, loader.collate_fn, size, args.seed)

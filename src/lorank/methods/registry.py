@@ -1,0 +1,37 @@
+"""Every method that there is, by name."""
+
+from lorank.errors import RecipeError
+from lorank.methods.adalora import ADALORA
+from lorank.methods.eva import EVA
+from lorank.methods.gradient import GRADIENT
+from lorank.methods.i_lora import I_LORA
+from lorank.methods.igu_lora import IGU_LORA
+from lorank.methods.magnitude import MAGNITUDE
+from lorank.methods.method import Method
+from lorank.methods.sensitivity_lora import SENSITIVITY_LORA
+from lorank.methods.uniform import UNIFORM
+
+_ALL = (I_LORA, IGU_LORA, ADALORA, SENSITIVITY_LORA, GRADIENT, MAGNITUDE, EVA, UNIFORM)
+METHODS: dict[str, Method] = {method.name: method for method in _ALL}
+
+
+def register(method: Method) -> Method:
+    """Make a method of another package known by its name, to recipes and to `RankAllocation` of this process.
+
+    Returns:
+        The method.
+
+    Raises:
+        RecipeError: it is no `Method`, its default preset is not among its presets, or another method has its name.
+
+    """
+    if not isinstance(method, Method):
+        raise RecipeError(f"register got {type(method).__name__}; give a lorank.Method")
+    if method.default_preset not in method.presets:
+        raise RecipeError(
+            f"default_preset {method.default_preset!r} of {method.name} is none of its presets: {', '.join(method.presets)}"
+        )
+    if METHODS.get(method.name, method) is not method:
+        raise RecipeError(f"a method {method.name!r} is registered already; give this one another name")
+    METHODS[method.name] = method
+    return method
