@@ -1,33 +1,16 @@
-"""Commands that serve an adapter or hand a plan over: export, verify, merge, plan."""
+"""`lorank export`, `verify` and `merge`: a trained adapter on its way to a serving engine."""
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from lorank.cli.options import Adapter, Base, Private, PushToHub, RemoteCode
 from lorank.console import clear_errors, out, say
-from lorank.serving.names import DTYPES, ENGINES, FORMS, TOOLS, choose
+from lorank.serving.names import DTYPES, ENGINES, FORMS, choose
 
 if TYPE_CHECKING:
     from lorank.serving.export import Exported
-
-Adapter = Annotated[Path, typer.Argument(help="folder of a LoRA adapter, from whatever tool")]
-Base = Annotated[
-    str | None, typer.Option(help="base model, hub name or folder; default: the one that the adapter names")
-]
-RemoteCode = Annotated[bool, typer.Option(help="let the base model's own code run")]
-PushToHub = Annotated[str | None, typer.Option(metavar="USER/NAME", help="also upload it to the Hugging Face hub")]
-Private = Annotated[bool, typer.Option(help="with --push-to-hub: a private repository")]
-
-plan_app = typer.Typer(help="Look at rank plans, and hand them over to other tools.", no_args_is_help=True)
-
-
-def add_to(app: typer.Typer) -> None:
-    """Add these commands to the command line."""
-    app.command("export")(export_command)
-    app.command("verify")(verify_command)
-    app.command("merge")(merge_command)
-    app.add_typer(plan_app, name="plan")
 
 
 def export_command(
@@ -145,71 +128,3 @@ def merge_command(
             adapter, output, base=base, dtype=dtype, max_shard_size=max_shard_size, trust_remote_code=trust_remote_code
         )
         say(f"merged model        {output}")
-
-
-@plan_app.command("show")
-def plan_show_command(plan: Annotated[Path, typer.Argument(help="plan.json")]) -> None:
-    """Show a plan: ranks by layer and projection, what it spends, where it comes from."""
-    with clear_errors():
-        from lorank.plan import RankPlan
-        from lorank.report.tables import rank_table, stability_lines
-
-        loaded = RankPlan.load(plan)
-        out.print(rank_table(loaded))
-        say(f"{loaded!r}")
-        for line in stability_lines(loaded):
-            say(line)
-
-
-@plan_app.command("diff")
-def plan_diff_command(
-    plan: Annotated[Path, typer.Argument(help="plan.json")], other: Annotated[Path, typer.Argument(help="plan.json")]
-) -> None:
-    """Show what changes from one plan to another of the same model."""
-    with clear_errors():
-        from lorank.plan import RankPlan
-        from lorank.report.tables import difference_table
-
-        one, two = RankPlan.load(plan), RankPlan.load(other)
-        moved = one.moved_share(two)
-        out.print(difference_table(one, two))
-        changed = sum(one.ranks[name] != two.ranks[name] for name in one.ranks)
-        say(f"first:  {one!r}")
-        say(f"second: {two!r}")
-        say(
-            f"{changed} of {len(one.ranks)} ranks differ; the second spends {two.spent - one.spent:+,} parameters, and "
-            f"{100 * moved:.1f} % of the first's on other modules or not at all"
-        )
-
-
-@plan_app.command("export")
-def plan_export_command(
-    plan: Annotated[Path, typer.Argument(help="plan.json")],
-    to: Annotated[str, typer.Option(help=", ".join(TOOLS))],
-    output: Annotated[
-        Path | None,
-        typer.Option(help="folder of the seed adapter (default: seed-adapter), or file of a snippet (printed)"),
-    ] = None,
-    model: Annotated[str | None, typer.Option(help="base model; default: the one that was scored")] = None,
-    task_type: Annotated[str, typer.Option(help="of the seed adapter, as PEFT names it")] = "CAUSAL_LM",
-    num_labels: Annotated[
-        int | None, typer.Option(min=1, help="of the seed adapter's head; default: the model's config")
-    ] = None,
-    overwrite: Annotated[bool, typer.Option(help="replace the file of a snippet; never a folder")] = False,
-    trust_remote_code: RemoteCode = False,
-) -> None:
-    """Hand a plan over: the configuration of another tool, or an initialised adapter that it continues to train."""
-    with clear_errors():
-        choose("tool", to, TOOLS)
-        from lorank.plan import RankPlan
-        from lorank.serving.handover import hand_over
-
-        options: dict[str, Any] = {"num_labels": num_labels, "trust_remote_code": trust_remote_code}
-        options["overwrite"] = overwrite
-        text, seed = hand_over(RankPlan.load(plan), to, output, model, task_type=task_type, **options)
-        if text and (seed is not None or output is None):
-            print(text, end="")
-        if seed is not None:
-            typer.echo(f"seed adapter        {seed}", err=True)
-        elif output is not None:
-            typer.echo(f"for {to:<16}{output}", err=True)
