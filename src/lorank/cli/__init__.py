@@ -23,9 +23,9 @@ app = typer.Typer(
 
 def _print_version(asked: bool) -> None:
     if asked:
-        from lorank import __version__
+        from importlib.metadata import version
 
-        typer.echo(f"lorank {__version__}")
+        typer.echo(f"lorank {version('lorank')}")
         raise typer.Exit
 
 

@@ -8,13 +8,13 @@ from typing import Literal
 import torch
 
 from lorank.errors import AdapterError
+from lorank.module_names import leaf_of
 from lorank.serving.adapter_files import AdapterFiles, warn_if_idle
 from lorank.serving.base_layers import BaseLayers
 from lorank.serving.delta import difference_norm, product_norm, rounding
 from lorank.serving.engines import ENGINES, NEED_BASE, Loading
 from lorank.serving.names import choose
 from lorank.serving.old_names import with_present_names
-from lorank.targets import leaf_of
 
 
 @dataclass(frozen=True)
