@@ -30,14 +30,12 @@ def export_command(
     with clear_errors():
         choose("form", form, FORMS)
         choose("dtype", dtype or "fp32", DTYPES)
-        from lorank.serving.export import export_adapter
+        from lorank.serving.export import export
         from lorank.serving.hub import check_hub, push
 
         if push_to_hub:
             check_hub(push_to_hub)
-        exported = export_adapter(
-            adapter, output, form, base=base, dtype=dtype, gguf=gguf, trust_remote_code=trust_remote_code
-        )
+        exported = export(adapter, output, form, base=base, dtype=dtype, gguf=gguf, trust_remote_code=trust_remote_code)
         _print_export(exported)
         if push_to_hub:
             say(f"on the hub           {push(output, push_to_hub, private=private)}")
@@ -90,19 +88,14 @@ def verify_command(
     """
     with clear_errors():
         asked = [choose("engine", name, ENGINES) for name in ",".join(engine or ()).split(",") if name]
-        from lorank.serving.adapter_files import AdapterFiles
-        from lorank.serving.base_layers import BaseLayers
         from lorank.serving.verdict_table import verdict_table
         from lorank.serving.verify import verify
 
-        files = AdapterFiles.read(adapter)
-        trained = AdapterFiles.read(against) if against else None
-        layers, unread = BaseLayers.if_readable(files, base, trust_remote_code=trust_remote_code)
-        verdicts = verify(files, trained, layers)
-        out.print(verdict_table(verdicts))
-        if unread:
-            say(f"base model not looked at: {unread}")
-        failed = [verdict for verdict in verdicts if verdict.engine in asked and not verdict.right]
+        found = verify(adapter, against, base=base, trust_remote_code=trust_remote_code)
+        out.print(verdict_table(found.verdicts))
+        if found.unread_base:
+            say(f"base model not looked at: {found.unread_base}")
+        failed = [verdict for verdict in found.verdicts if verdict.engine in asked and not verdict.right]
         for verdict in failed:
             say(f"{verdict.label}: {verdict.answer}; lorank export writes forms that engines scale right")
     if failed:
