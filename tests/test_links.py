@@ -14,7 +14,7 @@ from lorank.errors import AdapterError
 from lorank.links import check_links
 from lorank.runs.prune_adapter import prune_adapter
 from lorank.serving.adapter_files import AdapterFiles
-from lorank.serving.export import export_adapter
+from lorank.serving.export import export
 from lorank.serving.hub import push
 from lorank.serving.merge import merge
 
@@ -43,7 +43,7 @@ def _push(folder: Path, output: Path) -> None:
 
 COMMANDS: dict[str, Callable[[Path, Path], Any]] = {
     "verify": lambda folder, output: AdapterFiles.read(folder),
-    "export": lambda folder, output: export_adapter(folder, output, "peft"),
+    "export": lambda folder, output: export(folder, output, "peft"),
     "merge": merge,
     "prune": lambda folder, output: prune_adapter(folder, "r=1", output, None),
     "push": _push,
@@ -88,7 +88,7 @@ def test_links_inside_of_the_folder_and_to_it_are_followed(adapter: Path, tmp_pa
     os.symlink("files/card.md", adapter / "README.md")
     os.symlink(adapter / "files", adapter / "same files")
     os.symlink(adapter, tmp_path / "latest")
-    export_adapter(tmp_path / "latest", tmp_path / "out", "peft")
+    export(tmp_path / "latest", tmp_path / "out", "peft")
     assert "Served form" in (tmp_path / "out" / "README.md").read_text()
     assert not (tmp_path / "out" / "README.md").is_symlink()
 
@@ -111,7 +111,7 @@ def test_a_snapshot_of_the_hubs_cache_is_links_to_blobs(
         if shared:
             os.symlink(f"../../blobs/ab/{store.name}", blob)
         os.symlink(f"{'../' if below else ''}../../blobs/{blob.name}", snapshot / below / file.name)
-    export_adapter(snapshot / below, tmp_path / "served", "peft")
+    export(snapshot / below, tmp_path / "served", "peft")
     assert (tmp_path / "served" / "tokenizer.json").is_file()
     assert not any(path.is_symlink() for path in (tmp_path / "served").iterdir())
     for target in ("../../refs", "../../../blobs/secret", "../../../models--other/blobs/etag"):

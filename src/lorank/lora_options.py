@@ -1,13 +1,12 @@
 """Which options of PEFT's LoraConfig leave a plan what it is: its parameters, to the last one, are all that adapters train."""
 
 import dataclasses
-import re
 import warnings
 from collections.abc import Iterable, Mapping
 from typing import Any
 
 from lorank.errors import LorankWarning, PlanError
-from lorank.targets import places
+from lorank.module_names import is_saved_by, places, shorter_ends
 from lorank.unsuitable import forbidden_by_peft
 from lorank.validation import nearest
 
@@ -123,12 +122,12 @@ def check_modules(
             f"{len(why)} of the plan's modules cannot be adapted: {name!r} {why[name]}; score again, this lorank leaves them out"
         )
     for name in without:  # PEFT takes an entry for the end of a name, too
-        if end := next((end for end in _ends(name) if end in adapted), None):
+        if end := next((end for end in shorter_ends(name) if end in adapted), None):
             raise PlanError(f"{name!r} has rank 0, but PEFT would adapt it as it ends with {end!r}; give it a rank")
     task = options.get("task_type")
     whole = _TRAINED_WHOLE.get(str(getattr(task, "value", task)), ())
     for module in (*(options.get("modules_to_save") or ()), *whole):
-        if inside := next((name for name in adapted if re.match(rf"(^|.*\.){module}($|\..*)", name)), None):
+        if inside := next((name for name in adapted if is_saved_by(name, module)), None):
             raise PlanError(
                 f"{module!r} is trained whole (modules_to_save, or the head of the task type), and PEFT would leave out the "
                 f"plan's {inside!r}, which is part of it; name modules to save in full"
@@ -136,9 +135,3 @@ def check_modules(
     outside = next((name for name, place in places(adapted).items() if place.layer is None), None)
     if options.get("ensure_weight_tying") and outside:
         raise PlanError(f"ensure_weight_tying=True may adapt an embedding beside the plan's {outside!r}; leave it out")
-
-
-def _ends(name: str) -> Iterable[str]:
-    while "." in name:
-        name = name.partition(".")[2]
-        yield name

@@ -1,7 +1,6 @@
-"""Which linear layers can be adapted, what one unit of rank of each costs, and where each stands in the model.
+"""Which linear layers of a model can be adapted, and what one unit of rank of each costs.
 
-The only place in lorank that reads a dotted module name. torch is loaded when a model is looked at, not before: allocating
-from a file of scores needs names alone.
+torch is loaded when a model is looked at, not before: allocating from a file of scores needs names alone.
 """
 
 from __future__ import annotations
@@ -15,24 +14,12 @@ from typing import TYPE_CHECKING, Any
 
 from lorank.errors import LorankWarning, TargetError
 from lorank.model_parts import heads_of, unwrapped
+from lorank.module_names import ends_with, is_within, leaf_of, parent_of, places
 
 if TYPE_CHECKING:
     from torch import nn
 
 ALL_LINEAR = "all-linear"  # PEFT's word, in any case of letters
-
-
-@dataclass(frozen=True)
-class Place:
-    """Where a module stands: which stack of blocks, which block of it, and its short name inside the block.
-
-    `stack` is the dotted name of the list of blocks (`"bert.encoder.layer"`), `layer` the index in it, or None for
-    a module outside of any list.
-    """
-
-    stack: str
-    layer: int | None
-    projection: str
 
 
 @dataclass(frozen=True)
@@ -137,7 +124,7 @@ def _select(model: nn.Module, select: str | Sequence[str] | None) -> tuple[tuple
     linears = {name: shape for name, module in parts.items() if (shape := _linear_shape(module)) and name}
     asked, problem = _asked(model, parts, linears, select)
     wanted = dict.fromkeys(name for names in asked.values() for name in names)
-    parents = {name: parts[name.rpartition(".")[0]] for name in wanted}
+    parents = {name: parts[parent_of(name)] for name in wanted}
     left_out = unsuitable(model, {name: parts[name] for name in wanted}, parents)
     for entry, names in asked.items():
         if names and not set(names) - set(left_out):
@@ -168,9 +155,10 @@ def _asked(
 
     if select is None:
         prefix = getattr(model, "base_model_prefix", "")
-        inside = f"{prefix}." if prefix and hasattr(model, prefix) else ""
-        lists = tuple(f"{name}." for name, module in parts.items() if isinstance(module, nn.ModuleList))
-        chosen = [name for name in linears if name.startswith(inside) and name.startswith(lists)]
+        lists = [name for name, module in parts.items() if isinstance(module, nn.ModuleList)]
+        chosen = [name for name in linears if is_within(name, lists)]
+        if prefix and hasattr(model, prefix):
+            chosen = [name for name in chosen if is_within(name, [prefix])]
         return {"": chosen}, f"{type(model).__name__} has no linear layer inside a list of blocks"
     if isinstance(select, str) and select.lower() == ALL_LINEAR:
         heads = {id(part) for head in heads_of(model) for part in head.modules()}
@@ -183,7 +171,7 @@ def _asked(
             raise TargetError(f"targets {select!r} is not a regular expression: {error}") from None
         chosen = [name for name in linears if pattern.fullmatch(name)]
         return {select: chosen}, f"targets {select!r} matches the full name of no linear layer"
-    ends = {entry: [name for name in linears if name == entry or name.endswith(f".{entry}")] for entry in select}
+    ends = {entry: [name for name in linears if ends_with(name, entry)] for entry in select}
     missing = [entry for entry, names in ends.items() if not names]
     return ends, f"targets {missing or list(select)} match no linear layer"
 
@@ -213,62 +201,3 @@ def first_difference(costs: Mapping[str, int], model: nn.Module, provenance: Map
             here, other = (f"of d_in + d_out = {c[name]:,}" if name in c else "missing" for c in (costs, there))
             return f"{name!r} is {here} in the file and {other} in the model"
     return None
-
-
-def natural_order(name: str) -> tuple[tuple[int, str | int], ...]:
-    """Sort key under which `layer.2` comes before `layer.10`."""
-    return tuple((0, int(part)) if part.isdigit() else (1, part) for part in name.split("."))
-
-
-def leaf_of(name: str) -> str:
-    """The last part of a module's name, by which serving engines know a projection: `"q_proj"`."""
-    return name.rpartition(".")[2]
-
-
-def expert_of(name: str) -> tuple[str, int] | None:
-    """A module of one routed expert: its name with `*` for the expert's number, and that number; None for any other."""
-    found = re.search(r"\.experts\.(\d+)\.", name)
-    return (f"{name[: found.start(1)]}*{name[found.end(1) :]}", int(found[1])) if found else None
-
-
-def sibling(name: str, leaf: str) -> str:
-    """The module beside this one, in the same parent, that is called `leaf`."""
-    parent = name.rpartition(".")[0]
-    return f"{parent}.{leaf}" if parent else leaf
-
-
-def places(names: Iterable[str]) -> dict[str, Place]:
-    """Place of each module, from the names alone; within a block every short name is unique.
-
-    The block is the first number in the dotted name. The short name is the shortest tail of the rest that no other
-    module of the same stack shares, after a trailing `dense` (which says nothing) is dropped.
-
-    Example:
-        >>> placed = places(["bert.encoder.layer.0.attention.output.dense", "bert.encoder.layer.0.output.dense"])
-        >>> [place.projection for place in placed.values()]
-        ['attention.output', 'output']
-
-    """
-    split: dict[str, tuple[str, int | None, tuple[str, ...]]] = {}
-    for name in names:
-        parts = name.split(".")
-        index = next((i for i, part in enumerate(parts) if part.isdigit()), None)
-        stack, layer, inner = (
-            (".".join(parts[:-1]), None, parts[-1:])
-            if index is None
-            else (".".join(parts[:index]), int(parts[index]), parts[index + 1 :])
-        )
-        if len(inner) > 1 and inner[-1] == "dense":
-            inner = inner[:-1]
-        split[name] = (stack, layer, tuple(inner))
-    inners = {(stack, inner) for stack, _, inner in split.values()}
-    short = {(stack, inner): _shortest_tail(inner, {i for s, i in inners if s == stack}) for stack, inner in inners}
-    return {name: Place(stack, layer, short[stack, inner]) for name, (stack, layer, inner) in split.items()}
-
-
-def _shortest_tail(inner: tuple[str, ...], siblings: set[tuple[str, ...]]) -> str:
-    for length in range(1, len(inner)):
-        tail = inner[-length:]
-        if sum(sibling[-length:] == tail for sibling in siblings) == 1:
-            return ".".join(tail)
-    return ".".join(inner)

@@ -11,6 +11,8 @@ from functools import cache
 from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
 
+from lorank.module_names import leaf_of
+
 if TYPE_CHECKING:
     from torch import nn
 
@@ -34,7 +36,7 @@ def unsuitable(model: nn.Module, linears: Mapping[str, nn.Module], parents: Mapp
     tied = _embedding_weights(model)
     plain: dict[tuple[Any, ...], bool] = {}
     for name, layer in linears.items():
-        leaf = name.rpartition(".")[2]
+        leaf = leaf_of(name)
         parent: Any = type(parents[name])
         kind = (type(layer), *_features(layer))
         if kind not in plain:
@@ -60,7 +62,7 @@ def forbidden_by_peft(names: Iterable[str], model_type: str | None) -> dict[str,
     """Which modules PEFT refuses, or replaces by parameters of experts, in models of this type: full name -> why."""
     if model_type is None:
         return {}
-    leaves = {name: name.rpartition(".")[2] for name in names}
+    leaves = {name: leaf_of(name) for name in names}
     reasons = {leaf: _why_forbidden(leaf, model_type) for leaf in sorted(set(leaves.values()))}
     return {name: reason for name, leaf in leaves.items() if (reason := reasons[leaf])}
 

@@ -9,7 +9,7 @@ from transformers import BertForSequenceClassification, set_seed
 
 from lorank import RankAllocation
 from lorank.errors import AdapterError
-from lorank.serving.export import export_adapter
+from lorank.serving.export import export
 
 
 def test_training_a_padded_export_is_refused_with_the_reason(tmp_path: Path) -> None:
@@ -19,8 +19,8 @@ def test_training_a_padded_export_is_refused_with_the_reason(tmp_path: Path) -> 
     set_seed(0)
     base = BertForSequenceClassification(tiny_config(num_labels=2, initializer_range=0.3))
     base.save_pretrained(tmp_path / "base")
-    export_adapter(tmp_path / "trained", tmp_path / "padded", base=str(tmp_path / "base"))
-    export_adapter(tmp_path / "padded", tmp_path / "compact", "peft", base=str(tmp_path / "base"))
+    export(tmp_path / "trained", tmp_path / "padded", base=str(tmp_path / "base"))
+    export(tmp_path / "padded", tmp_path / "compact", "peft", base=str(tmp_path / "base"))
 
     def again(folder: str) -> None:
         fresh = BertForSequenceClassification.from_pretrained(tmp_path / "base")

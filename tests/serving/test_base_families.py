@@ -14,9 +14,9 @@ from transformers import set_seed
 from lorank.errors import AdapterError
 from lorank.serving.adapter_files import WEIGHTS, AdapterFiles
 from lorank.serving.base_layers import BaseLayers
-from lorank.serving.export import export_adapter
+from lorank.serving.export import export
 from lorank.serving.merge import merge
-from lorank.serving.verify import verify
+from lorank.serving.verify import engine_verdicts
 
 SIZES = {"hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 32}
 IMAGE = {"image_size": 16, "patch_size": 8}
@@ -97,7 +97,7 @@ def _adapter(case: str, folder: Path) -> PeftModel:
 @pytest.mark.filterwarnings("ignore:.*has no label_names.json")
 def test_bases_of_every_kind_are_verified_exported_and_merged(case: str, tmp_path: Path) -> None:
     model = _adapter(case, tmp_path)
-    exported = export_adapter(tmp_path / "adapter", tmp_path / "served")
+    exported = export(tmp_path / "adapter", tmp_path / "served")
     assert not exported.unread_base
     assert {verdict.engine for verdict in exported.verdicts if verdict.right} >= {"peft"}
     merge(tmp_path / "adapter", tmp_path / "merged")
@@ -153,11 +153,11 @@ def test_names_from_before_transformers_4_52_are_read_as_peft_reads_them(make: A
     old = AdapterFiles.read(_with_old_names(tmp_path / "adapter"))
     layers = BaseLayers.of(old)
     assert not set(old.pairs) & set(layers.shapes)
-    assert {v.engine: v.answer for v in verify(old, None, layers)} == {
-        v.engine: v.answer for v in verify(new, None, layers)
+    assert {v.engine: v.answer for v in engine_verdicts(old, None, layers)} == {
+        v.engine: v.answer for v in engine_verdicts(new, None, layers)
     }
-    assert all(v.right for v in verify(old, new, layers, ["peft"]))
-    export_adapter(tmp_path / "adapter", tmp_path / "served")
+    assert all(v.right for v in engine_verdicts(old, new, layers, ["peft"]))
+    export(tmp_path / "adapter", tmp_path / "served")
     served = AdapterFiles.read(tmp_path / "served")
     assert set(served.pairs) >= set(new.pairs)
     merge(tmp_path / "adapter", tmp_path / "merged")
@@ -184,4 +184,4 @@ def test_patterns_with_names_that_peft_no_longer_matches_are_refused(tmp_path: P
     with pytest.raises(
         AdapterError, match=r"alpha_pattern names 'language_model.model.layers.0.* has as 'model.language"
     ):
-        verify(files, None, BaseLayers.of(files))
+        engine_verdicts(files, None, BaseLayers.of(files))

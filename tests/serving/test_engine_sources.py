@@ -34,7 +34,7 @@ from transformers import (
 from lorank.plan import RankPlan
 from lorank.serving.adapter_files import AdapterFiles
 from lorank.serving.engines import ENGINES, VLLM_RANKS
-from lorank.serving.export import export_adapter
+from lorank.serving.export import export
 from lorank.serving.forms import FORMS
 from lorank.serving.handover import hand_over
 
@@ -85,7 +85,7 @@ def test_vllm_reads_every_form_and_scales_it_as_we_say(
 ) -> None:
     folder = trained("decoder")
     if form != "trained":
-        folder = export_adapter(folder, tmp_path / "served", form).folder
+        folder = export(folder, tmp_path / "served", form).folder
     files = AdapterFiles.read(folder)
     loading = ENGINES["vllm"][1](files, None)
     reader = vllm_reader.from_local_dir(str(folder), max_position_embeddings=None)
@@ -116,7 +116,7 @@ def test_the_ranks_that_vllm_allows_are_those_in_its_source() -> None:
 
 def test_sglang_reads_the_default_form_and_scales_it_as_we_say(trained: Any, tmp_path: Path) -> None:
     reader = run_file(installed("sglang") / "srt" / "lora" / "lora_config.py", "sglang_lora_config").LoRAConfig
-    folder = export_adapter(trained("decoder"), tmp_path / "served").folder
+    folder = export(trained("decoder"), tmp_path / "served").folder
     read, loading = reader(str(folder)), ENGINES["sglang"][1](AdapterFiles.read(folder), None)
     assert {read.lora_alpha / read.r} == set(loading.scales.values())
     assert (read.use_dora, read.lora_added_tokens_size) == (False, 0)
@@ -156,9 +156,7 @@ def test_our_gguf_is_the_one_that_llama_cpps_converter_writes(name: str, tmp_pat
         if ".lora_B." in key:
             torch.nn.init.normal_(parameter)
     model.save_pretrained(str(tmp_path / "trained"))
-    exported = export_adapter(
-        tmp_path / "trained", tmp_path / "served", "llama.cpp", base=str(tmp_path / "base"), gguf=True
-    )
+    exported = export(tmp_path / "trained", tmp_path / "served", "llama.cpp", base=str(tmp_path / "base"), gguf=True)
     command = [
         sys.executable,
         str(converter),

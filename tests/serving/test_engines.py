@@ -14,7 +14,7 @@ from lorank.serving.adapter_files import AdapterFiles, LoraPair
 from lorank.serving.engines import ENGINES, NEED_BASE, VLLM_RANKS, stackable_rank, vllm_rank
 from lorank.serving.forms import FORMS
 from lorank.serving.handover import SEED_ADAPTER, TOOLS
-from lorank.serving.verify import verify
+from lorank.serving.verify import engine_verdicts
 
 BASE = llama_layers()
 PROMISED = {
@@ -26,7 +26,7 @@ PROMISED = {
 
 
 def right(adapter: AdapterFiles, trained: AdapterFiles | None = None) -> set[str]:
-    return {verdict.engine for verdict in verify(adapter, trained, BASE) if verdict.right}
+    return {verdict.engine for verdict in engine_verdicts(adapter, trained, BASE) if verdict.right}
 
 
 def dense(adapter: AdapterFiles, scales: dict[str, float]) -> dict[str, torch.Tensor]:
@@ -96,7 +96,7 @@ def test_a_constant_scale_by_patterns_fails_where_the_tensors_own_rank_counts() 
     """EVA's form, and the one that lorank trains: alpha follows the rank."""
     trained = make_adapter(MIXED, {name: 2 * rank for name, rank in MIXED.items()})
     assert right(trained) == {"peft", "vllm", "vllm-0.31"}
-    errors = {v.engine: v.error for v in verify(trained, None, BASE)}
+    errors = {v.engine: v.error for v in engine_verdicts(trained, None, BASE)}
     assert errors["llama.cpp"] == errors["tensorrt-llm"] == pytest.approx(2.0)  # 12 / 2 in place of 2
 
 
@@ -104,7 +104,7 @@ def test_a_folded_compact_form_fails_outside_of_vllm_and_peft() -> None:
     trained = make_adapter(MIXED, {name: 2 * rank for name, rank in MIXED.items()})
     served = FORMS["vllm"](trained)
     assert right(served, trained) == {"peft", "vllm", "vllm-0.31"}
-    verdicts = {verdict.engine: verdict for verdict in verify(served, trained, BASE)}
+    verdicts = {verdict.engine: verdict for verdict in engine_verdicts(served, trained, BASE)}
     assert "rank_pattern" in verdicts["sglang"].why
     assert verdicts["tgi"].error is not None
 
@@ -127,7 +127,7 @@ def test_tgi_leaves_out_a_projection_that_one_layer_lacks() -> None:
     for base in (BASE, None):
         scales = ENGINES["tgi"][1](make_adapter(ranks, 8), base).scales
         assert {m.rpartition(".")[2] for m in ranks} - {m.rpartition(".")[2] for m in scales} == {"down_proj"}
-    (verdict,) = verify(make_adapter(ranks, 8), None, BASE, ["tgi"])
+    (verdict,) = engine_verdicts(make_adapter(ranks, 8), None, BASE, ["tgi"])
     assert not verdict.right
     assert "2 of 20 modules are served without their update" in verdict.why
 
@@ -183,7 +183,7 @@ def test_ollama_reads_adapters_of_few_models() -> None:
 def test_peft_leaves_out_tensors_that_target_modules_does_not_match() -> None:
     adapter = uniform(8, 8, target_modules=["q_proj"])
     assert {m.rpartition(".")[2] for m in ENGINES["peft"][1](adapter, BASE).scales} == {"q_proj"}
-    (verdict,) = verify(adapter, None, BASE, ["peft"])
+    (verdict,) = engine_verdicts(adapter, None, BASE, ["peft"])
     assert "served without their update" in verdict.why
 
 
@@ -191,7 +191,7 @@ def test_a_head_is_lost_or_refused_where_heads_are_not_loaded() -> None:
     head = {"base_model.model.score.weight": torch.ones(2, 8)}
     adapter = replace(uniform(8, 8, modules_to_save=["score"]), saved_modules=head)
     assert right(adapter) == {"peft", "vllm"}
-    assert any("score" in verdict.why for verdict in verify(adapter, None, BASE) if verdict.engine == "tgi")
+    assert any("score" in verdict.why for verdict in engine_verdicts(adapter, None, BASE) if verdict.engine == "tgi")
     assert right(replace(adapter, saved_modules={}), adapter) == set()  # the head was trained and is not there
 
 
@@ -203,19 +203,19 @@ def test_ranks_that_engines_allow() -> None:
 
 def test_an_unknown_engine_is_named_with_the_nearest() -> None:
     with pytest.raises(AdapterError, match=r"'vlm' is unknown \(did you mean vllm\?\)"):
-        verify(uniform(8), None, BASE, ["vlm"])
+        engine_verdicts(uniform(8), None, BASE, ["vlm"])
 
 
 def test_another_adapter_is_seen_as_wrong_and_another_model_is_refused() -> None:
     other = make_adapter(dict.fromkeys((n for n in BASE.shapes if n != "lm_head"), 8), 16, seed=1)
     assert right(uniform(8, 16), other) == set()
-    (verdict,) = verify(uniform(8, 16), other, BASE, ["peft"])
+    (verdict,) = engine_verdicts(uniform(8, 16), other, BASE, ["peft"])
     assert verdict.error is not None
     assert math.isfinite(verdict.error)
     assert set(PROJECTIONS) >= {verdict.worst.rpartition(".")[2]}
     moved = {name: replace(pair, a=pair.a[:, :4]) for name, pair in other.pairs.items()}
     with pytest.raises(AdapterError, match="different models"):
-        verify(uniform(8, 16), replace(other, pairs=moved))
+        engine_verdicts(uniform(8, 16), replace(other, pairs=moved))
 
 
 def test_tensors_that_peft_did_not_name() -> None:
@@ -253,14 +253,14 @@ def test_experts_of_different_ranks_cannot_be_stacked() -> None:
 
 
 def test_what_depends_on_the_base_model_is_unknown_without_it() -> None:
-    answers = {verdict.engine: verdict.answer for verdict in verify(uniform(8, 8))}
+    answers = {verdict.engine: verdict.answer for verdict in engine_verdicts(uniform(8, 8))}
     assert {engine for engine, answer in answers.items() if answer == "unknown"} == NEED_BASE
     assert {engine for engine, answer in answers.items() if answer == "right"} == set(ENGINES) - NEED_BASE
 
 
 def test_modules_of_one_adapter_only_are_called_that() -> None:
     served, trained = make_adapter(dict.fromkeys(MIXED, 8), 8), make_adapter({"lm_head": 8}, 8)
-    (verdict,) = verify(served, trained, BASE, ["peft"])
+    (verdict,) = engine_verdicts(served, trained, BASE, ["peft"])
     assert verdict.why.startswith(
         "only the trained adapter has 1 modules, lm_head first; only this adapter has 21 modules"
     )

@@ -11,7 +11,7 @@ from gguf import GGUFReader
 from lorank.errors import AdapterError
 from lorank.serving.adapter_files import AdapterFiles
 from lorank.serving.base_layers import BaseLayers
-from lorank.serving.export import export_adapter
+from lorank.serving.export import export
 
 
 def tensors_of(path: Path) -> dict[str, np.ndarray]:
@@ -20,7 +20,7 @@ def tensors_of(path: Path) -> dict[str, np.ndarray]:
 
 def test_every_update_is_the_trained_one_under_llama_cpps_rule(trained: Any, tmp_path: Path) -> None:
     """`alpha / rank * B A` of the file, with rows of query and key put back, is `s B A` of the trained adapter."""
-    exported = export_adapter(trained("decoder"), tmp_path / "served", gguf=True)
+    exported = export(trained("decoder"), tmp_path / "served", gguf=True)
     assert exported.gguf is not None
     fields = {key: field.contents() for key, field in GGUFReader(exported.gguf).fields.items()}
     assert fields["general.architecture"] == "llama"
@@ -46,11 +46,11 @@ def test_every_update_is_the_trained_one_under_llama_cpps_rule(trained: Any, tmp
 
 def test_what_has_no_gguf_form_is_refused_before_anything_is_written(trained: Any, tmp_path: Path) -> None:
     with pytest.raises(AdapterError, match=r"no GGUF adapter can be written for 'bert' models; allowed: llama"):
-        export_adapter(trained("encoder"), tmp_path / "served", gguf=True)
+        export(trained("encoder"), tmp_path / "served", gguf=True)
     files = AdapterFiles.read(trained("decoder"))
     base = BaseLayers.of(files)
     head = {"base_model.model.lm_head.weight": torch.ones(base.shapes["lm_head"])}
     AdapterFiles(files.config, files.pairs, head, files.folder).write(tmp_path / "head")
     with pytest.raises(AdapterError, match=r"lm_head.weight' was trained whole"):
-        export_adapter(tmp_path / "head", tmp_path / "served", gguf=True)
+        export(tmp_path / "head", tmp_path / "served", gguf=True)
     assert not (tmp_path / "served").exists()

@@ -20,8 +20,8 @@ from transformers import (
 
 from lorank.plan import RankPlan
 from lorank.serving.adapter_files import AdapterFiles
-from lorank.serving.export import export_adapter
-from lorank.serving.verify import verify
+from lorank.serving.export import export
+from lorank.serving.verify import engine_verdicts
 from lorank.targets import find_targets, unit_costs
 
 pytestmark = pytest.mark.serving
@@ -108,7 +108,7 @@ def noise() -> float:
 def test_llama_cpp_computes_what_peft_does(adapter: Path, noise: float, tmp_path: Path) -> None:
     wanted = of_transformers(adapter)
     effect = distance(wanted, of_transformers(None))
-    exported = export_adapter(adapter, tmp_path / "served", gguf=True)
+    exported = export(adapter, tmp_path / "served", gguf=True)
     assert exported.gguf is not None
     error = distance(wanted, of_llama_cpp(exported.gguf))
     padded = distance(wanted, of_transformers(exported.folder))
@@ -119,7 +119,7 @@ def test_llama_cpp_computes_what_peft_does(adapter: Path, noise: float, tmp_path
     assert error < 3 * noise
     assert padded < 1e-3
     for form in ("vllm", "llama.cpp", "peft"):
-        folder = export_adapter(adapter, tmp_path / form, form).folder
+        folder = export(adapter, tmp_path / form, form).folder
         assert distance(wanted, of_transformers(folder)) < 1e-3
 
 
@@ -139,9 +139,9 @@ def test_the_trained_form_is_wrong_in_llama_cpp_as_verify_says(adapter: Path, no
     error = distance(of_transformers(adapter), of_llama_cpp(tmp_path / "plain.gguf"))
     print(f"noise {noise:.3f}, error {error:.2f}")
     assert error > 5 * noise
-    (verdict,) = verify(AdapterFiles.read(adapter), engines=["llama.cpp"])
+    (verdict,) = engine_verdicts(AdapterFiles.read(adapter), engines=["llama.cpp"])
     assert not verdict.right
-    served = export_adapter(adapter, tmp_path / "served", "llama.cpp").folder
+    served = export(adapter, tmp_path / "served", "llama.cpp").folder
     command[-2:] = [str(tmp_path / "served.gguf"), str(served)]
     subprocess.run(command, check=True, capture_output=True)
     assert distance(of_transformers(adapter), of_llama_cpp(tmp_path / "served.gguf")) < 3 * noise

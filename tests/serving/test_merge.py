@@ -17,9 +17,9 @@ from transformers.quantizers import HfQuantizer
 
 from lorank.errors import AdapterError, LorankWarning, OutputError
 from lorank.serving.adapter_files import AdapterFiles
-from lorank.serving.export import export_adapter
+from lorank.serving.export import export
 from lorank.serving.merge import merge
-from lorank.serving.verify import verify
+from lorank.serving.verify import engine_verdicts
 
 
 @pytest.mark.parametrize("name", FAMILIES)
@@ -33,7 +33,7 @@ def test_a_merged_model_computes_what_the_adapter_does(
 
 
 def test_a_padded_adapter_merges_to_the_same_and_a_dtype_can_be_chosen(trained: Any, tmp_path: Path) -> None:
-    export_adapter(trained("decoder"), tmp_path / "served")
+    export(trained("decoder"), tmp_path / "served")
     merge(tmp_path / "served", tmp_path / "one", dtype="bfloat16")
     merge(trained("decoder"), tmp_path / "two", dtype="bfloat16")
     one, two = (AutoModelForCausalLM.from_pretrained(tmp_path / name).state_dict() for name in ("one", "two"))
@@ -75,7 +75,7 @@ class TestLabelNames:
         assert config.problem_type == "single_label_classification"
 
     def test_they_go_along_with_an_export(self, trained: Any, tmp_path: Path) -> None:
-        export_adapter(trained("encoder"), tmp_path / "served")
+        export(trained("encoder"), tmp_path / "served")
         merge(tmp_path / "served", tmp_path / "merged")
         assert AutoConfig.from_pretrained(tmp_path / "merged").id2label == dict(enumerate(LABELS))
 
@@ -172,8 +172,8 @@ def test_an_adapter_that_changes_nothing_is_merged_and_verified_with_one_warning
     replace(files, pairs=idle).write(tmp_path / "idle")
     for act in (
         lambda: merge(tmp_path / "idle", tmp_path / "merged"),
-        lambda: verify(AdapterFiles.read(tmp_path / "idle")),
-        lambda: export_adapter(tmp_path / "idle", tmp_path / "served", "peft"),
+        lambda: engine_verdicts(AdapterFiles.read(tmp_path / "idle")),
+        lambda: export(tmp_path / "idle", tmp_path / "served", "peft"),
     ):
         with pytest.warns(LorankWarning) as caught:
             act()
@@ -181,7 +181,7 @@ def test_an_adapter_that_changes_nothing_is_merged_and_verified_with_one_warning
         assert said.startswith(f"{tmp_path / 'idle'} changes nothing: B (or A) of every module is below 1e-30")
     first = next(iter(files.pairs))
     replace(files, pairs={**idle, first: files.pairs[first]}).write(tmp_path / "one works")
-    verify(AdapterFiles.read(tmp_path / "one works"))
+    engine_verdicts(AdapterFiles.read(tmp_path / "one works"))
 
 
 def test_refusals(bases: dict[str, Path], trained: Any, tmp_path: Path) -> None:

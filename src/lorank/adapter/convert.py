@@ -13,6 +13,7 @@ from transformers.pytorch_utils import Conv1D
 
 from lorank.adapter.triplet import TripletAdapter, TripletLinear
 from lorank.errors import AdapterError, LorankWarning
+from lorank.module_names import leaf_of, parent_of
 from lorank.plan import exactly, whole
 
 # Starts that leave the base model alone, and of these the ones that fresh triplets do not lose.
@@ -203,7 +204,7 @@ def fold_to_lora(model: PeftModel, adapter: TripletAdapter, scale: float) -> Non
             layer.__class__ = getattr(layer, "plain_class", LoraLinear)
             del layer.lora_lambda
         if not layer.lora_A:
-            parent, _, child = name.rpartition(".")
+            parent, child = parent_of(name), leaf_of(name)
             setattr(base.get_submodule(parent), child, layer.get_base_layer())
     _describe(model.peft_config[adapter_name], ranks, scale)
 

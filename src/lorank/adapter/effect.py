@@ -5,10 +5,10 @@ import warnings
 from torch import nn
 
 from lorank.errors import LorankWarning
+from lorank.module_names import factor_of
 
 # Below this a product of two factors is no longer a number that fp32 can add to a weight.
 NOTHING = 1e-30
-_FACTORS = (".lora_A.", ".lora_B.", ".lora_embedding_A.", ".lora_embedding_B.")
 
 
 def has_no_effect(model: nn.Module) -> bool:
@@ -16,16 +16,14 @@ def has_no_effect(model: nn.Module) -> bool:
 
     Values that are not finite count as an effect. A model without adapters is not asked about: False.
     """
-    switched_off: dict[str, bool] = {}
+    switched_off: dict[tuple[str, str], bool] = {}
     for name, parameter in model.named_parameters():
-        part = next((part for part in _FACTORS if part in f"{name}."), None)
-        if part is None or parameter.device.type == "meta":
+        pair = factor_of(name)
+        if pair is None or parameter.device.type == "meta":
             continue
-        module, _, adapter = f"{name}.".partition(part)
-        key = f"{module}|{adapter}"
         values = parameter.detach()
         empty = values.numel() == 0 or bool(values.abs().max() < NOTHING)  # NaN is not below
-        switched_off[key] = switched_off.get(key, False) or empty
+        switched_off[pair] = switched_off.get(pair, False) or empty
     return bool(switched_off) and all(switched_off.values())
 
 

@@ -4,7 +4,7 @@ import heapq
 from collections.abc import Mapping
 
 from lorank.errors import AllocationError
-from lorank.targets import natural_order
+from lorank.module_names import natural_order
 
 
 def proportional_ranks(

@@ -7,8 +7,8 @@ from typing import Any, Literal
 import numpy as np
 
 from lorank.errors import LorankWarning
+from lorank.module_names import natural_order, places
 from lorank.scores import ImportanceScores
-from lorank.targets import natural_order, places
 
 RankBy = Literal["score", "score-per-parameter"]
 Scope = Literal["global", "layer"]

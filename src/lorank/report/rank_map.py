@@ -8,9 +8,9 @@ from typing import Any
 import numpy as np
 
 from lorank.artefact import write_atomically
+from lorank.module_names import places, stack_label
 from lorank.plan import RankPlan
 from lorank.report.picture import drawable, drawing
-from lorank.targets import places
 
 
 @dataclass(frozen=True)
@@ -52,8 +52,7 @@ def grid_of(values: Mapping[str, Any]) -> tuple[tuple[str, ...], tuple[str, ...]
 def _row_name(stack: str, layer: int | None, several: bool) -> str:
     if layer is None:
         return stack or "model"
-    parts = [part for part in stack.split(".") if part not in ("model", "layer", "layers", "block", "h")]
-    return f"{parts[-1] if parts else stack} {layer}" if several else str(layer)
+    return f"{stack_label(stack)} {layer}" if several else str(layer)
 
 
 def draw_rank_map(plan: RankPlan, path: Path, title: str) -> None:

@@ -3,11 +3,12 @@
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from lorank.module_names import places
 from lorank.plan import RankPlan
 from lorank.report.rank_map import grid_of
 from lorank.report.split_table import SplitTable
 from lorank.scores import ImportanceScores
-from lorank.targets import Target, places
+from lorank.targets import Target
 
 
 def rank_table(plan: RankPlan) -> SplitTable:

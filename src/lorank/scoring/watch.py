@@ -13,6 +13,7 @@ from accelerate.utils import send_to_device
 from torch import nn
 
 from lorank.errors import DataError, LorankWarning, ScoresError
+from lorank.module_names import has_part
 from lorank.scoring.batches import Batch
 from lorank.scoring.examples import examples_in, in_rows, some_examples, without_padding
 from lorank.scoring.masks import token_masks, with_distinct_lengths
@@ -195,7 +196,7 @@ class Watching:
             return tensor.reshape(1, -1, width)
         if tensor.ndim == 3 and tensor.shape[:2] == (count, count):
             raise SameSizes
-        if f".{name}.".count(".experts."):  # as many tokens as there are examples may still not be one of each
+        if has_part(name, "experts"):  # as many tokens as there are examples may still not be one of each
             raise RowsUnknown(name, "works on the tokens that are routed to it")
         flat = tensor.ndim == 2 and len(tensor) in {count * length for length in self._lengths}
         if len(tensor) != count and not flat:

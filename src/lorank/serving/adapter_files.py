@@ -13,10 +13,10 @@ from safetensors.torch import save_file
 
 from lorank.artefact import write_atomically, write_json
 from lorank.errors import AdapterError, LorankWarning
+from lorank.module_names import PEFT_PREFIX, in_base_model, is_adapter_tensor, parent_of
 from lorank.serving.adapter_config import CONFIG, NotPlainError, read_config
 
 WEIGHTS = "adapter_model.safetensors"
-PREFIX = "base_model.model."
 _NOTHING = 1e-30
 _DTYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 
@@ -89,7 +89,7 @@ class AdapterFiles:
         if not factors:
             raise AdapterError(f"{folder} holds no LoRA tensors; give the folder of a trained LoRA adapter")
         pairs = {module: _pair(module, found, folder) for module, found in factors.items()}
-        prefixed, named = all(key.startswith(PREFIX) for key in names), any(".default." in key for key in names)
+        prefixed, named = all(key.startswith(PEFT_PREFIX) for key in names), any(".default." in key for key in names)
         files = cls(config, pairs, saved, folder, copies, prefixed, named)
         files._check_ranks()
         return files
@@ -121,7 +121,7 @@ class AdapterFiles:
     @property
     def trained_whole(self) -> tuple[str, ...]:
         """Full names of modules that were trained whole and are in the file."""
-        return tuple(sorted({key.removeprefix(PREFIX).rpartition(".")[0] for key in self.saved_modules}))
+        return tuple(sorted({in_base_model(parent_of(key)) for key in self.saved_modules}))
 
     def pattern(self, field: str, module: str, default: Any) -> Any:
         """What `rank_pattern` or `alpha_pattern` says for a module, as PEFT reads it, else the default of the config."""
@@ -153,8 +153,8 @@ class AdapterFiles:
         """Write both files, under PEFT's names; each whole or not at all."""
         tensors = dict(self.saved_modules)
         for module, pair in self.pairs.items():
-            tensors[f"{PREFIX}{module}.lora_A.weight"] = pair.a.contiguous()
-            tensors[f"{PREFIX}{module}.lora_B.weight"] = pair.b.contiguous()
+            tensors[f"{PEFT_PREFIX}{module}.lora_A.weight"] = pair.a.contiguous()
+            tensors[f"{PEFT_PREFIX}{module}.lora_B.weight"] = pair.b.contiguous()
         folder.mkdir(parents=True, exist_ok=True)
         write_json(folder / CONFIG, dict(self.config))
         write_atomically(folder / WEIGHTS, lambda path: save_file(tensors, path, metadata={"format": "pt"}))
@@ -208,12 +208,12 @@ def _read_tensors(folder: Path) -> dict[str, torch.Tensor]:
 
 def _split(key: str, folder: Path) -> tuple[str, str | None]:
     """Full module name, and "A" or "B", or None for a tensor of a module that was trained whole."""
-    if ".lora_" not in key:
+    if not is_adapter_tensor(key):
         return key, None
     for part in ("A", "B"):
         for ending in (f".lora_{part}.weight", f".lora_{part}.default.weight"):
             if key.endswith(ending):
-                return key.removesuffix(ending).removeprefix(PREFIX), part
+                return in_base_model(key.removesuffix(ending)), part
     what = key.rpartition(".lora_")[2]
     known = {"magnitude": "DoRA", "embedding": "an embedding", "E": "AdaLoRA", "B.bias": "a bias of the adapter"}
     named = next((name for start, name in known.items() if what.startswith(start)), "unknown to lorank")

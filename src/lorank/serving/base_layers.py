@@ -12,8 +12,9 @@ from transformers.pytorch_utils import Conv1D
 from lorank.errors import AdapterError, one_line
 from lorank.models.adapted_model import class_of, labels_of, model_class, on_meta
 from lorank.models.loading import NOT_LOADABLE
-from lorank.serving.adapter_files import PREFIX, AdapterFiles
-from lorank.targets import expert_of, linear_layers
+from lorank.module_names import expert_of, in_base_model, is_within
+from lorank.serving.adapter_files import AdapterFiles
+from lorank.targets import linear_layers
 from lorank.validation import nearest
 
 
@@ -60,7 +61,7 @@ class BaseLayers:
         layers = cls.read(str(name), task, **options)
         if any(layers.shapes.get(module, pair.shape) != pair.shape for module, pair in adapter.pairs.items()):
             # An adapted head may be for another number of labels than the base model's.
-            saved = {key.removeprefix(PREFIX): tuple(tensor.shape) for key, tensor in adapter.saved_modules.items()}
+            saved = {in_base_model(key): tuple(tensor.shape) for key, tensor in adapter.saved_modules.items()}
             saved |= {f"{module}.weight": pair.shape for module, pair in adapter.pairs.items()}
             family = model_class(task, layers.config, saved_class)
             labels = labels_of(family, layers.config, saved, trust_remote_code=trust_remote_code)
@@ -127,13 +128,13 @@ class BaseLayers:
                         f"{adapter.folder}: {module!r} is for a layer of shape {pair.shape}, {self.name} has "
                         f"{self.shapes[module]}; give the base model that it was trained on as --base"
                     )
-            elif not (expert_of(module) and module.startswith(tuple(f"{experts}." for experts in self.fused_experts))):
+            elif not (expert_of(module) and is_within(module, self.fused_experts)):
                 raise AdapterError(
                     f"{adapter.folder} adapts {module!r}, which {self.name} does not have as a linear layer"
                     f"{nearest(module, self.shapes)}; give the base model that it was trained on as --base"
                 )
         for key, tensor in {**adapter.saved_modules, **adapter.copies}.items():
-            part = key.removeprefix(PREFIX).removesuffix(".weight").removesuffix(".base_layer")
+            part = in_base_model(key).removesuffix(".weight").removesuffix(".base_layer")
             if part in self.vocabulary and tuple(tensor.shape) != self.vocabulary[part]:
                 raise AdapterError(
                     f"{adapter.folder}: {part!r} has {len(tensor):,} rows and that of {self.name} {self.vocabulary[part][0]:,}: "

@@ -12,10 +12,10 @@ from dataclasses import dataclass
 from peft import LoraConfig
 from peft.tuners.tuners_utils import check_target_module_exists
 
+from lorank.module_names import expert_of, leaf_of, sibling
 from lorank.serving.adapter_files import AdapterFiles
 from lorank.serving.base_layers import BaseLayers
 from lorank.serving.projections import projections_of
-from lorank.targets import expert_of, leaf_of, sibling
 
 # vLLM allows these for --max-lora-rank, and no others.
 VLLM_RANKS = (1, 8, 16, 32, 64, 128, 256, 320, 512)

@@ -18,7 +18,7 @@ from lorank.serving.forms import FORMS
 from lorank.serving.gguf_adapter import check_gguf, write_gguf
 from lorank.serving.names import DTYPES, choose
 from lorank.serving.old_names import with_present_names
-from lorank.serving.verify import Verdict, verify
+from lorank.serving.verify import Verdict, engine_verdicts
 
 SIDE_FILE = "served_adapter.json"
 # What tools and servers look for beside an adapter.
@@ -59,7 +59,7 @@ class Exported:
         return self.parameters > self.compact_parameters
 
 
-def export_adapter(
+def export(
     adapter: str | Path,
     output: str | Path,
     form: str = "any",
@@ -105,7 +105,7 @@ def export_adapter(
         served.write(folder)
         if gguf and layers is not None:
             write_gguf(trained, layers, folder / "adapter.gguf")
-        verdicts = verify(AdapterFiles.read(folder), trained, layers)
+        verdicts = engine_verdicts(AdapterFiles.read(folder), trained, layers)
         _check_own_engine(form, verdicts)
         _write_companions(trained, served, form, verdicts, folder)
     return Exported(

@@ -7,6 +7,7 @@ import torch
 
 from lorank.artefact import write_atomically
 from lorank.errors import AdapterError
+from lorank.module_names import leaf_of
 from lorank.serving.adapter_files import AdapterFiles, LoraPair
 from lorank.serving.base_layers import BaseLayers
 from lorank.serving.forms import for_llama_cpp
@@ -104,9 +105,9 @@ def _tensor_names(base: BaseLayers) -> Any:
 
 def _rotary_rows(module: str, pair: LoraPair, config: Any) -> torch.Tensor:
     """Rows of B in llama.cpp's order: within a head, `(x_0 .. x_h/2, y_0 .. y_h/2)` becomes `(x_0, y_0, x_1, y_1, ...)`."""
-    if module.endswith(".q_proj"):
+    if leaf_of(module) == "q_proj":
         heads = config.num_attention_heads
-    elif module.endswith(".k_proj"):
+    elif leaf_of(module) == "k_proj":
         heads = config.num_key_value_heads or config.num_attention_heads
     else:
         return pair.b

@@ -9,9 +9,9 @@ from peft import LoraConfig
 from peft.utils.transformers_weight_conversion import convert_peft_adapter_state_dict_for_transformers
 
 from lorank.errors import AdapterError
-from lorank.serving.adapter_files import PREFIX, AdapterFiles
+from lorank.module_names import PEFT_PREFIX, expert_of, in_base_model
+from lorank.serving.adapter_files import AdapterFiles
 from lorank.serving.base_layers import BaseLayers
-from lorank.targets import expert_of
 
 
 def with_present_names(adapter: AdapterFiles, base: BaseLayers) -> AdapterFiles:
@@ -45,9 +45,9 @@ def _present_names(modules: Iterable[str], model: Any) -> dict[str, str]:
     """Name in the file -> name in the model, by the conversion that PEFT itself applies when it loads an adapter."""
     names = {}
     for module in modules:
-        weights = {f"{PREFIX}{module}.lora_{part}.weight": torch.empty(1, 1) for part in "AB"}
+        weights = {f"{PEFT_PREFIX}{module}.lora_{part}.weight": torch.empty(1, 1) for part in "AB"}
         converted = convert_peft_adapter_state_dict_for_transformers(model, LoraConfig(), weights)
-        found = {key.removeprefix(PREFIX).partition(".lora_")[0] for key in converted}
+        found = {in_base_model(key).partition(".lora_")[0] for key in converted}
         if len(found) == 1:
             names[module] = found.pop()
     return names

@@ -3,9 +3,9 @@
 from collections.abc import Mapping
 from dataclasses import dataclass
 
+from lorank.module_names import leaf_of, places
 from lorank.serving.adapter_files import AdapterFiles
 from lorank.serving.base_layers import BaseLayers
-from lorank.targets import leaf_of, places
 
 
 @dataclass(frozen=True)

@@ -3,18 +3,19 @@
 import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Literal
 
 import torch
 
 from lorank.errors import AdapterError
+from lorank.module_names import leaf_of
 from lorank.serving.adapter_files import AdapterFiles, warn_if_idle
 from lorank.serving.base_layers import BaseLayers
 from lorank.serving.delta import difference_norm, product_norm, rounding
 from lorank.serving.engines import ENGINES, NEED_BASE, Loading
 from lorank.serving.names import choose
 from lorank.serving.old_names import with_present_names
-from lorank.targets import leaf_of
 
 
 @dataclass(frozen=True)
@@ -47,7 +48,52 @@ class Verdict:
         return self.answer == "right"
 
 
+@dataclass(frozen=True)
+class Verification:
+    """What engines would make of an adapter.
+
+    Attributes:
+        verdicts: one for each engine.
+        unread_base: why the base model was not looked at; empty where it was.
+
+    """
+
+    verdicts: tuple[Verdict, ...]
+    unread_base: str
+
+
 def verify(
+    adapter: str | Path,
+    against: str | Path | None = None,
+    engines: Iterable[str] | None = None,
+    *,
+    base: str | None = None,
+    trust_remote_code: bool = False,
+) -> Verification:
+    """Say which serving engines would compute what was trained, from the files alone.
+
+    Args:
+        adapter: folder of a LoRA adapter, from whatever tool.
+        against: folder of the trained adapter that it should compute; None: itself, by PEFT's rule.
+        engines: names out of `lorank.serving.names.ENGINES`; None takes all.
+        base: hub name or folder of the base model, of which the config is read; None: the one that the adapter names.
+        trust_remote_code: let the base model's own code run.
+
+    Raises:
+        AdapterError: an adapter or a base model that was asked for and cannot be read; an unknown engine; adapters of different
+            models.
+
+    Warns:
+        LorankWarning: the trained adapter changes nothing.
+
+    """
+    files = AdapterFiles.read(adapter)
+    trained = AdapterFiles.read(against) if against is not None else None
+    layers, unread = BaseLayers.if_readable(files, base, trust_remote_code=trust_remote_code)
+    return Verification(tuple(engine_verdicts(files, trained, layers, engines)), unread)
+
+
+def engine_verdicts(
     adapter: AdapterFiles,
     trained: AdapterFiles | None = None,
     base: BaseLayers | None = None,

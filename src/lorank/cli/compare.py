@@ -8,11 +8,6 @@ import typer
 from lorank.console import clear_errors, out, progress, say
 
 
-def add_to(app: typer.Typer) -> None:
-    """Add the command to the command line."""
-    app.command("compare")(compare_command)
-
-
 def compare_command(
     recipes: Annotated[
         list[str],

@@ -1,0 +1,52 @@
+"""The command line: parses, calls one function, prints. `lorank --help` loads neither torch nor transformers."""
+
+from typing import Annotated
+
+import typer
+
+from lorank.cli.compare import compare_command
+from lorank.cli.plan import allocate_command, plan_app
+from lorank.cli.prune import prune_command
+from lorank.cli.run import run_command, train_command
+from lorank.cli.score import inspect_command, score_command
+from lorank.cli.serve import export_command, merge_command, verify_command
+from lorank.console import CommandLine
+
+app = typer.Typer(
+    cls=CommandLine,
+    help="Adaptive-rank LoRA: which layer gets which rank, inside an exact parameter budget.",
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    rich_markup_mode=None,
+)
+
+
+def _print_version(asked: bool) -> None:
+    if asked:
+        from importlib.metadata import version
+
+        typer.echo(f"lorank {version('lorank')}")
+        raise typer.Exit
+
+
+@app.callback()
+def _options(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_print_version, is_eager=True, help="print it")
+    ] = False,
+) -> None:
+    pass
+
+
+# In the order of `lorank --help`.
+app.command("run")(run_command)
+app.command("score")(score_command)
+app.command("allocate")(allocate_command)
+app.command("train")(train_command)
+app.command("prune")(prune_command)
+app.command("inspect")(inspect_command)
+app.command("export")(export_command)
+app.command("verify")(verify_command)
+app.command("merge")(merge_command)
+app.add_typer(plan_app, name="plan")
+app.command("compare")(compare_command)

@@ -1,0 +1,119 @@
+"""`lorank allocate` makes rank plans; `lorank plan` shows them, compares them, and hands them over to other tools."""
+
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from lorank.cli.options import RemoteCode
+from lorank.console import clear_errors, out, say
+from lorank.serving.names import TOOLS, choose
+
+
+def allocate_command(
+    scores: Annotated[Path, typer.Argument(help="scores.safetensors of `lorank score` or of a run")],
+    budget: Annotated[str, typer.Option(help='adapter parameters, "8.8M", "r=8", ...; several: "1M,2M,4M"')],
+    output: Annotated[Path, typer.Option(help="with several budgets: plan-1M.json, ...")] = Path("plan.json"),
+    max_rank: Annotated[int | None, typer.Option(help="upper limit for every module")] = None,
+    min_rank: Annotated[int, typer.Option(help="lower limit for every module")] = 0,
+    multiple_of: Annotated[int, typer.Option(help="every rank is a multiple of this")] = 1,
+    rank_by: Annotated[str, typer.Option(help="score, or score-per-parameter")] = "score",
+    scale: Annotated[
+        float | None, typer.Option(help="alpha / r of every adapter; default: the recipe's that was scored, or 2")
+    ] = None,
+    model: Annotated[
+        str | None, typer.Option(help="hub name or folder: check from its config that the scores are of this model")
+    ] = None,
+    overwrite: Annotated[bool, typer.Option(help="replace plans of that name that differ")] = False,
+) -> None:
+    """Make rank plans from scores: no GPU, no weights; exact in parameters."""
+    with clear_errors():
+        from lorank.allocation.files import allocate_file
+        from lorank.report.tables import change_table, rank_table, stability_lines
+
+        if model is not None:
+            from lorank.runs.score_recipe import check_scores
+
+            check_scores(scores, model)
+        limits = {"max_rank": max_rank, "min_rank": min_rank, "multiple_of": multiple_of, "rank_by": rank_by}
+        plans = allocate_file(scores, budget.split(","), output, overwrite=overwrite, scale=scale, **limits)
+        if len(plans) > 1:
+            out.print(change_table(list(plans.values())))
+        for plan in plans.values() if len(plans) == 1 else ():
+            out.print(rank_table(plan))
+            out.print(f"{plan.budget}: {plan.spending}, total rank {plan.total_rank}", highlight=False)
+        for path, plan in plans.items():
+            for line in stability_lines(plan):
+                say(f"{plan.budget}: {line}")
+            say(f"rank plan           {path}")
+
+
+plan_app = typer.Typer(help="Look at rank plans, and hand them over to other tools.", no_args_is_help=True)
+
+
+@plan_app.command("show")
+def plan_show_command(plan: Annotated[Path, typer.Argument(help="plan.json")]) -> None:
+    """Show a plan: ranks by layer and projection, what it spends, where it comes from."""
+    with clear_errors():
+        from lorank.plan import RankPlan
+        from lorank.report.tables import rank_table, stability_lines
+
+        loaded = RankPlan.load(plan)
+        out.print(rank_table(loaded))
+        say(f"{loaded!r}")
+        for line in stability_lines(loaded):
+            say(line)
+
+
+@plan_app.command("diff")
+def plan_diff_command(
+    plan: Annotated[Path, typer.Argument(help="plan.json")], other: Annotated[Path, typer.Argument(help="plan.json")]
+) -> None:
+    """Show what changes from one plan to another of the same model."""
+    with clear_errors():
+        from lorank.plan import RankPlan
+        from lorank.report.tables import difference_table
+
+        one, two = RankPlan.load(plan), RankPlan.load(other)
+        moved = one.moved_share(two)
+        out.print(difference_table(one, two))
+        changed = sum(one.ranks[name] != two.ranks[name] for name in one.ranks)
+        say(f"first:  {one!r}")
+        say(f"second: {two!r}")
+        say(
+            f"{changed} of {len(one.ranks)} ranks differ; the second spends {two.spent - one.spent:+,} parameters, and "
+            f"{100 * moved:.1f} % of the first's on other modules or not at all"
+        )
+
+
+@plan_app.command("export")
+def plan_export_command(
+    plan: Annotated[Path, typer.Argument(help="plan.json")],
+    to: Annotated[str, typer.Option(help=", ".join(TOOLS))],
+    output: Annotated[
+        Path | None,
+        typer.Option(help="folder of the seed adapter (default: seed-adapter), or file of a snippet (printed)"),
+    ] = None,
+    model: Annotated[str | None, typer.Option(help="base model; default: the one that was scored")] = None,
+    task_type: Annotated[str, typer.Option(help="of the seed adapter, as PEFT names it")] = "CAUSAL_LM",
+    num_labels: Annotated[
+        int | None, typer.Option(min=1, help="of the seed adapter's head; default: the model's config")
+    ] = None,
+    overwrite: Annotated[bool, typer.Option(help="replace the file of a snippet; never a folder")] = False,
+    trust_remote_code: RemoteCode = False,
+) -> None:
+    """Hand a plan over: the configuration of another tool, or an initialised adapter that it continues to train."""
+    with clear_errors():
+        choose("tool", to, TOOLS)
+        from lorank.plan import RankPlan
+        from lorank.serving.handover import hand_over
+
+        options: dict[str, Any] = {"num_labels": num_labels, "trust_remote_code": trust_remote_code}
+        options["overwrite"] = overwrite
+        text, seed = hand_over(RankPlan.load(plan), to, output, model, task_type=task_type, **options)
+        if text and (seed is not None or output is None):
+            print(text, end="")
+        if seed is not None:
+            typer.echo(f"seed adapter        {seed}", err=True)
+        elif output is not None:
+            typer.echo(f"for {to:<16}{output}", err=True)

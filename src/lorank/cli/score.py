@@ -1,0 +1,71 @@
+"""`lorank inspect` and `lorank score`: a model before any training."""
+
+import re
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from lorank.console import clear_errors, out, progress, say
+
+
+def inspect_command(
+    model: Annotated[str, typer.Argument(help="hub name or folder; only its config is read")],
+    targets: Annotated[
+        str | None, typer.Option(help='names, "query,value"; a regular expression for full names; or all-linear')
+    ] = None,
+    trust_remote_code: Annotated[bool, typer.Option(help="let the model's own code run")] = False,
+) -> None:
+    """Show the adaptable modules, the cost of one unit of rank, and what budgets mean for a model."""
+    with clear_errors():
+        from lorank.models.base_size import base_parameters
+        from lorank.models.loading import load_without_weights
+        from lorank.report.tables import budget_table, target_table
+        from lorank.targets import find_targets
+
+        loaded = load_without_weights(model, trust_remote_code=trust_remote_code)
+        found, size = find_targets(loaded, _names_or_pattern(targets)), base_parameters(loaded)
+        counted = f"{size:,} parameters, heads and poolers not counted; a budget of 1% is {size // 100:,}"
+        say(f"{model}: {type(loaded).__name__}, {counted}")
+        out.print(target_table(found))
+        out.print(budget_table(found, size))
+
+
+def _names_or_pattern(targets: str | None) -> str | list[str] | None:
+    """Names as a recipe's list has them: with a comma, or without any sign that makes it a regular expression."""
+    if targets is None or targets == "all-linear" or not re.fullmatch(r"[\w.\-]+(\s*,\s*[\w.\-]+)*", targets):
+        return targets
+    return [name.strip() for name in targets.split(",")]
+
+
+def score_command(
+    recipe: Annotated[Path, typer.Argument(help="YAML recipe: model, data, targets, calibration")],
+    overrides: Annotated[
+        list[str] | None, typer.Argument(metavar="[KEY=VALUE]...", help="overrides, calibration.examples=128")
+    ] = None,
+    method: Annotated[
+        str | None, typer.Option(help="sensitivity-lora, gradient, magnitude or eva; default: the recipe's")
+    ] = None,
+    output: Annotated[Path, typer.Option(help="where the scores go")] = Path("scores.safetensors"),
+    overwrite: Annotated[bool, typer.Option(help="replace the output if it is there already")] = False,
+) -> None:
+    """Score the modules of a model before training. `lorank allocate` then makes plans for any budget of it."""
+    with clear_errors():
+        from lorank.artefact import check_unwritten
+        from lorank.recipe.recipe import load_recipe
+        from lorank.report.tables import score_table
+        from lorank.runs.score_recipe import score_recipe
+
+        check_unwritten(output, overwrite=overwrite)  # before the work: what it would be is not known yet
+        # Scores depend on no budget, and with another method the recipe's own sections for its method do not apply.
+        chosen = ["budget=r=1", "allocation={}"]
+        chosen += [f"method={method}", "preset=null", "pruning={}"] if method is not None else []
+        scores = score_recipe(load_recipe(recipe, [*(overrides or ()), *chosen]), output, progress)
+        made = scores.provenance
+        out.print(
+            f"{made['method']}, {made.get('examples', 'no')} examples, {made.get('seconds', 0):.1f} s", highlight=False
+        )
+        if why := made.get("one_example_at_a_time"):
+            say(f"one example at a time, since {why}")
+        out.print(score_table(scores))
+        say(f"importance scores   {output}")

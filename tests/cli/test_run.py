@@ -1,0 +1,33 @@
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from typer.testing import CliRunner, Result
+
+from lorank.cli import app
+
+pytestmark = pytest.mark.filterwarnings("ignore::FutureWarning")
+
+
+def lorank(*arguments: Any) -> Result:
+    return CliRunner().invoke(app, [str(argument) for argument in arguments])
+
+
+def test_run_prints_results_ranks_and_where_things_are(tiny_recipe, tmp_path: Path) -> None:
+    content = tiny_recipe(baselines=["lora"]).model_dump(mode="json", exclude={"resolved"})
+    (tmp_path / "recipe.yaml").write_text(yaml.safe_dump(content))
+    result = lorank("run", str(tmp_path / "recipe.yaml"), "seed=3", "--output-dir", str(tmp_path / "out"))
+    assert result.exit_code == 0, result.output
+    for expected in (
+        "i-lora",
+        "lora",
+        "accuracy",
+        "448",
+        "query",
+        "intermediate",
+        str(tmp_path / "out" / "adapter"),
+        "ranks.png",
+    ):
+        assert expected in result.output
+    assert yaml.safe_load((tmp_path / "out" / "recipe.yaml").read_text())["seed"] == 3
