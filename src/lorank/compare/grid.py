@@ -29,7 +29,7 @@ from lorank.compare.cells import (
     source_of,
 )
 from lorank.compare.grid_checks import check_base, check_grid
-from lorank.compare.launch import Launch, here, stop_cells
+from lorank.compare.launch import Launch, on_this_machine, stop_cells
 from lorank.errors import OutputError, one_line
 from lorank.recipe.recipe import Recipe
 from lorank.runs.checks import check_model
@@ -199,7 +199,7 @@ def run_grid(
         with FileLock(grid.folder / ".lock", timeout=0):
             left = [cell for cell in grid.cells() if cell not in done]
             console.print(f"{len(done)} of {len(grid.cells())} cells are done, {len(left)} are left", highlight=False)
-            _run(grid, left, processes, tries, console, launch or here(processes))
+            _run(grid, left, processes, tries, console, launch or on_this_machine(processes))
     except Timeout:
         raise OutputError(f"{grid.folder} is in use by another comparison; wait for it, or give another one") from None
     return grid.results()
