@@ -26,6 +26,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from lorank.engine.measuring import PathMeasure
 from peft import AdaLoraConfig, LoraConfig, PeftModel, get_peft_model
 from torch import nn
 from torch.profiler import ProfilerActivity, profile
@@ -37,9 +38,8 @@ from lorank.allocation.schedule import CutSchedule
 from lorank.budget import Budget
 from lorank.engine.allocator import Allocator
 from lorank.engine.cut_rules import CutRules
-from lorank.engine.initial_adapter import survey
-from lorank.engine.measuring import PathMeasure
-from lorank.recipe.recipe import choose_options
+from lorank.engine.initial_adapter import read_adapter
+from lorank.methods.choose import choose_options
 from lorank.targets import find_targets
 
 SHAPES = {
@@ -114,9 +114,9 @@ def lorank(base: nn.Module, targets: list[str], rank: int, device: str, **option
     model = lora(base, targets, rank, device)
     adapter: TripletAdapter = to_triplets(model, "default")
     preset = options.pop("preset", "recommended")
-    _, pruning, limits = choose_options(options.pop("method", "adalora"), preset, options)
+    _, _, pruning, limits = choose_options(options.pop("method", "adalora"), preset, options)
     layers: Any = dict(zip(adapter.names, adapter.layers, strict=True))
-    ground = survey(model, layers, "default", Budget.parse(f"r={rank // 2}"), limits, pruning, {})
+    ground = read_adapter(model, layers, "default", Budget.parse(f"r={rank // 2}"), limits, pruning, {})
     path = PathMeasure(model, adapter, pruning, seed=0) if pruning.estimator != "training-pass" else None
     allocator = Allocator(adapter, CutRules(ground, pruning, NEVER), 1, path)
 

@@ -17,11 +17,11 @@ from lorank.adapter.triplet import TripletAdapter
 from lorank.allocation.schedule import CutSchedule
 from lorank.budget import Budget
 from lorank.engine.allocator import Allocator
+from lorank.engine.assembly import TrainingFacts, make_allocator
 from lorank.engine.cut_rules import CutRules
-from lorank.engine.initial_adapter import survey
-from lorank.engine.unit_scores import unit_scores
+from lorank.engine.initial_adapter import read_adapter
 from lorank.errors import TrainingError
-from lorank.recipe.recipe import choose_options
+from lorank.methods.choose import choose_options
 
 TARGETS, RANK = ["query", "value", "intermediate.dense"], 4
 
@@ -34,13 +34,22 @@ def triplets(rank: int = RANK, initial_lambda: float = 0.0) -> tuple[Any, Triple
 
 
 def allocator(
-    model: Any, adapter: TripletAdapter, method: str, schedule: CutSchedule, budget: str, **options: Any
+    model: Any,
+    adapter: TripletAdapter,
+    method: str,
+    schedule: CutSchedule,
+    budget: str,
+    *,
+    may_shrink: bool = True,
+    **options: Any,
 ) -> Allocator:
-    _, pruning, limits = choose_options(method, options.pop("preset", None), options)
+    _, _, choices, limits = choose_options(method, options.pop("preset", None), options)
     layers = dict(zip(adapter.names, adapter.layers, strict=True))
-    ground = survey(model, layers, "default", Budget.parse(budget), limits, pruning, {})
-    window = pruning.window if isinstance(pruning.window, int) else 1
-    return Allocator(adapter, CutRules(ground, pruning, schedule), window, None)
+    initial = read_adapter(model, layers, "default", Budget.parse(budget), limits, choices, {})
+    made = make_allocator(adapter, initial, choices, TrainingFacts(10_000, 1, may_shrink=may_shrink))
+    made.rules = CutRules(initial, choices, schedule)
+    made.schedule = schedule
+    return made
 
 
 def draw(adapter: TripletAdapter, step: int) -> None:
@@ -67,7 +76,7 @@ def test_adalora_is_pefts_rank_allocator() -> None:
     peft_allocator: RankAllocator = theirs.base_model.rankallocator
     schedule = CutSchedule(tinit, total - tfinal, interval)
     ours = allocator(model, adapter, "adalora", schedule, "r=2", preset="paper", orthogonality=0.0)
-    smoothed, cuts = ours.smoothed, 0
+    smoothed, cuts = ours.smoother, 0
     for step in range(1, total - tfinal + 1):
         draw(adapter, step)
         for layer, values, p, q in zip(layers, adapter.lambdas, adapter.p, adapter.q, strict=True):
@@ -168,7 +177,7 @@ def test_weights_and_gradient_of_one_moment_or_those_after_the_step() -> None:
         after = torch.cat([v.detach() * v.grad for v in adapter.lambdas])
         ours.after_step(1, optimizer)
         expected = before if measured == "before-step" else after
-        assert torch.allclose(ours.smoothed.mean[0], 0.15 * expected.abs())
+        assert torch.allclose(ours.smoother.mean[0], 0.15 * expected.abs())
 
 
 def test_skipped_steps_do_not_count() -> None:
@@ -182,7 +191,7 @@ def test_skipped_steps_do_not_count() -> None:
         ours.before_step(step)
         assert (ours.after_step(step, None, skipped=step == 3) is None) == (step in (1, 3))
     assert ours.measured == 3
-    assert torch.isfinite(ours.smoothed.mean[0]).all()
+    assert torch.isfinite(ours.smoother.mean[0]).all()
 
 
 @pytest.mark.parametrize("state", ["element", "triplet"])
@@ -213,7 +222,7 @@ def test_cutting_tensors_at_every_cut_keeps_the_right_state(state: str) -> None:
 
 
 def _units(one: Allocator) -> list[np.ndarray]:
-    return list(unit_scores(one.smoothed, one.adapter, one.options, 0).values())
+    return list(one._unit_scores(0).values())
 
 
 @pytest.mark.parametrize("method", ["igu-lora", "adalora"])
@@ -226,7 +235,7 @@ def test_state_goes_on_exactly(method: str) -> None:
         first.before_step(step)
         first.after_step(step, None)
     second = allocator(*_copied(model), method, CutSchedule(2, 12, 3), "r=2", **options)
-    second.restore(*copy.deepcopy(first.state()))
+    second.load_state_dict(copy.deepcopy(first.state_dict()))
     for step in range(8, 14):
         for one in (first, second):
             draw(one.adapter, step)
@@ -253,7 +262,7 @@ def test_the_state_of_another_allocation_is_refused() -> None:
         allocator(model, adapter, "adalora", CutSchedule(2, 12, 3), "r=2", score="mean"),
     ):
         with pytest.raises(TrainingError, match="another allocation"):
-            other.restore(*first.state())
+            other.load_state_dict(first.state_dict())
 
 
 def test_nothing_passes_for_an_allocation_that_is_none() -> None:
@@ -313,23 +322,14 @@ def test_the_last_cut_is_within_the_budget(budget: str, options: dict[str, Any])
     elif budget == "r=2" and options:
         assert plan.total_rank == 2 * len(adapter.names)
     else:
-        assert ours.ground.parameters - 48 < plan.spent <= ours.ground.parameters
+        assert ours.initial.parameters - 48 < plan.spent <= ours.initial.parameters
 
 
 def test_masking_stands_in_for_shrinking_where_tensors_must_stay() -> None:
     """With several processes: λ of what was cut is zero after every step, and the tensors shrink at the end."""
     model, adapter = triplets()
-    _, pruning, limits = choose_options("adalora", "recommended", {})
-    ground = survey(
-        model,
-        dict(zip(adapter.names, adapter.layers, strict=True)),
-        "default",
-        Budget.parse("r=2"),
-        limits,
-        pruning,
-        {},
-    )
-    ours = Allocator(adapter, CutRules(ground, pruning, CutSchedule(1, 4, 1)), 1, None, may_shrink=False)
+    schedule = CutSchedule(1, 4, 1)
+    ours = allocator(model, adapter, "adalora", schedule, "r=2", preset="recommended", may_shrink=False)
     for step in range(1, 7):
         draw(adapter, step)
         ours.before_step(step)
@@ -337,10 +337,10 @@ def test_masking_stands_in_for_shrinking_where_tensors_must_stay() -> None:
         assert set(adapter.ranks) == {RANK}
         if step >= 4:
             spent = sum(
-                int(values.count_nonzero()) * ground.costs[n]
+                int(values.count_nonzero()) * ours.initial.costs[n]
                 for n, values in zip(adapter.names, adapter.lambdas, strict=True)
             )
-            assert spent <= ground.parameters
+            assert spent <= ours.initial.parameters
     _, plan = ours.finish(6, None)
     assert dict(zip(adapter.names, adapter.ranks, strict=True)) == plan.ranks
     assert all(values.all() for values in adapter.lambdas)

@@ -4,17 +4,17 @@ import numpy as np
 import pytest
 
 from lorank.allocation.schedule import CutSchedule
-from lorank.engine.cut_rules import CutRules, Ground
+from lorank.engine.cut_rules import CutRules, InitialAdapter
 from lorank.errors import LorankWarning
-from lorank.recipe.recipe import choose_options
+from lorank.methods.choose import choose_options
 
 RANKS, COSTS = {"wide": 4, "narrow": 4}, {"wide": 30, "narrow": 10}
 ALIVE = {"wide": np.array([9.0, 8.0, 7.0, 6.0]), "narrow": np.array([1.0, 2.0, 3.0, 4.0])}
 
 
 def rules(budget: str, parameters: int, **options) -> CutRules:
-    _, pruning, limits = choose_options("adalora", "paper", {"budget_in": "ranks", **options})
-    return CutRules(Ground(RANKS, COSTS, budget, parameters, limits, 2.0, {}), pruning, CutSchedule(0, 1, 1))
+    _, _, pruning, limits = choose_options("adalora", "paper", {"budget_in": "ranks", **options})
+    return CutRules(InitialAdapter(RANKS, COSTS, budget, parameters, limits, 2.0, {}), pruning, CutSchedule(0, 1, 1))
 
 
 def test_a_budget_in_ranks_says_units_where_these_cost_more_than_its_mean() -> None:

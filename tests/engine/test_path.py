@@ -8,8 +8,8 @@ from tests.conftest import random_batch, triplet_model
 
 from lorank import LorankError
 from lorank.adapter.path import capture, path_point
+from lorank.engine.options import PathScoreOptions
 from lorank.engine.path import PathScorer, model_loss
-from lorank.engine.path_options import PathScoreOptions
 from lorank.scoring.undisturbed import undisturbed
 
 

@@ -7,7 +7,7 @@ from tests.conftest import random_batch, triplet_model
 from lorank.engine.options import DeviationOptions
 from lorank.engine.smoother import DeviationSmoother
 from lorank.engine.smoothing import (
-        combine,
+    combine,
     sensitivity,
     sensitivity_plain,
     smooth_,

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from lorank.training.pruned_stage import pruning_of
 from peft import PeftModel
 from rich.console import Console
 from safetensors.torch import load_file
@@ -16,7 +17,6 @@ from transformers import AutoModelForSequenceClassification
 from lorank import ImportanceScores, LorankError, RankPlan
 from lorank.errors import BudgetError, RecipeError
 from lorank.runs.run import run
-from lorank.training.pruned_stage import pruning_of
 
 QUIET = Console(quiet=True)
 SMALL = {"budget": "r=1", "pruning": {"every": 1}, "stage1": {"initial_rank": 3, "max_steps": 10}}

@@ -31,7 +31,9 @@ def orthogonality(adapter: TripletAdapter) -> torch.Tensor:
 
 
 @torch.no_grad()
-def add_orthogonality_gradient(adapter: TripletAdapter, weight: float | torch.Tensor, *, off_diagonal: bool = False) -> None:
+def add_orthogonality_gradient(
+    adapter: TripletAdapter, weight: float | torch.Tensor, *, off_diagonal: bool = False
+) -> None:
     """Add the gradient of `weight · orthogonality(adapter)` to `.grad`: no loss is touched, so none is inflated.
 
     For a wide factor W (P transposed, or Q), n factors and `E = WWᵀ - I`: `weight · 2/n · E W / ‖E‖_F`. Factors without

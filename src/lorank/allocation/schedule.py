@@ -26,11 +26,6 @@ def budget_at(
     return final + (start - final) * left ** _POWERS[curve]
 
 
-def cubic_budget(step: int, *, start: int, final: int, first_step: int, last_step: int) -> int:
-    """`budget_at` on the cubic curve, in whole parameters, rounded down as AdaLoRA's code does."""
-    return int(budget_at(step, start=start, final=final, first_step=first_step, last_step=last_step))
-
-
 @dataclass(frozen=True)
 class CutSchedule:
     """The optimizer steps, counted from 1, at which triplets are cut.

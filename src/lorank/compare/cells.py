@@ -10,7 +10,7 @@ from lorank.artefact import checksum, write_json
 from lorank.errors import ComparisonError
 from lorank.methods import METHODS
 from lorank.recipe.recipe import Recipe, make_recipe
-from lorank.training.pruned_stage import pruning_of
+from lorank.runs.choices import keeps_triplets
 from lorank.validation import nearest
 
 # What is compared beside rank-allocation methods, and what for.
@@ -192,19 +192,17 @@ def source_of(content: Mapping[str, Any], name: str) -> str:
 
 def allocates_in_training(method: str) -> bool:
     """Whether triplets are trained and pruned at once; not so for names that are no method."""
-    return method in METHODS and METHODS[method].trained == "pruned triplets"
+    return method in METHODS and METHODS[method].allocates_in_training and not METHODS[method].has_scoring_set
 
 
 def rate_section(recipe: Recipe) -> str:
     """Which stage's learning rate the adapter of a recipe is trained by: `stage1` where it allocates while it trains."""
-    if not allocates_in_training(recipe.method):
-        return "stage1" if METHODS[recipe.method].trained == "triplets" and recipe.stage2.skip else "stage2"
-    return "stage1" if pruning_of(recipe, recipe.method)[1].ending == "continue" else "stage2"
+    return "stage1" if keeps_triplets(recipe, recipe.method) else "stage2"
 
 
 def two_stages(recipe: Recipe) -> bool:
     """Whether a first stage is trained, and thrown away, for the plan that the second one trains."""
-    return METHODS[recipe.method].trained != "nothing" and rate_section(recipe) == "stage2"
+    return METHODS[recipe.method].allocates_in_training and rate_section(recipe) == "stage2"
 
 
 def merged(content: Mapping[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:

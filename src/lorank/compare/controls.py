@@ -75,7 +75,7 @@ def steps_before(recipe: Recipe, found: Mapping[str, Any]) -> int:
 
     """
     if cost := found.get("stage1"):
-        scored = recipe.scoring.batch_size if METHODS[recipe.method].trained == "triplets" else recipe.stage1.batch_size
+        scored = recipe.scoring.batch_size if METHODS[recipe.method].has_scoring_set else recipe.stage1.batch_size
         return _in_steps(recipe, cost["steps"], cost["passes"] * scored)
     if looked_at := found.get("calibration"):
         return _in_steps(recipe, 0, looked_at["examples"])
@@ -90,7 +90,7 @@ def check_shortened(recipe: Recipe, examples: int) -> None:
 
     """
     stage1, options = recipe.stage1, recipe.scoring
-    if stage1.stop_when_stable is not None or METHODS[recipe.method].trained != "triplets":
+    if stage1.stop_when_stable is not None or not METHODS[recipe.method].has_scoring_set:
         return
     steps = stage_steps(stage1, examples)
     batches = (steps - int(options.warmup * steps)) // options.every if options.when == "during" else 1

@@ -102,15 +102,15 @@ class Allocator:
                 with torch.no_grad():
                     torch._foreach_mul_(list(self.adapter.lambdas), self._masks)
             return None
+        moved = None
         if pending is not None and self.changes.is_due(self.measured):
-            plan = self.rules.last_plan(self._unit_scores(step))
-            if self.changes.is_stable(plan):
+            moved = self.changes.compare(self.rules.last_plan(self._unit_scores(step)))
+            if self.changes.stable:
                 self.ended = f"stable at step {step} of {self.schedule.last}"
                 return self.cut(step, optimizer, last=True)
-        due = self.schedule.is_due(step)
-        if due and step >= self.schedule.last:
-            self._measure_at_end()
-        return self.cut(step, optimizer) if due and self.smoother.ready else None
+        ready = self.smoother.ready or (self.measure.waits_for_end and step >= self.schedule.last)
+        logged = self.cut(step, optimizer) if self.schedule.is_due(step) and ready else None
+        return logged if logged is not None or moved is None else {"rank_allocation/moved_share": moved}
 
     def cut(self, step: int, optimizer: Any, *, last: bool | None = None) -> dict[str, float] | None:
         """Keep the best units that the budget of this step pays for, and say what to log. One host sync.
@@ -124,6 +124,7 @@ class Allocator:
         """
         last = step >= self.schedule.last if last is None else last
         if last:
+            self._measure_at_end()
             self.measure.before_last_cut()
             self.measure.close()
         alive = self._unit_scores(step)
@@ -162,8 +163,7 @@ class Allocator:
 
         """
         if self.finished is None:
-            self._measure_at_end()
-            if not self.smoother.ready:
+            if not (self.smoother.ready or self.measure.waits_for_end):
                 raise TrainingError(
                     f"training ended at step {step} with {self.measured} scored mini-batches, before there was anything to "
                     f"allocate by: the last cut was to be at step {self.schedule.last}. Were steps skipped, or training "

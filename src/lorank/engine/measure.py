@@ -20,11 +20,13 @@ class Measure:
     Attributes:
         passes: forward and backward passes beside training's own, so far.
         check: of the quadrature, once the last cut is made.
+        waits_for_end: whether `at_end` gives something, and nothing else does.
 
     """
 
     passes = 0
     check: QuadratureCheck | None = None
+    waits_for_end = False
 
     def is_due(self, step: int, schedule: CutSchedule, *, ready: bool) -> bool:
         """Whether something is measured at this step; `ready` says whether there are scores to rank by."""

@@ -219,6 +219,7 @@ class ScoringSetPath(PathMeasure):
         super().__init__(passed, adapter, **settings)
         self.options, self.batches = options, batches
         self.loss_reduction: float | None = None
+        self.waits_for_end = options.when == "after"
         self.scorer = PathScorer(
             self.model,
             adapter,
@@ -232,7 +233,7 @@ class ScoringSetPath(PathMeasure):
     def is_due(self, step: int, schedule: CutSchedule, *, ready: bool) -> bool:
         """Every `every` steps after the warm-up, the last step too."""
         since = step - schedule.first
-        return self.options.when == "during" and since > 0 and since % self.options.every == 0
+        return not self.waits_for_end and since > 0 and since % self.options.every == 0
 
     def before_step(self, step: int, number: int) -> Tensors | None:
         """Compare the loss with training's where that is due; scores are of the weights after the step."""
@@ -245,7 +246,7 @@ class ScoringSetPath(PathMeasure):
 
     def at_end(self) -> Iterator[Tensors]:
         """With `when: after`, scores of every batch of the scoring set (reading A12)."""
-        if self.options.when == "after":
+        if self.waits_for_end:
             for number in range(len(self.batches)):
                 yield [self._scored(number)]
 

@@ -28,13 +28,20 @@ class PlanChanges:
         """Whether a window ends with this scored mini-batch, counted from 1."""
         return self.rule is not None and measured % self.rule.window == 0
 
-    def is_stable(self, plan: RankPlan) -> bool:
-        """Compare with the plan of the window before; both are cuts that would be made now."""
-        assert self.rule is not None
+    def compare(self, plan: RankPlan) -> float | None:
+        """Share of the parameters that moved since the window before, whose plan was the cut that would have been made then."""
+        moved = None
         if self.ranks is not None:
-            before = RankPlan(self.ranks, plan.unit_costs, plan.budget, plan.budget_parameters)
-            self.moved_shares.append(plan.moved_share(before))
+            moved = plan.moved_share(RankPlan(self.ranks, plan.unit_costs, plan.budget, plan.budget_parameters))
+            self.moved_shares.append(moved)
         self.ranks = dict(plan.ranks)
+        return moved
+
+    @property
+    def stable(self) -> bool:
+        """Whether the last windows moved little enough."""
+        if self.rule is None:
+            return False
         last = self.moved_shares[-self.rule.windows :]
         return len(last) == self.rule.windows and max(last) < self.rule.share
 

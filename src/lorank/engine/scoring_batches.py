@@ -81,9 +81,7 @@ class RowBatches(ScoringBatches):
         chosen = self._order[1][start : start + self.size]
         with _streams(None, f"{self.seed}/collated/{number}"):
             many = getattr(self.rows, "__getitems__", None)
-            return on_device(
-                self.collate(many(chosen) if many is not None else [self.rows[k] for k in chosen]), device
-            )
+            return on_device(self.collate(many(chosen) if many is not None else [self.rows[k] for k in chosen]), device)
 
 
 class LoaderBatches(ScoringBatches):
@@ -106,6 +104,7 @@ class LoaderBatches(ScoringBatches):
         self.rows = getattr(self.loader, "dataset", None)
         self.examples = len(self.rows) if hasattr(self.rows, "__len__") else None
         self._length: int | None = None
+        self._last: Any = None
         self._start(0)
 
     def __len__(self) -> int:
@@ -146,7 +145,7 @@ class LoaderBatches(ScoringBatches):
         self._in_round = 0
         self._iterator: Iterator[Any] | None = None
         self._own: RandomStreams | None = None
-        self._last: Any = None
+        self._last = None
 
     def _following(self) -> Any:
         while True:

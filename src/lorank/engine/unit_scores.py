@@ -42,7 +42,9 @@ def training_sensitivities(adapter: TripletAdapter, options: TrainingBatchChoice
     return signed(sensitivity(factors, gradients), adapter, options)
 
 
-def signed(sensitivities: list[torch.Tensor], adapter: TripletAdapter, options: TrainingBatchChoices) -> list[torch.Tensor]:
+def signed(
+    sensitivities: list[torch.Tensor], adapter: TripletAdapter, options: TrainingBatchChoices
+) -> list[torch.Tensor]:
     """`w · g` with the sign that the options ask for, absolute values left to the smoothing; may change its argument."""
     if options.state == "triplet" and len(sensitivities) > 1:
         sensitivities = [torch.cat(sensitivities)]

@@ -52,7 +52,7 @@ class Allocation:
         **options: Any,
     ) -> None:
         self.method, self.budget = method, Budget.parse(budget)
-        self.preset, self.options, self.limits = choose_options(method, preset, options)
+        _, self.preset, self.options, self.limits = choose_options(method, preset, options)
         self.scoring_data = scoring_data
         self._check_scoring_data()
         self.provenance = {**(provenance or {}), "method": method, "preset": self.preset}

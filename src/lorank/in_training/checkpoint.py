@@ -44,9 +44,7 @@ def holds_state(values: Mapping[str, Any] | None) -> bool:
     return (values or {}).get("attributes", {}).get("saved") is not None
 
 
-def read_state(
-    values: Mapping[str, Any] | None, args: TrainingArguments, step: int
-) -> dict[str, Mapping[str, Any]]:
+def read_state(values: Mapping[str, Any] | None, args: TrainingArguments, step: int) -> dict[str, Mapping[str, Any]]:
     """Tensors and small values of the checkpoint that the Trainer has resumed from.
 
     Args:

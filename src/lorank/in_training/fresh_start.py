@@ -60,5 +60,4 @@ def _beside(model: nn.Module) -> Iterator[tuple[str, torch.Tensor]]:
             yield name, parameter
     for name, module in model.named_modules():
         if isinstance(module, _NormBase):
-            for key, buffer in module.named_buffers(name, recurse=False):
-                yield key, buffer
+            yield from module.named_buffers(name, recurse=False)

@@ -79,9 +79,7 @@ class AllocationLoop(Allocation):
             LorankError: as `RankAllocation`.
 
         """
-        super().__init__(
-            method, budget, preset=preset, scoring_data=scoring_data, provenance=provenance, **options
-        )
+        super().__init__(method, budget, preset=preset, scoring_data=scoring_data, provenance=provenance, **options)
         self.step = 0
         self._micro_batch = 0
         self.prepare(model)
@@ -196,7 +194,9 @@ class AllocationLoop(Allocation):
         if not isinstance(self.options, ScoringSetChoices):
             return None
         if self.options.source == "training":
-            raise RecipeError("source='training' needs the training data, which a loop of your own does not show: give it")
+            raise RecipeError(
+                "source='training' needs the training data, which a loop of your own does not show: give it"
+            )
         if collate is None:
             if isinstance(self.scoring_data, (str, list, tuple)):
                 raise RecipeError(

@@ -84,9 +84,7 @@ class RankAllocation(Allocation, TrainerCallback, ExportableState):
             BudgetError: the budget cannot be read.
 
         """
-        super().__init__(
-            method, budget, preset=preset, scoring_data=scoring_data, provenance=provenance, **options
-        )
+        super().__init__(method, budget, preset=preset, scoring_data=scoring_data, provenance=provenance, **options)
         self.output_dir = None if output_dir is None else Path(output_dir)
         self._trainer: weakref.ref[Any] | None = None
         self._take_back: Callable[[], None] = lambda: None

@@ -34,7 +34,7 @@ def scoring_batches(
     training = getattr(loader, "dataset", None)
     if isinstance(data, str):
         data = _named_loader(data, trainer)
-    rows = training if options.source == "training" else data
+    rows: Any = training if options.source == "training" else data
     found: ScoringBatches
     if hasattr(rows, "__getitem__") and hasattr(rows, "__len__"):
         found = _row_batches(rows, training, loader, options, args)

@@ -67,7 +67,9 @@ class TrainerPass(TrainingPass):
         """The Trainer's mean loss of these inputs."""
         return self._loss(model, inputs, None, held_out=True)
 
-    def _loss(self, model: nn.Module, inputs: Any, state: TrainerSnapshot | None, *, held_out: bool = False) -> torch.Tensor:
+    def _loss(
+        self, model: nn.Module, inputs: Any, state: TrainerSnapshot | None, *, held_out: bool = False
+    ) -> torch.Tensor:
         with trainer_as_before(self.trainer, state), self.trainer.compute_loss_context_manager():
             # Training's options say by how many items of its own batches a sum is divided.
             arguments, options = ((), {}) if held_out else (self._arguments, self._options)

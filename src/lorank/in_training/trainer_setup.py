@@ -112,7 +112,7 @@ def call_after_backward(trainer: Any, call: Callable[[Any], None]) -> Callable[[
     def stepped(*args: Any, **options: Any) -> Any:
         loss = training_step(*args, **options)
         if trainer.accelerator.sync_gradients:
-            scaler = getattr(trainer.accelerator, "scaler", None)
+            scaler: Any = getattr(trainer.accelerator, "scaler", None)
             scaled = scaler is not None and scaler.is_enabled()
             call(scaler.scale(torch.ones((), device=trainer.args.device)) if scaled else 1.0)
         return loss

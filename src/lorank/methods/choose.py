@@ -1,7 +1,7 @@
 """The choices of a method: its preset's, and over them those of a user."""
 
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, NamedTuple
 
 from pydantic import BaseModel, ValidationError
 
@@ -11,18 +11,22 @@ from lorank.methods import METHODS, Method
 from lorank.validation import explain, nearest
 
 
-def choose_options(
-    method: str, preset: str | None, options: Mapping[str, Any]
-) -> tuple[str, Choices, dict[str, Any]]:
+class Chosen(NamedTuple):
+    """A method with its choices made: `ranks` are the limits of the last cut, as `lorank.allocate` takes them."""
+
+    method: str
+    preset: str
+    options: Choices
+    ranks: dict[str, Any]
+
+
+def choose_options(method: str, preset: str | None, options: Mapping[str, Any]) -> Chosen:
     """Options of allocation during training: the preset's, and over them those given.
 
     Args:
         method: that allocates while adapters train.
         preset: None is the method's default.
         options: of the method's choices and of `RankOptions`, by name.
-
-    Returns:
-        The preset's name, the choices, and the limits of the last cut.
 
     Raises:
         RecipeError: a method that does not allocate while it trains, an unknown preset or option, a bad value.
@@ -53,7 +57,7 @@ def choose_options(
         raise RecipeError(explain(error, section)) from None
     except ValueError as error:
         raise RecipeError(str(error)) from None
-    return chosen, choices, limits.model_dump()
+    return Chosen(method, chosen, choices, limits.model_dump())
 
 
 def preset_of(method: Method, preset: str | None) -> str:

@@ -69,8 +69,9 @@ def score(
         raise TargetError(f"model is {type(model).__name__}; give the loaded model, for example from from_pretrained")
     if (inside := unwrapped(model)) is not model:
         warnings.warn(
-            f"the model is wrapped ({type(model).__name__}), and what is inside is scored; give get_peft_model what is inside "
-            "too (lorank.model_parts.unwrapped(model)), and wrap it afterwards: PEFT does not find the plan's names in the wrapper",
+            f"the model is wrapped ({type(model).__name__}), and what is inside is scored; give get_peft_model what is "
+            "inside too (lorank.model_parts.unwrapped(model)), and wrap it afterwards: PEFT does not find the plan's names "
+            "in the wrapper",
             LorankWarning,
             stacklevel=2,
         )

@@ -17,9 +17,9 @@ from lorank.allocation.budgeted import allocate
 from lorank.allocation.top_b import RankBy, best_units, uniform_scores
 from lorank.artefact import versions
 from lorank.budget import Budget
-from lorank.engine.accumulate import ScoreAccumulator
+from lorank.engine.options import PathScoreOptions
 from lorank.engine.path import PathScorer
-from lorank.engine.path_options import PathScoreOptions
+from lorank.engine.smoother import RunningSmoother
 from lorank.errors import AdapterError, BudgetError, DataError, LorankWarning
 from lorank.models.base_size import base_parameters
 from lorank.plan import RankPlan
@@ -203,16 +203,16 @@ def _shares(
         counted += int(counts.sum())
         return total
 
-    scorer, accumulated = PathScorer(model, adapter, options, loss=summed), ScoreAccumulator("sum")
+    scorer, accumulated = PathScorer(model, adapter, options, loss=summed), RunningSmoother("sum")
     for number, batch in enumerate(batches):
-        accumulated.add(scorer.batch_scores(batch, number))
+        accumulated.add([scorer.batch_scores(batch, number)])
     targets = counted / scorer.passes_per_batch
-    errors = accumulated.standard_error()
+    errors = accumulated.standard_errors()
     made = {**provenance, "scoring": options.model_dump(mode="json"), "batches": len(batches)}
     return ImportanceScores(
-        _by_module(adapter, accumulated.value() / targets),
+        _by_module(adapter, accumulated.scores()[0] / targets),
         _costs(adapter),
-        None if errors is None else _by_module(adapter, errors / targets),
+        None if errors is None else _by_module(adapter, errors[0] / targets),
         made,
     )
 

@@ -8,12 +8,12 @@ import yaml
 from pydantic import Field, ValidationError, field_validator, model_validator
 
 from lorank.budget import Budget
-from lorank.engine.options import PruningOptions
+from lorank.engine.options import RankOptions, TrainingBatchChoices, check_ranks
 from lorank.errors import BudgetError, RecipeError, one_line
-from lorank.methods import METHODS, Method
+from lorank.methods import METHODS, Method, Preset
+from lorank.methods.choose import preset_of
 from lorank.recipe.sections import (
     SCHEDULERS,
-    AllocationSection,
     CalibrationSection,
     ScoringSection,
     Stage1Section,
@@ -59,8 +59,8 @@ class Recipe(Section):
     trust_remote_code: bool = Field(False, description="let the code that comes with a hub model run")
     scoring: ScoringSection = ScoringSection()
     calibration: CalibrationSection = CalibrationSection()
-    allocation: AllocationSection = AllocationSection()
-    pruning: PruningOptions = PruningOptions()
+    allocation: RankOptions = RankOptions()
+    pruning: TrainingBatchChoices = TrainingBatchChoices()
     stage1: Stage1Section = Stage1Section()
     stage2: Stage2Section = Stage2Section()
     resolved: dict[str, Any] | None = Field(None, description="written by lorank into the recipe of a run; not read")
@@ -102,15 +102,15 @@ class Recipe(Section):
         """What is said about sections that are not for the recipe's method."""
         if self.method not in METHODS:
             return []
-        problems, trained = [], METHODS[self.method].trained
-        if trained == "pruned triplets":
+        problems, method = [], METHODS[self.method]
+        if method.allocates_in_training and not method.has_scoring_set:
             try:
-                check_limits(self.pruning, self.allocation)
+                check_ranks(self.pruning, self.allocation)
             except ValueError as error:
                 problems.append(str(error))
-        elif self.pruning != PruningOptions():
+        elif self.pruning != TrainingBatchChoices():
             problems.append(f"pruning is for methods that prune while they train, {self.method} does not; leave it out")
-        if self.stage2.skip and trained != "triplets":
+        if self.stage2.skip and not method.has_scoring_set:
             problems.append(
                 f"stage2.skip keeps what stage 1 has trained, {self.method} has no such stage; leave it out"
             )
@@ -184,8 +184,8 @@ def make_recipe(content: Mapping[str, Any]) -> Recipe:
     method = METHODS.get(str(content.get("method", "i-lora")))
     filled = dict(content)
     if method is not None:
-        preset = filled["preset"] = _preset(method, content.get("preset"))
-        for section, choices in method.presets[preset].items():
+        preset = filled["preset"] = preset_of(method, content.get("preset"))
+        for section, choices in _sections(method, method.presets[preset]).items():
             own = content.get(section)
             if own is None or isinstance(own, Mapping):
                 filled[section] = {**choices, **(own or {})}
@@ -195,61 +195,16 @@ def make_recipe(content: Mapping[str, Any]) -> Recipe:
         raise RecipeError(explain(error, Recipe)) from None
 
 
-def choose_options(
-    method: str, preset: str | None, options: Mapping[str, Any]
-) -> tuple[str, PruningOptions, dict[str, Any]]:
-    """Options of allocation during training: the preset's, and over them those given.
-
-    Returns:
-        The preset's name, the pruning options, and the limits of the last cut.
-
-    Raises:
-        RecipeError: a method that does not allocate while it trains, an unknown preset or key, a bad value.
-
-    """
-    known = [name for name, one in METHODS.items() if one.trained == "pruned triplets"]
-    if method not in known:
-        raise RecipeError(
-            f"method {method!r} does not allocate while it trains{nearest(method, known)}; allowed: {', '.join(known)}"
-        )
-    chosen = _preset(METHODS[method], preset)
-    sections = METHODS[method].presets[chosen]
-    limits = {key: value for key, value in options.items() if key in AllocationSection.model_fields}
-    pruning = {key: value for key, value in options.items() if key not in limits}
-    allowed = [*PruningOptions.model_fields, *AllocationSection.model_fields]
-    for key in pruning:
-        if key not in allowed:
-            raise RecipeError(f"{key}: unknown option{nearest(key, allowed)}; allowed: {', '.join(allowed)}")
-    try:
-        own = PruningOptions(**{**sections.get("pruning", {}), **pruning})
-        section = AllocationSection(**{**sections.get("allocation", {}), **limits})
-        check_limits(own, section)
-    except ValidationError as error:
-        raise RecipeError(explain(error, Recipe)) from None
-    except ValueError as error:
-        raise RecipeError(str(error)) from None
-    return chosen, own, section.model_dump()
-
-
-def check_limits(pruning: PruningOptions, limits: AllocationSection) -> None:
-    """Refuse limits that a cut counted in ranks does not look at.
-
-    Raises:
-        ValueError: names them.
-
-    """
-    if pruning.budget_in == "ranks" and (limits.max_rank, limits.multiple_of, limits.scope) != (None, 1, "global"):
-        raise ValueError(
-            "allocation.max_rank, multiple_of and scope are for pruning.budget_in: parameters; leave them out"
-        )
-
-
-def _preset(method: Method, preset: Any) -> str:
-    chosen = preset or method.default_preset
-    if chosen not in method.presets:
-        hint = nearest(str(chosen), method.presets)
-        raise RecipeError(f"preset {chosen!r} of {method.name} is unknown{hint}; allowed: {', '.join(method.presets)}")
-    return str(chosen)
+def _sections(method: Method, preset: Preset) -> dict[str, dict[str, Any]]:
+    """A preset as the sections that say the same."""
+    ranks = {"allocation": dict(preset.ranks)} if preset.ranks else {}
+    if not preset.options:
+        return ranks
+    if not method.has_scoring_set:
+        return {("pruning" if method.allocates_in_training else "calibration"): dict(preset.options), **ranks}
+    scoring = {key: value for key, value in preset.options.items() if key in ScoringSection.model_fields}
+    stage1 = {"pruning" if key == "curve" else key: v for key, v in preset.options.items() if key not in scoring}
+    return {"scoring": scoring, "stage1": stage1, **ranks}
 
 
 def _set(content: dict[str, Any], keys: list[str], value: Any) -> None:

@@ -5,8 +5,7 @@ from typing import Literal
 from pydantic import Field
 from transformers import SchedulerType
 
-from lorank.allocation.top_b import RankBy, Scope
-from lorank.engine.path_options import PathScoreOptions
+from lorank.engine.options import RunningOptions, ScoringSetOptions, StopWhenStable
 from lorank.scoring.options import CalibrationOptions
 from lorank.validation import Section
 
@@ -16,17 +15,11 @@ SCHEDULERS = tuple(
 )
 
 
-class ScoringSection(PathScoreOptions):
+class ScoringSection(ScoringSetOptions, RunningOptions):
     """How units of rank are scored, and on which examples."""
 
-    source: Literal["held-out", "training"] = Field(
-        "held-out", description="A10: own part of the training data, or the training data itself (ablation)"
-    )
     fraction: float = Field(0.1, gt=0, lt=1, description="A10: share of the training examples held out for scoring")
     batch_size: int = Field(32, ge=1, description="examples in a scoring batch; the last, short one is left out")
-    when: Literal["during", "after"] = Field("during", description="A12: while stage 1 trains, or one pass at its end")
-    every: int = Field(1, ge=1, description="A12: score one batch every this many optimizer steps")
-    warmup: float = Field(0.1, ge=0, lt=1, description="A12: share of stage 1 before scores count")
 
 
 class CalibrationSection(CalibrationOptions):
@@ -34,26 +27,6 @@ class CalibrationSection(CalibrationOptions):
 
     examples: int = Field(256, ge=1, description="training examples that are scored on; all where there are fewer")
     batch_size: int = Field(16, ge=1, description="examples at a time; changes speed and memory, not the scores")
-
-
-class AllocationSection(Section):
-    """How scores become ranks."""
-
-    rank_by: RankBy = Field("score", description="what a unit of rank is worth")
-    scope: Scope = Field(
-        "global", description="A6: one threshold for all modules, or a share of the budget for each layer"
-    )
-    max_rank: int | None = Field(None, ge=1, description="upper limit for every module")
-    min_rank: int = Field(0, ge=0, description="lower limit for every module; at 0 a module may get no adapter")
-    multiple_of: int = Field(1, ge=1, description="every rank is a multiple of this")
-
-
-class StopWhenStable(Section):
-    """End stage 1 when `windows` windows in a row each moved less than `share` of the plan's parameters."""
-
-    share: float = Field(0.05, gt=0, le=1, description="of the parameters of the cut that would be made now")
-    window: int = Field(10, ge=1, description="scoring batches in a window")
-    windows: int = Field(2, ge=1, description="how many stable windows in a row end the stage")
 
 
 class TrainingSection(Section):

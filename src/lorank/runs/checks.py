@@ -78,7 +78,7 @@ def _check_budget(
     parameters = recipe.read_budget.parameters(costs, base_parameters=size, initial_rank=initial)
     most = min(initial, limits.max_rank or initial) // limits.multiple_of * limits.multiple_of
     offered = sum(min(most, target.max_rank) * target.unit_cost for target in targets)
-    trains = any(METHODS[method].trained != "nothing" for method in methods)
+    trains = any(METHODS[method].allocates_in_training for method in methods)
     if trains and parameters > offered:
         raise BudgetError(
             f"budget {recipe.budget} is {parameters:,} parameters, but at most rank {most} in every module is on offer "
@@ -136,7 +136,7 @@ def equal_scores(
     def up_to(units: int) -> ImportanceScores:
         return uniform_scores(costs, {name: min(units, most) for name, most in largest.items()}, provenance)
 
-    if METHODS[method].trained != "nothing":
+    if METHODS[method].allocates_in_training:
         return up_to(recipe.stage1.initial_rank)
     if METHODS[method].scored == "modules":
         return replace(uniform_scores(costs, 1, provenance), max_ranks=largest)
@@ -160,11 +160,11 @@ def allocate_for(method: str, recipe: Recipe, scores: ImportanceScores) -> RankP
     """
     limits, budget = recipe.allocation.model_dump(), recipe.budget
     alpha, scale_by = recipe.scale * recipe.stage1.initial_rank, recipe.stage2.scale_by
-    if METHODS[method].trained != "nothing":
+    if METHODS[method].allocates_in_training:
         return scaled_plan(allocate(scores, budget, scale=recipe.scale, **limits), alpha, scale_by)
     if METHODS[method].scorer is None or method != recipe.method:
         # How another method ranks its scores is not this one's: uniform means equal ranks, not equal worth per parameter.
-        own = METHODS[method].presets[METHODS[method].default_preset].get("allocation", {})
+        own = METHODS[method].presets[METHODS[method].default_preset].ranks
         limits |= {"rank_by": "score", "scope": "global", **own}
     if recipe.read_budget.kind == "pruning ratio":
         # A share of what stage 1 starts with, which a method without a stage 1 knows only from the recipe.

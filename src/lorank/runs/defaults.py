@@ -86,7 +86,7 @@ def fit_to_data(recipe: Recipe, data: TaskData, methods: tuple[str, ...], say: C
         say(f"calibration.examples: {len(data.train)} in place of {examples}, the training data has no more")
         changed = recipe.calibration.model_copy(update={"examples": len(data.train)})
         recipe = recipe.model_copy(update={"calibration": changed})
-    if not any(METHODS[method].trained == "triplets" for method in methods):
+    if not any(METHODS[method].has_scoring_set for method in methods):
         return recipe
     train, scoring = scoring_rows(data.train, recipe.scoring, recipe.seed)
     for section, held in (("scoring", len(scoring)), ("stage1", len(train))):

@@ -18,13 +18,13 @@ from lorank.recipe.recipe import Recipe
 from lorank.recipe.sections import CalibrationSection
 from lorank.runs.calibration_set import score_frozen, subject_of
 from lorank.runs.checks import allocate_for, equal_scores
+from lorank.runs.choices import allocation_stage, keeps_triplets
 from lorank.scores import ImportanceScores
 from lorank.targets import Target, unit_costs
+from lorank.tasks.data import content_hash
+from lorank.training.allocation_stage import allocate_in_training
 from lorank.training.checkpoints import latest_checkpoint, read_progress
 from lorank.training.prepared import Prepared
-from lorank.training.pruned_stage import allocate_in_training, pruning_of
-from lorank.training.stage1 import score_units
-from lorank.training.stage1_adapter import keep_stage1
 from lorank.training.stage2 import Evaluation, evaluate_adapter, train_plan
 from lorank.validation import first_difference
 
@@ -55,36 +55,39 @@ class MethodRun:
         self.allocate_in_training()
         scores = self.scores()
         plan = self.plan(scores)
-        self.keep_stage1(plan, scores)
         stage = "stage2" if self.retrains() else "stage1"
         start = start_of(self.method, self.prepared, self.recipe.calibration, plan)
         return {**asdict(self.evaluation(plan, stage=stage, start=start)), **self.cost_of_scores(scores)}
 
     def allocate_in_training(self) -> None:
-        """For a method that allocates while it trains: leaves scores and plan, and the adapter if that is kept."""
-        if METHODS[self.method].trained != "pruned triplets":
+        """For a method that keeps what it trains, or cuts on the way: leaves scores and plan, and the adapter if it is kept."""
+        method = METHODS[self.method]
+        if not method.allocates_in_training or (method.has_scoring_set and self.retrains()):
             return
         plan = self.folder / "plan.json"
         last_written = plan if self.retrains() else self.folder / "adapter"
         if not (last_written.exists() and plan.exists()):
-            own = {**self.prepared.provenance, "preset": pruning_of(self.recipe, self.method)[0]}
-            allocate_in_training(self.recipe, self.method, self.prepared, self.folder, self.console, own)
+            self._allocated(self.folder)
 
     def retrains(self) -> bool:
         """Whether a second stage trains the plan from a fresh start."""
-        if METHODS[self.method].trained == "triplets":
-            return not self.recipe.stage2.skip
-        pruned = METHODS[self.method].trained == "pruned triplets"
-        return not pruned or pruning_of(self.recipe, self.method)[1].ending == "retrain"
+        return not keeps_triplets(self.recipe, self.method)
+
+    def _allocated(self, results: Path) -> ImportanceScores:
+        stage = allocation_stage(self.recipe, self.method, self.prepared.data.train)
+        own = {**self.prepared.provenance, "preset": stage.chosen.preset}
+        if stage.scoring_rows is not None:
+            own["scoring_set"] = content_hash(stage.scoring_rows)
+        return allocate_in_training(stage, self.prepared, self.folder, results, self.console, own).scores
 
     def cost_of_scores(self, scores: ImportanceScores) -> dict[str, Any]:
         """What came before, or beside, the training of the adapter."""
         said = scores.provenance
-        if "stage1" in said and self.retrains():
+        if "stage1" in said and self.retrains():  # of earlier versions
             return {"stage1": {**said["stage1"], "passes": said["scoring_passes"]}}
         if METHODS[self.method].scorer is not None and "seconds" in said:
             return {"calibration": {"examples": said.get("examples", 0), "seconds": said["seconds"]}}
-        if METHODS[self.method].trained == "nothing":
+        if not METHODS[self.method].allocates_in_training:
             return {}
         checkpoint = latest_checkpoint(self.folder / "stage1")
         if not self.retrains() or checkpoint is None:
@@ -108,9 +111,8 @@ class MethodRun:
 
     def _measured_scores(self) -> ImportanceScores:
         recipe, prepared, method = self.recipe, self.prepared, self.method
-        if METHODS[method].trained == "triplets":
-            own = {**prepared.provenance, "method": method, "scoring": recipe.scoring.model_dump()}
-            return score_units(recipe, prepared, self.folder / "stage1", self.console, own)
+        if METHODS[method].allocates_in_training:
+            return self._allocated(self.folder / "stage1")
         if METHODS[method].scorer is not None:
             self.console.print(f"{method}: scoring the frozen model", highlight=False)
             preset = recipe.preset if method == recipe.method else METHODS[method].default_preset
@@ -132,13 +134,6 @@ class MethodRun:
                 f"{path} was made from other scores than those in {self.folder}; remove it to allocate again"
             )
         return plan
-
-    def keep_stage1(self, plan: RankPlan, scores: ImportanceScores) -> None:
-        """For a method whose second stage is skipped: leaves stage 1's triplets as the adapter."""
-        kept = METHODS[self.method].trained == "triplets" and not self.retrains()
-        if kept and not (self.folder / "adapter").exists():
-            keep_stage1(self.prepared, self.recipe.stage1.initial_rank, plan, scores, self.folder)
-        processes().wait_for_everyone()
 
     def evaluation(
         self, plan: RankPlan, *, stage: str = "stage2", start: Callable[[PeftModel], None] | None = None

@@ -10,14 +10,13 @@ from lorank.models.loading import load_tokenizer, load_without_weights, task_typ
 from lorank.processes import processes
 from lorank.recipe.recipe import Recipe
 from lorank.runs.checks import check_model
+from lorank.runs.choices import allocation_stage
 from lorank.runs.defaults import fit_to_data, fit_to_model
 from lorank.runs.recipe_values import pretrained_of, stage_settings_of
-from lorank.runs.scoring_set import split_for_scoring
 from lorank.tasks.data import TaskData, load_task_data
 from lorank.tasks.encoding import check_texts
 from lorank.tasks.tokenizer_checks import check_tokens
 from lorank.training.prepared import Prepared
-from lorank.training.pruned_stage import check_schedule
 
 
 def prepare(
@@ -58,11 +57,10 @@ def prepare(
             say("the test part is the training part: test results say nothing about other examples")
         with findings.check():
             recipe = fit_to_data(recipe, data, tuple(methods), say)
-            if any(METHODS[method].trained == "triplets" for method in methods):
-                split_for_scoring(recipe, data.train)
         for method in methods:
-            with findings.check():
-                check_schedule(recipe, method, len(data.train))
+            if METHODS[method].allocates_in_training:
+                with findings.check():
+                    allocation_stage(recipe, method, data.train).check_schedule()
     with findings.check():
         tokenizer = load_tokenizer(base)
     if data is not None and tokenizer is not None and task_type is not None:

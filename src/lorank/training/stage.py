@@ -20,7 +20,6 @@ from transformers import (
     TrainingArguments,
 )
 
-from lorank.adapter.triplet import TripletAdapter
 from lorank.in_training.rank_allocation import RankAllocation
 from lorank.models.loading import TaskModel
 from lorank.plan import exactly, whole
@@ -28,7 +27,7 @@ from lorank.processes import only_cpu, processes
 from lorank.recipe.sections import TrainingSection
 from lorank.targets import Target
 from lorank.tasks.encoding import collator
-from lorank.training.checkpoints import CheckpointCallback, StageProgress, StageState, latest_checkpoint, read_progress
+from lorank.training.checkpoints import CheckpointCallback, StageProgress, latest_checkpoint, read_progress
 from lorank.training.prepared import Prepared, StageSettings
 from lorank.training.trainer import SeededOrder, StageTrainer
 
@@ -100,10 +99,6 @@ def train_stage(
     rows: Dataset,
     console: Console,
     callbacks: Sequence[TrainerCallback] = (),
-    stage_state: StageState | None = None,
-    regularised: TripletAdapter | None = None,
-    orthogonality_weight: float = 0.0,
-    path_seed: int | None = None,
 ) -> StageProgress:
     """Train `model` on `rows`, from the newest complete checkpoint in `directory` if there is one.
 
@@ -118,16 +113,12 @@ def train_stage(
         rows: of `Prepared.tokenize`.
         console: for lines of progress.
         callbacks: Trainer's.
-        stage_state: what the stage keeps in checkpoints beside Trainer's own.
-        regularised: triplets whose orthogonality is pulled to 0.
-        orthogonality_weight: how strongly.
-        path_seed: with a seed, steps are taken at random path points.
 
     Raises:
         TrainingError: a loss or weight that is not finite.
 
     """
-    checkpoints = CheckpointCallback(stage_state)
+    checkpoints = CheckpointCallback()
     with processes().main_process_first():  # which clears away what a killed process left
         checkpoint = latest_checkpoint(directory)
     arguments = training_arguments(prepared.settings, section, directory)
@@ -136,9 +127,6 @@ def train_stage(
     trainer = StageTrainer(
         stage=name,
         order=SeededOrder(lengths, batch, prepared.settings.seed, group_by_length=prepared.settings.group_by_length),
-        regularised=regularised,
-        orthogonality_weight=orthogonality_weight,
-        path_seed=path_seed,
         model=model,
         args=arguments,
         train_dataset=rows.remove_columns("length"),
@@ -149,8 +137,6 @@ def train_stage(
         if isinstance(callback, RankAllocation):
             callback.attach(trainer)
     checkpoints.trainer = trainer
-    if stage_state is not None:
-        stage_state.check_finite = checkpoints.check_finite
     trainer.remove_callback(PrinterCallback)
     if trainer.pop_callback(ProgressCallback) is not None:
         trainer.add_callback(_Bar)
@@ -204,6 +190,8 @@ class _LogLine(TrainerCallback):
             cut = (
                 f"  total rank {total}, {logs['rank_allocation/parameters']:,} parameters" if total is not None else ""
             )
+            if (moved := logs.get("rank_allocation/moved_share")) is not None:
+                cut += f"  {moved:.1%} of the plan's parameters moved"
             self.console.print(
                 f"{self.name}: step {state.global_step}/{state.max_steps}  loss {float(logs['loss']):.4f}  "
                 f"lr {float(logs['learning_rate']):.2e}{cut}",

@@ -1,8 +1,7 @@
-"""transformers' Trainer with a seeded data order, a regulariser outside of the reported loss, and a stop at NaN."""
+"""transformers' Trainer with a seeded data order, and a stop at NaN."""
 
 import random
 from collections.abc import Iterator, Sequence
-from contextlib import nullcontext
 from typing import Any
 
 import torch
@@ -11,9 +10,6 @@ from torch.utils.data import Sampler
 from transformers import Trainer, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 from transformers.trainer_pt_utils import get_length_grouped_indices
 
-from lorank.adapter.orthogonality import orthogonality
-from lorank.adapter.path import path_point
-from lorank.adapter.triplet import TripletAdapter
 from lorank.errors import TrainingError
 
 
@@ -47,8 +43,6 @@ class StageTrainer(Trainer):
     Args:
         stage: name for messages.
         order: data order; its epoch is set as epochs begin.
-        regularised: triplets whose orthogonality is pulled to 0 with `orthogonality_weight`.
-        path_seed: with a seed, training steps too are taken at a random path point of `regularised` (reading A11).
         **options: of `transformers.Trainer`.
 
     """
@@ -58,15 +52,11 @@ class StageTrainer(Trainer):
         *,
         stage: str,
         order: SeededOrder,
-        regularised: TripletAdapter | None = None,
-        orthogonality_weight: float = 0.0,
-        path_seed: int | None = None,
         **options: Any,
     ) -> None:
         super().__init__(**options)
-        self.stage, self.order, self.regularised = stage, order, regularised
-        self.orthogonality_weight, self.path_seed = orthogonality_weight, path_seed
-        # Every micro-batch then weighs the same, and Trainer divides loss and regulariser alike by their number.
+        self.stage, self.order = stage, order
+        # Every micro-batch then weighs the same, and Trainer divides the loss by their number.
         self.model_accepts_loss_kwargs = False
         self._first_bad_step = torch.tensor(-1, device=self.args.device)
         # First in the list: the epoch must be set before the order is asked for.
@@ -75,22 +65,10 @@ class StageTrainer(Trainer):
     def _get_train_sampler(self, train_dataset: Any = None) -> SeededOrder:
         return self.order
 
-    def compute_loss(self, model: nn.Module, inputs: Any, return_outputs: bool = False, **options: Any) -> Any:
-        """Task loss; in training the regulariser's gradient is added, its value is not."""
-        loss, outputs = super().compute_loss(model, inputs, return_outputs=True, **options)
-        if model.training and self.regularised is not None and self.orthogonality_weight > 0:
-            penalty = self.orthogonality_weight * orthogonality(self.regularised)
-            loss = loss + (penalty - penalty.detach()).to(loss.dtype)
-        return (loss, outputs) if return_outputs else loss
-
     def training_step(self, model: nn.Module, inputs: Any, num_items_in_batch: Any = None) -> torch.Tensor:
         """One forward and backward pass. Whether the loss is finite is noted on the device, without a host sync."""
-        point: Any = nullcontext()
         step = self.state.global_step
-        if self.path_seed is not None and self.regularised is not None:
-            point = path_point(self.regularised, random.Random(f"{self.path_seed}/train/{step}").randint(1, 10) / 10)
-        with point:
-            loss = super().training_step(model, inputs, num_items_in_batch)
+        loss = super().training_step(model, inputs, num_items_in_batch)
         bad = ~torch.isfinite(loss) & (self._first_bad_step < 0)
         self._first_bad_step = torch.where(bad, step + 1, self._first_bad_step)
         return loss
