@@ -54,7 +54,8 @@ def losses(trainer: Trainer) -> list[float]:
 def test_attached_or_not_a_plain_trainer_gives_the_same_plan(tmp_path: Path) -> None:
     found = []
     for attached in (False, True):
-        allocation = RankAllocation(budget="r=2", **IGU)
+        # The regulariser is added before clipping with attach, after it without.
+        allocation = RankAllocation(budget="r=2", orthogonality=0.0, **IGU)
         trainer = tiny_trainer(tmp_path / str(attached), allocation, gradient_accumulation_steps=3, **STEPS)
         if attached:
             assert allocation.attach(trainer) is allocation
@@ -76,8 +77,8 @@ def test_a_loss_of_the_trainers_own_is_scored_when_attached(tmp_path: Path, monk
     """Every pass at α = 1 gives the loss that training had just seen for this micro-batch."""
     seen, own = [], TrainerPass._loss
 
-    def spied(self: TrainerPass, *arguments: Any) -> torch.Tensor:
-        seen.append(own(self, *arguments))
+    def spied(self: TrainerPass, *arguments: Any, **options: Any) -> torch.Tensor:
+        seen.append(own(self, *arguments, **options))
         return seen[-1]
 
     monkeypatch.setattr(TrainerPass, "_loss", spied)
@@ -211,7 +212,8 @@ def test_another_factor_is_the_same_loss(tmp_path: Path) -> None:
 
 
 def test_label_smoothing_and_a_loss_function_are_scored_when_attached(tmp_path: Path) -> None:
-    plain = tiny_trainer(tmp_path / "plain", first := RankAllocation(budget="r=2", **IGU), **STEPS)
+    plain = tiny_trainer(tmp_path / "plain", **STEPS)
+    first = RankAllocation(budget="r=2", **IGU).attach(plain)
     plain.train()
     trainer = tiny_trainer(tmp_path / "smooth", label_smoothing_factor=0.3, **STEPS)
     second = RankAllocation(budget="r=2", **IGU).attach(trainer)

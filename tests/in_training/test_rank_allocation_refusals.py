@@ -81,7 +81,7 @@ def test_the_callback_must_come_with_the_trainer(tmp_path: Path) -> None:
     ("options", "error", "said"),
     [
         ({"method": "igulora"}, RecipeError, r"did you mean igu-lora\?"),
-        ({"method": "i-lora"}, RecipeError, "does not allocate while it trains"),
+        ({"method": "i-lora", "every": 1}, RecipeError, "give scoring_data="),
         ({"preset": "offical"}, RecipeError, r"did you mean official\?"),
         ({"estimater": "trapezoid"}, RecipeError, r"estimater: unknown option \(did you mean estimator\?\)"),
         ({"estimator": "simpson"}, RecipeError, "estimator: Input should be"),

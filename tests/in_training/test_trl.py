@@ -65,8 +65,8 @@ def test_ranks_are_scored_by_the_loss_that_is_trained(
     """Attached, the first pass of our own gives the loss that training has just logged; without that it is refused."""
     seen, own = [], TrainerPass._loss
 
-    def spied(self: TrainerPass, *arguments: Any) -> torch.Tensor:
-        seen.append(own(self, *arguments))
+    def spied(self: TrainerPass, *arguments: Any, **options: Any) -> torch.Tensor:
+        seen.append(own(self, *arguments, **options))
         return seen[-1]
 
     monkeypatch.setattr(TrainerPass, "_loss", spied)

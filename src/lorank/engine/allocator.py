@@ -25,7 +25,6 @@ from lorank.plan import RankPlan
 from lorank.scores import ImportanceScores
 from lorank.validation import first_difference
 
-FEW = 3  # scored mini-batches: below this chance has its say, and there is a warning
 UnitScores = Mapping[str, np.ndarray]
 
 
@@ -177,9 +176,9 @@ class Allocator:
             )
             self.ended = f"stopped at step {step} of {self.schedule.last}"
             self.cut(step, optimizer, last=True)
-        if self.measured < FEW:
+        if self.measured < self.measure.few:
             warnings.warn(
-                f"the ranks were decided by {self.measured} scored mini-batches; lower every, or train longer",
+                f"the ranks were decided by {self.measured} scored mini-batches; {self.measure.more}",
                 LorankWarning,
                 stacklevel=3,
             )

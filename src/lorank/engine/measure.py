@@ -20,6 +20,8 @@ class Measure:
     Attributes:
         passes: forward and backward passes beside training's own, so far.
         check: of the quadrature, once the last cut is made.
+        few: mini-batches below which chance has its say, and there is a warning.
+        more: how to get more of them.
         waits_for_end: whether `at_end` gives something, and nothing else does.
 
     """
@@ -27,6 +29,7 @@ class Measure:
     passes = 0
     check: QuadratureCheck | None = None
     waits_for_end = False
+    few, more = 3, "lower every, or train longer"
 
     def is_due(self, step: int, schedule: CutSchedule, *, ready: bool) -> bool:
         """Whether something is measured at this step; `ready` says whether there are scores to rank by."""

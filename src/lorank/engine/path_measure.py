@@ -205,6 +205,8 @@ class TrainingPath(PathMeasure):
 class ScoringSetPath(PathMeasure):
     """Scores of whole units on the batches of a scoring set (I-LoRA, eq. 4), see `PathScorer`."""
 
+    few, more = 2, "their standard error is not known; give more scoring examples, or smaller batches (scoring_batch_size)"
+
     def __init__(
         self,
         passed: TrainingPass,

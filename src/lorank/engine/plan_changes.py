@@ -13,7 +13,7 @@ from lorank.plan import RankPlan
 from lorank.scores import ImportanceScores
 
 _DRAWS = 20
-NOISY = 0.3  # share of the plan's parameters that noise may move without a warning
+NOISY = 0.1  # share of the plan's parameters that noise may move without a warning
 
 
 class PlanChanges:

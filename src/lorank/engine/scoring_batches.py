@@ -94,7 +94,7 @@ class LoaderBatches(ScoringBatches):
             DataError: it can be passed through only once.
 
         """
-        if iter(loader) is loader:
+        if isinstance(loader, Iterator):  # iter(loader) would draw from training's random streams
             raise DataError(
                 f"scoring_data is {type(loader).__name__}, which can be passed through only once; give rows, or a DataLoader"
             )

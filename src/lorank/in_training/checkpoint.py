@@ -17,6 +17,7 @@ from lorank.report.rank_map import draw_rank_map
 from lorank.scores import ImportanceScores
 
 STATE = "rank_allocation.safetensors"
+VERSION = "2"
 
 
 def write_state(allocator: Allocator, args: TrainingArguments, step: int) -> None:
@@ -35,7 +36,7 @@ def write_state(allocator: Allocator, args: TrainingArguments, step: int) -> Non
             f"the scores are not finite at step {step}; an earlier checkpoint in {args.output_dir} is whole. Lower the learning "
             "rate, or train in fp32"
         )
-    stamp = {"format": "lorank.rank_allocation", "version": "1", "belongs_to": checksum(values)}
+    stamp = {"format": "lorank.rank_allocation", "version": VERSION, "belongs_to": checksum(values)}
     write_atomically(checkpoint / STATE, lambda temporary: save_file(tensors, temporary, stamp))
 
 
@@ -78,6 +79,11 @@ def read_state(values: Mapping[str, Any] | None, args: TrainingArguments, step: 
             tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118 (not a mapping)
     except (SafetensorError, OSError) as error:
         raise TrainingError(f"{path}: damaged ({error}); resume from an earlier checkpoint") from None
+    if stamp.get("version") != VERSION:
+        raise TrainingError(
+            f"{path} was written by another version of lorank (format {stamp.get('version')}, this one reads {VERSION}); finish "
+            "this training with that version, or start anew"
+        )
     if stamp.get("belongs_to") != checksum(small):
         raise TrainingError(f"{path} belongs to another checkpoint than the trainer state; resume from an earlier one")
     return {"tensors": tensors, "values": small}
