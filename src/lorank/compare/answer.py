@@ -251,7 +251,8 @@ def sentence(one: Row | Contrast, level: float = 0.05) -> str:
             f" ({one.metric} {one.mean:.4f})." if isinstance(one, Row) else "."
         )
     if difference.pairs < 2:
-        return f"{where} cannot be compared: {difference.pairs} seed{'s' * (difference.pairs != 1)} in common with {other}{before}."
+        plural = "s" * (difference.pairs != 1)
+        return f"{where} cannot be compared: {difference.pairs} seed{plural} in common with {other}{before}."
     size = f"{difference.mean:+.4f} {one.metric} (bootstrap interval {difference.low:+.4f} to {difference.high:+.4f})"
     shown = f"p = {difference.holm:.2g} after Holm's correction, {difference.pairs} seeds"
     if difference.pairs < one.asked:

@@ -12,6 +12,7 @@ from lorank.errors import ComparisonError
 from lorank.methods import METHODS
 from lorank.plan import RankPlan
 from lorank.recipe.recipe import Recipe
+from lorank.recipe.sections import TrainingSection
 from lorank.training.steps import stage_steps
 
 
@@ -76,9 +77,9 @@ def steps_before(recipe: Recipe, result: Mapping[str, Any]) -> int:
     """
     if cost := result.get("stage1"):
         scored = recipe.scoring.batch_size if METHODS[recipe.method].trained == "triplets" else recipe.stage1.batch_size
-        return _in_steps(recipe, cost["steps"], cost["passes"] * scored)
+        return _in_steps(recipe.stage1, recipe.stage2, cost["steps"], cost["passes"] * scored)
     if looked_at := result.get("calibration"):
-        return _in_steps(recipe, 0, looked_at["examples"])
+        return _in_steps(recipe.stage1, recipe.stage2, 0, looked_at["examples"])
     return int(result.get("scoring_passes", 0))
 
 
@@ -94,14 +95,14 @@ def check_shortened(recipe: Recipe, examples: int) -> None:
         return
     steps = stage_steps(stage1, examples)
     batches = (steps - int(options.warmup * steps)) // options.every if options.when == "during" else 1
-    spent, whole = _in_steps(recipe, steps, batches * options.batch_size), stage_steps(recipe.stage2, examples)
+    spent = _in_steps(stage1, recipe.stage2, steps, batches * options.batch_size)
+    whole = stage_steps(recipe.stage2, examples)
     if spent >= whole:
         raise ComparisonError(_nothing_left(spent, whole))
 
 
-def _in_steps(recipe: Recipe, steps: int, scored: int) -> int:
+def _in_steps(stage1: TrainingSection, stage2: TrainingSection, steps: int, scored: int) -> int:
     """Steps of stage 1 and scored examples, in steps of stage 2."""
-    stage1, stage2 = recipe.stage1, recipe.stage2
     seen = steps * stage1.batch_size * stage1.gradient_accumulation + scored
     return math.ceil(seen / (stage2.batch_size * stage2.gradient_accumulation))
 
