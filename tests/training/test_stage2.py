@@ -7,8 +7,8 @@ import pytest
 import torch
 from peft import LoraConfig, TaskType, get_peft_model
 
-from lorank.adapter.label_names import read_label_names
 from lorank.errors import LorankWarning
+from lorank.models.label_names import read_label_names
 from lorank.models.loading import load_task_model
 from lorank.models.pretrained import Pretrained
 from lorank.training.stage2 import save_adapter

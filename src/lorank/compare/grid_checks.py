@@ -9,7 +9,6 @@ from lorank.compare.controls import check_shortened
 from lorank.errors import ComparisonError, OutputError
 from lorank.findings import Findings
 from lorank.models.base_fingerprint import base_sum
-from lorank.recipe.recipe import Recipe
 from lorank.runs.prepare import prepare
 from lorank.runs.recipe_values import pretrained_of
 from lorank.tasks.data import TaskData, load_task_data
@@ -52,7 +51,7 @@ def _check_cell(grid: "Grid", cell: Cell, data: TaskData) -> None:
             "the others; give scoring.source=training with it"
         )
     if cell.method in CONTROLS:
-        _check_control(grid, cell, recipe, len(data.train))
+        _check_control(grid, cell, recipe.stage1.initial_rank, len(data.train))
         return
     prepare(recipe, (recipe.method,), data=data)
 
@@ -74,7 +73,7 @@ def check_base(grid: "Grid", done: Mapping[Cell, Measured]) -> None:
             )
 
 
-def _check_control(grid: "Grid", cell: Cell, recipe: Recipe, examples: int) -> None:
+def _check_control(grid: "Grid", cell: Cell, wide: int, examples: int) -> None:
     source = grid.source(cell).method
     if source not in grid.methods:
         raise ComparisonError(f"{cell.method} is a control of {source} on {cell.task}; add {source} to the methods")
@@ -85,7 +84,6 @@ def _check_control(grid: "Grid", cell: Cell, recipe: Recipe, examples: int) -> N
                 f"equal-compute is for methods of two stages, {source} of {cell.task} has one; leave equal-compute out"
             )
         check_shortened(made_by, examples)
-    wide = recipe.stage1.initial_rank
     if cell.method == "svd-truncate" and grid.parameters(cell.task, cell.budget) >= grid.parameters(
         cell.task, f"r={wide}"
     ):

@@ -138,9 +138,9 @@ def _truncated(recipe: Recipe, data: TaskData, folder: Path, console: Console) -
 
 
 def _full(recipe: Recipe, data: TaskData, folder: Path, console: Console) -> Measured:
-    fitting, prepared = prepare(recipe, (recipe.method,), console, data)
-    with locked_directory(folder / "run", fitting, data, prepared.provenance):
-        result = train_full(prepared, fitting.stage2, folder / "run", console)
+    recipe, prepared = prepare(recipe, (recipe.method,), console, data)
+    with locked_directory(folder / "run", recipe, data, prepared.provenance):
+        result = train_full(prepared, recipe.stage2, folder / "run", console)
     return Measured(
         metrics=result.metrics,
         loss=result.loss,

@@ -5,9 +5,9 @@ from pathlib import Path
 
 from peft import PeftConfig
 
-from lorank.adapter.label_names import read_label_names
 from lorank.errors import AdapterError
 from lorank.models.adapted_model import head_width
+from lorank.models.label_names import read_label_names
 from lorank.models.loading import NOT_LOADABLE, task_type_of
 from lorank.models.pretrained import Pretrained
 

@@ -50,9 +50,9 @@ def check_loaded(
                 "config, or give another model"
             )
     for key in missing:
-        if found := _under_another_name(key, unexpected, prefix):
+        if other_name := _under_another_name(key, unexpected, prefix):
             raise error(
-                f"model: {name!r} has the weight {key!r} as {found!r}: it was saved from a wrapped model (torch.compile, "
+                f"model: {name!r} has the weight {key!r} as {other_name!r}: it was saved from a wrapped model (torch.compile, "
                 "DataParallel, a part of another model); save the model itself, or rename the weights"
             )
         if not _within(key, heads) and "pooler" not in key.split("."):
@@ -74,7 +74,7 @@ def _within(key: str, modules: Collection[str]) -> bool:
 
 def _under_another_name(key: str, unexpected: Sequence[str], prefix: str) -> str | None:
     """The checkpoint's weight that has this name but for what wrapping a model puts into names."""
-    return next((found for found in unexpected if _unwrapped(found, prefix) == _unwrapped(key, prefix)), None)
+    return next((name for name in unexpected if _unwrapped(name, prefix) == _unwrapped(key, prefix)), None)
 
 
 def _unwrapped(key: str, prefix: str) -> str:

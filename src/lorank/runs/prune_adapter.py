@@ -8,13 +8,13 @@ from typing import Any
 from peft import PeftModel
 from rich.console import Console
 
-from lorank.adapter.label_names import label_names_of, read_label_names, write_label_names
 from lorank.artefact import check_new_folder, new_folder, write_json
 from lorank.budget import Budget
 from lorank.errors import AdapterError, one_line
 from lorank.links import check_links
 from lorank.models.adapted_model import load_adapted
 from lorank.models.adapter_checks import check_adapter_labels, check_adapter_task
+from lorank.models.label_names import label_names_of, read_label_names, write_label_names
 from lorank.models.loading import NOT_LOADABLE
 from lorank.plan import RankPlan
 from lorank.processes import processes

@@ -12,8 +12,8 @@ from rich.console import Console
 from safetensors import safe_open
 
 from lorank.adapter.effect import warn_without_effect
-from lorank.adapter.label_names import label_names_of, write_label_names
 from lorank.errors import PlanError
+from lorank.models.label_names import label_names_of, write_label_names
 from lorank.plan import RankPlan
 from lorank.processes import processes
 from lorank.recipe.sections import TrainingSection
