@@ -7,7 +7,7 @@ from typing import Any, Literal
 from peft import PeftModel
 
 from lorank.scores import ImportanceScores
-from lorank.scoring.one_shot import Subject
+from lorank.scoring.one_shot import ScoringInput
 
 
 @dataclass(frozen=True)
@@ -27,7 +27,7 @@ class Method:
         options: which of the calibration options the scorer heeds.
         scorer: how the frozen model is scored, for a method that trains nothing while scoring; None for equal scores.
         start: sets the fresh adapter of a plan to where the method lets it start, if that is not PEFT's own start. The
-            subject is the model inside of the adapter.
+            input has the model inside of the adapter.
 
     """
 
@@ -38,5 +38,5 @@ class Method:
     default_preset: str
     scored: Literal["units", "modules"] = "units"
     options: tuple[str, ...] = ()
-    scorer: Callable[[Subject], ImportanceScores] | None = None
-    start: Callable[[PeftModel, Subject], None] | None = None
+    scorer: Callable[[ScoringInput], ImportanceScores] | None = None
+    start: Callable[[PeftModel, ScoringInput], None] | None = None

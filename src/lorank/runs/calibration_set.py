@@ -14,7 +14,7 @@ from lorank.processes import processes
 from lorank.recipe.recipe import Recipe
 from lorank.scores import ImportanceScores
 from lorank.scoring.batches import Batch
-from lorank.scoring.one_shot import Subject
+from lorank.scoring.one_shot import ScoringInput
 from lorank.scoring.options import CalibrationOptions
 from lorank.targets import Target
 from lorank.tasks.data import TaskData, content_hash
@@ -43,11 +43,11 @@ def subject_of(
     targets: tuple[Target, ...],
     tokenizer: PreTrainedTokenizerBase,
     provenance: Mapping[str, Any],
-) -> Subject:
+) -> ScoringInput:
     """What a one-shot method of this recipe looks at."""
     rows = calibration_rows(recipe, data.train)
     own = recipe.calibration.model_dump(include=set(CalibrationOptions.model_fields))
-    return Subject(
+    return ScoringInput(
         model,
         targets,
         calibration_batches(recipe, rows, tokenizer),

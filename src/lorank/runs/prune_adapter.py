@@ -24,8 +24,7 @@ from lorank.recipe.recipe import Recipe
 from lorank.report.rank_map import draw_rank_map
 from lorank.runs.calibration_set import calibration_batches, calibration_rows
 from lorank.runs.prepare import prepare
-from lorank.scoring.batches import Batch
-from lorank.scoring.watch import on_device_of
+from lorank.scoring.batches import Batch, on_device_of
 from lorank.tasks.data import TaskData
 from lorank.training.stage2 import measured_on_test
 
