@@ -53,22 +53,22 @@ def main() -> None:
     parser.add_argument("--methods", choices=CHOICES, default="i-lora")
     parser.add_argument("--json", type=Path)
     arguments = parser.parse_args()
-    found: dict[str, list[dict[str, object]]] = {}
+    by_method: dict[str, list[dict[str, object]]] = {}
     for seed in arguments.seeds:
         for key, (recipe, overrides) in CHOICES[arguments.methods].items():
             chosen = load_recipe(recipe, [f"seed={seed}", *overrides])
             result = run(chosen, f"runs/seeds/{key.replace(', ', '-').replace(' ranks', '')}-{seed}", Console())
             for method, measured in result.results.items():
                 name = method if method in chosen.baselines else key
-                found.setdefault(name, []).append({"seed": seed, **measured})
-    for name, runs in found.items():
+                by_method.setdefault(name, []).append({"seed": seed, **measured})
+    for name, runs in by_method.items():
         for metric in ("accuracy", "f1"):
             values = [float(measured["metrics"][metric]) for measured in runs]  # type: ignore[index]
             spread = statistics.stdev(values) if len(values) > 1 else float("nan")
             each = " ".join(f"{value:.4f}" for value in values)
             print(f"{name:<38}{metric:<10}{statistics.mean(values):.4f} ± {spread:.4f}   {each}")
     if arguments.json:
-        arguments.json.write_text(json.dumps(found, indent=1) + "\n")
+        arguments.json.write_text(json.dumps(by_method, indent=1) + "\n")
 
 
 if __name__ == "__main__":

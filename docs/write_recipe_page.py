@@ -36,7 +36,7 @@ This page is written from the code by `python docs/write_recipe_page.py`.
 
 def rows(section: type[BaseModel], prefix: str = "") -> list[str]:
     """One table row for each key, sections' keys after the section."""
-    found = []
+    lines = []
     for name, info in section.model_fields.items():
         inner = [
             k for k in (info.annotation, *get_args(info.annotation)) if isinstance(k, type) and issubclass(k, BaseModel)
@@ -44,10 +44,10 @@ def rows(section: type[BaseModel], prefix: str = "") -> list[str]:
         if name == "resolved":
             continue
         if not inner or info.default is None:
-            found.append(f"| `{prefix}{name}` | {shown(info.default)} | {meaning(info)} |")
+            lines.append(f"| `{prefix}{name}` | {shown(info.default)} | {meaning(info)} |")
         for kind in inner:
-            found += rows(kind, f"{prefix}{name}.")
-    return found
+            lines += rows(kind, f"{prefix}{name}.")
+    return lines
 
 
 def shown(default: Any) -> str:

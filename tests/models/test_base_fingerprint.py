@@ -13,7 +13,8 @@ from safetensors.torch import load_file, save_file
 from lorank.errors import OutputError
 from lorank.models import base_fingerprint as module
 from lorank.models.base_fingerprint import base_fingerprint, file_sum
-from lorank.runs.output import claimed
+from lorank.models.pretrained import Pretrained
+from lorank.runs.output import locked_directory
 from lorank.tasks.data import load_task_data
 
 PROVENANCE = {"base_parameters": 1, "versions": {}}
@@ -34,8 +35,8 @@ def change_text(name: str) -> Any:
     return lambda folder: (folder / name).write_text((folder / name).read_text() + "\n")
 
 
-def claim(directory: Path, recipe: Any) -> None:
-    with claimed(directory, recipe, load_task_data(recipe.data), PROVENANCE):
+def lock(directory: Path, recipe: Any) -> None:
+    with locked_directory(directory, recipe, load_task_data(recipe.data), PROVENANCE):
         pass
 
 
@@ -53,34 +54,34 @@ def test_a_run_is_not_continued_with_another_base(
     change: Any, named: str, folder: Path, tiny_recipe: Any, tmp_path: Path
 ) -> None:
     recipe = tiny_recipe(model=str(folder))
-    claim(tmp_path / "out", recipe)
+    lock(tmp_path / "out", recipe)
     (folder / "README.md").write_text("of no matter")
-    claim(tmp_path / "out", recipe)
+    lock(tmp_path / "out", recipe)
     change(folder)
     with pytest.raises(OutputError, match=f"the base model or its tokenizer changed since this run began: {named}"):
-        claim(tmp_path / "out", recipe)
+        lock(tmp_path / "out", recipe)
 
 
 def test_a_folder_of_an_earlier_version_is_continued(folder: Path, tiny_recipe: Any, tmp_path: Path) -> None:
     recipe = tiny_recipe(model=str(folder))
-    claim(tmp_path / "out", recipe)
+    lock(tmp_path / "out", recipe)
     path = tmp_path / "out" / "recipe.yaml"
     content = yaml.safe_load(path.read_text())
     del content["resolved"]["base"]
     path.write_text(yaml.safe_dump(content))
     change_weight(folder)
-    claim(tmp_path / "out", recipe)
+    lock(tmp_path / "out", recipe)
 
 
-def test_a_hub_model_is_its_commit(tiny_recipe: Any, tiny_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_hub_model_is_its_commit(monkeypatch: pytest.MonkeyPatch) -> None:
     class Config:
         _commit_hash: str | None = "0123abcd"
 
     monkeypatch.setattr(module, "load_config", lambda *_, **__: Config)
-    recipe = tiny_recipe().model_copy(update={"model": "someone/model"})
-    assert base_fingerprint(recipe) == {"commit": "0123abcd"}
+    base = Pretrained("someone/model")
+    assert base_fingerprint(base) == {"commit": "0123abcd"}
     Config._commit_hash = None
-    assert base_fingerprint(recipe) == {}
+    assert base_fingerprint(base) == {}
 
 
 def test_large_weights_are_sampled_in_every_tensor(tmp_path: Path) -> None:

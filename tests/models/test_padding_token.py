@@ -5,6 +5,7 @@ from typing import Any
 
 import pytest
 import torch
+from peft import TaskType
 from tests.conftest import save_tiny, tiny_writer
 from transformers import (
     AutoModelForSequenceClassification,
@@ -30,6 +31,7 @@ from transformers import (
 from lorank.errors import RecipeError
 from lorank.models.loading import load_task_model, load_tokenizer, load_without_weights
 from lorank.models.padding_token import set_pad_id, set_padding, takes_mask
+from lorank.models.pretrained import Pretrained
 
 SIZES = {"vocab_size": 32, "hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 32}
 GPT = {"vocab_size": 32, "n_embd": 16, "n_layer": 2, "n_head": 2, "n_positions": 32}
@@ -92,7 +94,7 @@ def test_logits_do_not_depend_on_padding(family: str, tiny_folder: Path) -> None
     [(None, None, 3), (1, None, 1), (1, "[PAD]", 0), (99, None, 3), (-1, None, 3)],
 )
 def test_a_loaded_decoder_pads_as_its_tokenizer(
-    config_pad: int | None, tokenizer_pad: str | None, used: int, tiny_recipe: Any, tiny_folder: Path, tmp_path: Path
+    config_pad: int | None, tokenizer_pad: str | None, used: int, tiny_folder: Path, tmp_path: Path
 ) -> None:
     set_seed(0)
     config = LlamaConfig(**SIZES, initializer_range=0.3)
@@ -106,20 +108,17 @@ def test_a_loaded_decoder_pads_as_its_tokenizer(
         with pytest.raises(RecipeError, match="cannot be loaded: Padding_idx must be within num_embeddings"):
             load_without_weights(str(tmp_path))
         return
-    recipe = tiny_recipe(model=str(tmp_path))
-    loaded, model = load_tokenizer(recipe), load_task_model(recipe, ("no", "yes")).model
+    base = Pretrained(str(tmp_path))
+    loaded, model = load_tokenizer(base), load_task_model(base, TaskType.SEQ_CLS, ("no", "yes")).model
     assert (loaded.pad_token_id, model.config.pad_token_id) == (used, used)
 
 
-def test_a_model_that_writes_fills_up_with_the_tokenizers_padding(
-    tiny_recipe: Any, tiny_folder: Path, tmp_path: Path
-) -> None:
+def test_a_model_that_writes_fills_up_with_the_tokenizers_padding(tiny_folder: Path, tmp_path: Path) -> None:
     folder = tiny_writer("encoder-decoder", tiny_folder, tmp_path)  # its generation config says 0
     tokenizer = AutoTokenizer.from_pretrained(folder)
     tokenizer.pad_token = "[UNK]"
     tokenizer.save_pretrained(folder)
-    files = {"train": "a.jsonl", "test": "b.jsonl", "task": "gsm8k"}
-    model: Any = load_task_model(tiny_recipe(model=str(folder), data=files, method="lora", scoring={}), ()).model
+    model: Any = load_task_model(Pretrained(str(folder)), TaskType.SEQ_2_SEQ_LM, ()).model
     pads = (model.config.pad_token_id, model.get_encoder().config.pad_token_id, model.generation_config.pad_token_id)
     assert pads == (1, 1, 1)
 

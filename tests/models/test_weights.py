@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 import torch
-from peft import LoraConfig, get_peft_model
+from peft import LoraConfig, TaskType, get_peft_model
 from safetensors.torch import load_file, save_file
 from tests.conftest import save_tiny, tiny_config, tiny_writer
 from transformers import (
@@ -23,6 +23,7 @@ from transformers import (
 from lorank.errors import AdapterError, LorankWarning, RecipeError
 from lorank.models.adapted_model import load_adapted
 from lorank.models.loading import load_task_model
+from lorank.models.pretrained import Pretrained
 
 Tensors = dict[str, torch.Tensor]
 
@@ -61,35 +62,33 @@ def bert(tiny_folder: Path, tmp_path: Path) -> Path:
     ],
 )
 def test_weights_that_are_not_the_checkpoints_are_named(
-    change: Callable[[Tensors], Tensors], message: str, bert: Path, tiny_recipe: Any
+    change: Callable[[Tensors], Tensors], message: str, bert: Path
 ) -> None:
     rewrite(bert, change)
     with pytest.raises(RecipeError, match=message):
-        load_task_model(tiny_recipe(model=str(bert)), ("no", "yes"))
+        load_task_model(Pretrained(str(bert)), TaskType.SEQ_CLS, ("no", "yes"))
 
 
-def test_weights_of_another_shape_are_named(bert: Path, tiny_recipe: Any) -> None:
+def test_weights_of_another_shape_are_named(bert: Path) -> None:
     edit_config(bert, intermediate_size=48)
     message = (
         r"has 'bert\.encoder\.layer\.0\.intermediate\.dense\.weight' in shape \(32, 16\), its config says \(48, 16\)"
     )
     with pytest.raises(RecipeError, match=message):
-        load_task_model(tiny_recipe(model=str(bert)), ("no", "yes"))
+        load_task_model(Pretrained(str(bert)), TaskType.SEQ_CLS, ("no", "yes"))
 
 
-def test_layers_that_the_config_leaves_out_are_said(bert: Path, tiny_recipe: Any) -> None:
+def test_layers_that_the_config_leaves_out_are_said(bert: Path) -> None:
     edit_config(bert, num_hidden_layers=1)
     with pytest.warns(LorankWarning, match=r"leaves out, 'encoder\.layer\.1\."):
-        load_task_model(tiny_recipe(model=str(bert)), ("no", "yes"))
+        load_task_model(Pretrained(str(bert)), TaskType.SEQ_CLS, ("no", "yes"))
 
 
 @pytest.mark.parametrize("family", [BertForMaskedLM, BertForSequenceClassification])
-def test_a_head_may_be_new_or_of_another_size_and_a_pooler_new(
-    family: Any, tiny_folder: Path, tmp_path: Path, tiny_recipe: Any
-) -> None:
+def test_a_head_may_be_new_or_of_another_size_and_a_pooler_new(family: Any, tiny_folder: Path, tmp_path: Path) -> None:
     set_seed(0)
     folder = save_tiny(family(tiny_config(num_labels=5)), tiny_folder, tmp_path)
-    task = load_task_model(tiny_recipe(model=str(folder)), ("no", "yes"))
+    task = load_task_model(Pretrained(str(folder)), TaskType.SEQ_CLS, ("no", "yes"))
     assert task.heads == (("classifier", "bert.pooler.dense") if family is BertForMaskedLM else ("classifier",))
     saved, live = load_file(folder / "model.safetensors"), task.model.state_dict()
     same = [key for key in saved if key.startswith("bert.")]
@@ -97,19 +96,18 @@ def test_a_head_may_be_new_or_of_another_size_and_a_pooler_new(
     assert all(torch.equal(saved[key], live[key]) for key in same)
 
 
-def test_what_writes_has_every_weight(tiny_folder: Path, tmp_path: Path, tiny_recipe: Any) -> None:
+def test_what_writes_has_every_weight(tiny_folder: Path, tmp_path: Path) -> None:
     folder = tiny_writer("decoder", tiny_folder, tmp_path)
-    files = {"train": "a.jsonl", "test": "b.jsonl", "task": "gsm8k"}
-    recipe = tiny_recipe(model=str(folder), data=files, method="lora", scoring={})
-    load_task_model(recipe, ())  # tied embeddings: lm_head has no weight of its own
+    base = Pretrained(str(folder))
+    load_task_model(base, TaskType.CAUSAL_LM, ())  # tied embeddings: lm_head has no weight of its own
     edit_config(folder, vocab_size=48)
     with pytest.raises(
         RecipeError, match=r"'model\.embed_tokens\.weight' in shape \(32, 16\), its config says \(48, 16\)"
     ):
-        load_task_model(recipe, ())
+        load_task_model(base, TaskType.CAUSAL_LM, ())
     edit_config(folder, vocab_size=32, tie_word_embeddings=False)
     with pytest.raises(RecipeError, match=r"has no weights for 'lm_head\.weight'"):
-        load_task_model(recipe, ())
+        load_task_model(base, TaskType.CAUSAL_LM, ())
 
 
 def test_a_base_that_lost_weights_is_not_merged_or_pruned(tiny_folder: Path, tmp_path: Path) -> None:

@@ -8,8 +8,8 @@ from tests.conftest import random_batch, tiny_config
 from transformers import AutoModelForSequenceClassification, BertForSequenceClassification, set_seed
 
 import lorank
-from lorank.adapter.label_names import read_label_names
 from lorank.errors import AdapterError, BudgetError, DataError, OutputError
+from lorank.models.label_names import read_label_names
 from lorank.pruning.prune import mean_loss
 from lorank.runs.prune_adapter import prune_adapter
 from lorank.runs.run import run

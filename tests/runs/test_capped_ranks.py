@@ -53,7 +53,8 @@ def test_recipes_cap_the_rank_of_a_gate(method: str, tiny_recipe: Callable[..., 
     assert 0 <= plan.ranks[GATE] <= 1
     assert max(plan.ranks.values()) >= 4
     assert plan.budget_parameters - plan.spent < max(plan.unit_costs.values())
-    started = get_peft_model(model, initial_config(recipe, targets, TaskModel(model, ("score",), TaskType.SEQ_CLS)))
+    task = TaskModel(model, ("score",), TaskType.SEQ_CLS)
+    started = get_peft_model(model, initial_config(targets, task, rank=6, scale=recipe.scale, dropout=0.0))
     layers = {t.name: started.get_base_model().get_submodule(t.name) for t in targets}
     assert {name: layer.r["default"] for name, layer in layers.items()} == {
         t.name: min(6, t.d_in, t.d_out) for t in targets

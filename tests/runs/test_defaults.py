@@ -24,6 +24,7 @@ from lorank.models.loading import load_without_weights, longest_input, task_type
 from lorank.recipe.recipe import Recipe, load_recipe, make_recipe
 from lorank.runs.defaults import fit_to_data, fit_to_model
 from lorank.runs.prepare import prepare
+from lorank.runs.recipe_values import pretrained_of
 from lorank.runs.run import run
 from lorank.tasks.data import load_task_data
 
@@ -33,7 +34,7 @@ def recipe_of(folder: Path | str, data: dict[str, Any], **more: Any) -> Recipe:
 
 
 def fitted_lengths(recipe: Recipe) -> tuple[int, int, list[str]]:
-    kind, said = task_type_of(recipe), list[str]()
+    kind, said = task_type_of(pretrained_of(recipe), writes=recipe.data.writes), list[str]()
     data = fit_to_model(recipe, load_without_weights(recipe.model, task_type=kind), kind, said.append).data
     return data.max_length, data.target_length if data.writes else 0, said
 

@@ -1,15 +1,19 @@
 """All that has to be mended is said at once, before anything is loaded or written."""
 
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
+from peft import TaskType
 from rich.console import Console
 from tests.conftest import save_tiny
 from transformers import GPT2Config, GPT2Model
 
 from lorank.errors import BudgetError, DataError, RecipeError
 from lorank.findings import Findings, SeveralFindings
+from lorank.models.pretrained import Pretrained
 from lorank.recipe.recipe import make_recipe
 from lorank.runs.prepare import prepare
 from lorank.runs.run import run
@@ -63,3 +67,21 @@ def test_a_seed_that_numpy_cannot_take_is_refused(seed: int) -> None:
     with pytest.raises(RecipeError, match="seed: Input should be"):
         make_recipe({"model": "tiny", "budget": "r=1", "data": files, "seed": seed})
     assert make_recipe({"model": "tiny", "budget": "r=1", "data": files, "seed": 2**32 - 1}).seed == 2**32 - 1
+
+
+def test_stages_get_the_values_of_the_recipe(tiny_recipe: Any) -> None:
+    changes = {"seed": 7, "scale": 3.0, "lora_dropout": 0.2, "model_dropout": 0.3, "precision": "bf16", "log_every": 9}
+    others = {"checkpoint_every": 11, "gradient_checkpointing": True, "group_by_length": False, "metrics": ["matthews"]}
+    recipe, prepared = prepare(tiny_recipe(**changes, **others), ("lora",))
+    assert prepared.base == Pretrained(recipe.model, False, 0.3)
+    assert prepared.task_type == TaskType.SEQ_CLS
+    assert (prepared.section, prepared.metrics) == (recipe.data, ("matthews",))
+    for name, value in asdict(prepared.settings).items():
+        assert value == {**changes, **others}.get(name, getattr(recipe, name))
+    assert prepared.provenance["seed"] == 7
+
+
+def test_a_fresh_model_is_the_same_each_time(tiny_recipe: Any) -> None:
+    _, prepared = prepare(tiny_recipe(), ("lora",))
+    one, other = (prepared.load_model().model.state_dict() for _ in range(2))
+    assert all(torch.equal(one[name], other[name]) for name in one)

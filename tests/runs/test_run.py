@@ -9,7 +9,7 @@ import pytest
 import torch
 import yaml
 from filelock import FileLock
-from peft import PeftModel, get_peft_model, set_peft_model_state_dict
+from peft import PeftModel, TaskType, get_peft_model, set_peft_model_state_dict
 from rich.console import Console
 from safetensors.numpy import load_file
 from safetensors.torch import load_file as load_torch
@@ -22,6 +22,7 @@ from lorank.engine.path import PathScorer
 from lorank.errors import LorankWarning
 from lorank.models.loading import load_task_model
 from lorank.recipe.recipe import load_recipe
+from lorank.runs.recipe_values import pretrained_of
 from lorank.runs.run import run, run_plan
 from lorank.targets import find_targets
 from lorank.tasks import metrics as metrics_module
@@ -91,9 +92,10 @@ def test_without_a_second_stage_the_adapter_is_what_stage_1_trained(tiny_recipe,
     assert not (tmp_path / "out" / "stage2").exists() or not list((tmp_path / "out" / "stage2").glob("checkpoint*"))
     # The triplets that are left, in the model that stage 1 trained, with the others switched off.
     data = load_task_data(recipe.data)
-    task = load_task_model(recipe, data.label_names)
+    task = load_task_model(pretrained_of(recipe), TaskType.SEQ_CLS, data.label_names)
     targets = find_targets(task.model, None)
-    model = get_peft_model(task.model, triplet_config(initial_config(recipe, targets, task))).eval()
+    config = initial_config(targets, task, rank=2, scale=recipe.scale, dropout=recipe.lora_dropout)
+    model = get_peft_model(task.model, triplet_config(config)).eval()
     checkpoint = latest_checkpoint(tmp_path / "out" / "stage1")
     set_peft_model_state_dict(model, load_torch(checkpoint / "adapter_model.safetensors"))
     scores = ImportanceScores.load(tmp_path / "out" / "scores.safetensors")

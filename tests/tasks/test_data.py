@@ -8,6 +8,7 @@ import pytest
 from datasets import Dataset
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from peft import TaskType
 
 from lorank import LorankError
 from lorank.errors import DataError
@@ -154,7 +155,7 @@ def test_pairs_are_encoded_together(tmp_path: Path, tiny_recipe, tiny_tokenizer)
     path = str(tmp_path / "train.csv")
     recipe = tiny_recipe(data={"train": path, "test": path, "text": ["a", "b"], "max_length": 8})
     data = load_task_data(recipe.data)
-    encoded = tokenize(data.train, tiny_tokenizer, recipe)
+    encoded = tokenize(data.train, tiny_tokenizer, recipe.data, TaskType.SEQ_CLS)
     assert encoded["length"][0] == 7  # [CLS] the day [SEP] was fine [SEP]
     assert set(encoded.column_names) >= {"input_ids", "attention_mask", "labels", "length"}
 

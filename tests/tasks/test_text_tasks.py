@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 from datasets import ClassLabel, Dataset, Features, Value
-from peft import PeftModel
+from peft import PeftModel, TaskType
 from rich.console import Console
 from rouge_score import rouge_scorer
 from tests.conftest import BAD, GOOD, save_tiny, tiny_writer
@@ -18,6 +18,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from lorank.errors import DataError, LorankWarning, RecipeError
 from lorank.models.loading import load_tokenizer
 from lorank.recipe.recipe import Recipe, make_recipe
+from lorank.runs.recipe_values import pretrained_of
 from lorank.runs.run import run
 from lorank.tasks.data import load_task_data
 from lorank.tasks.encoding import collator, tokenize
@@ -27,6 +28,7 @@ from lorank.tasks.text_data import IGNORED
 from lorank.tasks.text_tasks import TEXT_TASKS, choice, number, plain, stated, truth
 
 QUIET = Console(quiet=True)
+KINDS = {"decoder": TaskType.CAUSAL_LM, "encoder-decoder": TaskType.SEQ_2_SEQ_LM}
 ROWS: dict[str, dict[str, Any]] = {
     "summarization": {"document": "the day was fine and bright", "summary": "fine day"},
     "instruction": {"instruction": "was the day", "input": "cold", "output": "the correct answer is cold"},
@@ -132,9 +134,9 @@ def test_only_the_target_is_taught_and_only_the_body_is_cut(
     texts: dict[str, Any] = {"train": path, "test": path, "task": "summarization", "prompt": "{document} and house"}
     for kind in ("decoder", "encoder-decoder"):
         recipe = recipe_of(tiny_writer(kind, tiny_folder, tmp_path / kind), {**texts, "max_length": 12})
-        tokenizer, data = load_tokenizer(recipe), load_task_data(recipe.data)
+        tokenizer, data = load_tokenizer(pretrained_of(recipe)), load_task_data(recipe.data)
         with pytest.warns(LorankWarning, match="4 of 4 prompts are longer than data.max_length"):
-            rows = tokenize(data.train, tokenizer, recipe)
+            rows = tokenize(data.train, tokenizer, recipe.data, KINDS[kind])
         row = rows[0]
         read = tokenizer.convert_ids_to_tokens(row["input_ids"])
         taught = tokenizer.convert_ids_to_tokens([label for label in row["labels"] if label != IGNORED])
@@ -149,7 +151,7 @@ def test_only_the_target_is_taught_and_only_the_body_is_cut(
             assert read[-3:] == ["and", "house", "[SEP]"]
             assert taught[-3:] == ["fine", "day", "[SEP]"]
         rows = rows.remove_columns("length")
-        batch = collator(tokenizer, recipe)([rows[0], {**rows[1], "labels": rows[1]["labels"][-2:]}])
+        batch = collator(tokenizer, KINDS[kind])([rows[0], {**rows[1], "labels": rows[1]["labels"][-2:]}])
         assert batch["labels"].shape[0] == 2
         assert (batch["labels"][1] == IGNORED).any()
 
@@ -160,9 +162,9 @@ def test_the_question_behind_a_long_passage_stays_and_a_cut_target_does_not_end(
     long = rows_file("boolq", passage="the day was fine " * 10)
     model = tiny_writer("decoder", tiny_folder, tmp_path / "model")
     recipe = recipe_of(model, {"train": long, "test": rows_file("boolq"), "task": "boolq", "max_length": 20})
-    tokenizer, data = load_tokenizer(recipe), load_task_data(recipe.data)
+    tokenizer, data = load_tokenizer(pretrained_of(recipe)), load_task_data(recipe.data)
     with pytest.warns(LorankWarning, match="4 of 4 prompts"):
-        row = tokenize(data.train, tokenizer, recipe)[0]
+        row = tokenize(data.train, tokenizer, recipe.data, KINDS["decoder"])[0]
     read = tokenizer.decode(row["input_ids"])
     assert "was the day cold" in read  # the question
     assert row["labels"][:20] == [IGNORED] * 20
@@ -171,7 +173,7 @@ def test_the_question_behind_a_long_passage_stays_and_a_cut_target_does_not_end(
         data_ = {"train": path, "test": path, "task": "aqua", "max_target_length": 6}
         recipe = recipe_of(tiny_writer(kind, tiny_folder, tmp_path / kind), data_)
         with pytest.warns(LorankWarning, match="0 of 4 prompts .* 4 targets than"):
-            row = tokenize(load_task_data(recipe.data).train, tokenizer, recipe)[0]
+            row = tokenize(load_task_data(recipe.data).train, tokenizer, recipe.data, KINDS[kind])[0]
         taught = [label for label in row["labels"] if label != IGNORED]
         assert len(taught) == 6
         assert tokenizer.eos_token_id not in taught

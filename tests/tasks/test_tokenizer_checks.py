@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from peft import TaskType
 from tests.conftest import save_tiny, tiny_config, tiny_writer
 from transformers import (
     AutoModelForSequenceClassification,
@@ -23,7 +24,8 @@ from transformers import (
 )
 
 from lorank.errors import LorankWarning, RecipeError
-from lorank.models.loading import load_tokenizer, load_without_weights, task_type_of
+from lorank.models.loading import load_tokenizer, load_without_weights
+from lorank.models.pretrained import Pretrained
 from lorank.tasks.data import load_task_data
 from lorank.tasks.tokenizer_checks import _head_reads, check_tokens, embeddings_of
 
@@ -45,8 +47,9 @@ def checked(tiny_recipe: Any, tmp_path: Path) -> Callable[..., None]:
             (tmp_path / f"{part}.tsv").write_text("\n".join(["text\tlabel", *rows, ""]))
         files = {part: str(tmp_path / f"{part}.tsv") for part in ("train", "test")}
         recipe = tiny_recipe(model=str(folder), data={**files, "max_length": 32})
-        model = load_without_weights(recipe.model, task_type=task_type_of(recipe))
-        check_tokens(recipe, load_task_data(recipe.data), load_tokenizer(recipe), model)
+        base, section = Pretrained(str(folder)), recipe.data
+        model = load_without_weights(base.name, task_type=TaskType.SEQ_CLS)
+        check_tokens(load_task_data(section), load_tokenizer(base), section, TaskType.SEQ_CLS, base, model)
 
     return check
 
@@ -87,12 +90,14 @@ def test_answers_are_read_too(tiny_recipe: Any, tiny_folder: Path, tmp_path: Pat
         path.write_text(f'{{"document": "the day", "summary": "fine {answer}"}}\n' * 2)
         files = {"train": str(path), "test": str(path), "task": "summarization", "max_target_length": 8}
         recipe = tiny_recipe(model=str(folder), data=files, method="lora", scoring={})
-        arguments: Any = (load_task_data(recipe.data), load_tokenizer(recipe), load_without_weights(recipe.model))
+        base, section = Pretrained(str(folder)), recipe.data
+        data, tokenizer = load_task_data(section), load_tokenizer(base)
+        arguments: Any = (data, tokenizer, section, TaskType.CAUSAL_LM, base, load_without_weights(base.name))
         if fails:
             with pytest.raises(RecipeError, match="train example 0 has token 'later'"):
-                check_tokens(recipe, *arguments)
+                check_tokens(*arguments)
         else:
-            check_tokens(recipe, *arguments)
+            check_tokens(*arguments)
 
 
 def test_a_head_that_reads_at_the_end_token_needs_one_in_every_text(

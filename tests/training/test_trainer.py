@@ -9,8 +9,7 @@ from transformers import TrainingArguments
 
 from lorank import LorankError
 from lorank.adapter.orthogonality import orthogonality
-from lorank.tasks.data import load_task_data
-from lorank.tasks.encoding import tokenize
+from lorank.runs.prepare import prepare
 from lorank.training.checkpoints import latest_checkpoint, read_progress
 from lorank.training.stage import train_stage
 from lorank.training.trainer import SeededOrder, StageTrainer
@@ -79,24 +78,20 @@ def test_examples_of_similar_length_share_a_batch() -> None:
     assert sum(spread) / len(spread) < 2
 
 
-def stage_inputs(tiny_recipe, tiny_tokenizer, tmp_path: Path, **changes):
-    recipe = tiny_recipe(**changes)
-    rows = tokenize(load_task_data(recipe.data).train, tiny_tokenizer, recipe)
+def stage_inputs(tiny_recipe, tmp_path: Path, **changes):
+    recipe, prepared = prepare(tiny_recipe(**changes), ("i-lora",))
     return {
         "name": "stage 1",
-        "recipe": recipe,
+        "prepared": prepared,
         "section": recipe.stage1,
         "directory": tmp_path / "stage",
-        "rows": rows,
-        "tokenizer": tiny_tokenizer,
+        "rows": prepared.tokenize(prepared.data.train),
         "console": Console(quiet=True),
     }
 
 
-def test_a_loss_that_is_not_finite_stops_and_keeps_the_last_checkpoint(
-    tiny_recipe, tiny_tokenizer, tmp_path, monkeypatch
-) -> None:
-    inputs = stage_inputs(tiny_recipe, tiny_tokenizer, tmp_path)
+def test_a_loss_that_is_not_finite_stops_and_keeps_the_last_checkpoint(tiny_recipe, tmp_path, monkeypatch) -> None:
+    inputs = stage_inputs(tiny_recipe, tmp_path)
     model, _ = triplet_model(dtype=torch.float32)
     real = StageTrainer.compute_loss
 
@@ -112,12 +107,12 @@ def test_a_loss_that_is_not_finite_stops_and_keeps_the_last_checkpoint(
     assert read_progress(checkpoint).step == 4
 
 
-def test_accumulated_gradients_train_as_one_large_batch(tiny_recipe, tiny_tokenizer, tmp_path) -> None:
+def test_accumulated_gradients_train_as_one_large_batch(tiny_recipe, tmp_path) -> None:
     # In float64: Adam turns the rounding of small gradients into steps of full size.
     weights = []
     for k, (size, accumulation) in enumerate([(8, 1), (4, 2)]):
         stage = {"batch_size": size, "gradient_accumulation": accumulation, "max_steps": 4}
-        inputs = stage_inputs(tiny_recipe, tiny_tokenizer, tmp_path / str(k), stage1=stage, group_by_length=False)
+        inputs = stage_inputs(tiny_recipe, tmp_path / str(k), stage1=stage, group_by_length=False)
         model, adapter = triplet_model(dtype=torch.float64)
         train_stage(**inputs, model=model, regularised=adapter, orthogonality_weight=0.5)
         weights.append(copy.deepcopy([f.detach() for f in adapter.factors("all")]))

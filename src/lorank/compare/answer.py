@@ -150,14 +150,16 @@ def contrasts(
         test: "t" or "wilcoxon".
 
     """
-    found = []
+    uncorrected = []
     for row, mine in product(rows, rows):
         tested = (mine.task, mine.budget, mine.method) == (row.task, row.budget, controlled.get((row.task, row.method)))
         if tested and row.method in AGAINST:
             difference = compare(paired_differences(mine.values, row.values), level=level, test=test)
-            found.append(Contrast(row.task, row.budget, mine.method, row.method, row.metric, difference, row.asked))
-    right = corrected([one.difference for one in found], level=level, test=test)
-    return [replace(one, difference=difference) for one, difference in zip(found, right, strict=True)]
+            uncorrected.append(
+                Contrast(row.task, row.budget, mine.method, row.method, row.metric, difference, row.asked)
+            )
+    right = corrected([one.difference for one in uncorrected], level=level, test=test)
+    return [replace(one, difference=difference) for one, difference in zip(uncorrected, right, strict=True)]
 
 
 def _numbers(values: Mapping[int, float | None]) -> list[float]:
@@ -241,31 +243,29 @@ def _metric(task: str, wanted: str | None, results: Mapping[Cell, Measured]) -> 
 def sentence(one: Row | Contrast, level: float = 0.05) -> str:
     """What can be said of a method against uniform LoRA, or against one of its controls, in plain words."""
     where = f"{one.task}, budget {one.budget}: {one.method}"
-    found, other = one.difference, AGAINST[one.control] if isinstance(one, Contrast) else "uniform LoRA"
+    difference, other = one.difference, AGAINST[one.control] if isinstance(one, Contrast) else "uniform LoRA"
     uncut = math.nan if isinstance(one, Contrast) else one.uncut
     before = "" if math.isnan(uncut) else f"; before it was cut {uncut:.4f}"
-    if found is None:
+    if difference is None:
         return f"{where} is what the others are compared with" + (
             f" ({one.metric} {one.mean:.4f})." if isinstance(one, Row) else "."
         )
-    if found.pairs < 2:
-        return (
-            f"{where} cannot be compared: {found.pairs} seed{'s' * (found.pairs != 1)} in common with {other}{before}."
-        )
-    size = f"{found.mean:+.4f} {one.metric} (bootstrap interval {found.low:+.4f} to {found.high:+.4f})"
-    shown = f"p = {found.holm:.2g} after Holm's correction, {found.pairs} seeds"
-    if found.pairs < one.asked:
+    if difference.pairs < 2:
+        return f"{where} cannot be compared: {difference.pairs} seed{'s' * (difference.pairs != 1)} in common with {other}{before}."
+    size = f"{difference.mean:+.4f} {one.metric} (bootstrap interval {difference.low:+.4f} to {difference.high:+.4f})"
+    shown = f"p = {difference.holm:.2g} after Holm's correction, {difference.pairs} seeds"
+    if difference.pairs < one.asked:
         # A method that fails now and then must not look better for it.
-        shown += f" ({one.asked - found.pairs} of {one.asked} have no value and are left out)"
-    if claim := found.claim(level):
+        shown += f" ({one.asked - difference.pairs} of {one.asked} have no value and are left out)"
+    if claim := difference.claim(level):
         return f"{where} is {'better' if claim > 0 else 'worse'} than {other} by {size}; {shown}{before}."
-    if found.holm < level:
+    if difference.holm < level:
         return f"{where}: the mean and the ranks of the differences to {other} point to different sides: {size}; {shown}{before}."
-    if found.mean == 0:
-        return f"{where}: no mean difference to {other} in {found.pairs} seeds{before}."
+    if difference.mean == 0:
+        return f"{where}: no mean difference to {other} in {difference.pairs} seeds{before}."
     more = (
         "not even 1,000 seeds would show a difference of this size"
-        if found.seeds_needed is None
-        else f"a difference of this size would take about {found.seeds_needed} seeds to show in a table of this size"
+        if difference.seeds_needed is None
+        else f"a difference of this size would take about {difference.seeds_needed} seeds to show in a table of this size"
     )
-    return f"{where}: no difference to {other} that {found.pairs} seeds can show: {size}; {shown}; {more}{before}."
+    return f"{where}: no difference to {other} that {difference.pairs} seeds can show: {size}; {shown}; {more}{before}."

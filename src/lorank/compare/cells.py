@@ -209,11 +209,11 @@ def two_stages(recipe: Recipe) -> bool:
 
 def merged(content: Mapping[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:
     """Nested mappings put together; `over` wins."""
-    found = dict(content)
+    both = dict(content)
     for key, value in over.items():
-        inner = found.get(key)
-        found[key] = merged(inner, value) if isinstance(inner, Mapping) and isinstance(value, Mapping) else value
-    return found
+        inner = both.get(key)
+        both[key] = merged(inner, value) if isinstance(inner, Mapping) and isinstance(value, Mapping) else value
+    return both
 
 
 def write_measured(path: Path, measured: Measured, fingerprint: str) -> None:

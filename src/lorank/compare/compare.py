@@ -87,9 +87,9 @@ def read_grid(
         if path.stem in contents:
             raise ComparisonError(f"two recipes are called {path.stem!r}; give them different names")
         contents[path.stem] = read_recipe(path, [*common, *of_task[path.stem]])
-    found = tuple(budgets or dict.fromkeys(str(content.get("budget", "r=8")) for content in contents.values()))
-    if budgets is None and len(found) > 1:
-        raise ComparisonError(f"the recipes have different budgets ({', '.join(found)}); give --budgets")
+    asked_budgets = tuple(budgets or dict.fromkeys(str(content.get("budget", "r=8")) for content in contents.values()))
+    if budgets is None and len(asked_budgets) > 1:
+        raise ComparisonError(f"the recipes have different budgets ({', '.join(asked_budgets)}); give --budgets")
     sources = (source_of(content, "shuffled") for content in contents.values())
     names = tuple(dict.fromkeys([*DEFAULT, *sources]) if methods is None else methods)
     known = (*names, *(() if methods is not None else CONTROLS))
@@ -98,7 +98,7 @@ def read_grid(
             f"{strange[0]!r} has choices of its own, and is neither a method nor a task here"
             f"{nearest(strange[0], [*known, *tasks])}"
         )
-    return Grid(contents, found, names, tuple(seeds), own, folder)
+    return Grid(contents, asked_budgets, names, tuple(seeds), own, folder)
 
 
 def with_equal_compute(grid: Grid, console: Console) -> Grid:
@@ -122,10 +122,10 @@ def with_equal_compute(grid: Grid, console: Console) -> Grid:
 
 def _nested(override: str) -> dict[str, Any]:
     """`stage2.learning_rate=1e-3` as nested mappings."""
-    keys, found = read_override(override)
+    keys, value = read_override(override)
     for key in reversed(keys):
-        found = {key: found}
-    return found
+        value = {key: value}
+    return value
 
 
 def compare_recipes(
@@ -163,15 +163,15 @@ def compare_recipes(
     results = run_grid(grid, processes=processes, tries=tries, console=console, launch=launch)
     rows = answer(grid.cells(), results, metrics=metrics, level=level, test=test)
     against = contrasts(rows, grid.controlled(), level=level, test=test)
-    found = Comparison(
+    comparison = Comparison(
         tuple(rows),
         tuple(against),
         (*(sentence(row, level) for row in rows), *(sentence(one, level) for one in against)),
         grid.errors(),
         grid.folder,
     )
-    write_comparison(grid, results, found, level, test)
-    return found
+    write_comparison(grid, results, comparison, level, test)
+    return comparison
 
 
 def check_metrics(grid: Grid, metrics: Mapping[str, str]) -> None:
@@ -192,25 +192,25 @@ def check_metrics(grid: Grid, metrics: Mapping[str, str]) -> None:
 def write_comparison(
     grid: Grid,
     results: Mapping[Cell, Measured],
-    found: Comparison,
+    comparison: Comparison,
     level: float,
     test: str,
 ) -> None:
     """Small files that can be kept: every cell's numbers, the table in three forms, the picture, the reading."""
-    rows, failed = found.rows, found.failed
+    rows, failed = comparison.rows, comparison.failed
     content = {
         "grid": grid_content(grid),
         "level": level,
         "test": test,
         "versions": versions(),
         "rows": [_json(asdict(row)) for row in rows],
-        "contrasts": [_json(asdict(one)) for one in found.contrasts],
+        "contrasts": [_json(asdict(one)) for one in comparison.contrasts],
         "cells": [{**asdict(cell), **_json(asdict(one))} for cell, one in results.items()],
         "failed": [{**asdict(cell), "reason": reason} for cell, reason in failed.items()],
     }
     write_json(grid.folder / "comparison.json", content)
     missing = [f"{cell.folder} failed: {reason}" for cell, reason in failed.items()]
-    reading = "\n".join(f"- {line}" for line in [*found.sentences, *missing])
+    reading = "\n".join(f"- {line}" for line in [*comparison.sentences, *missing])
     tables = {
         "table.md": f"{markdown(rows)}\n{reading}\n",
         "table.tex": latex(rows),

@@ -34,7 +34,7 @@ def shuffled(plan: RankPlan, seed: int) -> RankPlan:
     return replace(plan, ranks={name: ranks[name] for name in plan.ranks}, provenance=described)
 
 
-def shortened(recipe: Recipe, examples: int, made: Path) -> tuple[Recipe, int]:
+def shortened(recipe: Recipe, examples: int, run_folder: Path) -> tuple[Recipe, int]:
     """The recipe with its second stage shortened by what stage 1 and scoring cost, in steps of the second stage.
 
     A pass over a scoring batch counts like an optimizer step on as many examples: both go forward and backward once.
@@ -42,7 +42,7 @@ def shortened(recipe: Recipe, examples: int, made: Path) -> tuple[Recipe, int]:
     Args:
         recipe: of the method whose plan is trained.
         examples: in the training data.
-        made: folder of the run that made the plan.
+        run_folder: of the run that made the plan.
 
     Returns:
         The recipe, and the steps that it was shortened by.
@@ -52,10 +52,10 @@ def shortened(recipe: Recipe, examples: int, made: Path) -> tuple[Recipe, int]:
 
     """
     try:
-        cost = json.loads((made / "metrics.json").read_text(encoding="utf-8"))["results"][recipe.method]["stage1"]
+        cost = json.loads((run_folder / "metrics.json").read_text(encoding="utf-8"))["results"][recipe.method]["stage1"]
     except (OSError, ValueError, KeyError):
         raise ComparisonError(
-            f"{made / 'metrics.json'} does not say what the plan cost: its run has to end first; run the grid again"
+            f"{run_folder / 'metrics.json'} does not say what the plan cost: its run has to end first; run the grid again"
         ) from None
     spent, whole = steps_before(recipe, {"stage1": cost}), stage_steps(recipe.stage2, examples)
     if spent >= whole:
@@ -64,22 +64,22 @@ def shortened(recipe: Recipe, examples: int, made: Path) -> tuple[Recipe, int]:
     return recipe.model_copy(update={"stage2": stage2}), spent
 
 
-def steps_before(recipe: Recipe, found: Mapping[str, Any]) -> int:
+def steps_before(recipe: Recipe, result: Mapping[str, Any]) -> int:
     """What a plan cost, in steps of the training that is judged: stage 1, scoring, calibration.
 
     A pass over a batch counts like a step on as many examples, also where it only goes forward.
 
     Args:
         recipe: of the run.
-        found: of the method, as in the run's metrics.json.
+        result: of the method, as in the run's metrics.json.
 
     """
-    if cost := found.get("stage1"):
+    if cost := result.get("stage1"):
         scored = recipe.scoring.batch_size if METHODS[recipe.method].trained == "triplets" else recipe.stage1.batch_size
         return _in_steps(recipe, cost["steps"], cost["passes"] * scored)
-    if looked_at := found.get("calibration"):
+    if looked_at := result.get("calibration"):
         return _in_steps(recipe, 0, looked_at["examples"])
-    return int(found.get("scoring_passes", 0))
+    return int(result.get("scoring_passes", 0))
 
 
 def check_shortened(recipe: Recipe, examples: int) -> None:

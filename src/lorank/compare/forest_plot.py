@@ -33,12 +33,12 @@ def _draw(rows: Sequence[Row], path: Path, level: float) -> None:
 
     panels = dict.fromkeys((row.task, row.budget) for row in rows)
     shown = {panel: [row for row in rows if (row.task, row.budget) == panel and row.difference] for panel in panels}
-    heights = [0.7 + 0.32 * max(1, len(found)) for found in shown.values()]
+    heights = [0.7 + 0.32 * max(1, len(panel_rows)) for panel_rows in shown.values()]
     figure, axes = pyplot.subplots(
         len(panels), 1, figsize=(8, sum(heights) + 0.6), height_ratios=heights, squeeze=False, layout="constrained"
     )
-    for axis, ((task, budget), found) in zip(axes[:, 0], shown.items(), strict=True):
-        for place, row in enumerate(reversed(found)):
+    for axis, ((task, budget), panel_rows) in zip(axes[:, 0], shown.items(), strict=True):
+        for place, row in enumerate(reversed(panel_rows)):
             difference = row.difference
             if difference is None or math.isnan(difference.mean):
                 continue
@@ -51,9 +51,9 @@ def _draw(rows: Sequence[Row], path: Path, level: float) -> None:
                 markerfacecolor=color if claim else "white",
             )  # fmt: skip
         axis.axvline(0, color="black", linewidth=1)
-        axis.set_yticks(range(len(found)), [drawable(row.method) for row in reversed(found)])
-        axis.set_ylim(-0.6, len(found) - 0.4)
-        metric = found[0].metric if found else ""
+        axis.set_yticks(range(len(panel_rows)), [drawable(row.method) for row in reversed(panel_rows)])
+        axis.set_ylim(-0.6, len(panel_rows) - 0.4)
+        metric = panel_rows[0].metric if panel_rows else ""
         title = f"{task}, budget {budget}: {metric} minus that of uniform LoRA"
         axis.set_title(drawable(title), loc="left", fontsize=10)
         axis.grid(axis="x", alpha=0.3)

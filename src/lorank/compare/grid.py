@@ -29,7 +29,7 @@ from lorank.compare.cells import (
     source_of,
 )
 from lorank.compare.grid_checks import check_base, check_grid
-from lorank.compare.launch import Launch, here, stop_cells
+from lorank.compare.launch import Launch, on_this_machine, stop_cells
 from lorank.errors import OutputError, one_line
 from lorank.recipe.recipe import Recipe
 from lorank.runs.checks import check_model
@@ -127,14 +127,14 @@ class Grid:
         A plan that was made in training is shuffled for a fresh start: the difference to the method would be that of its
         training too, so these two are not tested against each other.
         """
-        found = {}
+        sources = {}
         for task, content in self.contents.items():
             source = source_of(content, FROM_PLAN[0])
-            found[task, "svd-truncate"] = source
-            found[task, "uniform-triplets"] = source_of(content, "uniform-triplets")
+            sources[task, "svd-truncate"] = source
+            sources[task, "uniform-triplets"] = source_of(content, "uniform-triplets")
             if source in self.methods and rate_section(self.recipe(Cell(task, self.budgets[0], source, 0))) == "stage2":
-                found[task, "shuffled"] = source
-        return found
+                sources[task, "shuffled"] = source
+        return sources
 
     def fingerprint(self, cell: Cell) -> str:
         """What decides the cell's numbers."""
@@ -147,7 +147,7 @@ class Grid:
             OutputError: a cell was done for another recipe.
 
         """
-        found = {}
+        results = {}
         for cell in self.cells():
             path = self.folder / "cells" / cell.folder / RESULT
             if path.is_file():
@@ -160,17 +160,17 @@ class Grid:
                 plan = self.folder / "cells" / source.folder / "run" / "plan.json"
                 if measured.plan is not None and plan.is_file() and file_checksum(plan) != measured.plan:
                     raise OutputError(f"{path.parent} trained another plan than {plan} holds now; remove that folder")
-                found[cell] = measured
-        return found
+                results[cell] = measured
+        return results
 
     def errors(self) -> dict[Cell, str]:
         """Why cells failed that are not done."""
-        found = {}
+        reasons = {}
         for cell in self.cells():
             folder = self.folder / "cells" / cell.folder
             if (folder / ERROR).is_file() and not (folder / RESULT).is_file():
-                found[cell] = (folder / ERROR).read_text(encoding="utf-8")
-        return found
+                reasons[cell] = (folder / ERROR).read_text(encoding="utf-8")
+        return reasons
 
 
 def run_grid(
@@ -199,7 +199,7 @@ def run_grid(
         with FileLock(grid.folder / ".lock", timeout=0):
             left = [cell for cell in grid.cells() if cell not in done]
             console.print(f"{len(done)} of {len(grid.cells())} cells are done, {len(left)} are left", highlight=False)
-            _run(grid, left, processes, tries, console, launch or here(processes))
+            _run(grid, left, processes, tries, console, launch or on_this_machine(processes))
     except Timeout:
         raise OutputError(f"{grid.folder} is in use by another comparison; wait for it, or give another one") from None
     return grid.results()

@@ -11,6 +11,7 @@ from lorank.findings import Findings
 from lorank.models.base_fingerprint import base_sum
 from lorank.recipe.recipe import Recipe
 from lorank.runs.prepare import prepare
+from lorank.runs.recipe_values import pretrained_of
 from lorank.tasks.data import TaskData, load_task_data
 
 if TYPE_CHECKING:
@@ -65,7 +66,8 @@ def check_base(grid: "Grid", done: Mapping[Cell, Measured]) -> None:
     """
     for task in grid.contents:
         sums = {measured.base for cell, measured in done.items() if cell.task == task and measured.base}
-        if sums and sums != {base_sum(recipe_of(grid.contents[task], Cell(task, grid.budgets[0], BASELINE, 0)))}:
+        recipe = recipe_of(grid.contents[task], Cell(task, grid.budgets[0], BASELINE, 0))
+        if sums and sums != {base_sum(pretrained_of(recipe))}:
             raise OutputError(
                 f"{grid.folder}: the base model of {task}, or its tokenizer, changed since its first cells were run; give "
                 "another --output-dir"

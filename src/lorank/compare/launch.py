@@ -14,7 +14,7 @@ Launch = Callable[[Path], int]
 _RUNNING: set[subprocess.Popen[bytes]] = set()
 
 
-def here(processes: int) -> Launch:
+def on_this_machine(processes: int) -> Launch:
     """A launcher for `processes` cells at a time on this machine, on different GPUs as far as there are."""
     gpus = visible_gpus()
     free: SimpleQueue[int] = SimpleQueue()

@@ -79,7 +79,7 @@ def searched(
     record = grid.folder / "search.json"
     if (chosen := _recorded(record, question)) is not None:
         return replace(grid, rates=_with_controls(grid, chosen))
-    found: dict[tuple[str, str, str], dict[float, tuple[tuple[float, float], float]]] = {}
+    tried: dict[tuple[str, str, str], dict[float, tuple[tuple[float, float], float]]] = {}
     contents = {
         task: _on_training_data(task, content, grid.folder / "search", fraction)
         for task, content in grid.contents.items()
@@ -100,15 +100,15 @@ def searched(
             console.print(f"learning rates times {factor:g}, on a part of the training data", highlight=False)
         for cell, one in run_grid(part, processes=processes, tries=tries, console=console, launch=launch).items():
             key = (cell.task, cell.budget, cell.method)
-            found.setdefault(key, {})[factor] = (_judged(cell.task, one, metrics), rates[key])
+            tried.setdefault(key, {})[factor] = (_judged(cell.task, one, metrics), rates[key])
     wanted = [(task, budget, method) for task in contents for budget in grid.budgets for method in methods]
-    chosen = {key: _best(key, found.get(key, {})) for key in wanted}
+    chosen = {key: _best(key, tried.get(key, {})) for key in wanted}
     lines = []
     for key in wanted:
         own = _own_rate(grid, Cell(*key, SEARCH_SEED))
         values: list[dict[str, float | None]] = []
         for factor in factors:
-            (value, better), rate = found[key].get(factor, ((-math.inf, -math.inf), factor * own))
+            (value, better), rate = tried[key].get(factor, ((-math.inf, -math.inf), factor * own))
             values.append({"rate": rate, "value": _finite(value), "loss": _finite(-better)})
         task, budget, method = key
         lines.append({"task": task, "budget": budget, "method": method, "chosen": chosen[key], "tried": values})
@@ -131,15 +131,15 @@ def _recorded(path: Path, question: str) -> dict[tuple[str, str, str], float] | 
 
 def _with_controls(grid: Grid, chosen: Mapping[tuple[str, str, str], float]) -> dict[tuple[str, str, str], float]:
     """The rates, and those of controls that take the rate of a method."""
-    found = dict(chosen)
+    rates = dict(chosen)
     for (task, content), budget, name in product(grid.contents.items(), grid.budgets, BORROWING):
         source = (task, budget, source_of(content, name))
         if name not in grid.methods:
             continue
         # A plan that was made in training is trained by stage 2, which has another rate.
         if name not in FROM_PLAN or rate_section(grid.recipe(Cell(*source, SEARCH_SEED))) == "stage2":
-            found[task, budget, name] = found[source]
-    return found
+            rates[task, budget, name] = rates[source]
+    return rates
 
 
 def _own_rate(grid: Grid, cell: Cell) -> float:
@@ -181,10 +181,10 @@ def _on_training_data(task: str, content: Mapping[str, Any], folder: Path, fract
         paths[part] = str(path)
         if raw is None:
             # Numbers, not names: names would be sorted again, and F1 would be that of another class.
-            found = [{**{name: row[name] for name in columns}, "label": row["labels"]} for row in rows]
+            written = [{**{name: row[name] for name in columns}, "label": row["labels"]} for row in rows]
         else:
-            found = [raw[number] for number in rows["row"]]
-        write_text(path, "".join(f"{json.dumps(row, ensure_ascii=False)}\n" for row in found))
+            written = [raw[number] for number in rows["row"]]
+        write_text(path, "".join(f"{json.dumps(row, ensure_ascii=False)}\n" for row in written))
     section = recipe.data.model_dump(exclude={"name", "config", "train_split", "test_split"})
     section |= {**paths, "text": columns, "label": "label"} if raw is None else paths
     return merged({key: value for key, value in content.items() if key != "data"}, {"data": section})

@@ -33,17 +33,19 @@ _CSV_COLUMNS = (
 
 def cells_of_row(row: Row) -> tuple[str, ...]:
     """A row in words, in the order of the columns."""
-    found = row.difference
+    difference = row.difference
     steps, before = row.steps
     name = f"{row.method} (control)" if row.method in CONTROLS and row.method != "full" else row.method
     return (
         name,
         row.metric,
         f"{_number(row.mean)} ± {_number(row.std)}",
-        "-" if found is None else _signed(found.mean),
-        "-" if found is None or math.isnan(found.low) else f"{_signed(found.low)} to {_signed(found.high)}",
-        "-" if found is None else _p(found.p),
-        "-" if found is None else _p(found.holm),
+        "-" if difference is None else _signed(difference.mean),
+        "-"
+        if difference is None or math.isnan(difference.low)
+        else f"{_signed(difference.low)} to {_signed(difference.high)}",
+        "-" if difference is None else _p(difference.p),
+        "-" if difference is None else _p(difference.holm),
         f"{len(row.known)}" + (f" of {row.asked}" if len(row.known) < row.asked else ""),
         f"{row.parameters:,}",
         f"{steps:,}" + (f" + {before:,} for the plan" if before else ""),
@@ -94,11 +96,9 @@ def comma_separated(rows: Sequence[Row]) -> str:
     writer = csv.writer(text, lineterminator="\n")
     writer.writerow(_CSV_COLUMNS)
     for row in rows:
-        found = row.difference
+        one = row.difference
         numbers = (
-            ("",) * 7
-            if found is None
-            else (found.mean, found.low, found.high, found.p, found.holm, found.pairs, found.seeds_needed)
+            ("",) * 7 if one is None else (one.mean, one.low, one.high, one.p, one.holm, one.pairs, one.seeds_needed)
         )
         values = (row.task, row.budget, row.method, row.metric, row.mean, row.std, *numbers, len(row.known))
         costs = (row.asked - len(row.known), row.parameters, *row.steps, row.seconds, row.before, row.peak_bytes)

@@ -37,13 +37,14 @@ from lorank.compare.cells import (
 from lorank.compare.controls import shortened, shuffled, steps_before
 from lorank.errors import ComparisonError, LorankError, one_line
 from lorank.models.base_fingerprint import base_sum
-from lorank.models.loading import load_tokenizer
+from lorank.models.loading import load_tokenizer, task_type_of
 from lorank.plan import RankPlan
 from lorank.recipe.recipe import Recipe
 from lorank.runs.defaults import fitted
-from lorank.runs.output import claimed
+from lorank.runs.output import locked_directory
 from lorank.runs.prepare import prepare
 from lorank.runs.prune_adapter import prune_adapter
+from lorank.runs.recipe_values import pretrained_of
 from lorank.runs.run import run, run_plan
 from lorank.tasks.data import TaskData, load_task_data
 from lorank.tasks.encoding import tokenize
@@ -68,7 +69,7 @@ def run_cell(recipe: Recipe, cell: Cell, folder: Path, plan_of: Path | None, con
     """
     data = load_task_data(recipe.data)
     recipe = fitted(recipe, data, (recipe.method,), console.print)
-    return replace(_measured(recipe, cell, folder, plan_of, data, console), base=base_sum(recipe))
+    return replace(_measured(recipe, cell, folder, plan_of, data, console), base=base_sum(pretrained_of(recipe)))
 
 
 def _measured(
@@ -91,19 +92,19 @@ def _measured(
         result = run_plan(recipe, plan, folder / "run", console)
     else:
         result = run(recipe, folder / "run", console)
-    found = next(iter(result.results.values()))
-    _check_parameters(found["adapter_parameters"], result.plan)
-    before = found.get("stage1") or found.get("calibration") or {}
+    trained = next(iter(result.results.values()))
+    _check_parameters(trained["adapter_parameters"], result.plan)
+    before = trained.get("stage1") or trained.get("calibration") or {}
     return Measured(
-        metrics=found["metrics"],
-        loss=found["loss"],
-        parameters=found["adapter_parameters"],
+        metrics=trained["metrics"],
+        loss=trained["loss"],
+        parameters=trained["adapter_parameters"],
         scale=result.plan.scale,
-        steps=found["steps"],
-        tokens=tokens_trained(recipe, data, found["steps"]),
-        seconds=found["seconds"],
+        steps=trained["steps"],
+        tokens=tokens_trained(recipe, data, trained["steps"]),
+        seconds=trained["seconds"],
         before=before.get("seconds", 0.0),
-        steps_before=spent or steps_before(recipe, found),
+        steps_before=spent or steps_before(recipe, trained),
         peak_bytes=peak_bytes(),
         data=data.hashes,
         plan=trained_plan,
@@ -137,17 +138,17 @@ def _truncated(recipe: Recipe, data: TaskData, folder: Path, console: Console) -
 
 
 def _full(recipe: Recipe, data: TaskData, folder: Path, console: Console) -> Measured:
-    checked = prepare(recipe, (recipe.method,), console, data)
-    with claimed(folder / "run", checked.recipe, data, checked.provenance):
-        found = train_full(checked.recipe, data, checked.tokenizer, folder / "run", console)
+    fitting, prepared = prepare(recipe, (recipe.method,), console, data)
+    with locked_directory(folder / "run", fitting, data, prepared.provenance):
+        result = train_full(prepared, fitting.stage2, folder / "run", console)
     return Measured(
-        metrics=found.metrics,
-        loss=found.loss,
-        parameters=found.trained_parameters,
+        metrics=result.metrics,
+        loss=result.loss,
+        parameters=result.trained_parameters,
         scale=None,
-        steps=found.steps,
-        tokens=tokens_trained(recipe, data, found.steps),
-        seconds=found.seconds,
+        steps=result.steps,
+        tokens=tokens_trained(recipe, data, result.steps),
+        seconds=result.seconds,
         peak_bytes=peak_bytes(),
         data=data.hashes,
     )
@@ -165,15 +166,17 @@ def _check_parameters(parameters: int, plan: RankPlan) -> None:
 
 def tokens_trained(recipe: Recipe, data: TaskData, steps: int) -> int:
     """Tokens in the batches of so many optimizer steps, padding not counted."""
-    lengths = tokenize(data.train, load_tokenizer(recipe), recipe)["length"]
+    base = pretrained_of(recipe)
+    task_type = task_type_of(base, writes=recipe.data.writes)
+    lengths = tokenize(data.train, load_tokenizer(base), recipe.data, task_type)["length"]
     batch = recipe.stage2.batch_size * recipe.stage2.gradient_accumulation
     order = SeededOrder(lengths, batch, recipe.seed, group_by_length=recipe.group_by_length)
     left, total = steps, 0
     while left > 0:
         order.epoch, indices = order.epoch, list(order)
-        here = min(left, -(-len(indices) // batch))
-        total += sum(lengths[k] for k in indices[: here * batch])
-        left, order.epoch = left - here, order.epoch + 1
+        in_epoch = min(left, -(-len(indices) // batch))
+        total += sum(lengths[k] for k in indices[: in_epoch * batch])
+        left, order.epoch = left - in_epoch, order.epoch + 1
     return total
 
 

@@ -47,12 +47,12 @@ class Difference:
 
 def paired_differences(method: Mapping[int, float | None], baseline: Mapping[int, float | None]) -> np.ndarray:
     """`method - baseline` for every seed that both have a finite value for, in the order of the seeds: `(pairs,)` float64."""
-    found = []
+    differences = []
     for seed in sorted(set(method) & set(baseline)):
         one, other = method[seed], baseline[seed]
         if one is not None and other is not None and math.isfinite(one) and math.isfinite(other):
-            found.append(one - other)
-    return np.array(found, dtype=np.float64)
+            differences.append(one - other)
+    return np.array(differences, dtype=np.float64)
 
 
 def compare(differences: np.ndarray, *, level: float = 0.05, test: Test = "t", seed: int = 0) -> Difference:
@@ -133,13 +133,13 @@ def corrected(differences: Sequence[Difference], *, level: float = 0.05, test: T
     it is more than the seeds that there were.
     """
     family = sum(not math.isnan(one.p) for one in differences)
-    found = []
+    with_holm = []
     for one, p in zip(differences, holm([one.p for one in differences]), strict=True):
         needed = seeds_needed(one.mean, one.std, level / max(1, family), test=test)
         if needed is not None and not p < level:
             needed = max(needed, one.pairs + 1)
-        found.append(replace(one, holm=p, seeds_needed=needed))
-    return found
+        with_holm.append(replace(one, holm=p, seeds_needed=needed))
+    return with_holm
 
 
 def _direction(differences: np.ndarray, test: Test) -> int:

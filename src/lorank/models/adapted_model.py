@@ -91,7 +91,12 @@ def model_class(task_type: str | None, config: Any, saved_class: str | None = No
     """
     named = (saved_class, *(config.architectures or ()))
     own = next(
-        (found for name in named if (found := getattr(transformers, name or "", None)) and _is_model(found)), None
+        (
+            candidate
+            for name in named
+            if (candidate := getattr(transformers, name or "", None)) and _is_model(candidate)
+        ),
+        None,
     )
     if task_type is None:
         return own or AutoModel
@@ -140,8 +145,8 @@ def _base_of(adapter: Path, base: str | None, *, trust_remote_code: bool) -> tup
     return name, model_class(saved.task_type, config, class_of(saved.to_dict())), config
 
 
-def _is_model(found: Any) -> bool:
-    return isinstance(found, type) and issubclass(found, PreTrainedModel)
+def _is_model(candidate: Any) -> bool:
+    return isinstance(candidate, type) and issubclass(candidate, PreTrainedModel)
 
 
 def _saved_shapes(adapter: Path) -> dict[str, list[int]]:

@@ -1,21 +1,27 @@
-"""Whether an adapter fits the recipe that it is pruned or measured with: from its two files, before any weights are loaded."""
+"""Whether an adapter fits the model and the data that it is pruned or measured with; known before any weights are loaded."""
 
 from collections.abc import Sequence
 from pathlib import Path
 
 from peft import PeftConfig
 
-from lorank.adapter.label_names import read_label_names
 from lorank.errors import AdapterError
 from lorank.models.adapted_model import head_width
+from lorank.models.label_names import read_label_names
 from lorank.models.loading import NOT_LOADABLE, task_type_of
-from lorank.recipe.recipe import Recipe
+from lorank.models.pretrained import Pretrained
 
 _DOES = {"SEQ_CLS": "classifies texts", "CAUSAL_LM": "writes texts", "SEQ_2_SEQ_LM": "rewrites texts"}
 
 
-def check_adapter_task(adapter: Path, recipe: Recipe) -> None:
+def check_adapter_task(adapter: Path, base: Pretrained, task: str, *, writes: bool) -> None:
     """Refuse an adapter for another task than the recipe's data are for.
+
+    Args:
+        adapter: its folder.
+        base: the recipe's model.
+        task: `data.task` of the recipe.
+        writes: whether the answer of that task is a text.
 
     Raises:
         AdapterError: names both tasks; or the adapter's config cannot be read.
@@ -27,15 +33,15 @@ def check_adapter_task(adapter: Path, recipe: Recipe) -> None:
         raise AdapterError(
             f"{adapter / 'adapter_config.json'} cannot be read ({type(error).__name__}); give a PEFT adapter"
         ) from None
-    wanted = task_type_of(recipe)
+    wanted = task_type_of(base, writes=writes)
     if own is not None and own != wanted:
         raise AdapterError(
-            f"{adapter} is an adapter for {_said(own)}, but data.task {recipe.data.task} of the recipe on {recipe.model!r} is "
+            f"{adapter} is an adapter for {_said(own)}, but data.task {task} of the recipe on {base.name!r} is "
             f"for {_said(wanted)}; give the recipe that trained it as --data"
         )
 
 
-def check_adapter_labels(adapter: Path, recipe: Recipe, names: Sequence[str]) -> None:
+def check_adapter_labels(adapter: Path, base: Pretrained, names: Sequence[str]) -> None:
     """Refuse a classifier's adapter whose head is for other labels than the data has (no names: one output, regression).
 
     Raises:
@@ -44,7 +50,7 @@ def check_adapter_labels(adapter: Path, recipe: Recipe, names: Sequence[str]) ->
     """
     if not (adapter / "adapter_model.safetensors").is_file():
         return  # PEFT says what is missing
-    width, labels = head_width(adapter, recipe.model, trust_remote_code=recipe.trust_remote_code), len(names) or 1
+    width, labels = head_width(adapter, base.name, trust_remote_code=base.trust_remote_code), len(names) or 1
     if width is not None and width != labels:
         raise AdapterError(
             f"{adapter} has a head for {width} labels, the data of the recipe have {labels}; give the recipe that trained it as "

@@ -8,7 +8,7 @@ from typing import Any, BinaryIO
 
 from lorank.artefact import checksum, file_checksum
 from lorank.models.loading import load_config
-from lorank.recipe.recipe import Recipe
+from lorank.models.pretrained import Pretrained
 
 _WEIGHTS = ("*.safetensors", "pytorch_model*.bin")
 # Of the files that `from_pretrained` reads, those that decide numbers.
@@ -20,8 +20,8 @@ WHOLE = 512 * 2**20  # bytes of a file that are summed in about a second
 _SAMPLE = 4096
 
 
-def base_fingerprint(recipe: Recipe) -> dict[str, Any]:
-    """Sums of a recipe's base model and its tokenizer.
+def base_fingerprint(base: Pretrained) -> dict[str, Any]:
+    """Sums of a base model and its tokenizer.
 
     A folder gives a sum for each file. Up to 512 MiB it is the SHA-256 of all bytes. Of larger weights it is that of the size,
     of names, shapes and types of all tensors, and of the first and last 4 KiB of each tensor: training, merging or converting
@@ -31,20 +31,20 @@ def base_fingerprint(recipe: Recipe) -> dict[str, Any]:
         JSON values: `{"files": {name: sum}}` or `{"commit": hash}`; {} where neither is known.
 
     """
-    folder = Path(recipe.model)
+    folder = Path(base.name)
     if folder.is_dir():
         files = sorted(path for path in folder.iterdir() if path.is_file())
         sums = {
             path.name: file_sum(path) for path in files if any(fnmatch(path.name, p) for p in (*_WEIGHTS, *_OTHERS))
         }
         return {"files": sums}
-    commit = getattr(load_config(recipe.model, trust_remote_code=recipe.trust_remote_code), "_commit_hash", None)
+    commit = getattr(load_config(base.name, trust_remote_code=base.trust_remote_code), "_commit_hash", None)
     return {"commit": commit} if commit else {}
 
 
-def base_sum(recipe: Recipe) -> str:
+def base_sum(base: Pretrained) -> str:
     """`base_fingerprint` as one sum."""
-    return checksum(base_fingerprint(recipe))
+    return checksum(base_fingerprint(base))
 
 
 def file_sum(path: Path, whole: int = WHOLE) -> str:

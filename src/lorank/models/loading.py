@@ -26,10 +26,10 @@ from transformers import (
 
 from lorank.errors import RecipeError, one_line
 from lorank.models.padding_token import set_pad_id, set_padding
+from lorank.models.pretrained import Pretrained
 from lorank.models.weights import check_loaded
 from lorank.module_names import is_within, parent_of
 from lorank.processes import processes
-from lorank.recipe.recipe import Recipe
 
 # What transformers raises for names, files and packages that are missing or damaged.
 NOT_LOADABLE = (OSError, ValueError, RuntimeError, ImportError, KeyError, SafetensorError, StrictDataclassError)
@@ -51,20 +51,20 @@ class TaskModel:
     task_type: TaskType
 
 
-def task_type_of(recipe: Recipe) -> TaskType:
-    """PEFT's word for what the recipe's model does: classify, or write, as encoder-decoder or decoder.
+def task_type_of(base: Pretrained, *, writes: bool) -> TaskType:
+    """PEFT's word for what a model does: classify, or write a text, as encoder-decoder or decoder.
 
     Raises:
         RecipeError: there is no config under that name.
 
     """
-    if not recipe.data.writes:
+    if not writes:
         return TaskType.SEQ_CLS
-    return TaskType.SEQ_2_SEQ_LM if _reads_first(recipe.model, recipe.trust_remote_code) else TaskType.CAUSAL_LM
+    return TaskType.SEQ_2_SEQ_LM if _is_encoder_decoder(base.name, base.trust_remote_code) else TaskType.CAUSAL_LM
 
 
 @lru_cache
-def _reads_first(name: str, trust_remote_code: bool) -> bool:
+def _is_encoder_decoder(name: str, trust_remote_code: bool) -> bool:
     return bool(load_config(name, trust_remote_code=trust_remote_code).is_encoder_decoder)
 
 
@@ -94,7 +94,7 @@ _FAMILIES = {
 }
 
 
-def load_tokenizer(recipe: Recipe) -> PreTrainedTokenizerBase:
+def load_tokenizer(base: Pretrained) -> PreTrainedTokenizerBase:
     """Tokenizer of the base model.
 
     Raises:
@@ -102,40 +102,45 @@ def load_tokenizer(recipe: Recipe) -> PreTrainedTokenizerBase:
 
     """
     try:
-        tokenizer = AutoTokenizer.from_pretrained(recipe.model, trust_remote_code=recipe.trust_remote_code)
+        tokenizer = AutoTokenizer.from_pretrained(base.name, trust_remote_code=base.trust_remote_code)
     except NOT_LOADABLE as error:
-        raise _not_loadable(recipe.model, error) from None
-    set_padding(tokenizer, load_config(recipe.model, trust_remote_code=recipe.trust_remote_code), recipe.model)
+        raise _not_loadable(base.name, error) from None
+    set_padding(tokenizer, load_config(base.name, trust_remote_code=base.trust_remote_code), base.name)
     return tokenizer
 
 
-def load_task_model(recipe: Recipe, label_names: Sequence[str]) -> TaskModel:
+def load_task_model(base: Pretrained, task_type: TaskType, label_names: Sequence[str]) -> TaskModel:
     """Load the base model in fp32: with a head on top (one output for regression), or, for tasks that write, as it is.
 
     The head is new, unless the checkpoint has one of the same shape, as `from_pretrained` does it; it is trained whole. Any
     other weight is the checkpoint's. Model and tokenizer pad with the same token.
 
+    Args:
+        base: which model.
+        task_type: of `task_type_of`.
+        label_names: of a classifier's classes; none for regression and for tasks that write.
+
     Raises:
         RecipeError: the model cannot be loaded, or has weights that are not its checkpoint's.
 
     """
-    config, task_type = _task_config(recipe, label_names), task_type_of(recipe)
+    config = _task_config(base, task_type, label_names)
     try:
         with quiet_loading():
             model, loading = _FAMILIES[task_type].from_pretrained(
-                recipe.model,
+                base.name,
                 config=config,
                 dtype=torch.float32,
                 output_loading_info=True,
                 ignore_mismatched_sizes=True,  # a head for another number of labels
-                trust_remote_code=recipe.trust_remote_code,
+                trust_remote_code=base.trust_remote_code,
             )
     except NOT_LOADABLE as error:
-        raise _not_loadable(recipe.model, error) from None
-    set_pad_id(model, int(load_tokenizer(recipe).pad_token_id))
+        raise _not_loadable(base.name, error) from None
+    set_pad_id(model, int(load_tokenizer(base).pad_token_id))
     heads = head_modules(model, loading["missing_keys"]) if task_type == TaskType.SEQ_CLS else ()
     beside = head_modules(model) if task_type == TaskType.SEQ_CLS else ()
-    check_loaded(model, loading, recipe.model, heads=beside)
+    check_loaded(model, loading, base.name, heads=beside)
     return TaskModel(model, heads, task_type)
 
 
@@ -162,9 +167,9 @@ def load_without_weights(name: str, *, trust_remote_code: bool = False, task_typ
     raise _not_loadable(name, ValueError(f"{config.model_type!r} has no {_CALLED[task_type]} class"))
 
 
-def autocast_of(recipe: Recipe) -> AbstractContextManager[Any]:
-    """The recipe's precision, for a forward pass outside of Trainer."""
-    narrow = {"bf16": torch.bfloat16, "fp16": torch.float16}.get(recipe.precision)
+def autocast_of(precision: str) -> AbstractContextManager[Any]:
+    """The precision `fp32`, `bf16` or `fp16`, for a forward pass outside of Trainer."""
+    narrow = {"bf16": torch.bfloat16, "fp16": torch.float16}.get(precision)
     return nullcontext() if narrow is None else torch.autocast(processes().device.type, narrow)
 
 
@@ -196,20 +201,20 @@ def head_modules(model: nn.Module, missing_keys: Sequence[str] = ()) -> tuple[st
     return tuple(heads)
 
 
-def _task_config(recipe: Recipe, label_names: Sequence[str]) -> PreTrainedConfig:
-    config = load_config(recipe.model, trust_remote_code=recipe.trust_remote_code)
-    if recipe.data.writes:
+def _task_config(base: Pretrained, task_type: TaskType, label_names: Sequence[str]) -> PreTrainedConfig:
+    config = load_config(base.name, trust_remote_code=base.trust_remote_code)
+    if task_type != TaskType.SEQ_CLS:
         pass  # its head is the language model's own
-    elif recipe.data.task == "regression":
+    elif not label_names:
         config.num_labels, config.problem_type = 1, "regression"
     else:
         config.num_labels, config.problem_type = len(label_names), "single_label_classification"
         config.id2label = dict(enumerate(label_names))
         config.label2id = {name: number for number, name in enumerate(label_names)}
-    if recipe.model_dropout is not None:
+    if base.dropout is not None:
         for key, value in config.to_dict().items():
             if key.endswith(("dropout", "dropout_prob", "pdrop")) and isinstance(value, (int, float)):
-                setattr(config, key, recipe.model_dropout)
+                setattr(config, key, base.dropout)
     return config
 
 

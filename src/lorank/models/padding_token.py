@@ -82,9 +82,9 @@ def _text_part(config: PreTrainedConfig) -> PreTrainedConfig:
 
 
 def _configs(model: Any) -> Iterator[PreTrainedConfig]:
-    found: dict[int, PreTrainedConfig] = {}
+    configs: dict[int, PreTrainedConfig] = {}
     for module in model.modules():
         config = getattr(module, "config", None)
         if isinstance(config, PreTrainedConfig):
-            found |= {id(config): config, id(_text_part(config)): _text_part(config)}
-    yield from (config for config in found.values() if hasattr(config, "pad_token_id"))
+            configs |= {id(config): config, id(_text_part(config)): _text_part(config)}
+    yield from (config for config in configs.values() if hasattr(config, "pad_token_id"))

@@ -46,9 +46,9 @@ def check_loaded(
                 "config, or give another model"
             )
     for key in missing:
-        if found := _under_another_name(key, unexpected, prefix):
+        if other_name := _under_another_name(key, unexpected, prefix):
             raise error(
-                f"model: {name!r} has the weight {key!r} as {found!r}: it was saved from a wrapped model (torch.compile, "
+                f"model: {name!r} has the weight {key!r} as {other_name!r}: it was saved from a wrapped model (torch.compile, "
                 "DataParallel, a part of another model); save the model itself, or rename the weights"
             )
         if not is_within(key, heads) and not has_part(key, "pooler"):
@@ -66,9 +66,7 @@ def check_loaded(
 
 def _under_another_name(key: str, unexpected: Sequence[str], prefix: str) -> str | None:
     """The checkpoint's weight that has this name but for what wrapping a model puts into names."""
-    return next(
-        (found for found in unexpected if without_wrappers(found, prefix) == without_wrappers(key, prefix)), None
-    )
+    return next((name for name in unexpected if without_wrappers(name, prefix) == without_wrappers(key, prefix)), None)
 
 
 def _layers_left_out(unexpected: Sequence[str], own: Collection[str]) -> str | None:

@@ -6,80 +6,73 @@ from typing import Any
 
 import torch
 from datasets import Dataset
-from transformers import PreTrainedTokenizerBase, set_seed
 
 from lorank.methods import METHODS
-from lorank.models.loading import autocast_of, load_task_model
+from lorank.models.loading import autocast_of
 from lorank.processes import processes
-from lorank.recipe.recipe import Recipe
+from lorank.recipe.sections import CalibrationSection
 from lorank.scores import ImportanceScores
 from lorank.scoring.batches import Batch
 from lorank.scoring.one_shot import ScoringInput
 from lorank.scoring.options import CalibrationOptions
 from lorank.targets import Target
-from lorank.tasks.data import TaskData, content_hash
-from lorank.tasks.encoding import collator, tokenize
+from lorank.tasks.data import content_hash
+from lorank.tasks.encoding import collator
+from lorank.training.prepared import Prepared
 
 
-def calibration_rows(recipe: Recipe, rows: Dataset) -> Dataset:
-    """Training examples drawn by the recipe's seed. They may be trained on later: nothing is chosen by how well they fit."""
-    count = min(recipe.calibration.examples, len(rows))
-    return rows.select(sorted(random.Random(f"{recipe.seed}/calibration set").sample(range(len(rows)), count)))
+def calibration_rows(rows: Dataset, examples: int, seed: int) -> Dataset:
+    """Training examples drawn by the seed. They may be trained on later: nothing is chosen by how well they fit."""
+    count = min(examples, len(rows))
+    return rows.select(sorted(random.Random(f"{seed}/calibration set").sample(range(len(rows)), count)))
 
 
-def calibration_batches(recipe: Recipe, rows: Dataset, tokenizer: PreTrainedTokenizerBase) -> list[Batch]:
+def calibration_batches(prepared: Prepared, rows: Dataset, size: int) -> list[Batch]:
     """The examples in padded batches, those of like length together; how they are put together changes no score."""
-    encoded = tokenize(rows, tokenizer, recipe)
+    encoded = prepared.tokenize(rows)
     order = sorted(range(len(encoded)), key=lambda row: encoded[row]["length"])
-    size, collate = recipe.calibration.batch_size, collator(tokenizer, recipe)
+    collate = collator(prepared.tokenizer, prepared.task_type)
     columns = encoded.remove_columns("length")
     return [collate([columns[row] for row in order[start : start + size]]) for start in range(0, len(order), size)]
 
 
 def subject_of(
-    recipe: Recipe,
+    prepared: Prepared,
+    calibration: CalibrationSection,
     model: torch.nn.Module,
-    data: TaskData,
     targets: tuple[Target, ...],
-    tokenizer: PreTrainedTokenizerBase,
     provenance: Mapping[str, Any],
 ) -> ScoringInput:
-    """What a one-shot method of this recipe looks at."""
-    rows = calibration_rows(recipe, data.train)
-    own = recipe.calibration.model_dump(include=set(CalibrationOptions.model_fields))
+    """What a one-shot method looks at."""
+    seed = prepared.settings.seed
+    rows = calibration_rows(prepared.data.train, calibration.examples, seed)
+    own = calibration.model_dump(include=set(CalibrationOptions.model_fields))
     return ScoringInput(
         model,
         targets,
-        calibration_batches(recipe, rows, tokenizer),
+        calibration_batches(prepared, rows, calibration.batch_size),
         CalibrationOptions(**own),
-        seed=recipe.seed,
+        seed=seed,
         provenance={**provenance, "calibration_set": content_hash(rows)},
     )
 
 
 def score_frozen(
-    recipe: Recipe,
-    method: str,
-    data: TaskData,
-    targets: tuple[Target, ...],
-    tokenizer: PreTrainedTokenizerBase,
-    provenance: Mapping[str, Any],
+    prepared: Prepared, calibration: CalibrationSection, method: str, preset: str | None
 ) -> ImportanceScores:
-    """Scores of the recipe's model before any training, with the head that training will start with.
+    """Scores of the base model before any training, with the head that training will start with.
 
     Raises:
         ScoresError: something that is not finite.
 
     """
-    set_seed(recipe.seed)
-    device = processes().device
-    model: Any = load_task_model(recipe, data.label_names).model.to(device)
-    if recipe.gradient_checkpointing:
+    model: Any = prepared.load_model().model.to(processes().device)
+    if prepared.settings.gradient_checkpointing:
         model.train()
         model.gradient_checkpointing_enable({"use_reentrant": False})
-    preset = recipe.preset if method == recipe.method else METHODS[method].default_preset
-    subject = subject_of(recipe, model, data, targets, tokenizer, {**provenance, "method": method, "preset": preset})
+    provenance = {**prepared.provenance, "method": method, "preset": preset}
+    subject = subject_of(prepared, calibration, model, prepared.targets, provenance)
     scorer = METHODS[method].scorer
     assert scorer is not None, f"{method} does not score a frozen model"
-    with autocast_of(recipe):
+    with autocast_of(prepared.settings.precision):
         return scorer(subject)

@@ -18,11 +18,16 @@ from lorank.findings import Findings
 from lorank.methods import METHODS
 from lorank.models.base_size import base_parameters
 from lorank.models.loading import head_modules, load_without_weights, longest_input, task_type_of
+from lorank.module_names import is_within
 from lorank.plan import RankPlan
 from lorank.recipe.recipe import Recipe
+from lorank.recipe.sections import TrainingSection
+from lorank.runs.recipe_values import pretrained_of, stage_settings_of
 from lorank.scores import ImportanceScores
 from lorank.targets import Target, find_targets, unit_costs
 from lorank.tasks.metrics import choose_metrics
+from lorank.tasks.section import DataSection
+from lorank.training.prepared import StageSettings
 from lorank.training.stage import training_arguments
 from lorank.training.stage2 import scaled_plan
 from lorank.unsuitable import model_type_of
@@ -43,19 +48,19 @@ def check_model(recipe: Recipe, methods: Sequence[str]) -> tuple[tuple[Target, .
     with findings.check():
         choose_metrics(recipe.data.task, recipe.metrics)
     with findings.check():
-        _check_training_options(recipe)
-    model, found = None, None
+        _check_training_options(stage_settings_of(recipe), {"stage1": recipe.stage1, "stage2": recipe.stage2})
+    model, targets_and_provenance = None, None
     with findings.check():
-        task_type = task_type_of(recipe)
+        task_type = task_type_of(pretrained_of(recipe), writes=recipe.data.writes)
         model = load_without_weights(recipe.model, trust_remote_code=recipe.trust_remote_code, task_type=task_type)
     if model is not None:
         with findings.check():
-            _check_length(recipe, model, task_type)
+            _check_length(recipe.data, recipe.model, model, task_type)
         with findings.check():
-            found = _check_budget(recipe, methods, model, task_type)
+            targets_and_provenance = _check_budget(recipe, methods, model, task_type)
     findings.raise_all()
-    assert found is not None, "it raised, or is there"
-    return found
+    assert targets_and_provenance is not None, "it raised, or is there"
+    return targets_and_provenance
 
 
 def _check_budget(
@@ -64,8 +69,7 @@ def _check_budget(
     """Targets and provenance, when the budget and the limits can be honoured."""
     targets = find_targets(model, recipe.targets)
     heads = head_modules(model) if task_type == TaskType.SEQ_CLS else ()
-    within = tuple(f"{head}." for head in heads)
-    if inside := [target.name for target in targets if f"{target.name}.".startswith(within)]:
+    if inside := [target.name for target in targets if is_within(target.name, heads)]:
         raise TargetError(
             f"targets match {inside[0]!r}, part of the head, which is trained whole; name the others more closely"
         )
@@ -96,8 +100,7 @@ def _check_budget(
     return targets, provenance
 
 
-def _check_length(recipe: Recipe, model: Any, task_type: TaskType) -> None:
-    data = recipe.data
+def _check_length(data: DataSection, name: str, model: Any, task_type: TaskType) -> None:
     needed = [("data.max_length", data.max_length, model)]
     if task_type == TaskType.SEQ_2_SEQ_LM:
         needed = [
@@ -109,16 +112,16 @@ def _check_length(recipe: Recipe, model: Any, task_type: TaskType) -> None:
     for what, tokens, part in needed:
         positions = longest_input(part)
         if positions is not None and tokens > positions:
-            raise RecipeError(f"{what} is {tokens}, but {recipe.model} has {positions} positions; lower it")
+            raise RecipeError(f"{what} is {tokens}, but {name} has {positions} positions; lower it")
 
 
-def _check_training_options(recipe: Recipe) -> None:
+def _check_training_options(settings: StageSettings, stages: Mapping[str, TrainingSection]) -> None:
     known = ("none", "all", *INTEGRATION_TO_CALLBACK)
-    if recipe.report_to not in known:
-        raise RecipeError(f"report_to is {recipe.report_to!r}; allowed: {', '.join(known)}")
-    for name, section in (("stage1", recipe.stage1), ("stage2", recipe.stage2)):
+    if settings.report_to not in known:
+        raise RecipeError(f"report_to is {settings.report_to!r}; allowed: {', '.join(known)}")
+    for name, section in stages.items():
         try:
-            training_arguments(recipe, section, Path(gettempdir()))
+            training_arguments(settings, section, Path(gettempdir()))
         except (ValueError, ImportError) as error:
             raise RecipeError(f"{name}: transformers refuses these options: {error}") from None
 
@@ -156,8 +159,9 @@ def allocate_for(method: str, recipe: Recipe, scores: ImportanceScores) -> RankP
 
     """
     limits, budget = recipe.allocation.model_dump(), recipe.budget
+    alpha, scale_by = recipe.scale * recipe.stage1.initial_rank, recipe.stage2.scale_by
     if METHODS[method].trained != "nothing":
-        return scaled_plan(recipe, allocate(scores, budget, scale=recipe.scale, **limits))
+        return scaled_plan(allocate(scores, budget, scale=recipe.scale, **limits), alpha, scale_by)
     if METHODS[method].scorer is None or method != recipe.method:
         # How another method ranks its scores is not this one's: uniform means equal ranks, not equal worth per parameter.
         own = METHODS[method].presets[METHODS[method].default_preset].get("allocation", {})
@@ -166,4 +170,4 @@ def allocate_for(method: str, recipe: Recipe, scores: ImportanceScores) -> RankP
         # A share of what stage 1 starts with, which a method without a stage 1 knows only from the recipe.
         size, initial = scores.provenance["base_parameters"], recipe.stage1.initial_rank
         budget = str(recipe.read_budget.parameters(scores.unit_costs, base_parameters=size, initial_rank=initial))
-    return scaled_plan(recipe, allocate(scores, budget, scale=recipe.scale, **limits))
+    return scaled_plan(allocate(scores, budget, scale=recipe.scale, **limits), alpha, scale_by)

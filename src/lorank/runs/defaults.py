@@ -8,6 +8,7 @@ from peft import TaskType
 from lorank.methods import METHODS
 from lorank.models.loading import load_without_weights, longest_input, task_type_of
 from lorank.recipe.recipe import Recipe
+from lorank.runs.recipe_values import pretrained_of
 from lorank.runs.scoring_set import scoring_rows
 from lorank.tasks.data import TaskData
 
@@ -60,7 +61,7 @@ def fitted(recipe: Recipe, data: TaskData, methods: tuple[str, ...], say: Callab
         LorankError: there is no such model, or no scoring set can be held out.
 
     """
-    kind = task_type_of(recipe)
+    kind = task_type_of(pretrained_of(recipe), writes=recipe.data.writes)
     model = load_without_weights(recipe.model, trust_remote_code=recipe.trust_remote_code, task_type=kind)
     return fit_to_data(fit_to_model(recipe, model, kind, say), data, methods, say)
 
@@ -87,7 +88,7 @@ def fit_to_data(recipe: Recipe, data: TaskData, methods: tuple[str, ...], say: C
         recipe = recipe.model_copy(update={"calibration": changed})
     if not any(METHODS[method].trained == "triplets" for method in methods):
         return recipe
-    train, scoring = scoring_rows(recipe, data.train)
+    train, scoring = scoring_rows(data.train, recipe.scoring, recipe.seed)
     for section, held in (("scoring", len(scoring)), ("stage1", len(train))):
         part = getattr(recipe, section)
         if "batch_size" not in part.model_fields_set and part.batch_size > held:

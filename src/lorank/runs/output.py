@@ -15,12 +15,13 @@ from lorank.errors import LorankWarning, OutputError
 from lorank.models.base_fingerprint import base_fingerprint
 from lorank.processes import processes
 from lorank.recipe.recipe import Recipe
+from lorank.runs.recipe_values import pretrained_of
 from lorank.tasks.data import TaskData
 from lorank.validation import first_difference
 
 
 @contextmanager
-def claimed(directory: Path, recipe: Recipe, data: TaskData, provenance: Mapping[str, Any]) -> Iterator[None]:
+def locked_directory(directory: Path, recipe: Recipe, data: TaskData, provenance: Mapping[str, Any]) -> Iterator[None]:
     """Hold `directory` for this run, alone; a first run writes `recipe.yaml`, a later one must be the same run.
 
     The lock goes with the process, so a killed run leaves none behind.
@@ -64,7 +65,7 @@ def _check_or_write(directory: Path, recipe: Recipe, data: TaskData, provenance:
     resolved = {
         "data": dict(data.hashes),
         "labels": list(data.label_names),
-        "base": base_fingerprint(recipe),
+        "base": base_fingerprint(pretrained_of(recipe)),
         "base_parameters": provenance["base_parameters"],
         "versions": provenance["versions"],
         "python": platform.python_version(),

@@ -1,11 +1,8 @@
 """Everything that can be checked before anything is trained or written, with all findings at once."""
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from typing import Any
+from collections.abc import Sequence
 
 from rich.console import Console
-from transformers import PreTrainedTokenizerBase
 
 from lorank.findings import Findings
 from lorank.methods import METHODS
@@ -14,37 +11,18 @@ from lorank.processes import processes
 from lorank.recipe.recipe import Recipe
 from lorank.runs.checks import check_model
 from lorank.runs.defaults import fit_to_data, fit_to_model
+from lorank.runs.recipe_values import pretrained_of, stage_settings_of
 from lorank.runs.scoring_set import split_for_scoring
-from lorank.targets import Target
 from lorank.tasks.data import TaskData, load_task_data
 from lorank.tasks.encoding import check_texts
 from lorank.tasks.tokenizer_checks import check_tokens
+from lorank.training.prepared import Prepared
 from lorank.training.pruned_stage import check_schedule
-
-
-@dataclass(frozen=True)
-class Prepared:
-    """What a checked recipe comes to.
-
-    Attributes:
-        recipe: with defaults that fit model and data.
-        data: its examples.
-        targets: what is adapted.
-        tokenizer: of the base model.
-        provenance: what scores and plan carry.
-
-    """
-
-    recipe: Recipe
-    data: TaskData
-    targets: tuple[Target, ...]
-    tokenizer: PreTrainedTokenizerBase
-    provenance: Mapping[str, Any]
 
 
 def prepare(
     recipe: Recipe, methods: Sequence[str], console: Console | None = None, data: TaskData | None = None
-) -> Prepared:
+) -> tuple[Recipe, Prepared]:
     """Check a recipe for these methods: model, options, budget, data, tokens, and whether the stages are long enough.
 
     Args:
@@ -53,20 +31,24 @@ def prepare(
         console: for a line about each default that is changed.
         data: the recipe's, where it is loaded already.
 
+    Returns:
+        The recipe with defaults that fit model and data, and what its stages need.
+
     Raises:
         LorankError: a single finding as it is; several as one `SeveralFindings`.
 
     """
-    findings, model, tokenizer, checked = Findings(), None, None, None
+    findings, base = Findings(), pretrained_of(recipe)
+    model, task_type, tokenizer, checked = None, None, None, None
 
     def say(line: str) -> None:
         if console is not None and processes().is_main_process:
             console.print(f"note: {line}", highlight=False, soft_wrap=True)
 
     with findings.check():
-        kind = task_type_of(recipe)
-        model = load_without_weights(recipe.model, trust_remote_code=recipe.trust_remote_code, task_type=kind)
-        recipe = fit_to_model(recipe, model, kind, say)
+        task_type = task_type_of(base, writes=recipe.data.writes)
+        model = load_without_weights(base.name, trust_remote_code=base.trust_remote_code, task_type=task_type)
+        recipe = fit_to_model(recipe, model, task_type, say)
     with findings.check():
         checked = check_model(recipe, methods)
     with findings.check():
@@ -82,14 +64,26 @@ def prepare(
             with findings.check():
                 check_schedule(recipe, method, len(data.train))
     with findings.check():
-        tokenizer = load_tokenizer(recipe)
-    if data is not None and tokenizer is not None:
+        tokenizer = load_tokenizer(base)
+    if data is not None and tokenizer is not None and task_type is not None:
         with findings.check():
-            check_texts(data, tokenizer, recipe)
+            check_texts(data, tokenizer, recipe.data, task_type)
             if model is not None:
-                check_tokens(recipe, data, tokenizer, model)
+                check_tokens(data, tokenizer, recipe.data, task_type, base, model)
     findings.raise_all()
     assert checked is not None
     assert data is not None
     assert tokenizer is not None
-    return Prepared(recipe, data, checked[0], tokenizer, checked[1])
+    assert task_type is not None
+    targets, provenance = checked
+    return recipe, Prepared(
+        base=base,
+        task_type=task_type,
+        tokenizer=tokenizer,
+        section=recipe.data,
+        data=data,
+        metrics=recipe.metrics,
+        targets=targets,
+        settings=stage_settings_of(recipe),
+        provenance=provenance,
+    )

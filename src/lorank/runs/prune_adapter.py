@@ -7,16 +7,16 @@ from typing import Any
 
 from peft import PeftModel
 from rich.console import Console
-from transformers import set_seed
 
-from lorank.adapter.label_names import label_names_of, read_label_names, write_label_names
 from lorank.artefact import check_new_folder, new_folder, write_json
 from lorank.budget import Budget
 from lorank.errors import AdapterError, one_line
 from lorank.links import check_links
 from lorank.models.adapted_model import load_adapted
 from lorank.models.adapter_checks import check_adapter_labels, check_adapter_task
-from lorank.models.loading import NOT_LOADABLE, load_task_model
+from lorank.models.label_names import label_names_of, read_label_names, write_label_names
+from lorank.models.loading import NOT_LOADABLE
+from lorank.module_names import is_adapter_tensor
 from lorank.plan import RankPlan
 from lorank.processes import processes
 from lorank.pruning.prune import choose_score, prune
@@ -24,9 +24,10 @@ from lorank.recipe.recipe import Recipe
 from lorank.report.rank_map import draw_rank_map
 from lorank.runs.calibration_set import calibration_batches, calibration_rows
 from lorank.runs.prepare import prepare
+from lorank.runs.recipe_values import pretrained_of
 from lorank.scoring.batches import Batch, on_device_of
-from lorank.tasks.data import TaskData
-from lorank.training.stage2 import measured_on_test
+from lorank.training.prepared import Prepared
+from lorank.training.stage2 import evaluate_saved
 
 
 def prune_adapter(
@@ -72,22 +73,20 @@ def prune_adapter(
     check_links(adapter)
     console = console or Console(quiet=True)
     batches: Sequence[Batch] | None = None
-    data: TaskData | None = None
+    prepared: Prepared | None = None
     if recipe is None:
         model = load_adapted(adapter)
     else:
-        check_adapter_task(adapter, recipe)
-        checked = prepare(recipe, (), console)
-        recipe, data, tokenizer = checked.recipe, checked.data, checked.tokenizer
+        check_adapter_task(adapter, pretrained_of(recipe), recipe.data.task, writes=recipe.data.writes)
+        recipe, prepared = prepare(recipe, (), console)
         if not recipe.data.writes:
-            check_adapter_labels(adapter, recipe, data.label_names)
-        set_seed(recipe.seed)
-        base: Any = load_task_model(recipe, data.label_names).model
-        model = _on(base, adapter)
-        rows = calibration_batches(recipe, calibration_rows(recipe, data.train), tokenizer)
+            check_adapter_labels(adapter, prepared.base, prepared.data.label_names)
+        model = _on(prepared.load_model().model, adapter)
+        rows = calibration_rows(prepared.data.train, recipe.calibration.examples, recipe.seed)
+        padded = calibration_batches(prepared, rows, recipe.calibration.batch_size)
         model.to(processes().device)
-        batches = [on_device_of(model, batch) for batch in rows]
-    held = sum(p.numel() for n, p in model.named_parameters() if ".lora_" in n)
+        batches = [on_device_of(model, batch) for batch in padded]
+    held = sum(p.numel() for n, p in model.named_parameters() if is_adapter_tensor(n))
     console.print(f"scoring the triplets of {held:,} adapter parameters", highlight=False)
     pruned = prune(model, budget, batches, by=by, **limits)
     by_what = str(pruned.plan.provenance["method"])
@@ -100,13 +99,15 @@ def prune_adapter(
             "before": {"adapter_parameters": held, "calibration_loss": pruned.loss_before},
             "after": {"adapter_parameters": pruned.plan.spent, "calibration_loss": pruned.loss_after},
         }
-        if recipe is not None and data is not None:
+        if prepared is not None:
             measured["before"] |= before or {}
             for when, folder in (("before", adapter), ("after", partial / "adapter")):
                 if "metrics" in measured[when]:
                     continue
-                console.print(f"evaluating {when} pruning on {len(data.test):,} test examples", highlight=False)
-                metrics, loss = measured_on_test(recipe, data, folder, tokenizer, partial / "work")
+                console.print(
+                    f"evaluating {when} pruning on {len(prepared.data.test):,} test examples", highlight=False
+                )
+                metrics, loss = evaluate_saved(prepared, folder, partial / "work")
                 measured[when] |= {"metrics": metrics, "loss": loss}
             shutil.rmtree(partial / "work", ignore_errors=True)
         spent = f"{held:,} parameters, now {pruned.plan.spending}"

@@ -5,7 +5,7 @@ stopped.
 """
 
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -16,16 +16,19 @@ from lorank.errors import OutputError, RecipeError
 from lorank.findings import Findings
 from lorank.methods import METHODS
 from lorank.models.loading import load_without_weights, task_type_of
+from lorank.models.pretrained import Pretrained
 from lorank.plan import RankPlan
 from lorank.processes import processes
 from lorank.recipe.recipe import Recipe
 from lorank.recipe.sections import CalibrationSection
 from lorank.report.model_card import write_model_card
 from lorank.report.rank_map import draw_rank_map
-from lorank.runs.output import claimed
+from lorank.runs.method_run import MethodRun, start_of
+from lorank.runs.output import locked_directory
 from lorank.runs.prepare import prepare
-from lorank.runs.work import Work
+from lorank.runs.recipe_values import pretrained_of
 from lorank.tasks.data import TaskData
+from lorank.tasks.section import DataSection
 
 
 @dataclass(frozen=True)
@@ -61,13 +64,14 @@ def run(recipe: Recipe, directory: str | Path, console: Console | None = None) -
     ):
         known = ", ".join(name for name, method in METHODS.items() if method.scorer)
         raise RecipeError(f"calibration: for methods that score before training ({known}); leave it out")
-    work = _prepared(recipe, (recipe.method, *recipe.baselines), console)
-    directory, results = Path(directory), {}
-    with claimed(directory, work.recipe, work.data, work.provenance):
-        results[recipe.method] = _method_result(work, recipe.method, directory)
-        results |= _baseline_results(work, directory)
+    directory, console, results = Path(directory), _console(console), {}
+    recipe, prepared = prepare(recipe, (recipe.method, *recipe.baselines), console)
+    main_run = MethodRun(recipe, prepared, recipe.method, directory, console)
+    with locked_directory(directory, recipe, prepared.data, prepared.provenance):
+        results[recipe.method] = main_run.result()
+        results |= _baseline_results(main_run)
         plan = RankPlan.load(directory / "plan.json")
-        _write_results(work, recipe.method, recipe.preset, plan, results, directory)
+        _write_results(main_run, recipe.preset, plan, results)
     return RunResult(directory, plan, results)
 
 
@@ -83,7 +87,7 @@ def run_plan(recipe: Recipe, plan: RankPlan, directory: str | Path, console: Con
     """
     if recipe.stage2.skip:
         raise RecipeError("stage2.skip leaves nothing to train the plan by; leave it out")
-    directory, results = Path(directory), {}
+    directory, console, results = Path(directory), _console(console), {}
     name = str(plan.provenance.get("method", "plan"))
     if name in recipe.baselines:
         name = f"{name} (plan)"
@@ -93,95 +97,80 @@ def run_plan(recipe: Recipe, plan: RankPlan, directory: str | Path, console: Con
         raise OutputError(f"{directory} belongs to another plan ({path}); give another --output-dir, or remove it")
     findings, prepared = Findings(), None
     with findings.check():
-        check_plan(recipe, plan)
+        check_plan(pretrained_of(recipe), plan, writes=recipe.data.writes)
     with findings.check():
-        prepared = _prepared(recipe, recipe.baselines, console)
+        recipe, prepared = prepare(recipe, recipe.baselines, console)
     findings.raise_all()
     assert prepared is not None
-    work = prepared
-    with claimed(directory, work.recipe, work.data, work.provenance):
+    main_run = MethodRun(recipe, prepared, name, directory, console)
+    with locked_directory(directory, recipe, prepared.data, prepared.provenance):
         if processes().is_main_process:
             plan.save(path)
         processes().wait_for_everyone()
         # A shuffled plan starts as the plan that was shuffled.
-        start = work.start_of(str(plan.provenance.get("shuffled") or plan.provenance.get("method")), plan)
-        results[name] = asdict(work.evaluation(name, directory, plan, start=start))
-        results |= _baseline_results(work, directory)
-        _write_results(work, name, plan.provenance.get("preset"), plan, results, directory)
+        method = str(plan.provenance.get("shuffled") or plan.provenance.get("method"))
+        start = start_of(method, prepared, recipe.calibration, plan)
+        results[name] = asdict(main_run.evaluation(plan, start=start))
+        results |= _baseline_results(main_run)
+        _write_results(main_run, plan.provenance.get("preset"), plan, results)
     return RunResult(directory, plan, results)
 
 
-def check_plan(recipe: Recipe, plan: RankPlan) -> None:
+def check_plan(base: Pretrained, plan: RankPlan, *, writes: bool) -> None:
     """Refuse a plan for another model, from the model's config alone.
 
     Raises:
         PlanError: names the first module that differs.
 
     """
-    model = load_without_weights(
-        recipe.model, trust_remote_code=recipe.trust_remote_code, task_type=task_type_of(recipe)
-    )
-    plan.check_model(model)
+    task_type = task_type_of(base, writes=writes)
+    plan.check_model(load_without_weights(base.name, trust_remote_code=base.trust_remote_code, task_type=task_type))
 
 
-def _prepared(recipe: Recipe, methods: tuple[str, ...], console: Console | None) -> Work:
-    """Everything checked that can be, before anything is trained or written."""
-    console = (console or Console(stderr=True)) if processes().is_main_process else Console(quiet=True)
-    found = prepare(recipe, methods, console)
-    return Work(found.recipe, found.data, found.targets, found.tokenizer, console, found.provenance)
+def _console(console: Console | None) -> Console:
+    """The first of several processes alone says what it does."""
+    return (console or Console(stderr=True)) if processes().is_main_process else Console(quiet=True)
 
 
-def _method_result(work: Work, method: str, folder: Path) -> dict[str, Any]:
-    """Score, allocate, train and evaluate one method, or read back what of it is there."""
-    work.allocate_in_training(method, folder)
-    scores = work.scores(method, folder)
-    plan = work.plan(method, folder, scores)
-    work.keep_stage1(method, folder, plan, scores)
-    stage = "stage2" if work.retrains(method) else "stage1"
-    evaluation = work.evaluation(method, folder, plan, stage=stage, start=work.start_of(method, plan))
-    return {**asdict(evaluation), **work.cost_of_scores(method, folder, scores)}
+def _baseline_results(main_run: MethodRun) -> dict[str, dict[str, Any]]:
+    folder = main_run.folder / "baselines"
+    return {name: replace(main_run, method=name, folder=folder / name).result() for name in main_run.recipe.baselines}
 
 
-def _baseline_results(work: Work, directory: Path) -> dict[str, dict[str, Any]]:
-    return {method: _method_result(work, method, directory / "baselines" / method) for method in work.recipe.baselines}
-
-
-def _write_results(
-    work: Work, method: str, preset: Any, plan: RankPlan, results: Mapping[str, Any], directory: Path
-) -> None:
+def _write_results(main_run: MethodRun, preset: Any, plan: RankPlan, results: Mapping[str, Any]) -> None:
     if not processes().is_main_process:
         return
-    recipe, data, picture = work.recipe, work.data, directory / "ranks.png"
+    prepared, picture = main_run.prepared, main_run.folder / "ranks.png"
     budget = {"asked": plan.budget, "parameters": plan.budget_parameters, "spent": plan.spent}
     budget |= {} if plan.budget_units is None else {"units": plan.budget_units}
-    found = {"budget": budget, "method": method, "preset": preset, "results": results}
-    write_json(directory / "metrics.json", found)
-    draw_rank_map(plan, picture, rank_map_title(recipe, plan, method, preset))
+    content = {"budget": budget, "method": main_run.method, "preset": preset, "results": results}
+    write_json(main_run.folder / "metrics.json", content)
+    draw_rank_map(plan, picture, _rank_map_title(prepared.base, prepared.section, plan, main_run.method, preset))
     write_model_card(
-        directory / "adapter",
+        main_run.folder / "adapter",
         plan,
-        title=directory.resolve().name,
-        base_model=recipe.model,
-        method=method,
+        title=main_run.folder.resolve().name,
+        base_model=prepared.base.name,
+        method=main_run.method,
         preset=preset,
-        data=_data_described(recipe, data),
-        hub_data=recipe.data.name,
+        data=_data_described(prepared.section, prepared.data),
+        hub_data=prepared.section.name,
         results=results,
-        task_type=task_type_of(recipe),
-        num_labels=len(data.label_names) or 1,
-        seed=recipe.seed,
+        task_type=prepared.task_type,
+        num_labels=len(prepared.data.label_names) or 1,
+        seed=prepared.settings.seed,
         picture=picture if picture.is_file() else None,
     )
 
 
-def _data_described(recipe: Recipe, data: TaskData) -> str:
+def _data_described(section: DataSection, data: TaskData) -> str:
     """What the adapter was trained and tested on, in Markdown."""
-    if recipe.data.name is not None:
-        named = " ".join(filter(None, [recipe.data.name, recipe.data.config]))
-        train, test = f"`{named}` ({recipe.data.train_split})", f"`{named}` ({recipe.data.test_split})"
+    if section.name is not None:
+        named = " ".join(filter(None, [section.name, section.config]))
+        train, test = f"`{named}` ({section.train_split})", f"`{named}` ({section.test_split})"
     else:
-        train, test = (f"`{Path(str(path)).name}`" for path in (recipe.data.train, recipe.data.test))
-    labels = f", {len(data.label_names)} labels" if data.label_names else f", {recipe.data.task}"
+        train, test = (f"`{Path(str(path)).name}`" for path in (section.train, section.test))
+    labels = f", {len(data.label_names)} labels" if data.label_names else f", {section.task}"
     same = data.hashes["train"] == data.hashes["test"]
     use = (
         "which are the same: it was tested on what it was trained on" if same else "never used for scoring or stopping"
@@ -192,9 +181,9 @@ def _data_described(recipe: Recipe, data: TaskData) -> str:
     )
 
 
-def rank_map_title(recipe: Recipe, plan: RankPlan, method: str, preset: Any) -> str:
+def _rank_map_title(base: Pretrained, section: DataSection, plan: RankPlan, method: str, preset: Any) -> str:
     """Method, model, data and budget, in two lines."""
-    data = recipe.data.name or Path(str(recipe.data.train)).resolve().parent.name
-    where = " · ".join([Path(recipe.model).name, " ".join(filter(None, [data, recipe.data.config]))])
+    data = section.name or Path(str(section.train)).resolve().parent.name
+    where = " · ".join([Path(base.name).name, " ".join(filter(None, [data, section.config]))])
     named = f"{method} ({preset})" if preset else method
     return f"{named} · {where}\nbudget {plan.budget}: {plan.spending}, total rank {plan.total_rank}"

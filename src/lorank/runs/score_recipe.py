@@ -30,11 +30,10 @@ def score_recipe(recipe: Recipe, output: Path, console: Console | None = None) -
             f"give --method, one of {known}"
         )
     check_file(output)
-    found = prepare(recipe, (recipe.method,), console)
-    recipe = found.recipe
+    recipe, prepared = prepare(recipe, (recipe.method,), console)
     if console is not None:
         console.print(f"{recipe.method}: scoring the frozen model", highlight=False)
-    scores = score_frozen(recipe, recipe.method, found.data, found.targets, found.tokenizer, found.provenance)
+    scores = score_frozen(prepared, recipe.calibration, recipe.method, recipe.preset)
     if processes().is_main_process:
         scores.save(output)
     return scores

@@ -1,16 +1,16 @@
 """The scoring set: held out of the training data, disjoint from what stage 1 trains on, served in numbered batches."""
 
 import random
+from typing import Any
 
 import torch
 from datasets import Dataset
-from transformers import PreTrainedTokenizerBase
 
 from lorank.errors import DataError
 from lorank.recipe.recipe import Recipe
+from lorank.recipe.sections import ScoringSection
 from lorank.scoring.batches import Batch
 from lorank.tasks.data import hold_out
-from lorank.tasks.encoding import collator
 from lorank.training.steps import stage_steps
 
 
@@ -22,7 +22,7 @@ def split_for_scoring(recipe: Recipe, rows: Dataset) -> tuple[Dataset, Dataset]:
 
     """
     options = recipe.scoring
-    train, scoring = scoring_rows(recipe, rows)
+    train, scoring = scoring_rows(rows, options, recipe.seed)
     if len(scoring) < options.batch_size:
         raise DataError(
             f"scoring.fraction {options.fraction} holds out {len(scoring)} of {len(rows)} examples, less than one batch of "
@@ -43,25 +43,25 @@ def split_for_scoring(recipe: Recipe, rows: Dataset) -> tuple[Dataset, Dataset]:
     return train, scoring
 
 
-def scoring_rows(recipe: Recipe, rows: Dataset) -> tuple[Dataset, Dataset]:
+def scoring_rows(rows: Dataset, options: ScoringSection, seed: int) -> tuple[Dataset, Dataset]:
     """What stage 1 trains on, and what it is scored on, of whatever size.
 
     Raises:
         DataError: a side would be empty.
 
     """
-    if recipe.scoring.source == "training":
+    if options.source == "training":
         return rows, rows
-    return hold_out(rows, recipe.scoring.fraction, recipe.seed)
+    return hold_out(rows, options.fraction, seed)
 
 
 class ScoringBatches:
     """Batches of the scoring set by number: full ones only, reshuffled each time round, a function of seed and number."""
 
-    def __init__(self, rows: Dataset, tokenizer: PreTrainedTokenizerBase, recipe: Recipe) -> None:
+    def __init__(self, rows: Dataset, collate: Any, recipe: Recipe) -> None:
         self.size, self.seed = recipe.scoring.batch_size, recipe.seed
         self._rows = rows.remove_columns("length")
-        self._collate = collator(tokenizer, recipe)
+        self._collate = collate
         self._order: tuple[int, list[int]] | None = None
 
     def __len__(self) -> int:

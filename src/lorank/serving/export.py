@@ -8,9 +8,9 @@ from pathlib import Path
 
 import torch
 
-from lorank.adapter.label_names import LABEL_NAMES
 from lorank.artefact import check_new_folder, file_checksum, new_folder, versions, write_json
 from lorank.errors import AdapterError
+from lorank.models.label_names import LABEL_NAMES
 from lorank.serving.adapter_files import WEIGHTS, AdapterFiles
 from lorank.serving.base_layers import BaseLayers
 from lorank.serving.engines import ENGINES

@@ -5,8 +5,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from lorank.adapter.label_names import LABEL_NAMES
 from lorank.errors import AdapterError, LorankWarning
+from lorank.models.label_names import LABEL_NAMES
 
 
 def name_labels(model: Any, adapter: Path, names: Sequence[str], *, own_head: bool) -> None:

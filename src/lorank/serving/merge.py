@@ -9,10 +9,10 @@ from huggingface_hub import split_torch_state_dict_into_shards
 from peft.utils import ModulesToSaveWrapper
 from transformers import AutoTokenizer
 
-from lorank.adapter.label_names import read_label_names
 from lorank.artefact import check_new_folder, new_folder
 from lorank.errors import AdapterError, one_line
 from lorank.models.adapted_model import load_adapted
+from lorank.models.label_names import read_label_names
 from lorank.models.loading import NOT_LOADABLE
 from lorank.serving.adapter_config import NotPlainError
 from lorank.serving.adapter_files import AdapterFiles, warn_if_idle

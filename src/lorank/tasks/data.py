@@ -157,19 +157,19 @@ def _from_hub(section: DataSection, part: str, needed: Iterable[str]) -> Rows:
     try:
         if Path(str(section.name)).exists():
             with TemporaryDirectory() as cache:
-                found = datasets.load_dataset(
+                loaded = datasets.load_dataset(
                     section.name, section.config, split=split, cache_dir=cache, keep_in_memory=True
                 )
         else:
-            found = datasets.load_dataset(section.name, section.config, split=split)
-        columns = {name: found[name][:] for name in needed if name in found.column_names}
+            loaded = datasets.load_dataset(section.name, section.config, split=split)
+        columns = {name: loaded[name][:] for name in needed if name in loaded.column_names}
     except Exception as error:  # datasets raises many kinds, arrow's and the hub's among them
         cause = error.__cause__ if isinstance(error.__cause__, Exception) else error
         raise DataError(f"data.{part}: cannot be read ({type(cause).__name__}: {one_line(cause)})") from error
     classes = {
-        name: tuple(kind.names) for name, kind in found.features.items() if isinstance(kind, datasets.ClassLabel)
+        name: tuple(kind.names) for name, kind in loaded.features.items() if isinstance(kind, datasets.ClassLabel)
     }
-    return Rows(tuple(found.column_names), columns, len(found), classes=classes)
+    return Rows(tuple(loaded.column_names), columns, len(loaded), classes=classes)
 
 
 def _texts(part: str, rows: Rows, section: DataSection) -> dict[str, Sequence[str]]:

@@ -1,4 +1,4 @@
-"""Examples as tokens, and tokens as padded batches, for the kind of model that a recipe trains."""
+"""Examples as tokens, and tokens as padded batches, for each kind of model."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -7,39 +7,45 @@ from datasets import Dataset
 from peft import TaskType
 from transformers import DataCollatorForSeq2Seq, DataCollatorWithPadding, PreTrainedTokenizerBase
 
-from lorank.models.loading import task_type_of
-from lorank.recipe.recipe import Recipe
 from lorank.tasks.data import TaskData
+from lorank.tasks.section import DataSection
 from lorank.tasks.text_data import IGNORED, encode_text
 
 
-def tokenize(rows: Dataset, tokenizer: PreTrainedTokenizerBase, recipe: Recipe) -> Dataset:
-    """Model inputs, `labels` and `length` (tokens after cutting); not padded: batches are."""
-    task_type, max_length = task_type_of(recipe), recipe.data.max_length
+def tokenize(rows: Dataset, tokenizer: PreTrainedTokenizerBase, section: DataSection, task_type: TaskType) -> Dataset:
+    """Model inputs, `labels` and `length` (tokens after cutting); not padded: batches are.
+
+    Args:
+        rows: of `load_task_data`.
+        tokenizer: of the base model.
+        section: says where texts are cut.
+        task_type: of the model: a classifier, an encoder-decoder or a decoder.
+
+    """
     if task_type != TaskType.SEQ_CLS:
-        return encode_text(rows, tokenizer, recipe.data, encoder_decoder=task_type == TaskType.SEQ_2_SEQ_LM)
+        return encode_text(rows, tokenizer, section, encoder_decoder=task_type == TaskType.SEQ_2_SEQ_LM)
     columns = [name for name in ("text_1", "text_2") if name in rows.column_names]
 
     def encode(batch: Mapping[str, list[Any]]) -> dict[str, Any]:
-        encoded = dict(tokenizer(*(batch[name] for name in columns), truncation=True, max_length=max_length))
+        encoded = dict(tokenizer(*(batch[name] for name in columns), truncation=True, max_length=section.max_length))
         return encoded | {"length": [len(ids) for ids in encoded["input_ids"]]}
 
     return rows.map(encode, batched=True, remove_columns=[*columns, "content"], keep_in_memory=True)
 
 
-def check_texts(data: TaskData, tokenizer: PreTrainedTokenizerBase, recipe: Recipe) -> None:
+def check_texts(data: TaskData, tokenizer: PreTrainedTokenizerBase, section: DataSection, task_type: TaskType) -> None:
     """For tasks that write, whether prompts fit and the tokenizer can end a text, before anything is trained.
 
     Raises:
         RecipeError: they do not, or it cannot.
 
     """
-    if recipe.data.writes:
-        tokenize(data.train.select([0]), tokenizer, recipe)
+    if section.writes:
+        tokenize(data.train.select([0]), tokenizer, section, task_type)
 
 
-def collator(tokenizer: PreTrainedTokenizerBase, recipe: Recipe) -> Any:
+def collator(tokenizer: PreTrainedTokenizerBase, task_type: TaskType) -> Any:
     """Makes a padded batch of examples: labels of texts are padded too, with what losses leave out."""
-    if task_type_of(recipe) == TaskType.SEQ_CLS:
+    if task_type == TaskType.SEQ_CLS:
         return DataCollatorWithPadding(tokenizer)
     return DataCollatorForSeq2Seq(tokenizer, label_pad_token_id=IGNORED)

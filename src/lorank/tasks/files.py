@@ -158,8 +158,8 @@ def _json_values(path: Path, content: str) -> Iterator[tuple[int, Any]]:
     decoder, blank = json.JSONDecoder(object_pairs_hook=_object), re.compile("[ \t\n]*")
 
     def skipped(start: int) -> int:
-        found = blank.match(content, start)
-        return found.end() if found else start
+        match = blank.match(content, start)
+        return match.end() if match else start
 
     position = skipped(0)
     listed = content.startswith("[", position)
@@ -196,11 +196,11 @@ def _json_values(path: Path, content: str) -> Iterator[tuple[int, Any]]:
 
 
 def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    found = dict(pairs)
-    if len(found) < len(pairs):
+    content = dict(pairs)
+    if len(content) < len(pairs):
         names = [name for name, _ in pairs]
         raise ValueError(f"the key {next(name for name in names if names.count(name) > 1)!r} is there twice")
-    return found
+    return content
 
 
 def _read_parquet(path: Path, wanted: tuple[str, ...]) -> Rows:

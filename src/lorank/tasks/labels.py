@@ -79,7 +79,7 @@ class LabelColumn:
             DataError: a label is missing, or names no class.
 
         """
-        found, classes, kinds = [], self.classes, set[bool]()
+        names, classes, kinds = [], self.classes, set[bool]()
         for row, value in self:
             name = _name(value) if classes is None else _of_class(value, classes)
             if name is None and classes is None:
@@ -92,8 +92,8 @@ class LabelColumn:
                 kinds.add(isinstance(value, bool))
                 if len(kinds) > 1:
                     raise self.error(row, value, "booleans and numbers do not meet; write one of them")
-            found.append(name)
-        return found
+            names.append(name)
+        return names
 
 
 @dataclass(frozen=True)
@@ -122,25 +122,25 @@ class Classes:
 
         """
         named, declared = labels.named(), labels.classes
-        found = set(named)
-        numbers = found - _NO_NUMBER
+        names = set(named)
+        numbers = names - _NO_NUMBER
         numeric = declared is None and bool(numbers) and all(map(_NUMBER.fullmatch, numbers))
         if numeric:
             _check_numbers(labels, named)
-            if any(map(_is_fraction, found)):
+            if any(map(_is_fraction, names)):
                 raise DataError(
                     f"data.label: {labels.name!r} holds fractions, which are not classes; use data.task=regression"
                 )
-        whole = numeric and all(map(_WHOLE.fullmatch, found))
-        found = set(map(_whole, found)) if whole else found
-        if len(found) < 2:
+        whole = numeric and all(map(_WHOLE.fullmatch, names))
+        names = set(map(_whole, names)) if whole else names
+        if len(names) < 2:
             raise DataError(
-                f"data.label: {labels.name!r} has the single class {found.pop()!r}; a classifier needs at least two"
+                f"data.label: {labels.name!r} has the single class {names.pop()!r}; a classifier needs at least two"
             )
         if declared is not None:
             return cls(declared, False, False, True)
-        _warn_of_twins(found, labels.name)
-        return cls(tuple(sorted(found, key=Decimal if whole else None)), whole, numeric, False)
+        _warn_of_twins(names, labels.name)
+        return cls(tuple(sorted(names, key=Decimal if whole else None)), whole, numeric, False)
 
     def numbers(self, labels: LabelColumn) -> list[int]:
         """The class of each row of a part, as a number.
@@ -155,7 +155,7 @@ class Classes:
         named = labels.named()
         if self.numeric:
             _check_numbers(labels, named)
-        found = []
+        numbers = []
         for row, name in enumerate(named):
             number = known.get(_whole(name) if self.whole else name)
             if number is None:
@@ -163,8 +163,8 @@ class Classes:
                     f"data.label: {labels.part} example {row} has label {name!r:.80}, which no training example has; known: "
                     f"{', '.join(self.names[:20])}{nearest(name, self.names)}{labels.rows.place(row)}"
                 )
-            found.append(number)
-        return found
+            numbers.append(number)
+        return numbers
 
 
 def regression_labels(labels: LabelColumn) -> list[float]:
@@ -174,15 +174,15 @@ def regression_labels(labels: LabelColumn) -> list[float]:
         DataError: a label that is missing, not finite, or no number.
 
     """
-    found, classes = [], labels.classes
+    numbers, classes = [], labels.classes
     if classes is not None and not all(map(_NUMBER.fullmatch, classes)):
         classes = None
     for row, value in labels:
         number = _number(value if classes is None else _of_class(value, classes))
         if not math.isfinite(number):
             raise labels.error(row, value, "regression needs numbers that are finite")
-        found.append(number)
-    return found
+        numbers.append(number)
+    return numbers
 
 
 def nearest(name: str, known: Sequence[str]) -> str:
@@ -226,8 +226,8 @@ def _check_numbers(labels: LabelColumn, named: Sequence[str]) -> None:
 
 def _whole(name: str) -> str:
     """The digits of what is spelled as a whole number; anything else as it is."""
-    found = _WHOLE.fullmatch(name)
-    return name if found is None else "0" if found[1] == "-0" else found[1]
+    match = _WHOLE.fullmatch(name)
+    return name if match is None else "0" if match[1] == "-0" else match[1]
 
 
 def _is_fraction(text: str) -> bool:

@@ -53,8 +53,8 @@ def exact_match(targets: Sequence[str], written: Sequence[str], answer: Answer) 
         answer: reads the answer out of either.
 
     """
-    found = [(answer(target), answer(text)) for target, text in zip(targets, written, strict=True)]
-    return float(np.mean([right == given and given is not None for right, given in found]))
+    answers = [(answer(target), answer(text)) for target, text in zip(targets, written, strict=True)]
+    return float(np.mean([right == given and given is not None for right, given in answers]))
 
 
 def choose_metrics(task: str, names: Sequence[str] | None, classes: int | None = None) -> dict[str, Metric]:

@@ -26,7 +26,7 @@ def prompts_and_targets(part: str, rows: Rows, section: DataSection) -> Dataset:
         RecipeError: a prompt that names what rows do not have.
 
     """
-    found: dict[str, list[str]] = {"prompt": [], "cue": [], "target": [], "content": []}
+    columns: dict[str, list[str]] = {"prompt": [], "cue": [], "target": [], "content": []}
     for index, row in enumerate(rows):
         where = f"{part} example {index}"
         try:
@@ -36,11 +36,11 @@ def prompts_and_targets(part: str, rows: Rows, section: DataSection) -> Dataset:
                 raise DataError(f"data: {where} has an empty prompt; fill it in, or leave the example out")
         except DataError as error:
             raise DataError(f"{error}{rows.place(index)}") from None
-        found["prompt"].append(prompt)
-        found["cue"].append(cue)
-        found["target"].append(target.strip())
-        found["content"].append(hashlib.sha256(json.dumps([prompt, cue]).encode()).hexdigest())
-    unread = sum(not re.search("[A-Za-z0-9]", target) for target in found["target"])
+        columns["prompt"].append(prompt)
+        columns["cue"].append(cue)
+        columns["target"].append(target.strip())
+        columns["content"].append(hashlib.sha256(json.dumps([prompt, cue]).encode()).hexdigest())
+    unread = sum(not re.search("[A-Za-z0-9]", target) for target in columns["target"])
     if unread and section.task == "summarization":
         warnings.warn(
             f"{unread} of {len(rows)} {part} targets have no ASCII letter or digit, and ROUGE (rouge-score) sees no others: it "
@@ -48,7 +48,7 @@ def prompts_and_targets(part: str, rows: Rows, section: DataSection) -> Dataset:
             LorankWarning,
             stacklevel=2,
         )
-    return Dataset.from_dict(found)
+    return Dataset.from_dict(columns)
 
 
 def _filled(where: str, row: Mapping[str, Any], section: DataSection) -> tuple[Mapping[str, str], str]:

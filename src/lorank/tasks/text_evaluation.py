@@ -19,13 +19,13 @@ from transformers import (
 )
 
 from lorank.artefact import write_text
-from lorank.models.loading import autocast_of, quiet_loading, task_type_of
+from lorank.models.loading import autocast_of, quiet_loading
 from lorank.processes import processes
-from lorank.recipe.recipe import Recipe
 from lorank.tasks.encoding import collator, tokenize
+from lorank.tasks.evaluation_settings import EvaluationSettings
 from lorank.tasks.metrics import choose_metrics
+from lorank.tasks.section import DataSection
 from lorank.tasks.text_data import IGNORED
-from lorank.training.stage import evaluation_arguments
 
 BATCH = 16  # texts that are written side by side
 
@@ -43,18 +43,22 @@ class Writer(Seq2SeqTrainer):
         return loss, written, labels
 
 
-def measure_texts(
-    recipe: Recipe, rows: Dataset, model: nn.Module, tokenizer: PreTrainedTokenizerBase, directory: Path
+def evaluate_texts(
+    model: nn.Module,
+    rows: Dataset,
+    tokenizer: PreTrainedTokenizerBase,
+    settings: EvaluationSettings,
+    directory: Path,
 ) -> tuple[dict[str, float], float]:
     """Metrics of what the model writes, greedily or with `data.beams`, and the mean loss of a target's token.
 
     What was written stands in `directory/predictions.jsonl`, with prompt and target, shortest first.
     """
-    section, decoder = recipe.data, task_type_of(recipe) == TaskType.CAUSAL_LM
-    encoded = tokenize(rows, tokenizer, recipe)
+    section, decoder = settings.section, settings.task_type == TaskType.CAUSAL_LM
+    encoded = tokenize(rows, tokenizer, section, settings.task_type)
     order = np.argsort(encoded["length"], kind="stable")  # less padding
     rows, encoded = rows.select(order), encoded.select(order).remove_columns("length")
-    loss = _loss(recipe, encoded, model, tokenizer, directory)
+    loss = _loss(model, encoded, tokenizer, settings, directory)
     # A decoder's row is the prompt, whose labels are left out, and the target behind it.
     prompts = [row["input_ids"][: row["labels"].count(IGNORED)] if decoder else row["input_ids"] for row in encoded]
     asked = Dataset.from_dict({"input_ids": prompts, "attention_mask": [[1] * len(ids) for ids in prompts]})
@@ -62,17 +66,15 @@ def measure_texts(
     try:
         writer = Writer(
             model=model,
-            args=evaluation_arguments(
-                recipe, directory, BATCH, family=Seq2SeqTrainingArguments, predict_with_generate=True
-            ),
+            args=settings.arguments(directory, BATCH, family=Seq2SeqTrainingArguments, predict_with_generate=True),
             data_collator=DataCollatorWithPadding(tokenizer),
             processing_class=tokenizer,
         )
         writer.strips_prompt = decoder
         # Seq2SeqTrainer gives the model a max_length of its own after the first batch, and generate warns of it.
         # Trainer's autocast reaches forward, and `generate` of an adapted model goes past it.
-        with quiet_loading(), autocast_of(recipe):
-            ids: Any = writer.predict(asked, generation_config=_settings(model, recipe, tokenizer)).predictions
+        with quiet_loading(), autocast_of(settings.precision):
+            ids: Any = writer.predict(asked, generation_config=_generation(model, section, tokenizer)).predictions
     finally:
         tokenizer.padding_side = side
     ids = np.where(ids == IGNORED, tokenizer.pad_token_id, ids)  # how processes and batches are made equally long
@@ -82,26 +84,30 @@ def measure_texts(
         told = zip(rows["prompt"], rows["cue"], targets, written, strict=True)
         lines = [json.dumps({"prompt": p + c, "target": t, "written": w}, ensure_ascii=False) for p, c, t, w in told]
         write_text(directory / "predictions.jsonl", "\n".join([*lines, ""]))
-    chosen = choose_metrics(section.task, recipe.metrics)
+    chosen = choose_metrics(section.task, settings.metrics)
     return {name: metric(targets, written) for name, metric in chosen.items()}, loss
 
 
-def _settings(model: Any, recipe: Recipe, tokenizer: PreTrainedTokenizerBase) -> GenerationConfig:
-    """The model's special tokens; greedy or by beams, without penalties, and as long as the recipe allows."""
+def _generation(model: Any, section: DataSection, tokenizer: PreTrainedTokenizerBase) -> GenerationConfig:
+    """The model's special tokens; greedy or by beams, without penalties, and as long as the section allows."""
     settings = deepcopy(model.generation_config)
     sampling = {"do_sample": False, "temperature": 1.0, "top_p": 1.0, "top_k": 50}
     penalties = {"repetition_penalty": 1.0, "no_repeat_ngram_size": 0, "length_penalty": 1.0, "early_stopping": False}
-    length = {"max_length": None, "min_length": 0, "max_new_tokens": recipe.data.target_length}
+    length = {"max_length": None, "min_length": 0, "max_new_tokens": section.target_length}
     ends = settings.eos_token_id if isinstance(settings.eos_token_id, list) else [settings.eos_token_id]
     # What was taught as the end of a text ends it.
     known = sorted({one for one in (*ends, tokenizer.eos_token_id) if one is not None})
-    settings.update(**sampling, **penalties, **length, num_beams=recipe.data.beams, eos_token_id=known)
+    settings.update(**sampling, **penalties, **length, num_beams=section.beams, eos_token_id=known)
     return settings
 
 
 def _loss(
-    recipe: Recipe, encoded: Dataset, model: nn.Module, tokenizer: PreTrainedTokenizerBase, directory: Path
+    model: nn.Module,
+    encoded: Dataset,
+    tokenizer: PreTrainedTokenizerBase,
+    settings: EvaluationSettings,
+    directory: Path,
 ) -> float:
-    arguments = evaluation_arguments(recipe, directory, BATCH, prediction_loss_only=True)
-    trainer = Trainer(model=model, args=arguments, data_collator=collator(tokenizer, recipe))
+    arguments = settings.arguments(directory, BATCH, prediction_loss_only=True)
+    trainer = Trainer(model=model, args=arguments, data_collator=collator(tokenizer, settings.task_type))
     return float(trainer.predict(encoded, metric_key_prefix="test").metrics["test_loss"])

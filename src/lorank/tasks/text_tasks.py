@@ -52,8 +52,8 @@ def plain(text: str) -> str | None:
 
 def stated(text: str) -> str | None:
     """What stands behind the last "answer is" or "answer:", to the end of the sentence; the whole text where nobody says so."""
-    found = re.findall(r"answer(?: is\b:?|:)\s*(.+?)(?=[.!?;]\s|\n|$)", text, flags=re.IGNORECASE)
-    return plain(found[-1] if found else text)
+    answers = re.findall(r"answer(?: is\b:?|:)\s*(.+?)(?=[.!?;]\s|\n|$)", text, flags=re.IGNORECASE)
+    return plain(answers[-1] if answers else text)
 
 
 def choice(text: str) -> str | None:
@@ -65,15 +65,15 @@ def choice(text: str) -> str | None:
 
 def truth(text: str) -> str | None:
     """`true` or `false`, whichever comes first; yes and no mean the same; None where there is neither."""
-    found = re.search(r"\b(true|false|yes|no)\b", text.lower())
-    return {"yes": "true", "no": "false"}.get(found[0], found[0]) if found else None
+    match = re.search(r"\b(true|false|yes|no)\b", text.lower())
+    return {"yes": "true", "no": "false"}.get(match[0], match[0]) if match else None
 
 
 def number(text: str) -> str | None:
     """GSM8K's final number: behind the last `####`; None where there is none."""
     _, marked, rest = text.rpartition("####")
-    found = re.match(rf"[\s*]*({_NUMBER})", rest) if marked else None
-    return as_number(found[1]) if found else None
+    match = re.match(rf"[\s*]*({_NUMBER})", rest) if marked else None
+    return as_number(match[1]) if match else None
 
 
 def as_number(text: str) -> str | None:

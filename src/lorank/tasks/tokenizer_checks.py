@@ -2,7 +2,8 @@
 
 import inspect
 import warnings
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from functools import partial
 from typing import Any
 
 from datasets import Dataset
@@ -12,20 +13,33 @@ from transformers import PreTrainedTokenizerBase
 
 from lorank.errors import LorankWarning, RecipeError
 from lorank.findings import Findings
-from lorank.models.loading import load_config, task_type_of
+from lorank.models.loading import load_config
 from lorank.models.padding_token import pad_id_of, takes_mask
-from lorank.recipe.recipe import Recipe
+from lorank.models.pretrained import Pretrained
 from lorank.tasks.data import TaskData
 from lorank.tasks.encoding import tokenize
+from lorank.tasks.section import DataSection
+
+# Part, number and tokens of each example, those that are taught too.
+Encoded = Iterator[tuple[str, int, Sequence[int]]]
 
 
-def check_tokens(recipe: Recipe, data: TaskData, tokenizer: PreTrainedTokenizerBase, model: Any) -> None:
+def check_tokens(
+    data: TaskData,
+    tokenizer: PreTrainedTokenizerBase,
+    section: DataSection,
+    task_type: TaskType,
+    base: Pretrained,
+    model: Any,
+) -> None:
     """Check tokens against the model; all texts are tokenized only where the answer depends on them.
 
     Args:
-        recipe: of the run.
-        data: its training and test part.
+        data: training and test part.
         tokenizer: of `load_tokenizer`.
+        section: where the data come from.
+        task_type: of `task_type_of`.
+        base: which model.
         model: of `load_without_weights`.
 
     Raises:
@@ -39,19 +53,21 @@ def check_tokens(recipe: Recipe, data: TaskData, tokenizer: PreTrainedTokenizerB
     findings = Findings()
     rows = embeddings_of(model)
     parts = {"train": data.train, "test": data.test}
+    encode = partial(_encoded, parts, tokenizer, section, task_type)
     with findings.check():
         if rows is not None:
-            _check_padding(recipe, tokenizer, rows)
+            _check_padding(base.name, tokenizer, rows)
     with findings.check():
         if rows is not None and len(tokenizer) > rows:
-            _check_vocabulary(recipe, parts, tokenizer, rows)
+            _check_vocabulary(base.name, encode, tokenizer, rows)
     with findings.check():
-        _check_empty(recipe, parts, tokenizer)
+        if not section.writes:
+            _check_empty(base.name, parts, tokenizer)
     with findings.check():
-        if task_type_of(recipe) == TaskType.SEQ_CLS and _head_reads(model, "eos_token_id"):
-            _check_ends(recipe, parts, tokenizer, model.config.eos_token_id)
+        if task_type == TaskType.SEQ_CLS and _head_reads(model, "eos_token_id"):
+            _check_ends(base.name, encode, tokenizer, model.config.eos_token_id)
     findings.raise_all()
-    _warn_of_padding(recipe, tokenizer, model)
+    _warn_of_padding(base, tokenizer, model)
 
 
 def embeddings_of(model: Any) -> int | None:
@@ -63,56 +79,50 @@ def embeddings_of(model: Any) -> int | None:
     return table.num_embeddings if isinstance(table, nn.Embedding) else None
 
 
-def _check_padding(recipe: Recipe, tokenizer: PreTrainedTokenizerBase, rows: int) -> None:
+def _check_padding(name: str, tokenizer: PreTrainedTokenizerBase, rows: int) -> None:
     if not 0 <= int(tokenizer.pad_token_id) < rows:
         raise RecipeError(
-            f"model: the tokenizer of {recipe.model!r} pads with {tokenizer.pad_token!r}, token {tokenizer.pad_token_id}, but "
+            f"model: the tokenizer of {name!r} pads with {tokenizer.pad_token!r}, token {tokenizer.pad_token_id}, but "
             f"the model has embeddings for {rows:,} tokens: it was added without model.resize_token_embeddings; resize and save "
             "the model, or give the tokenizer a padding token that the model knows"
         )
 
 
-def _check_vocabulary(
-    recipe: Recipe, parts: Mapping[str, Dataset], tokenizer: PreTrainedTokenizerBase, rows: int
-) -> None:
-    for part, row, ids in _encoded(recipe, parts, tokenizer):
+def _check_vocabulary(name: str, encode: Callable[[], Encoded], tokenizer: PreTrainedTokenizerBase, rows: int) -> None:
+    for part, row, ids in encode():
         if (largest := max(ids, default=0)) >= rows:
             token = tokenizer.convert_ids_to_tokens(largest)
             raise RecipeError(
-                f"model: {part} example {row} has token {token!r}, number {largest}, but {recipe.model!r} has embeddings for "
+                f"model: {part} example {row} has token {token!r}, number {largest}, but {name!r} has embeddings for "
                 f"{rows:,} tokens; give the tokenizer that belongs to the model, or resize the model's embeddings and save it"
             )
 
 
-def _check_empty(recipe: Recipe, parts: Mapping[str, Dataset], tokenizer: PreTrainedTokenizerBase) -> None:
+def _check_empty(name: str, parts: Mapping[str, Dataset], tokenizer: PreTrainedTokenizerBase) -> None:
     """A text without tokens is no input; where the tokenizer adds none of its own, an empty text is one."""
-    if recipe.data.writes or tokenizer.num_special_tokens_to_add("text_2" in parts["train"].column_names):
+    if tokenizer.num_special_tokens_to_add("text_2" in parts["train"].column_names):
         return
     for part, rows in parts.items():
         columns = [rows[name] for name in ("text_1", "text_2") if name in rows.column_names]
         for row, texts in enumerate(zip(*columns, strict=True)):
             if not any(text.strip() for text in texts) and not any(tokenizer(list(texts))["input_ids"]):
                 raise RecipeError(
-                    f"data.text: {part} example {row} is {texts[0]!r}, in which the tokenizer of {recipe.model!r} finds no "
+                    f"data.text: {part} example {row} is {texts[0]!r}, in which the tokenizer of {name!r} finds no "
                     "token; fill it in, or leave the example out"
                 )
 
 
-def _check_ends(
-    recipe: Recipe, parts: Mapping[str, Dataset], tokenizer: PreTrainedTokenizerBase, end: int | None
-) -> None:
+def _check_ends(name: str, encode: Callable[[], Encoded], tokenizer: PreTrainedTokenizerBase, end: int | None) -> None:
     """Heads that read a text at its last end token need the same number of them in every text of a batch."""
-    named = f"{recipe.model!r} reads a text at its end token ({tokenizer.convert_ids_to_tokens(end)!r})" if end else ""
+    named = f"{name!r} reads a text at its end token ({tokenizer.convert_ids_to_tokens(end)!r})" if end else ""
     if end is None:
-        raise RecipeError(
-            f"model: the config of {recipe.model!r} names no eos_token_id, at which its head reads a text"
-        )
+        raise RecipeError(f"model: the config of {name!r} names no eos_token_id, at which its head reads a text")
     if tokenizer.pad_token_id == end:
         raise RecipeError(
             f"model: {named}, and its tokenizer pads with the same token; give it a padding token of its own"
         )
     wanted: int | None = None
-    for part, row, ids in _encoded(recipe, parts, tokenizer):
+    for part, row, ids in encode():
         count = list(ids).count(end)
         wanted = count if wanted is None else wanted
         if count == 0 or count != wanted:
@@ -124,14 +134,13 @@ def _check_ends(
 
 
 def _encoded(
-    recipe: Recipe, parts: Mapping[str, Dataset], tokenizer: PreTrainedTokenizerBase
-) -> Iterator[tuple[str, int, Sequence[int]]]:
-    """Part, number and tokens of each example, those that are taught too."""
+    parts: Mapping[str, Dataset], tokenizer: PreTrainedTokenizerBase, section: DataSection, task_type: TaskType
+) -> Encoded:
     for part, rows in parts.items():
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", LorankWarning)  # what is cut is said when it is trained on
-            encoded = tokenize(rows, tokenizer, recipe)
-        taught = encoded["labels"] if recipe.data.writes else [()] * len(encoded)
+            encoded = tokenize(rows, tokenizer, section, task_type)
+        taught = encoded["labels"] if section.writes else [()] * len(encoded)
         for row, (ids, labels) in enumerate(zip(encoded["input_ids"], taught, strict=True)):
             yield part, row, [*ids, *labels]
 
@@ -142,12 +151,12 @@ def _head_reads(model: nn.Module, key: str) -> bool:
     return code is not None and key in code.co_names
 
 
-def _warn_of_padding(recipe: Recipe, tokenizer: PreTrainedTokenizerBase, model: nn.Module) -> None:
-    config = load_config(recipe.model, trust_remote_code=recipe.trust_remote_code)
+def _warn_of_padding(base: Pretrained, tokenizer: PreTrainedTokenizerBase, model: nn.Module) -> None:
+    config = load_config(base.name, trust_remote_code=base.trust_remote_code)
     named, used = pad_id_of(config), tokenizer.pad_token_id
     if named not in (None, used) and _head_reads(model, "pad_token_id"):
         warnings.warn(
-            f"model: the config of {recipe.model!r} says pad_token_id {named}, its tokenizer pads with {used}; {used} is trained "
+            f"model: the config of {base.name!r} says pad_token_id {named}, its tokenizer pads with {used}; {used} is trained "
             f"with, so set model.config.pad_token_id = {used} where the adapter is used",
             LorankWarning,
             stacklevel=3,

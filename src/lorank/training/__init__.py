@@ -1,1 +1,1 @@
-"""Recipes, data, the two stages, checkpoints and the run that ties them together."""
+"""One stage of training: its arguments, its trainer, its checkpoints."""

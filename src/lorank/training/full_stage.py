@@ -5,14 +5,10 @@ from pathlib import Path
 from typing import Any
 
 from rich.console import Console
-from transformers import PreTrainedTokenizerBase, set_seed
 
-from lorank.models.loading import load_task_model
-from lorank.recipe.recipe import Recipe
-from lorank.tasks.data import TaskData
-from lorank.tasks.encoding import tokenize
+from lorank.recipe.sections import TrainingSection
+from lorank.training.prepared import Prepared
 from lorank.training.stage import train_stage
-from lorank.training.stage2 import measured
 
 
 @dataclass(frozen=True)
@@ -35,31 +31,31 @@ class FullResult:
     seconds: float
 
 
-def train_full(
-    recipe: Recipe, data: TaskData, tokenizer: PreTrainedTokenizerBase, directory: Path, console: Console
-) -> FullResult:
-    """Train every weight in fp32 by the recipe's `stage2`, or continue; and evaluate on the test part.
+def train_full(prepared: Prepared, section: TrainingSection, directory: Path, console: Console) -> FullResult:
+    """Train every weight in fp32, or continue; and evaluate on the test part.
 
-    The learning rate is the recipe's; one that suits adapters is far too high here.
+    Args:
+        prepared: the run's.
+        section: options of the stage; a learning rate that suits adapters is far too high here.
+        directory: of the run.
+        console: for lines of progress.
 
     Raises:
         TrainingError: a loss that is not finite.
 
     """
-    set_seed(recipe.seed)
-    task = load_task_model(recipe, data.label_names)
+    task = prepared.load_model()
     model: Any = task.model
     progress = train_stage(
         name="full fine-tuning",
-        recipe=recipe,
-        section=recipe.stage2,
+        prepared=prepared,
+        section=section,
         directory=directory / "stage2",
         model=model,
-        rows=tokenize(data.train, tokenizer, recipe),
-        tokenizer=tokenizer,
+        rows=prepared.tokenize(prepared.data.train),
         console=console,
     )
     heads = {id(p) for name in task.heads for p in model.get_submodule(name).parameters()}
     trained = sum(p.numel() for p in model.parameters() if p.requires_grad and id(p) not in heads)
-    metrics, loss = measured(recipe, data, model, tokenizer, directory / "stage2")
+    metrics, loss = prepared.evaluate(model, directory / "stage2")
     return FullResult(metrics, loss, trained, progress.step, progress.seconds)

@@ -6,18 +6,14 @@ from typing import Any
 
 from peft import get_peft_model
 from rich.console import Console
-from transformers import PreTrainedTokenizerBase, set_seed
 
 from lorank.engine.cut_rules import schedule_of
 from lorank.engine.options import PruningOptions
 from lorank.in_training.rank_allocation import RankAllocation
 from lorank.methods import METHODS
-from lorank.models.loading import load_task_model
 from lorank.processes import processes
 from lorank.recipe.recipe import Recipe, choose_options
-from lorank.targets import Target
-from lorank.tasks.data import TaskData
-from lorank.tasks.encoding import tokenize
+from lorank.training.prepared import Prepared
 from lorank.training.stage import initial_config, train_stage
 from lorank.training.stage2 import save_adapter
 from lorank.training.steps import stage_steps, steps_per_epoch
@@ -46,9 +42,7 @@ def check_schedule(recipe: Recipe, method: str, examples: int) -> None:
 def allocate_in_training(
     recipe: Recipe,
     method: str,
-    data: TaskData,
-    targets: tuple[Target, ...],
-    tokenizer: PreTrainedTokenizerBase,
+    prepared: Prepared,
     directory: Path,
     console: Console,
     provenance: Mapping[str, Any],
@@ -59,10 +53,11 @@ def allocate_in_training(
         TrainingError: a loss that is not finite, or nothing to allocate by.
 
     """
-    set_seed(recipe.seed)
-    task = load_task_model(recipe, data.label_names)
-    section = recipe.stage1
-    model = get_peft_model(task.model, initial_config(recipe, targets, task))
+    section, settings, task = recipe.stage1, prepared.settings, prepared.load_model()
+    config = initial_config(
+        prepared.targets, task, rank=section.initial_rank, scale=settings.scale, dropout=settings.lora_dropout
+    )
+    model = get_peft_model(task.model, config)
     preset, options, limits = pruning_of(recipe, method)
     allocation = RankAllocation(
         method,
@@ -75,12 +70,11 @@ def allocate_in_training(
     )
     train_stage(
         name=method if options.ending == "continue" else f"stage 1, {method}",
-        recipe=recipe,
+        prepared=prepared,
         section=section,
         directory=directory / "stage1",
         model=model,
-        rows=tokenize(data.train, tokenizer, recipe),
-        tokenizer=tokenizer,
+        rows=prepared.tokenize(prepared.data.train),
         console=console,
         callbacks=[allocation],
     )

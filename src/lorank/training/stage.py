@@ -1,4 +1,4 @@
-"""What both stages share: Trainer arguments from a recipe, resuming, and the end of the stage."""
+"""What all stages share: Trainer arguments, resuming, and the end of the stage."""
 
 import sys
 from collections.abc import Sequence
@@ -12,7 +12,6 @@ from rich.console import Console
 from safetensors.torch import load_file, load_model
 from transformers import (
     PreTrainedModel,
-    PreTrainedTokenizerBase,
     PrinterCallback,
     ProgressCallback,
     TrainerCallback,
@@ -26,16 +25,16 @@ from lorank.in_training.rank_allocation import RankAllocation
 from lorank.models.loading import TaskModel
 from lorank.plan import exactly, whole
 from lorank.processes import only_cpu, processes
-from lorank.recipe.recipe import Recipe
 from lorank.recipe.sections import TrainingSection
 from lorank.targets import Target
 from lorank.tasks.encoding import collator
 from lorank.training.checkpoints import CheckpointCallback, StageProgress, StageState, latest_checkpoint, read_progress
+from lorank.training.prepared import Prepared, StageSettings
 from lorank.training.trainer import SeededOrder, StageTrainer
 
 
-def training_arguments(recipe: Recipe, section: TrainingSection, directory: Path) -> TrainingArguments:
-    """Write the recipe's stage in the words of transformers."""
+def training_arguments(settings: StageSettings, section: TrainingSection, directory: Path) -> TrainingArguments:
+    """A stage in the words of transformers."""
     return TrainingArguments(
         output_dir=str(directory),
         use_cpu=only_cpu(),
@@ -48,57 +47,44 @@ def training_arguments(recipe: Recipe, section: TrainingSection, directory: Path
         lr_scheduler_type=section.scheduler,
         weight_decay=section.weight_decay,
         max_grad_norm=section.max_grad_norm,
-        bf16=recipe.precision == "bf16",
-        fp16=recipe.precision == "fp16",
-        seed=recipe.seed,
+        bf16=settings.precision == "bf16",
+        fp16=settings.precision == "fp16",
+        seed=settings.seed,
         save_strategy="steps",
-        save_steps=recipe.checkpoint_every,
+        save_steps=settings.checkpoint_every,
         save_total_limit=2,
-        logging_steps=recipe.log_every,
+        logging_steps=settings.log_every,
         logging_nan_inf_filter=False,  # it would hide what check_finite looks for, at one host sync a step
-        report_to=recipe.report_to,
+        report_to=settings.report_to,
         disable_tqdm=not sys.stderr.isatty(),
         label_names=["labels"],
         dataloader_pin_memory=torch.cuda.is_available(),
         # Only said when asked for: the argument is being renamed in transformers, and its old name warns.
-        **({"gradient_checkpointing": True} if recipe.gradient_checkpointing else {}),
+        **({"gradient_checkpointing": True} if settings.gradient_checkpointing else {}),
     )
 
 
-def evaluation_arguments(
-    recipe: Recipe,
-    directory: Path,
-    batch_size: int,
-    *,
-    family: type[TrainingArguments] = TrainingArguments,
-    **more: Any,
-) -> TrainingArguments:
-    """Write what an evaluation needs in the words of transformers; it reports to nobody."""
-    return family(
-        output_dir=str(directory),
-        use_cpu=only_cpu(),
-        per_device_eval_batch_size=batch_size,
-        bf16=recipe.precision == "bf16",
-        fp16=recipe.precision == "fp16",
-        report_to="none",
-        disable_tqdm=not sys.stderr.isatty(),
-        label_names=["labels"],
-        dataloader_pin_memory=torch.cuda.is_available(),
-        **more,
-    )
+def initial_config(
+    targets: Sequence[Target], task: TaskModel, *, rank: int, scale: float, dropout: float
+) -> LoraConfig:
+    """What stage 1 starts from: every target at `rank`, or at all that it can have; heads trained whole.
 
+    Args:
+        targets: what is adapted.
+        task: the base model.
+        rank: at the start.
+        scale: alpha / r, of every target.
+        dropout: in front of the adapters.
 
-def initial_config(recipe: Recipe, targets: Sequence[Target], task: TaskModel) -> LoraConfig:
-    """What stage 1 starts from: every target at the initial rank, or at all that it can have; heads trained whole."""
-    rank = recipe.stage1.initial_rank
+    """
     low = {exactly(target.name): target.max_rank for target in targets if target.max_rank < rank}
     return LoraConfig(
         r=rank,
-        lora_alpha=recipe.scale * rank,
+        lora_alpha=scale * rank,
         rank_pattern=low,
-        alpha_pattern={name: whole(recipe.scale * most) for name, most in low.items()},
+        alpha_pattern={name: whole(scale * most) for name, most in low.items()},
         target_modules=[target.name for target in targets],
-        lora_dropout=recipe.lora_dropout,
+        lora_dropout=dropout,
         modules_to_save=list(task.heads) or None,
         task_type=task.task_type,
     )
@@ -107,12 +93,11 @@ def initial_config(recipe: Recipe, targets: Sequence[Target], task: TaskModel) -
 def train_stage(
     *,
     name: str,
-    recipe: Recipe,
+    prepared: Prepared,
     section: TrainingSection,
     directory: Path,
     model: PreTrainedModel | PeftModel,
     rows: Dataset,
-    tokenizer: PreTrainedTokenizerBase,
     console: Console,
     callbacks: Sequence[TrainerCallback] = (),
     stage_state: StageState | None = None,
@@ -124,6 +109,20 @@ def train_stage(
 
     Afterwards the model holds the weights of the stage's end, whether they were trained now or before.
 
+    Args:
+        name: of the stage, for messages.
+        prepared: the run's.
+        section: options of this stage.
+        directory: for checkpoints.
+        model: changed in place.
+        rows: of `Prepared.tokenize`.
+        console: for lines of progress.
+        callbacks: Trainer's.
+        stage_state: what the stage keeps in checkpoints beside Trainer's own.
+        regularised: triplets whose orthogonality is pulled to 0.
+        orthogonality_weight: how strongly.
+        path_seed: with a seed, steps are taken at random path points.
+
     Raises:
         TrainingError: a loss or weight that is not finite.
 
@@ -131,19 +130,19 @@ def train_stage(
     checkpoints = CheckpointCallback(stage_state)
     with processes().main_process_first():  # which clears away what a killed process left
         checkpoint = latest_checkpoint(directory)
-    arguments = training_arguments(recipe, section, directory)
+    arguments = training_arguments(prepared.settings, section, directory)
     lengths = rows["length"]
     batch = section.batch_size * section.gradient_accumulation
     trainer = StageTrainer(
         stage=name,
-        order=SeededOrder(lengths, batch, recipe.seed, group_by_length=recipe.group_by_length),
+        order=SeededOrder(lengths, batch, prepared.settings.seed, group_by_length=prepared.settings.group_by_length),
         regularised=regularised,
         orthogonality_weight=orthogonality_weight,
         path_seed=path_seed,
         model=model,
         args=arguments,
         train_dataset=rows.remove_columns("length"),
-        data_collator=collator(tokenizer, recipe),
+        data_collator=collator(prepared.tokenizer, prepared.task_type),
         callbacks=[*callbacks, _LogLine(name, console), checkpoints],
     )
     for callback in callbacks:

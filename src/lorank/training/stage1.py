@@ -11,14 +11,7 @@ import torch
 from accelerate.utils import broadcast
 from peft import get_peft_model
 from rich.console import Console
-from transformers import (
-    PreTrainedTokenizerBase,
-    TrainerCallback,
-    TrainerControl,
-    TrainerState,
-    TrainingArguments,
-    set_seed,
-)
+from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
 from lorank.adapter.path import capture, path_point
 from lorank.adapter.triplet import TripletAdapter, triplet_config
@@ -28,14 +21,14 @@ from lorank.engine.accumulate import ScoreAccumulator
 from lorank.engine.path import PathScorer, model_loss
 from lorank.engine.path_options import PathScoreOptions
 from lorank.errors import TargetError
-from lorank.models.loading import load_task_model
 from lorank.plan import RankPlan
 from lorank.recipe.recipe import Recipe
 from lorank.runs.scoring_set import ScoringBatches, split_for_scoring
 from lorank.scores import ImportanceScores
 from lorank.targets import Target, unit_costs
-from lorank.tasks.data import TaskData, content_hash
-from lorank.tasks.encoding import tokenize
+from lorank.tasks.data import content_hash
+from lorank.tasks.encoding import collator
+from lorank.training.prepared import Prepared
 from lorank.training.stage import initial_config, train_stage
 
 STAGE = "stage 1"
@@ -43,9 +36,7 @@ STAGE = "stage 1"
 
 def score_units(
     recipe: Recipe,
-    data: TaskData,
-    targets: tuple[Target, ...],
-    tokenizer: PreTrainedTokenizerBase,
+    prepared: Prepared,
     directory: Path,
     console: Console,
     provenance: Mapping[str, Any],
@@ -57,11 +48,11 @@ def score_units(
         TrainingError: a loss that is not finite.
 
     """
-    train_rows, scoring_rows = split_for_scoring(recipe, data.train)
-    set_seed(recipe.seed)
-    task = load_task_model(recipe, data.label_names)
+    train_rows, scoring_rows = split_for_scoring(recipe, prepared.data.train)
+    targets, task = prepared.targets, prepared.load_model()
     section, options = recipe.stage1, recipe.scoring
-    model = get_peft_model(task.model, triplet_config(initial_config(recipe, targets, task)))
+    config = initial_config(targets, task, rank=section.initial_rank, scale=recipe.scale, dropout=recipe.lora_dropout)
+    model = get_peft_model(task.model, triplet_config(config))
     adapter = TripletAdapter.of(model)
     if set(adapter.names) != {target.name for target in targets}:
         raise TargetError(
@@ -76,16 +67,15 @@ def score_units(
         seed=recipe.seed,
         loss_scale=1024.0 if recipe.precision == "fp16" else 1.0,
     )
-    batches = ScoringBatches(tokenize(scoring_rows, tokenizer, recipe), tokenizer, recipe)
+    batches = ScoringBatches(prepared.tokenize(scoring_rows), collator(prepared.tokenizer, prepared.task_type), recipe)
     during = ScoringCallback(recipe, targets, scorer, batches, console, provenance)
     progress = train_stage(
         name=STAGE,
-        recipe=recipe,
+        prepared=prepared,
         section=section,
         directory=directory,
         model=model,
-        rows=tokenize(train_rows, tokenizer, recipe),
-        tokenizer=tokenizer,
+        rows=prepared.tokenize(train_rows),
         console=console,
         callbacks=[during],
         stage_state=during,

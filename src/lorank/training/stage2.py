@@ -1,34 +1,26 @@
 """Stage 2: a plain PEFT LoRA with the plan's ranks, freshly initialised, on the whole training set; and its evaluation."""
 
-import math
 import shutil
-import warnings
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
-from datasets import Dataset
 from peft import PeftModel, get_peft_model
 from peft.tuners.lora import LoraLayer
 from rich.console import Console
 from safetensors import safe_open
-from torch import nn
-from transformers import DataCollatorWithPadding, PreTrainedTokenizerBase, Trainer, set_seed
 
 from lorank.adapter.effect import warn_without_effect
-from lorank.adapter.label_names import label_names_of, write_label_names
-from lorank.errors import LorankWarning, PlanError
-from lorank.models.loading import load_task_model
+from lorank.errors import PlanError
+from lorank.models.label_names import label_names_of, write_label_names
+from lorank.module_names import is_adapter_tensor
 from lorank.plan import RankPlan
 from lorank.processes import processes
-from lorank.recipe.recipe import Recipe
-from lorank.tasks.data import TaskData
-from lorank.tasks.encoding import tokenize
-from lorank.tasks.metrics import choose_metrics
-from lorank.tasks.text_evaluation import measure_texts
+from lorank.recipe.sections import TrainingSection
 from lorank.training.checkpoints import latest_checkpoint, read_progress
-from lorank.training.stage import evaluation_arguments, train_stage
+from lorank.training.prepared import Prepared
+from lorank.training.stage import train_stage
 
 
 @dataclass(frozen=True)
@@ -51,23 +43,21 @@ class Evaluation:
     seconds: float
 
 
-def scaled_plan(recipe: Recipe, plan: RankPlan) -> RankPlan:
+def scaled_plan(plan: RankPlan, alpha: float, scale_by: str) -> RankPlan:
     """The plan with the scale of reading A13.
 
-    With `alpha = scale · r_init`: `initial` scales every module by `alpha / r_init`, `target` by alpha over the mean
-    rank of the plan, `active` by alpha over the module's own rank.
+    With `alpha = scale · r_init`: `initial` scales every module by `alpha / r_init`, as the plan has it; `target` by alpha over
+    the mean rank of the plan, `active` by alpha over the module's own rank.
     """
-    alpha = recipe.scale * recipe.stage1.initial_rank
-    if recipe.stage2.scale_by == "target":
+    if scale_by == "target":
         return replace(plan, scale=alpha * len(plan.ranks) / plan.total_rank)
-    return replace(plan, alpha=alpha) if recipe.stage2.scale_by == "active" else plan
+    return replace(plan, alpha=alpha) if scale_by == "active" else plan
 
 
 def train_plan(
-    recipe: Recipe,
-    data: TaskData,
+    prepared: Prepared,
+    section: TrainingSection,
     plan: RankPlan,
-    tokenizer: PreTrainedTokenizerBase,
     directory: Path,
     console: Console,
     name: str,
@@ -82,10 +72,11 @@ def train_plan(
         TrainingError: a loss that is not finite.
 
     """
-    set_seed(recipe.seed)
-    task = load_task_model(recipe, data.label_names)
+    task = prepared.load_model()
     config = plan.lora_config(
-        lora_dropout=recipe.lora_dropout, modules_to_save=list(task.heads) or None, task_type=task.task_type
+        lora_dropout=prepared.settings.lora_dropout,
+        modules_to_save=list(task.heads) or None,
+        task_type=task.task_type,
     )
     model = get_peft_model(task.model, config)
     _check_ranks(model, plan)
@@ -93,12 +84,11 @@ def train_plan(
         start(model)
     train_stage(
         name=name,
-        recipe=recipe,
-        section=recipe.stage2,
+        prepared=prepared,
+        section=section,
         directory=directory / "stage2",
         model=model,
-        rows=tokenize(data.train, tokenizer, recipe),
-        tokenizer=tokenizer,
+        rows=prepared.tokenize(prepared.data.train),
         console=console,
     )
     save_adapter(model, directory)
@@ -123,14 +113,7 @@ def save_adapter(model: PeftModel, directory: Path) -> None:
     processes().wait_for_everyone()
 
 
-def evaluate_adapter(
-    recipe: Recipe,
-    data: TaskData,
-    plan: RankPlan,
-    tokenizer: PreTrainedTokenizerBase,
-    directory: Path,
-    stage: str = "stage2",
-) -> Evaluation:
+def evaluate_adapter(prepared: Prepared, plan: RankPlan, directory: Path, stage: str = "stage2") -> Evaluation:
     """Load `directory/adapter` through plain PEFT, as its user will, and evaluate it on the test part.
 
     Steps and seconds are those of `directory/stage`, which trained it.
@@ -144,56 +127,23 @@ def evaluate_adapter(
         raise PlanError(
             f"{directory / 'adapter'} holds {parameters:,} adapter parameters, the plan spends {plan.spent:,}"
         )
-    metrics, loss = measured_on_test(recipe, data, directory / "adapter", tokenizer, directory / "stage2")
+    metrics, loss = evaluate_saved(prepared, directory / "adapter", directory / "stage2")
     checkpoint = latest_checkpoint(directory / stage)
     assert checkpoint is not None, "a stage leaves a checkpoint when it ends"
     progress = read_progress(checkpoint)
     return Evaluation(metrics, loss, parameters, progress.step, progress.seconds)
 
 
-def measured_on_test(
-    recipe: Recipe, data: TaskData, adapter: Path, tokenizer: PreTrainedTokenizerBase, directory: Path
-) -> tuple[dict[str, float | None], float | None]:
+def evaluate_saved(prepared: Prepared, adapter: Path, directory: Path) -> tuple[dict[str, float | None], float | None]:
     """Metrics and mean loss, on the test part, of an adapter that plain PEFT loads; `directory` is Trainer's to work in."""
-    set_seed(recipe.seed)
-    task = load_task_model(recipe, data.label_names)
-    return measured(recipe, data, PeftModel.from_pretrained(task.model, str(adapter)), tokenizer, directory)
-
-
-def measured(
-    recipe: Recipe, data: TaskData, model: nn.Module, tokenizer: PreTrainedTokenizerBase, directory: Path
-) -> tuple[dict[str, float | None], float | None]:
-    """Metrics and mean loss of a model on the test part; `directory` is Trainer's to work in."""
-    if recipe.data.writes:
-        found, mean = measure_texts(recipe, data.test, model, tokenizer, directory)
-        return {name: _defined(name, value) for name, value in found.items()}, _defined("loss", mean)
-    rows: Dataset = tokenize(data.test, tokenizer, recipe)
-    rows = rows.select(np.argsort(rows["length"], kind="stable")).remove_columns("length")  # less padding
-    arguments = evaluation_arguments(recipe, directory, 64)
-    trainer = Trainer(model=model, args=arguments, data_collator=DataCollatorWithPadding(tokenizer))
-    output = trainer.predict(rows, metric_key_prefix="test")
-    # Encoder-decoders return more than logits; these come first.
-    first = output.predictions[0] if isinstance(output.predictions, tuple) else output.predictions
-    logits, labels = np.asarray(first), np.asarray(output.label_ids)
-    predicted = logits.reshape(-1) if recipe.data.task == "regression" else logits.argmax(-1)
-    chosen = choose_metrics(recipe.data.task, recipe.metrics, len(data.label_names))
-    metrics = {name: _defined(name, metric(labels, predicted)) for name, metric in chosen.items()}
-    return metrics, _defined("loss", float(output.metrics["test_loss"]))
-
-
-def _defined(name: str, value: float) -> float | None:
-    if math.isfinite(value):
-        return value
-    warnings.warn(
-        f"{name} is not defined for these predictions ({value}); it is recorded as null", LorankWarning, stacklevel=3
-    )
-    return None
+    model = PeftModel.from_pretrained(prepared.load_model().model, str(adapter))
+    return prepared.evaluate(model, directory)
 
 
 def adapter_parameters(directory: Path) -> int:
     """Count the adapter parameters in a saved PEFT adapter: every `lora_` tensor, no head."""
     with safe_open(directory / "adapter_model.safetensors", framework="numpy") as file:
-        shapes = [file.get_slice(key).get_shape() for key in file.keys() if ".lora_" in key]  # noqa: SIM118
+        shapes = [file.get_slice(key).get_shape() for key in file.keys() if is_adapter_tensor(key)]  # noqa: SIM118
     return sum(int(np.prod(shape)) for shape in shapes)
 
 

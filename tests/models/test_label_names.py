@@ -7,8 +7,8 @@ import pytest
 from tests.conftest import tiny_config
 from transformers import BertForSequenceClassification
 
-from lorank.adapter.label_names import label_names_of, read_label_names, write_label_names
 from lorank.errors import AdapterError
+from lorank.models.label_names import label_names_of, read_label_names, write_label_names
 
 
 def test_names_come_back_in_the_order_of_the_head(tmp_path: Path) -> None:

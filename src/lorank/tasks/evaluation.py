@@ -1,0 +1,70 @@
+"""Metrics and mean loss of a model on the test part."""
+
+import math
+import warnings
+from pathlib import Path
+
+import numpy as np
+from datasets import Dataset
+from torch import nn
+from transformers import DataCollatorWithPadding, PreTrainedTokenizerBase, Trainer
+
+from lorank.errors import LorankWarning
+from lorank.tasks.data import TaskData
+from lorank.tasks.encoding import tokenize
+from lorank.tasks.evaluation_settings import EvaluationSettings
+from lorank.tasks.metrics import choose_metrics
+from lorank.tasks.text_evaluation import evaluate_texts
+
+BATCH = 64  # examples that are classified side by side
+
+
+def evaluate(
+    model: nn.Module,
+    data: TaskData,
+    tokenizer: PreTrainedTokenizerBase,
+    settings: EvaluationSettings,
+    directory: Path,
+) -> tuple[dict[str, float | None], float | None]:
+    """Evaluate a model on the test part.
+
+    Args:
+        model: with a head for the task.
+        data: its `test` is evaluated on.
+        tokenizer: of the base model.
+        settings: task, metrics and precision.
+        directory: Trainer's to work in; texts that are written stand there in `predictions.jsonl`.
+
+    Returns:
+        Name of a metric -> value, and the mean loss; None where one is not defined for these predictions.
+
+    Warns:
+        LorankWarning: for each that is not defined.
+
+    """
+    section = settings.section
+    if section.writes:
+        values, mean = evaluate_texts(model, data.test, tokenizer, settings, directory)
+        return {name: _defined(name, value) for name, value in values.items()}, _defined("loss", mean)
+    rows: Dataset = tokenize(data.test, tokenizer, section, settings.task_type)
+    rows = rows.select(np.argsort(rows["length"], kind="stable")).remove_columns("length")  # less padding
+    trainer = Trainer(
+        model=model, args=settings.arguments(directory, BATCH), data_collator=DataCollatorWithPadding(tokenizer)
+    )
+    output = trainer.predict(rows, metric_key_prefix="test")
+    # Encoder-decoders return more than logits; these come first.
+    first = output.predictions[0] if isinstance(output.predictions, tuple) else output.predictions
+    logits, labels = np.asarray(first), np.asarray(output.label_ids)
+    predicted = logits.reshape(-1) if section.task == "regression" else logits.argmax(-1)
+    chosen = choose_metrics(section.task, settings.metrics, len(data.label_names))
+    metrics = {name: _defined(name, metric(labels, predicted)) for name, metric in chosen.items()}
+    return metrics, _defined("loss", float(output.metrics["test_loss"]))
+
+
+def _defined(name: str, value: float) -> float | None:
+    if math.isfinite(value):
+        return value
+    warnings.warn(
+        f"{name} is not defined for these predictions ({value}); it is recorded as null", LorankWarning, stacklevel=3
+    )
+    return None

@@ -1,0 +1,53 @@
+"""How a model is evaluated: on which task, by which metrics, in which precision."""
+
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from peft import TaskType
+from transformers import TrainingArguments
+
+from lorank.processes import only_cpu
+from lorank.tasks.section import DataSection
+
+
+@dataclass(frozen=True)
+class EvaluationSettings:
+    """What an evaluation needs to know beside the model and the examples.
+
+    Attributes:
+        section: the task, and where texts are cut.
+        task_type: of the model: a classifier, an encoder-decoder or a decoder.
+        metrics: names; None: those that are usual for the task.
+        precision: of the forward pass: fp32, bf16 or fp16.
+
+    """
+
+    section: DataSection
+    task_type: TaskType
+    metrics: tuple[str, ...] | None = None
+    precision: str = "fp32"
+
+    def arguments(
+        self,
+        directory: Path,
+        batch_size: int,
+        *,
+        family: type[TrainingArguments] = TrainingArguments,
+        **more: Any,
+    ) -> TrainingArguments:
+        """The same in the words of transformers; it reports to nobody, and Trainer works in `directory`."""
+        return family(
+            output_dir=str(directory),
+            use_cpu=only_cpu(),
+            per_device_eval_batch_size=batch_size,
+            bf16=self.precision == "bf16",
+            fp16=self.precision == "fp16",
+            report_to="none",
+            disable_tqdm=not sys.stderr.isatty(),
+            label_names=["labels"],
+            dataloader_pin_memory=torch.cuda.is_available(),
+            **more,
+        )

@@ -1,0 +1,95 @@
+"""What stages of training need of a run, as values: checked before anything is trained."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from datasets import Dataset
+from peft import TaskType
+from torch import nn
+from transformers import PreTrainedTokenizerBase, set_seed
+
+from lorank.models.loading import TaskModel, load_task_model
+from lorank.models.pretrained import Pretrained
+from lorank.targets import Target
+from lorank.tasks.data import TaskData
+from lorank.tasks.encoding import tokenize
+from lorank.tasks.evaluation import evaluate
+from lorank.tasks.evaluation_settings import EvaluationSettings
+from lorank.tasks.section import DataSection
+
+
+@dataclass(frozen=True)
+class StageSettings:
+    """What all stages of a run have in common.
+
+    Attributes:
+        seed: of every draw.
+        scale: alpha / r of every adapter at the start.
+        lora_dropout: in front of the adapters.
+        precision: of the forward pass: fp32, bf16 or fp16.
+        gradient_checkpointing: less memory, more time.
+        group_by_length: batches of similar length.
+        checkpoint_every: optimizer steps between checkpoints.
+        log_every: optimizer steps between logged losses.
+        report_to: as transformers names loggers.
+
+    """
+
+    seed: int
+    scale: float
+    lora_dropout: float
+    precision: str
+    gradient_checkpointing: bool
+    group_by_length: bool
+    checkpoint_every: int
+    log_every: int
+    report_to: str
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """The base model, the data and the settings of a run; the options of a stage (a `TrainingSection`) are not in it.
+
+    Attributes:
+        base: which model.
+        task_type: of the model: a classifier, an encoder-decoder or a decoder.
+        tokenizer: of the base model.
+        section: where the data come from, what the task is, where texts are cut.
+        data: training and test part.
+        metrics: names; None: those that are usual for the task.
+        targets: what is adapted.
+        settings: what all stages have in common.
+        provenance: what scores and plan carry.
+
+    """
+
+    base: Pretrained
+    task_type: TaskType
+    tokenizer: PreTrainedTokenizerBase
+    section: DataSection
+    data: TaskData
+    metrics: tuple[str, ...] | None
+    targets: tuple[Target, ...]
+    settings: StageSettings
+    provenance: Mapping[str, Any]
+
+    def load_model(self) -> TaskModel:
+        """The base model with its head; the random state is set by the seed first, so that a new head is the same each time.
+
+        Raises:
+            RecipeError: as `load_task_model`.
+
+        """
+        set_seed(self.settings.seed)
+        return load_task_model(self.base, self.task_type, self.data.label_names)
+
+    def tokenize(self, rows: Dataset) -> Dataset:
+        """Examples as tokens, not padded; as `lorank.tasks.encoding.tokenize`."""
+        return tokenize(rows, self.tokenizer, self.section, self.task_type)
+
+    def evaluate(self, model: nn.Module, directory: Path) -> tuple[dict[str, float | None], float | None]:
+        """Metrics and mean loss of a model on the test part; as `lorank.tasks.evaluation.evaluate`."""
+        settings = EvaluationSettings(self.section, self.task_type, self.metrics, self.settings.precision)
+        return evaluate(model, self.data, self.tokenizer, settings, directory)
