@@ -1,13 +1,13 @@
 """How the package is laid out: which room imports from which, how large files and folders are, who reads a module's name.
 
-`src/lorank` is read as text (`ast`), so that imports inside of functions and under TYPE_CHECKING count like all others.
+`src/lorank` is read as text (`ast`), so that imports inside of functions and under TYPE_CHECKING count like all others, and so
+do modules that are loaded by a string with their name.
 """
 
 import ast
 import re
 import subprocess
 import sys
-from collections.abc import Iterator
 from functools import cache
 from pathlib import Path
 
@@ -56,6 +56,10 @@ def imports_of(name: str) -> dict[str, int]:
             for each in node.names:
                 inner = f"{node.module}.{each.name}"
                 found.setdefault(inner if inner in modules() else str(node.module), node.lineno)
+        elif isinstance(node, ast.Constant) and isinstance(node.value, str):
+            named = node.value.partition(":")[0]  # "lorank.x" or "lorank.x:name", to be loaded when it is needed
+            if named != "lorank" and named in modules():
+                found.setdefault(named, node.lineno)
     return found
 
 
@@ -245,20 +249,32 @@ def test_taking_names_apart_is_seen(source: str, found: bool) -> None:
     assert any(takes_apart(node) for node in ast.walk(ast.parse(source))) is found
 
 
-def loaded_by(module: str) -> Iterator[str]:
+def loaded_by(module: str) -> set[str]:
     """Our modules that are there after a module was imported in a fresh process."""
     code = f"import sys, {module}; print(*[name for name in sys.modules if name.split('.')[0] == 'lorank'])"
-    yield from subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.split()
+    return set(subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.split())
 
 
-def test_the_callback_loads_no_recipe_no_yaml_and_no_file_locks() -> None:
+def reached_from(module: str) -> set[str]:
+    """Our modules that a module imports, and those import, inside of functions too; the packages that they are in."""
+    found, waiting = {"lorank"}, [module]
+    while waiting:
+        name = waiting.pop()
+        if name not in found:
+            found.add(name)
+            waiting += [name.rpartition(".")[0], *own(imports_of(name))]
+    return found
+
+
+def test_the_callback_needs_no_recipe_no_yaml_and_no_file_locks() -> None:
+    callback = "lorank.in_training.rank_allocation"
+    loaded, reached = loaded_by(callback), reached_from(callback)
+    assert callback in loaded <= reached
+    wrong = [name for name in reached if room_of(name) in ("recipe", "training", "runs", "compare", "cli")]
     # transformers loads yaml and filelock in any case, so it is our own imports that are looked at.
-    loaded = list(loaded_by("lorank.in_training.rank_allocation"))
-    assert "lorank.in_training.rank_allocation" in loaded
-    wrong = [name for name in loaded if room_of(name) in ("recipe", "training", "runs", "compare", "cli")]
     wrong += [
         f"{name} imports {other}"
-        for name in loaded
+        for name in reached - {"lorank"}
         for other in imports_of(name)
         if other.split(".")[0] in ("yaml", "filelock")
     ]

@@ -179,7 +179,9 @@ def test_an_overlap_with_the_training_set_is_said(tmp_path: Path) -> None:
 def test_a_scoring_set_that_is_too_small_is_said_with_the_standard_error(tmp_path: Path) -> None:
     allocation = i_lora(examples(2), preset="loss-per-parameter", scoring_batch_size=1, warmup=0.1, every=2)
     trainer = tiny_trainer(tmp_path, allocation, **STAGE)
-    with pytest.warns(LorankWarning, match=r"small for this plan: after 4 scoring batches of 2 examples the standard error"):
+    with pytest.warns(
+        LorankWarning, match=r"small for this plan: after 4 scoring batches of 2 examples the standard error"
+    ):
         trainer.train()
     assert allocation.plan.provenance["moved_by_standard_errors"] > 0.1
 

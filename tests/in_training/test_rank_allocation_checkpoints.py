@@ -138,7 +138,9 @@ def test_triplet_state_is_a_few_numbers_for_each_unit(tmp_path: Path) -> None:
     tiny_trainer(tmp_path, RankAllocation(budget="r=2", **IGU)).train()
     tensors = load_file(tmp_path / "checkpoint-9" / "rank_allocation.safetensors")
     units = 4 * 10
-    assert sum(t.numel() for key, t in tensors.items() if key.startswith("smoothed/") and key.count("/") == 2) == 2 * units
+    assert (
+        sum(t.numel() for key, t in tensors.items() if key.startswith("smoothed/") and key.count("/") == 2) == 2 * units
+    )
 
 
 def test_the_best_model_is_one_within_the_budget(tmp_path: Path) -> None:

@@ -59,7 +59,7 @@ def test_layers_with_one_input_share_their_directions() -> None:
 
 def test_a_fresh_adapter_starts_at_them_and_does_nothing_yet() -> None:
     from lorank.methods import METHODS
-    from lorank.scoring.one_shot import Subject
+    from lorank.scoring.one_shot import ScoringInput
     from lorank.scoring.options import CalibrationOptions
 
     model = tiny_bert(torch.float32)
@@ -70,7 +70,7 @@ def test_a_fresh_adapter_starts_at_them_and_does_nothing_yet() -> None:
     start = METHODS["eva"].start
     assert start is not None
     inside = peft_model.get_base_model()
-    start(peft_model, Subject(inside, find_targets(tiny_bert()), BATCHES, CalibrationOptions(components=8)))
+    start(peft_model, ScoringInput(inside, find_targets(tiny_bert()), BATCHES, CalibrationOptions(components=8)))
     for name, rank in plan.ranks.items():
         if rank:
             torch.testing.assert_close(

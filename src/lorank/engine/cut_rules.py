@@ -14,6 +14,7 @@ from lorank.budget import Budget
 from lorank.engine.options import Choices, ScoringSetChoices
 from lorank.engine.smoothing import updates_needed
 from lorank.errors import AllocationError
+from lorank.module_names import ends_with
 from lorank.plan import RankPlan
 from lorank.scores import ImportanceScores
 
@@ -121,11 +122,6 @@ class CutRules:
     def _walk(self) -> dict[str, Any]:
         limits = self.initial.limits
         return {"min_rank": limits["min_rank"], "rank_by": limits["rank_by"], "fill": self.options.fill}
-
-
-def ends_with(name: str, end: str) -> bool:
-    """Whether a module's full name is `end`, or ends with it as PEFT's target_modules do."""
-    return name == end or name.endswith(f".{end}")
 
 
 def _weight(name: str, weights: Mapping[str, float]) -> float:

@@ -13,10 +13,11 @@ from lorank.allocation.schedule import CutSchedule
 from lorank.allocation.top_b import uniform_scores
 from lorank.artefact import versions
 from lorank.budget import Budget
-from lorank.engine.cut_rules import CutRules, InitialAdapter, ends_with
+from lorank.engine.cut_rules import CutRules, InitialAdapter
 from lorank.engine.options import Choices, TrainingBatchChoices, own_values
 from lorank.errors import AllocationError, BudgetError
 from lorank.models.base_size import base_parameters
+from lorank.module_names import ends_with
 from lorank.unsuitable import model_type_of
 
 

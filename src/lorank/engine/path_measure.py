@@ -28,8 +28,8 @@ from lorank.engine.smoothing import Tensors
 from lorank.engine.training_pass import TrainingPass
 from lorank.engine.unit_scores import signed
 from lorank.errors import TrainingError
+from lorank.module_names import places
 from lorank.scoring.undisturbed import undisturbed
-from lorank.targets import places
 
 FIRST_INTERVALS = 8  # of the check from which `intervals: auto` is worked out
 
@@ -205,7 +205,10 @@ class TrainingPath(PathMeasure):
 class ScoringSetPath(PathMeasure):
     """Scores of whole units on the batches of a scoring set (I-LoRA, eq. 4), see `PathScorer`."""
 
-    few, more = 2, "their standard error is not known; give more scoring examples, or smaller batches (scoring_batch_size)"
+    few, more = (
+        2,
+        "their standard error is not known; give more scoring examples, or smaller batches (scoring_batch_size)",
+    )
 
     def __init__(
         self,

@@ -8,7 +8,7 @@ from peft import PeftModel
 
 from lorank.engine.options import Choices, ScoringSetChoices
 from lorank.scores import ImportanceScores
-from lorank.scoring.one_shot import Subject
+from lorank.scoring.one_shot import ScoringInput
 
 
 @dataclass(frozen=True)
@@ -40,7 +40,7 @@ class Method:
         options: which of the calibration options the scorer heeds.
         scorer: how the frozen model is scored; None for equal scores, or scores of training.
         start: sets the fresh adapter of a plan to where the method lets it start, if that is not PEFT's own start. The
-            subject is the model inside of the adapter.
+            input has the model inside of the adapter.
 
     """
 
@@ -51,8 +51,8 @@ class Method:
     choices: type[Choices] | None = None
     scored: Literal["units", "modules"] = "units"
     options: tuple[str, ...] = ()
-    scorer: Callable[[Subject], ImportanceScores] | None = None
-    start: Callable[[PeftModel, Subject], None] | None = None
+    scorer: Callable[[ScoringInput], ImportanceScores] | None = None
+    start: Callable[[PeftModel, ScoringInput], None] | None = None
 
     @property
     def allocates_in_training(self) -> bool:

@@ -15,7 +15,7 @@ from lorank.model_parts import unwrapped
 from lorank.models.base_size import base_parameters
 from lorank.scores import ImportanceScores
 from lorank.scoring.batches import Batch, SummedLoss, summed_loss
-from lorank.scoring.one_shot import Subject
+from lorank.scoring.one_shot import ScoringInput
 from lorank.scoring.options import CalibrationOptions
 from lorank.targets import find_targets
 from lorank.unsuitable import model_type_of
@@ -107,4 +107,4 @@ def score(
         "versions": versions(),
         **(provenance or {}),
     }
-    return scorer(Subject(model, find_targets(model, targets), dataloader, chosen, loss, seed, found))
+    return scorer(ScoringInput(model, find_targets(model, targets), dataloader, chosen, loss, seed, found))

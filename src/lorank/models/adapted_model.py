@@ -17,8 +17,7 @@ from lorank.errors import AdapterError, one_line
 from lorank.models.head_width import labels_by_shape
 from lorank.models.loading import NOT_LOADABLE, quiet_loading
 from lorank.models.weights import check_loaded
-
-_PREFIX = "base_model.model."
+from lorank.module_names import in_base_model, is_adapter_tensor, parameter_of_tensor, parent_of
 
 
 def load_adapted(
@@ -153,12 +152,8 @@ def _is_model(candidate: Any) -> bool:
 def _saved_shapes(adapter: Path) -> dict[str, list[int]]:
     """Parameter of the model -> shape, of what was trained whole; of what was adapted, the shape of `B` says the rows."""
     with safe_open(adapter / "adapter_model.safetensors", framework="numpy") as file:
-        shapes = {key.removeprefix(_PREFIX): file.get_slice(key).get_shape() for key in file.keys()}  # noqa: SIM118
-    return {
-        name.replace(".lora_B.", ".").replace(".default.", "."): shape
-        for name, shape in shapes.items()
-        if ".lora_" not in name or ".lora_B." in name
-    }
+        shapes = {parameter_of_tensor(key): file.get_slice(key).get_shape() for key in file.keys()}  # noqa: SIM118
+    return {name: shape for name, shape in shapes.items() if name is not None}
 
 
 def _dequantised(model: Any, dtype: torch.dtype | None) -> Any:
@@ -198,5 +193,5 @@ def saved_modules(adapter: Path) -> list[str]:
     if not path.is_file():
         return []
     with safe_open(path, framework="numpy") as file:
-        whole = [key for key in file.keys() if ".lora_" not in key]  # noqa: SIM118
-    return sorted({key.removeprefix(_PREFIX).rpartition(".")[0] for key in whole})
+        whole = [key for key in file.keys() if not is_adapter_tensor(key)]  # noqa: SIM118
+    return sorted({in_base_model(parent_of(key)) for key in whole})

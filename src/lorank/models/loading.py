@@ -28,6 +28,7 @@ from lorank.errors import RecipeError, one_line
 from lorank.models.padding_token import set_pad_id, set_padding
 from lorank.models.pretrained import Pretrained
 from lorank.models.weights import check_loaded
+from lorank.module_names import is_within, parent_of
 from lorank.processes import processes
 
 # What transformers raises for names, files and packages that are missing or damaged.
@@ -194,8 +195,8 @@ def head_modules(model: nn.Module, missing_keys: Sequence[str] = ()) -> tuple[st
         return ()  # a bare base model
     heads = [name for name, child in model.named_children() if name != prefix and any(True for _ in child.parameters())]
     for key in sorted(missing_keys):
-        module = key.rpartition(".")[0]
-        if module and not any(module == head or module.startswith(f"{head}.") for head in heads):
+        module = parent_of(key)
+        if module and not is_within(module, heads):
             heads.append(module)
     return tuple(heads)
 

@@ -1,6 +1,5 @@
 """Whether a loaded model has the weights of its checkpoint: only a head may be new, or of another size."""
 
-import re
 import warnings
 from collections.abc import Collection, Mapping, Sequence
 from typing import Any
@@ -8,10 +7,7 @@ from typing import Any
 from torch import nn
 
 from lorank.errors import LorankError, LorankWarning, RecipeError
-
-# What torch.compile, DataParallel, FSDP and PEFT put into the names of weights.
-_WRAPPERS = ("_orig_mod", "module", "_fsdp_wrapped_module", "base_model", "base_layer", "model")
-_NUMBER = re.compile(r"\.\d+\.")
+from lorank.module_names import has_part, is_within, shorter_ends, without_numbers, without_wrappers
 
 
 def check_loaded(
@@ -43,7 +39,7 @@ def check_loaded(
     shapes = {key: (stored, own) for key, stored, own in loading["mismatched_keys"]}
     unexpected, prefix = sorted(loading["unexpected_keys"]), getattr(model, "base_model_prefix", "")
     for key in sorted(shapes, key=lambda key: order.get(key, len(order))):
-        if not _within(key, heads):
+        if not is_within(key, heads):
             stored, own = (tuple(shape) for shape in shapes[key])
             raise error(
                 f"model: {name!r} has {key!r} in shape {stored}, its config says {own}; only a head may differ in size: mend the "
@@ -55,8 +51,8 @@ def check_loaded(
                 f"model: {name!r} has the weight {key!r} as {other_name!r}: it was saved from a wrapped model (torch.compile, "
                 "DataParallel, a part of another model); save the model itself, or rename the weights"
             )
-        if not _within(key, heads) and "pooler" not in key.split("."):
-            of_the_base = heads or key.startswith(f"{prefix}.")
+        if not is_within(key, heads) and not has_part(key, "pooler"):
+            of_the_base = heads or is_within(key, [prefix])
             reason = "; only a head may be new:" if of_the_base else ", so it cannot write;"
             raise error(f"model: {name!r} has no weights for {key!r}{reason} give another one")
     if left := _layers_left_out(unexpected, order):
@@ -68,22 +64,13 @@ def check_loaded(
         )
 
 
-def _within(key: str, modules: Collection[str]) -> bool:
-    return any(key == module or key.startswith(f"{module}.") for module in modules)
-
-
 def _under_another_name(key: str, unexpected: Sequence[str], prefix: str) -> str | None:
     """The checkpoint's weight that has this name but for what wrapping a model puts into names."""
-    return next((name for name in unexpected if _unwrapped(name, prefix) == _unwrapped(key, prefix)), None)
-
-
-def _unwrapped(key: str, prefix: str) -> str:
-    words = [word for word in key.split(".") if word not in _WRAPPERS]
-    return ".".join(words[1:] if words[0] == prefix else words)
+    return next((name for name in unexpected if without_wrappers(name, prefix) == without_wrappers(key, prefix)), None)
 
 
 def _layers_left_out(unexpected: Sequence[str], own: Collection[str]) -> str | None:
     """The first weight that is of a numbered layer like those of the model, but of a further one."""
-    known = {_NUMBER.sub(".#.", key) for key in own if _NUMBER.search(key)}
-    known |= {key.partition(".")[2] for key in known}  # a base model's own names have no prefix
-    return next((key for key in unexpected if _NUMBER.search(key) and _NUMBER.sub(".#.", key) in known), None)
+    known = {alike for key in own if (alike := without_numbers(key))}
+    known |= {next(shorter_ends(key)) for key in known}  # a base model's own names have no prefix
+    return next((key for key in unexpected if without_numbers(key) in known), None)

@@ -24,9 +24,8 @@ from lorank.errors import AdapterError, BudgetError, DataError, LorankWarning
 from lorank.models.base_size import base_parameters
 from lorank.plan import RankPlan
 from lorank.scores import ImportanceScores
-from lorank.scoring.batches import Batch, SummedLoss, summed_loss
+from lorank.scoring.batches import Batch, SummedLoss, on_device_of, summed_loss
 from lorank.scoring.undisturbed import undisturbed
-from lorank.scoring.watch import on_device_of
 from lorank.unsuitable import model_type_of
 
 By = Literal["path", "svd"]

@@ -13,7 +13,7 @@ from lorank.processes import processes
 from lorank.recipe.sections import CalibrationSection
 from lorank.scores import ImportanceScores
 from lorank.scoring.batches import Batch
-from lorank.scoring.one_shot import Subject
+from lorank.scoring.one_shot import ScoringInput
 from lorank.scoring.options import CalibrationOptions
 from lorank.targets import Target
 from lorank.tasks.data import content_hash
@@ -42,12 +42,12 @@ def subject_of(
     model: torch.nn.Module,
     targets: tuple[Target, ...],
     provenance: Mapping[str, Any],
-) -> Subject:
+) -> ScoringInput:
     """What a one-shot method looks at."""
     seed = prepared.settings.seed
     rows = calibration_rows(prepared.data.train, calibration.examples, seed)
     own = calibration.model_dump(include=set(CalibrationOptions.model_fields))
-    return Subject(
+    return ScoringInput(
         model,
         targets,
         calibration_batches(prepared, rows, calibration.batch_size),

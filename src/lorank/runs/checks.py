@@ -18,6 +18,7 @@ from lorank.findings import Findings
 from lorank.methods import METHODS
 from lorank.models.base_size import base_parameters
 from lorank.models.loading import head_modules, load_without_weights, longest_input, task_type_of
+from lorank.module_names import is_within
 from lorank.plan import RankPlan
 from lorank.recipe.recipe import Recipe
 from lorank.recipe.sections import TrainingSection
@@ -68,8 +69,7 @@ def _check_budget(
     """Targets and provenance, when the budget and the limits can be honoured."""
     targets = find_targets(model, recipe.targets)
     heads = head_modules(model) if task_type == TaskType.SEQ_CLS else ()
-    within = tuple(f"{head}." for head in heads)
-    if inside := [target.name for target in targets if f"{target.name}.".startswith(within)]:
+    if inside := [target.name for target in targets if is_within(target.name, heads)]:
         raise TargetError(
             f"targets match {inside[0]!r}, part of the head, which is trained whole; name the others more closely"
         )

@@ -16,6 +16,7 @@ from lorank.models.adapted_model import load_adapted
 from lorank.models.adapter_checks import check_adapter_labels, check_adapter_task
 from lorank.models.label_names import label_names_of, read_label_names, write_label_names
 from lorank.models.loading import NOT_LOADABLE
+from lorank.module_names import is_adapter_tensor
 from lorank.plan import RankPlan
 from lorank.processes import processes
 from lorank.pruning.prune import choose_score, prune
@@ -24,8 +25,7 @@ from lorank.report.rank_map import draw_rank_map
 from lorank.runs.calibration_set import calibration_batches, calibration_rows
 from lorank.runs.prepare import prepare
 from lorank.runs.recipe_values import pretrained_of
-from lorank.scoring.batches import Batch
-from lorank.scoring.watch import on_device_of
+from lorank.scoring.batches import Batch, on_device_of
 from lorank.training.prepared import Prepared
 from lorank.training.stage2 import evaluate_saved
 
@@ -86,7 +86,7 @@ def prune_adapter(
         padded = calibration_batches(prepared, rows, recipe.calibration.batch_size)
         model.to(processes().device)
         batches = [on_device_of(model, batch) for batch in padded]
-    held = sum(p.numel() for n, p in model.named_parameters() if ".lora_" in n)
+    held = sum(p.numel() for n, p in model.named_parameters() if is_adapter_tensor(n))
     console.print(f"scoring the triplets of {held:,} adapter parameters", highlight=False)
     pruned = prune(model, budget, batches, by=by, **limits)
     by_what = str(pruned.plan.provenance["method"])

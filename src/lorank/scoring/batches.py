@@ -5,6 +5,7 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
+from accelerate.utils import send_to_device
 from peft import PeftModel
 from torch import nn
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
@@ -158,3 +159,10 @@ def run(model: nn.Module, batch: Batch, loss: SummedLoss) -> None:
         call(model, batch)
     else:
         loss(model, batch)
+
+
+def on_device_of(model: nn.Module, batch: Batch) -> Batch:
+    """The batch where the model's first weights are; where it is if they are all offloaded, accelerate then moves it."""
+    devices = (p.device for p in model.parameters() if p.device.type != "meta")
+    device = next(devices, None)
+    return batch if device is None else send_to_device(batch, device)

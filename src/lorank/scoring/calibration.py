@@ -18,9 +18,9 @@ from lorank.scoring.curvature.gram import input_energy
 from lorank.scoring.curvature.hutchinson import OuterProductProbes
 from lorank.scoring.curvature.kfac import output_energy
 from lorank.scoring.gradient import weighted_gradient_columns
+from lorank.scoring.layer_hooks import LayerHooks, OutputGradientHook, frozen
 from lorank.scoring.precision import at_least_fp32, packed_for_inference
 from lorank.scoring.undisturbed import undisturbed
-from lorank.scoring.watch import Watch, Watching, frozen
 from lorank.targets import Target
 
 _PACKED = (
@@ -106,27 +106,27 @@ def calibrate(
     """
     if quantity != "gram" and any(map(packed_for_inference, (m for m in model.modules() if hasattr(m, "quant_state")))):
         raise ScoresError(_PACKED)
-    watching = _Summing(model, targets, quantity, folds, OuterProductProbes(targets, seed))
-    with frozen(model), watching, undisturbed(model), ExitStack() as stack:
+    hooks = _Summing(model, targets, quantity, folds, OuterProductProbes(targets, seed))
+    with frozen(model), hooks, undisturbed(model), ExitStack() as stack:
         stack.enter_context(torch.set_grad_enabled(quantity != "gram"))
         if quantity == "hutchinson":  # the fused kernels of attention have no second derivative
             stack.enter_context(sdpa_kernel(SDPBackend.MATH))
-        watching.sums.batches = watching.walk(
-            batches, lambda batch, count: watching.some(batch, count, probes if quantity == "hutchinson" else 1, loss)
+        hooks.sums.batches = hooks.walk(
+            batches, lambda batch, count: hooks.some(batch, count, probes if quantity == "hutchinson" else 1, loss)
         )
-    watching.check()
+    hooks.check()
     idle = "never ran in the forward pass of the calibration batches"
-    watching.leave_out({target.name: idle for target in targets if target.name not in watching.bad_inputs})
-    watching.sums.left_out, watching.sums.alone = watching.left_out, watching.alone
-    for sums in (watching.sums.columns, watching.sums.outputs, watching.sums.tokens):
-        for name in watching.left_out:
+    hooks.leave_out({target.name: idle for target in targets if target.name not in hooks.bad_inputs})
+    hooks.sums.left_out, hooks.sums.alone = hooks.left_out, hooks.alone
+    for sums in (hooks.sums.columns, hooks.sums.outputs, hooks.sums.tokens):
+        for name in hooks.left_out:
             sums.pop(name, None)
     if quantity == "hutchinson":
-        torch._foreach_div_(list(watching.sums.columns.values()), probes)
-    return watching.sums
+        torch._foreach_div_(list(hooks.sums.columns.values()), probes)
+    return hooks.sums
 
 
-class _Summing(Watching):
+class _Summing(LayerHooks):
     """What is looked at, and the sums that it adds to."""
 
     def __init__(
@@ -185,7 +185,7 @@ class _Summing(Watching):
             for name in list(self._pairs):  # of a layer's several calls some had no part in the loss
                 self._add_gradient(name)
 
-    def ran(self, name: str, x: torch.Tensor, output: torch.Tensor) -> torch.Tensor:
+    def after_layer(self, name: str, x: torch.Tensor, output: torch.Tensor) -> torch.Tensor:
         """Look at the inputs, and see to it that the output gradient will be shown."""
         if self._forward:
             self._calls[name] = self._calls.get(name, 0) + 1
@@ -202,7 +202,7 @@ class _Summing(Watching):
             return output
         if self.quantity == "hutchinson":
             return self.probes.move(name, self.rows(x, name), self.rows(output, name)).reshape(output.shape)
-        return Watch.apply(output, x, self._start, lambda x, delta: self._gradient(name, x, delta))
+        return OutputGradientHook.apply(output, x, self._start, lambda x, delta: self._gradient(name, x, delta))
 
     def _inputs(self, x: torch.Tensor, name: str) -> torch.Tensor:
         """Energies of an input, or a number that is finite if the input is."""

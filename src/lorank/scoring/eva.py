@@ -15,14 +15,14 @@ from lorank.errors import DataError, ScoresError
 from lorank.scores import ImportanceScores
 from lorank.scoring.batches import Batch, SummedLoss, run, summed_loss
 from lorank.scoring.examples import examples_in
-from lorank.scoring.one_shot import Subject
+from lorank.scoring.layer_hooks import LayerHooks, frozen
+from lorank.scoring.one_shot import ScoringInput
 from lorank.scoring.precision import full_precision
 from lorank.scoring.undisturbed import undisturbed
-from lorank.scoring.watch import Watching, frozen
 from lorank.targets import Target
 
 
-def explained_variance_scores(subject: Subject) -> ImportanceScores:
+def explained_variance_scores(scoring: ScoringInput) -> ImportanceScores:
     """EVA (arXiv 2410.07170): unit i of a module scores the share of its inputs' variance along principal direction i.
 
     PEFT walks over the loader until directions stop turning; here every calibration batch is looked at once. The cut is in
@@ -37,11 +37,11 @@ def explained_variance_scores(subject: Subject) -> ImportanceScores:
     counted = [0]
 
     def batches() -> Iterator[Batch]:
-        for batch in subject.needed_batches():
+        for batch in scoring.needed_batches():
             counted[0] += examples_in(batch)
             yield batch
 
-    found, alone = principal_inputs(subject.model, subject.targets, batches(), subject.options.components, subject.loss)
+    found, alone = principal_inputs(scoring.model, scoring.targets, batches(), scoring.options.components, scoring.loss)
     values = {name: ratios.double().cpu().numpy() for name, (_, ratios) in found.items()}
     for name, ratios in values.items():
         if not np.isfinite(ratios).all():
@@ -49,23 +49,23 @@ def explained_variance_scores(subject: Subject) -> ImportanceScores:
                 f"the inputs of {name!r} are not finite or do not vary; use a wider dtype or more examples"
             )
     made = {
-        "calibration": subject.options.model_dump(mode="json"),
+        "calibration": scoring.options.model_dump(mode="json"),
         "examples": counted[0],
         "seconds": round(time.perf_counter() - began, 3),
     }
     if alone is not None:
         made["one_example_at_a_time"] = alone
-    return subject.scores(values, provenance=made)
+    return scoring.scores(values, provenance=made)
 
 
 @torch.no_grad()
-def start_at_principal_inputs(model: PeftModel, subject: Subject) -> None:
+def start_at_principal_inputs(model: PeftModel, scoring: ScoringInput) -> None:
     """Set `A` of every adapted module to its inputs' principal directions, as many as it has rank; `B` stays 0.
 
     As `init_lora_weights="eva"` of PEFT, without the changes that this makes to the adapter's config.
     """
     found, _ = principal_inputs(
-        subject.model, subject.targets, subject.needed_batches(), subject.options.components, subject.loss
+        scoring.model, scoring.targets, scoring.needed_batches(), scoring.options.components, scoring.loss
     )
     for name, (directions, _) in found.items():
         for adapter_name, a in getattr(model.get_base_model().get_submodule(name), "lora_A", {}).items():
@@ -96,10 +96,10 @@ def principal_inputs(
         LorankWarning: names the layers that cannot be scored, and leaves them out.
 
     """
-    watching = _Principal(model, targets, components)
-    with frozen(model), watching, undisturbed(model), torch.no_grad():
-        watching.walk(batches, lambda batch, _: watching.some(batch, loss))
-    return watching.result(), watching.alone
+    hooks = _Principal(model, targets, components)
+    with frozen(model), hooks, undisturbed(model), torch.no_grad():
+        hooks.walk(batches, lambda batch, _: hooks.some(batch, loss))
+    return hooks.result(), hooks.alone
 
 
 class _State(NamedTuple):
@@ -112,7 +112,7 @@ class _State(NamedTuple):
 _START = _State()
 
 
-class _Principal(Watching):
+class _Principal(LayerHooks):
     """An incremental PCA for every layer, made once for those that have seen the very same inputs."""
 
     def __init__(self, model: nn.Module, targets: Sequence[Target], components: int) -> None:
@@ -129,7 +129,7 @@ class _Principal(Watching):
             self._states = before
             raise
 
-    def ran(self, name: str, x: torch.Tensor, output: torch.Tensor) -> torch.Tensor:
+    def after_layer(self, name: str, x: torch.Tensor, output: torch.Tensor) -> torch.Tensor:
         known = self.once(x, dict[int, tuple[_State, _State]])
         before = self._states.get(name, _START)
         if id(before) not in known:

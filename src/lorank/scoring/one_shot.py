@@ -22,7 +22,7 @@ BOOTSTRAP_DRAWS = 32
 
 
 @dataclass(frozen=True)
-class Subject:
+class ScoringInput:
     """What is scored, and on what.
 
     Attributes:
@@ -66,7 +66,7 @@ class Subject:
         return ImportanceScores(values, kept, provenance=made, **rest)
 
 
-def sensitivity_scores(subject: Subject) -> ImportanceScores:
+def sensitivity_scores(scoring: ScoringInput) -> ImportanceScores:
     """Sensitivity-LoRA: `ΔE ≈ ½ Σ h_ii δ_i²`, so what a layer's Hessian diagonal holds is how much the loss minds its change.
 
     `S_m = norm(tr H_m)^a · norm(topk_m)^b · norm(effective rank_m)^c`, see `lorank.scoring.spectrum`; the diagonal by
@@ -78,7 +78,7 @@ def sensitivity_scores(subject: Subject) -> ImportanceScores:
         ScoresError: as `lorank.scoring.calibration.calibrate`, or no layer is sensitive at all.
 
     """
-    options, estimator = subject.options, subject.options.estimator
+    options, estimator = scoring.options, scoring.options.estimator
 
     def columns_of(sums: CalibrationSums, target: Target, weights: torch.Tensor) -> torch.Tensor:
         columns = _mean(sums.columns, target, weights, sums.tokens.get(target.name, sums.targets))
@@ -102,10 +102,10 @@ def sensitivity_scores(subject: Subject) -> ImportanceScores:
         weights = (options.trace_weight, options.topk_weight, options.effective_rank_weight)
         return combined(list(zip((trace, share, rank), weights, strict=True)))
 
-    return _calibrated(subject, estimator, columns_of, score, {"estimator": estimator})
+    return _calibrated(scoring, estimator, columns_of, score, {"estimator": estimator})
 
 
-def gradient_scores(subject: Subject) -> ImportanceScores:
+def gradient_scores(scoring: ScoringInput) -> ImportanceScores:
     """Mean of `|w · g|` over the weights of a layer and the calibration examples, `g` the gradient of one example's loss.
 
     GoRA (arXiv 2502.12171) takes the mean of `|W ∘ G|` with G over a few batches; here an example is a batch of its own,
@@ -121,39 +121,39 @@ def gradient_scores(subject: Subject) -> ImportanceScores:
         return _mean(sums.columns, target, weights, sums.targets) / (target.d_in * target.d_out)
 
     return _calibrated(
-        subject, "gradient", columns_of, lambda columns: torch.stack([each.sum(-1) for each in columns], -1), {}
+        scoring, "gradient", columns_of, lambda columns: torch.stack([each.sum(-1) for each in columns], -1), {}
     )
 
 
 @torch.no_grad()
-def magnitude_scores(subject: Subject) -> ImportanceScores:
+def magnitude_scores(scoring: ScoringInput) -> ImportanceScores:
     """Mean `|w|` of a layer: needs no data, and says nothing about the task; a control."""
     values = {}
-    for target in subject.targets:
-        mean = weight_of(subject.model.get_submodule(target.name)).abs().mean(dtype=torch.float64)
+    for target in scoring.targets:
+        mean = weight_of(scoring.model.get_submodule(target.name)).abs().mean(dtype=torch.float64)
         if not bool(torch.isfinite(mean)):
             raise ScoresError(f"weights of {target.name!r} are not finite; load the model again")
         values[target.name] = np.array([float(mean)])
-    return subject.scores(values, max_ranks=_max_ranks(subject.targets))
+    return scoring.scores(values, max_ranks=_max_ranks(scoring.targets))
 
 
 def _calibrated(
-    subject: Subject, quantity: Any, columns_of: Any, score: Any, provenance: Mapping[str, Any]
+    scoring: ScoringInput, quantity: Any, columns_of: Any, score: Any, provenance: Mapping[str, Any]
 ) -> ImportanceScores:
     """One pass, the score of it, and of every resample of its examples."""
-    options, began = subject.options, time.perf_counter()
+    options, began = scoring.options, time.perf_counter()
     sums = calibrate(
-        subject.model,
-        subject.targets,
-        subject.needed_batches(),
+        scoring.model,
+        scoring.targets,
+        scoring.needed_batches(),
         quantity,
         folds=options.folds,
-        seed=subject.seed,
+        seed=scoring.seed,
         probes=options.probes,
-        loss=subject.loss,
+        loss=scoring.loss,
     )
-    targets = [target for target in subject.targets if target.name not in sums.left_out]
-    draws, used = resampling(sums.targets, subject.seed)
+    targets = [target for target in scoring.targets if target.name not in sums.left_out]
+    draws, used = resampling(sums.targets, scoring.seed)
     scored = score([columns_of(sums, target, draws) for target in targets]).numpy()
     if not scored[0].any():
         raise ScoresError(
@@ -177,7 +177,7 @@ def _calibrated(
         made["one_example_at_a_time"] = sums.alone
     if quantity != "gram":
         made["counted_targets"] = int(sums.targets.sum())
-    return subject.scores(
+    return scoring.scores(
         {name: scored[0, k : k + 1] for k, name in enumerate(names)},
         max_ranks=_max_ranks(targets),
         provenance={**provenance, **made},

@@ -14,6 +14,7 @@ from safetensors import safe_open
 from lorank.adapter.effect import warn_without_effect
 from lorank.errors import PlanError
 from lorank.models.label_names import label_names_of, write_label_names
+from lorank.module_names import is_adapter_tensor
 from lorank.plan import RankPlan
 from lorank.processes import processes
 from lorank.recipe.sections import TrainingSection
@@ -142,7 +143,7 @@ def evaluate_saved(prepared: Prepared, adapter: Path, directory: Path) -> tuple[
 def adapter_parameters(directory: Path) -> int:
     """Count the adapter parameters in a saved PEFT adapter: every `lora_` tensor, no head."""
     with safe_open(directory / "adapter_model.safetensors", framework="numpy") as file:
-        shapes = [file.get_slice(key).get_shape() for key in file.keys() if ".lora_" in key]  # noqa: SIM118
+        shapes = [file.get_slice(key).get_shape() for key in file.keys() if is_adapter_tensor(key)]  # noqa: SIM118
     return sum(int(np.prod(shape)) for shape in shapes)
 
 

@@ -1,4 +1,4 @@
-"""Looking into a model while it runs: what goes into each layer, by example, and the gradients of what comes out."""
+"""Forward hooks on layers: what goes into each, by example, and the gradients of what comes out."""
 
 import logging
 import sys
@@ -9,12 +9,11 @@ from contextlib import ExitStack, contextmanager
 from typing import Any
 
 import torch
-from accelerate.utils import send_to_device
 from torch import nn
 
 from lorank.errors import DataError, LorankWarning, ScoresError
 from lorank.module_names import has_part
-from lorank.scoring.batches import Batch
+from lorank.scoring.batches import Batch, on_device_of
 from lorank.scoring.examples import examples_in, in_rows, some_examples, without_padding
 from lorank.scoring.masks import token_masks, with_distinct_lengths
 from lorank.scoring.precision import full_precision
@@ -38,13 +37,6 @@ class CannotScore(Exception):
     """Not even in a batch of one example can a layer be scored; says why."""
 
 
-def on_device_of(model: nn.Module, batch: Batch) -> Batch:
-    """The batch where the model's first weights are; where it is if they are all offloaded, accelerate then moves it."""
-    devices = (p.device for p in model.parameters() if p.device.type != "meta")
-    device = next(devices, None)
-    return batch if device is None else send_to_device(batch, device)
-
-
 def _not_text(key: str, value: Any) -> bool:
     """Whether a model input is of images or sounds, whose tokens a mask of texts is not for."""
     if (
@@ -56,8 +48,8 @@ def _not_text(key: str, value: Any) -> bool:
     return value.ndim > 2 or key == "input_values"
 
 
-class Watching:
-    """Forward hooks on the targets while open. A subclass says in `ran` what it looks at.
+class LayerHooks:
+    """Forward hooks on the targets while open. A subclass says in `after_layer` what it takes from a layer's call.
 
     Batches go through the model whole where every layer works on `(examples, ..., d)` or on all tokens of all examples in
     their order. Where one does not (relative positions that all examples share, routed experts, patches of all images,
@@ -82,13 +74,13 @@ class Watching:
         self._masks: dict[int, torch.Tensor | None] = {}
         self._shared: dict[int, tuple[weakref.ref[torch.Tensor], int, Any]] = {}
 
-    def __enter__(self) -> "Watching":
+    def __enter__(self) -> "LayerHooks":
         if "torch._dynamo" in sys.modules:  # compiled code does not run hooks that were added later
             self._open.enter_context(torch.compiler.set_stance("force_eager"))
         for target in self.targets:
 
             def hook(_: nn.Module, args: Any, kwargs: Any, output: Any, name: str = target.name) -> Any:
-                return self._seen(name, args[0] if args else next(iter(kwargs.values()), None), output)
+                return self._after_layer(name, args[0] if args else next(iter(kwargs.values()), None), output)
 
             module = self.model.get_submodule(target.name)
             self._open.callback(module.register_forward_hook(hook, with_kwargs=True).remove)
@@ -157,19 +149,19 @@ class Watching:
             batch, self._masks = apart, token_masks(self.model, apart)
         return batch
 
-    def _seen(self, name: str, x: Any, output: Any) -> Any:
+    def _after_layer(self, name: str, x: Any, output: Any) -> Any:
         if name in self.left_out:
             return output
         try:
             if not isinstance(x, torch.Tensor) or not isinstance(output, torch.Tensor):
                 made = next(type(each).__name__ for each in (output, x) if not isinstance(each, torch.Tensor))
                 raise CannotScore(f"takes or returns {made}, not one tensor")
-            return self.ran(name, x, output)
+            return self.after_layer(name, x, output)
         except CannotScore as why:
             self.left_out[name] = str(why)
             return output
 
-    def ran(self, name: str, x: torch.Tensor, output: torch.Tensor) -> torch.Tensor:
+    def after_layer(self, name: str, x: torch.Tensor, output: torch.Tensor) -> torch.Tensor:
         """Target `name` turned `x` into `output`; what is returned takes the output's place."""
         raise NotImplementedError
 
@@ -251,7 +243,7 @@ class Watching:
         return kept
 
 
-class Watch(torch.autograd.Function):
+class OutputGradientHook(torch.autograd.Function):
     """The identity on a layer's output, which shows the layer's input and its output gradient when that comes by.
 
     The input is saved as autograd saves tensors, so gradient checkpointing and offloading of activations work with it.
