@@ -10,9 +10,9 @@ from torch import nn
 from torch.nn.modules.batchnorm import _NormBase
 
 from lorank.adapter.triplet import TripletAdapter
-from lorank.engine.random_streams import RandomStreams, random_streams
 from lorank.engine.training_pass import TrainingPass
 from lorank.errors import TrainingError
+from lorank.scoring.random_streams import RandomStreams, random_streams
 
 # Largest distance of the two gradients, relative to training's. Equal passes differ by the order of sums in parallel
 # kernels; half precision makes more of that. Another loss, or label smoothing of 0.1, is 5 to 100 times as far away.

@@ -11,9 +11,9 @@ from torch import nn
 
 from lorank.artefact import checksum
 from lorank.engine.overlap import values_in
-from lorank.engine.random_streams import RandomStreams, random_streams
 from lorank.errors import DataError, TrainingError
 from lorank.scoring.batches import Batch
+from lorank.scoring.random_streams import RandomStreams, random_streams
 
 
 class ScoringBatches:

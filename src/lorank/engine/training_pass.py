@@ -7,9 +7,9 @@ from typing import Any
 import torch
 from torch import nn
 
-from lorank.engine.random_streams import random_streams
 from lorank.errors import TrainingError
 from lorank.scoring.batches import loss_in
+from lorank.scoring.random_streams import random_streams
 
 ATTACH = "call allocation.attach(trainer) before trainer.train()"
 TRAINING_PASS = "use estimator='training-pass', which scores by the gradients that training itself makes"
