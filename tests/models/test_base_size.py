@@ -111,5 +111,5 @@ def test_one_percent_is_one_number(tmp_path) -> None:
     )
     allocation = lorank.RankAllocation("adalora", "2%")
     allocation.prepare(adapted)
-    assert allocation._ground.provenance["base_parameters"] == scored
-    assert allocation._ground.parameters == scored // 50
+    assert allocation._initial.provenance["base_parameters"] == scored
+    assert allocation._initial.parameters == scored // 50

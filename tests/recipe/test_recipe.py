@@ -6,7 +6,7 @@ import yaml
 
 from lorank import LorankError
 from lorank.methods import METHODS
-from lorank.recipe.recipe import load_recipe, make_recipe
+from lorank.recipe.recipe import load_recipe, make_recipe, sections_of
 
 MINIMAL = {"model": "some/model", "budget": "r=2", "data": {"train": "a.tsv", "test": "b.tsv"}}
 
@@ -83,7 +83,7 @@ def test_a_missing_key_is_named() -> None:
 def test_a_preset_fills_in_and_the_recipe_overrides_it(method: str, preset: str) -> None:
     content = {**MINIMAL, "method": method, "preset": preset}
     recipe = make_recipe(content)
-    for section, choices in METHODS[method].presets[preset].items():
+    for section, choices in sections_of(METHODS[method], METHODS[method].presets[preset]).items():
         for key, value in choices.items():
             assert getattr(getattr(recipe, section), key) == value
     assert make_recipe({**content, "scoring": {"intervals": 3}}).scoring.intervals == 3

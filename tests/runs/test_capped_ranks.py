@@ -36,7 +36,7 @@ def test_allocation_in_training_starts_a_gate_at_what_it_can_have() -> None:
         allocation.prepare(model)
     assert allocation._adapter is not None
     ranks = dict(zip(allocation._adapter.names, allocation._adapter.ranks, strict=True))
-    assert ranks == allocation._ground.ranks
+    assert ranks == allocation._initial.ranks
     assert (ranks[GATE], max(ranks.values())) == (1, 4)
 
 

@@ -127,6 +127,7 @@ def test_little_data_makes_batches_smaller(tiny_folder: Path, tmp_path: Path) ->
         prepare(given, ("i-lora",))
 
 
+@pytest.mark.filterwarnings("ignore:.*scoring examples are in the training data too")
 def test_what_was_shrunk_is_recorded_and_a_run_agrees_with_itself(tiny_folder: Path, tmp_path: Path) -> None:
     stages = {"stage1": {"initial_rank": 2, "max_steps": 2}, "stage2": {"skip": True}}
     recipe = recipe_of(tiny_folder, small(tmp_path, 20), **stages)

@@ -185,7 +185,7 @@ def make_recipe(content: Mapping[str, Any]) -> Recipe:
     filled = dict(content)
     if method is not None:
         preset = filled["preset"] = preset_of(method, content.get("preset"))
-        for section, choices in _sections(method, method.presets[preset]).items():
+        for section, choices in sections_of(method, method.presets[preset]).items():
             own = content.get(section)
             if own is None or isinstance(own, Mapping):
                 filled[section] = {**choices, **(own or {})}
@@ -195,7 +195,7 @@ def make_recipe(content: Mapping[str, Any]) -> Recipe:
         raise RecipeError(explain(error, Recipe)) from None
 
 
-def _sections(method: Method, preset: Preset) -> dict[str, dict[str, Any]]:
+def sections_of(method: Method, preset: Preset) -> dict[str, dict[str, Any]]:
     """A preset as the sections that say the same."""
     ranks = {"allocation": dict(preset.ranks)} if preset.ranks else {}
     if not preset.options:

@@ -20,6 +20,7 @@ from transformers import (
     TrainingArguments,
 )
 
+from lorank.errors import TrainingError
 from lorank.in_training.rank_allocation import RankAllocation
 from lorank.models.loading import TaskModel
 from lorank.plan import exactly, whole
@@ -152,7 +153,11 @@ def train_stage(
             trainer.accelerator.prepare_model(model, evaluation_mode=True)
             return progress
         console.print(f"{name}: continuing at step {progress.step} from {checkpoint}", highlight=False)
-    trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint is not None else None)
+    try:
+        trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint is not None else None)
+    except TrainingError:
+        trainer.check_finite()  # a loss that is not finite explains whatever else went wrong
+        raise
     processes().wait_for_everyone()  # until the main process has marked the last checkpoint as complete
     ended = latest_checkpoint(directory)
     assert ended is not None, "CheckpointCallback saves when a stage ends"

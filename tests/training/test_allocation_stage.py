@@ -1,4 +1,4 @@
-"""Recipes with method igu-lora and adalora, and the Trainer script of the examples, at a small size."""
+"""Recipes whose first stage decides the ranks, and the Trainer script of the examples, at a small size."""
 
 import json
 import os
@@ -8,7 +8,6 @@ from pathlib import Path
 
 import pytest
 import torch
-from lorank.training.pruned_stage import pruning_of
 from peft import PeftModel
 from rich.console import Console
 from safetensors.torch import load_file
@@ -16,6 +15,7 @@ from transformers import AutoModelForSequenceClassification
 
 from lorank import ImportanceScores, LorankError, RankPlan
 from lorank.errors import BudgetError, RecipeError
+from lorank.runs.choices import choices_of
 from lorank.runs.run import run
 
 QUIET = Console(quiet=True)
@@ -58,9 +58,9 @@ def test_the_preset_fills_in_and_the_recipe_overrides(tiny_recipe) -> None:
     assert recipe.pruning.ending == "retrain"
     assert recipe.pruning.begin == 0.3
     # A baseline has its own default preset, not what the recipe says of its method.
-    assert pruning_of(recipe, "adalora")[0] == "paper"
-    assert pruning_of(recipe, "adalora")[1].score == "product"
-    assert pruning_of(recipe, "igu-lora")[1] == recipe.pruning
+    assert choices_of(recipe, "adalora").preset == "paper"
+    assert choices_of(recipe, "adalora").options.score == "product"
+    assert choices_of(recipe, "igu-lora").options == recipe.pruning
 
 
 @pytest.mark.parametrize(
