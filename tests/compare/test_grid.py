@@ -19,11 +19,13 @@ from rich.console import Console
 from safetensors.torch import load_file
 from tests.conftest import tiny_writer
 
-from lorank.compare.cells import CONTROLS, FROM_PLAN, Cell, recipe_of
+from lorank.compare.cells import CONTROLS, ERROR, FROM_PLAN, RESULT, Cell, recipe_of
 from lorank.compare.compare import DEFAULT, compare_recipes, read_grid, with_equal_compute
-from lorank.compare.grid import ERROR, RESULT, Grid, run_grid
+from lorank.compare.grid import Grid
+from lorank.compare.grid_checks import check_grid
 from lorank.compare.learning_rate import searched
 from lorank.compare.run_cell import main
+from lorank.compare.run_grid import run_grid
 from lorank.errors import AllocationError, ComparisonError, DataError, OutputError, RecipeError
 from lorank.methods import METHODS
 from lorank.plan import RankPlan
@@ -37,7 +39,7 @@ def recipe_file(tiny_recipe: Callable[..., Any], tmp_path: Path) -> Path:
     content = {
         "model": recipe.model, "budget": "r=1", "data": {**recipe.data.model_dump(include={"train", "test", "max_length"})},
         "metrics": ["accuracy", "matthews"], "checkpoint_every": 4,
-        "stage1": {"initial_rank": 2, "max_steps": 4, "batch_size": 8, "learning_rate": 1e-2},
+        "stage1": {"initial_rank": 2, "max_steps": 3, "batch_size": 8, "learning_rate": 1e-2},
         "stage2": {"max_steps": 12, "batch_size": 8, "learning_rate": 1e-2},
         "calibration": {"examples": 32}, "scoring": {"batch_size": 8},
     }  # fmt: skip
@@ -213,7 +215,7 @@ def test_equal_compute_is_among_the_defaults_where_it_can_be(recipe_file: Path, 
     assert methods("method=igu-lora") == DEFAULT
     assert methods("method=magnitude") == (*DEFAULT, "magnitude")
     assert methods("stage1.max_steps=9") == DEFAULT
-    assert "mood: equal-compute: stage 1 and scoring cost at least as much as 18" in (tmp_path / "said.txt").read_text()
+    assert "mood: equal-compute: stage 1 and scoring cost at least as much as 22" in (tmp_path / "said.txt").read_text()
 
 
 def test_no_cell_waits_for_one_that_it_does_not_need(recipe_file: Path, tmp_path: Path) -> None:
@@ -246,7 +248,7 @@ def test_controls_of_a_method_whose_second_stage_is_skipped(recipe_file: Path, t
     results = run_grid(asked, launch=in_this_process)
     assert {cell.method: one.steps for cell, one in results.items()} == {"lora": 12, "i-lora": 12, "shuffled": 12}
     with pytest.raises(ComparisonError, match="for methods of two stages, i-lora of mood has one"):
-        grid(recipe_file, tmp_path / "other", ("lora", "i-lora", "equal-compute"), (0,), *skip).check()
+        check_grid(grid(recipe_file, tmp_path / "other", ("lora", "i-lora", "equal-compute"), (0,), *skip))
 
 
 def test_triplets_that_end_at_the_uniform_rank(recipe_file: Path, tmp_path: Path) -> None:
@@ -352,7 +354,7 @@ def test_refusals_come_first(recipe_file: Path, tmp_path: Path) -> None:
             ["mood:stage1.max_steps=9"],
             ("lora", "i-lora", "equal-compute"),
             ComparisonError,
-            "at least as much as 18 steps",
+            "at least as much as 22 steps",
         ),
         (["mood:method=eva"], ("lora", "eva", "equal-compute"), ComparisonError, "for methods of two stages, eva"),
         (["mood:budget=r=2"], ("lora", "svd-truncate"), ComparisonError, "no larger than budget r=2"),

@@ -8,7 +8,7 @@ import pytest
 from tests.compare.made_up import measured
 
 from lorank.compare.grid import Grid
-from lorank.compare.grid_checks import check_base
+from lorank.compare.grid_checks import check_base, check_grid
 from lorank.errors import OutputError, RecipeError
 from lorank.models.base_fingerprint import base_sum
 from lorank.models.pretrained import Pretrained
@@ -42,5 +42,5 @@ def test_all_findings_of_all_tasks_are_said_at_once(
         few={"scoring": {"batch_size": 64}}, fine={},
     )  # fmt: skip
     with pytest.raises(RecipeError, match="3 things have to be mended:") as caught:
-        asked.check()
+        check_grid(asked)
     assert all(said in str(caught.value) for said in ("no such file", "has 32 positions", "less than one batch of 64"))

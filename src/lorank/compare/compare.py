@@ -13,10 +13,11 @@ from lorank.compare.answer import Contrast, Row, answer, contrasts, sentence
 from lorank.compare.cells import BASELINE, CONTROLS, Cell, Measured, merged, recipe_of, source_of, two_stages
 from lorank.compare.controls import check_shortened
 from lorank.compare.forest_plot import draw_forest_plot
-from lorank.compare.grid import Grid, grid_content, run_grid
+from lorank.compare.grid import Grid, grid_content
 from lorank.compare.launch import Launch
 from lorank.compare.learning_rate import searched
 from lorank.compare.result_table import comma_separated, latex, markdown
+from lorank.compare.run_grid import run_grid
 from lorank.compare.statistics import Test
 from lorank.errors import ComparisonError
 from lorank.recipe.recipe import read_override, read_recipe

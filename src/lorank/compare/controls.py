@@ -95,7 +95,9 @@ def check_shortened(recipe: Recipe, examples: int) -> None:
         return
     steps = stage_steps(stage1, examples)
     batches = (steps - int(options.warmup * steps)) // options.every if options.when == "during" else 1
-    spent = _in_steps(stage1, recipe.stage2, steps, batches * options.batch_size)
+    # The loss of scoring passes is compared with training's at the 1st, 2nd, 4th, 8th ... of them.
+    passes = batches + (batches.bit_length() if options.when == "during" else 0)
+    spent = _in_steps(stage1, recipe.stage2, steps, passes * options.batch_size)
     whole = stage_steps(recipe.stage2, examples)
     if spent >= whole:
         raise ComparisonError(_nothing_left(spent, whole))

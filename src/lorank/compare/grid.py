@@ -1,22 +1,17 @@
-"""A grid of cells: run in several processes, continued where it was stopped, a failed cell tried again and reported."""
+"""A grid of cells: which there are, what each is asked for, and what was measured."""
 
 import json
-from collections.abc import Mapping, Sequence
-from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
-from dataclasses import asdict, dataclass, field, replace
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from filelock import FileLock, Timeout
-from rich.console import Console
-
-from lorank.artefact import file_checksum, make_folder, write_json
+from lorank.artefact import file_checksum
 from lorank.compare.cells import (
     BASELINE,
     BORROWING,
     ERROR,
     FROM_PLAN,
-    ORDER,
     RESULT,
     Cell,
     Measured,
@@ -28,9 +23,7 @@ from lorank.compare.cells import (
     recipe_of,
     source_of,
 )
-from lorank.compare.grid_checks import check_base, check_grid
-from lorank.compare.launch import Launch, on_this_machine, stop_cells
-from lorank.errors import OutputError, one_line
+from lorank.errors import OutputError
 from lorank.recipe.recipe import Recipe
 from lorank.runs.checks import check_model
 from lorank.targets import unit_costs
@@ -112,15 +105,6 @@ class Grid:
         parameters, one = self._known(cell.task, cell.budget)
         return {"min_rank": parameters // one, "max_rank": -(-parameters // one), "multiple_of": 1}
 
-    def check(self) -> None:
-        """Try every recipe, the data and the budgets before anything is trained.
-
-        Raises:
-            LorankError: what would stop cells, as far as it can be seen now; several findings are raised as one.
-
-        """
-        check_grid(self)
-
     def controlled(self) -> dict[tuple[str, str], str]:
         """(task, control) -> the method whose ranks that control puts to the test.
 
@@ -171,91 +155,6 @@ class Grid:
             if (folder / ERROR).is_file() and not (folder / RESULT).is_file():
                 reasons[cell] = (folder / ERROR).read_text(encoding="utf-8")
         return reasons
-
-
-def run_grid(
-    grid: Grid, *, processes: int = 1, tries: int = 2, console: Console | None = None, launch: Launch | None = None
-) -> dict[Cell, Measured]:
-    """Run the cells that are not done yet, each in a process of its own.
-
-    Args:
-        grid: what to run.
-        processes: cells at a time.
-        tries: for each cell; a cell that fails in all of them is left out, and said.
-        console: for one line a cell.
-        launch: runs the cell in a folder and gives its exit code; None: a process on this machine.
-
-    Raises:
-        OutputError: the folder is in use, or cells in it are of another grid or another base model.
-        LorankError: as `Grid.check`.
-
-    """
-    console = console or Console(quiet=True)
-    grid.check()
-    done = grid.results()
-    check_base(grid, done)
-    make_folder(grid.folder)
-    try:
-        with FileLock(grid.folder / ".lock", timeout=0):
-            left = [cell for cell in grid.cells() if cell not in done]
-            console.print(f"{len(done)} of {len(grid.cells())} cells are done, {len(left)} are left", highlight=False)
-            _run(grid, left, processes, tries, console, launch or on_this_machine(processes))
-    except Timeout:
-        raise OutputError(f"{grid.folder} is in use by another comparison; wait for it, or give another one") from None
-    return grid.results()
-
-
-def _run(grid: Grid, cells: Sequence[Cell], processes: int, tries: int, console: Console, launch: Launch) -> None:
-    def work(cell: Cell) -> int:
-        folder = grid.folder / "cells" / cell.folder
-        folder.mkdir(parents=True, exist_ok=True)
-        (folder / ERROR).unlink(missing_ok=True)
-        source = grid.source(cell)
-        content = {
-            "cell": asdict(cell),
-            "content": dict(grid.contents[cell.task]),
-            "own": grid.own_of(cell),
-            "parameters": grid.parameters(cell.task, cell.budget),
-            "plan_of": str((grid.folder / "cells" / source.folder).resolve()) if cell.method in FROM_PLAN else None,
-        }
-        write_json(folder / ORDER, content)
-        try:
-            return launch(folder)
-        except Exception as error:  # a node that was lost is a try that failed
-            (folder / ERROR).write_text(f"{type(error).__name__}: {one_line(error)}", encoding="utf-8")
-            return 1
-
-    pool = ThreadPoolExecutor(max_workers=processes)
-    try:
-        tried, waiting, running = dict.fromkeys(cells, 0), list(cells), dict[Future[int], Cell]()
-        while waiting or running:
-            # In order, so that a grid that is stopped early has whole seeds; a control when the plan that it trains is there.
-            for cell in list(waiting):
-                source = grid.source(cell)
-                ready = cell.method not in FROM_PLAN or source not in (*waiting, *running.values())
-                if ready and len(running) < processes:
-                    waiting.remove(cell)
-                    running[pool.submit(work, cell)] = cell
-            finished, _ = wait(running, return_when=FIRST_COMPLETED)
-            for future in finished:
-                cell, code = running.pop(future), future.result()
-                tried[cell] += 1
-                if code == 0 and (grid.folder / "cells" / cell.folder / RESULT).is_file():
-                    console.print(f"done    {cell.folder}", highlight=False)
-                    continue
-                folder = grid.folder / "cells" / cell.folder
-                if not (folder / ERROR).is_file():
-                    (folder / ERROR).write_text(f"ended with {code}, see {folder / 'log.txt'}", encoding="utf-8")
-                reason = (folder / ERROR).read_text(encoding="utf-8")
-                again = tried[cell] < tries
-                console.print(f"failed  {cell.folder}: {reason}{', once more' if again else ''}", highlight=False)
-                if again:
-                    waiting.insert(0, cell)
-    except BaseException:  # Ctrl-C, which reaches cells too if a terminal sent it, but not if another process did
-        stop_cells()
-        raise
-    finally:
-        pool.shutdown(wait=True, cancel_futures=True)
 
 
 def grid_content(grid: Grid) -> dict[str, Any]:

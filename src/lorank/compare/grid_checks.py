@@ -2,10 +2,10 @@
 
 from collections.abc import Mapping
 from dataclasses import replace
-from typing import TYPE_CHECKING
 
 from lorank.compare.cells import BASELINE, CONTROLS, SAME, Cell, Measured, rate_section, recipe_of, two_stages
 from lorank.compare.controls import check_shortened
+from lorank.compare.grid import Grid
 from lorank.errors import ComparisonError, OutputError
 from lorank.findings import Findings
 from lorank.models.base_fingerprint import base_sum
@@ -13,11 +13,8 @@ from lorank.runs.prepare import prepare
 from lorank.runs.recipe_values import pretrained_of
 from lorank.tasks.data import TaskData, load_task_data
 
-if TYPE_CHECKING:
-    from lorank.compare.grid import Grid
 
-
-def check_grid(grid: "Grid") -> None:
+def check_grid(grid: Grid) -> None:
     """Try every recipe, the data and the budgets.
 
     Raises:
@@ -35,7 +32,7 @@ def check_grid(grid: "Grid") -> None:
     findings.raise_all()
 
 
-def _check_cell(grid: "Grid", cell: Cell, data: TaskData) -> None:
+def _check_cell(grid: Grid, cell: Cell, data: TaskData) -> None:
     recipe, baseline = grid.recipe(cell), grid.recipe(replace(cell, method=BASELINE)).stage2
     judged = rate_section(recipe)
     for key in SAME:
@@ -56,7 +53,7 @@ def _check_cell(grid: "Grid", cell: Cell, data: TaskData) -> None:
     prepare(recipe, (recipe.method,), data=data)
 
 
-def check_base(grid: "Grid", done: Mapping[Cell, Measured]) -> None:
+def check_base(grid: Grid, done: Mapping[Cell, Measured]) -> None:
     """Refuse to go on with another base model than the cells that are done were trained on.
 
     Raises:
@@ -73,7 +70,7 @@ def check_base(grid: "Grid", done: Mapping[Cell, Measured]) -> None:
             )
 
 
-def _check_control(grid: "Grid", cell: Cell, wide: int, examples: int) -> None:
+def _check_control(grid: Grid, cell: Cell, wide: int, examples: int) -> None:
     source = grid.source(cell).method
     if source not in grid.methods:
         raise ComparisonError(f"{cell.method} is a control of {source} on {cell.task}; add {source} to the methods")

@@ -22,8 +22,10 @@ from lorank.compare.cells import (
     recipe_of,
     source_of,
 )
-from lorank.compare.grid import Grid, grid_content, run_grid
+from lorank.compare.grid import Grid, grid_content
+from lorank.compare.grid_checks import check_grid
 from lorank.compare.launch import Launch
+from lorank.compare.run_grid import run_grid
 from lorank.errors import ComparisonError
 from lorank.tasks.data import hold_out, load_rows, load_task_data
 
@@ -67,7 +69,7 @@ def searched(
         raise ComparisonError(f"factors are {list(factors)}; allowed: numbers above 0, for example 0.3,1,3")
     if SEARCH_SEED in grid.seeds:
         raise ComparisonError(f"seed {SEARCH_SEED} is the search's own; leave it out of --seeds")
-    grid.check()
+    check_grid(grid)
     question = checksum(
         {
             **grid_content(replace(grid, seeds=())),
