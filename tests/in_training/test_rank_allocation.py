@@ -2,6 +2,7 @@
 
 import copy
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -23,6 +24,7 @@ from transformers import (
 from lorank import ImportanceScores, RankAllocation, RankPlan
 from lorank.adapter.triplet import TripletAdapter, TripletLinear
 from lorank.errors import LorankWarning
+from lorank.in_training.trainer_setup import call_after_backward
 
 
 class Watch(TrainerCallback):
@@ -248,3 +250,46 @@ def test_a_trained_adapter_is_pruned_from_where_it_stands(tmp_path: Path) -> Non
     second.train()
     assert allocation.plan.spent <= allocation.plan.budget_parameters
     assert np.isfinite(second.evaluate()["eval_loss"])
+
+
+class Norms(TrainerCallback):
+    """Norm of all gradients as the optimizer gets them."""
+
+    def __init__(self) -> None:
+        self.norms: list[float] = []
+
+    def on_pre_optimizer_step(self, args: Any, state: Any, control: Any, model: Any = None, **_: Any) -> None:
+        gradients = [p.grad.flatten() for p in model.parameters() if p.grad is not None]
+        self.norms.append(float(torch.cat(gradients).norm()))
+
+
+@pytest.mark.parametrize("accumulation", [1, 2])
+def test_attached_the_regulariser_is_added_before_clipping(accumulation: int, tmp_path: Path) -> None:
+    """Once a step, whatever is accumulated; a callback alone is asked after clipping."""
+    for attached in (True, False):
+        allocation, norms = RankAllocation(budget="r=2", orthogonality=3.0, **ADALORA), Norms()
+        options: dict[str, Any] = {"gradient_accumulation_steps": accumulation, "max_grad_norm": 0.01, "max_steps": 6}
+        trainer = tiny_trainer(tmp_path / str(attached), allocation, norms, **options)
+        if attached:
+            allocation.attach(trainer)
+        trainer.train()
+        assert (max(norms.norms) < 0.0101) == attached
+        assert "training_step" not in vars(trainer)
+
+
+def test_scaled_gradients_get_a_scaled_regulariser() -> None:
+    """fp16: gradients are multiplied by the loss scale when the regulariser is added to them."""
+    scaler = torch.amp.GradScaler("cpu", init_scale=512.0)
+    accelerator = SimpleNamespace(sync_gradients=True, scaler=scaler)
+    trainer = SimpleNamespace(accelerator=accelerator, args=SimpleNamespace(device="cpu"), training_step=lambda: 1.0)
+    scales: list[Any] = []
+    take_back = call_after_backward(trainer, scales.append)
+    assert trainer.training_step() == 1.0
+    accelerator.sync_gradients = False
+    trainer.training_step()
+    accelerator.sync_gradients, accelerator.scaler = True, None
+    trainer.training_step()
+    assert [float(scale) for scale in scales] == [512.0, 1.0]
+    take_back()
+    trainer.training_step()
+    assert len(scales) == 2

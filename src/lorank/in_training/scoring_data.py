@@ -58,7 +58,7 @@ def warn_of_overlap(scoring: Any, training: Any) -> None:
     if shared:
         warnings.warn(
             f"{shared:,} of {len(scoring):,} scoring examples are in the training data too (the same inputs), so scores are not "
-            "of held-out loss; take them out of one of the two",
+            "of held-out loss; remove duplicates from the data, or hold out other examples",
             LorankWarning,
             stacklevel=2,
         )
