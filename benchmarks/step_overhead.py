@@ -26,7 +26,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from lorank.engine.measuring import PathMeasure
 from peft import AdaLoraConfig, LoraConfig, PeftModel, get_peft_model
 from torch import nn
 from torch.profiler import ProfilerActivity, profile
@@ -37,8 +36,11 @@ from lorank.adapter.triplet import TripletAdapter
 from lorank.allocation.schedule import CutSchedule
 from lorank.budget import Budget
 from lorank.engine.allocator import Allocator
+from lorank.engine.assembly import TrainingFacts, make_allocator, needs_passes
 from lorank.engine.cut_rules import CutRules
 from lorank.engine.initial_adapter import read_adapter
+from lorank.engine.smoother import DeviationSmoother
+from lorank.engine.training_pass import ModelPass
 from lorank.methods.choose import choose_options
 from lorank.targets import find_targets
 
@@ -114,17 +116,22 @@ def lorank(base: nn.Module, targets: list[str], rank: int, device: str, **option
     model = lora(base, targets, rank, device)
     adapter: TripletAdapter = to_triplets(model, "default")
     preset = options.pop("preset", "recommended")
-    _, _, pruning, limits = choose_options(options.pop("method", "adalora"), preset, options)
+    _, _, choices, limits = choose_options(options.pop("method", "adalora"), preset, options)
     layers: Any = dict(zip(adapter.names, adapter.layers, strict=True))
-    ground = read_adapter(model, layers, "default", Budget.parse(f"r={rank // 2}"), limits, pruning, {})
-    path = PathMeasure(model, adapter, pruning, seed=0) if pruning.estimator != "training-pass" else None
-    allocator = Allocator(adapter, CutRules(ground, pruning, NEVER), 1, path)
+    initial = read_adapter(model, layers, "default", Budget.parse(f"r={rank // 2}"), limits, choices, {})
+    passed = ModelPass(model) if needs_passes(choices) else None
+    facts = TrainingFacts(10_000, 1, half=torch.cuda.is_available())
+    allocator = make_allocator(adapter, initial, choices, facts, passed)
+    allocator.rules = CutRules(initial, choices, NEVER)
+    allocator.schedule = NEVER
+    allocator.begin_step(1)
 
     def before(step: int, optimizer: torch.optim.Optimizer) -> None:
         allocator.before_step(step)
 
     def after(step: int, optimizer: torch.optim.Optimizer) -> None:
         allocator.after_step(step, optimizer)
+        allocator.begin_step(step + 1)
 
     return Runner(model, before, after), allocator
 
@@ -146,7 +153,7 @@ def adalora(base: nn.Module, targets: list[str], rank: int, device: str) -> Runn
 def state_bytes(name: str, runner: Runner, allocators: dict[str, Allocator]) -> int:
     """What the scores keep from step to step."""
     if name in allocators:
-        return allocators[name].smoothed.state_bytes
+        return allocators[name].smoother.state_bytes
     allocator = getattr(runner.model.base_model, "rankallocator", None)
     if allocator is None:
         return 0
@@ -213,9 +220,10 @@ def main() -> None:
 
     # Once the ranks stand: half of the units, beside a plain LoRA with the same plan.
     allocator, cut = allocators["lorank triplet"], runners["lorank triplet"]
+    assert isinstance(allocator.smoother, DeviationSmoother)
     with torch.no_grad():  # a few steps of a tiny learning rate leave λ at 0, where every score is
-        allocator.smoothed.mean[0].uniform_()
-        allocator.smoothed.deviation[0].uniform_()
+        allocator.smoother.mean[0].uniform_()
+        allocator.smoother.deviation[0].uniform_()
     allocator.cut(cut.step, cut.optimizer, last=True)
     cut.trained = [p for p in cut.model.parameters() if p.requires_grad]
     _, plan = allocator.finish(cut.step, cut.optimizer)

@@ -43,7 +43,7 @@ class LossComparison:
     def watch(self) -> None:
         """Remember the gradients of λ, micro-batch by micro-batch, until `compare` or `stop`."""
         self.stop()
-        self.passed.on_inputs = self._begin
+        self.passed.on_inputs, self.passed.differentiated = self._begin, True
         for index, values in enumerate(self.adapter.lambdas):
             self._hooks.append(values.register_hook(lambda gradient, index=index: self._seen(index, gradient)))
 
@@ -84,11 +84,12 @@ class LossComparison:
         return found[0] > 0
 
     def _begin(self) -> None:
-        self._gradients = {}
+        self._gradients, self.passed.differentiated = {}, False
         self._streams = RandomStreams.now(self.model)
         self.passed.keep_state()
 
     def _seen(self, index: int, gradient: torch.Tensor) -> None:
+        self.passed.differentiated = True
         before = self._gradients.get(index)
         self._gradients[index] = gradient.detach().clone() if before is None else before + gradient
 

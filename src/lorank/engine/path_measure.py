@@ -75,6 +75,7 @@ class PathMeasure(Measure):
 
     def begin_step(self, number: int) -> None:
         """Compare the loss with training's, if it is time; and again where that was not possible."""
+        self._comparison.stop()  # of a step that was not made, or was resumed from elsewhere
         if self._listening and (not number & (number + 1) or not self._compared):
             self._comparison.watch()
 

@@ -23,6 +23,7 @@ class TrainingPass:
         trained: what training calls: `model`, or what torch.compile made of it.
         inputs: of the last micro-batch; None before the first.
         on_inputs: called when training begins to compute a loss.
+        differentiated: whether gradients of the loss that it began last were seen.
         needed_for: what computes it again, as messages say it.
         way_out: what to do where this loss cannot be computed again.
 
@@ -37,6 +38,7 @@ class TrainingPass:
         self.trained = model
         self.inputs: Any = None
         self.on_inputs: Callable[[], None] = lambda: None
+        self.differentiated = True
         self._own = False
 
     def start(self) -> None:

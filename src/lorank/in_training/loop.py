@@ -8,10 +8,12 @@ import torch
 from peft import PeftModel
 from torch import nn
 
+from lorank.adapter.triplet import TripletLinear
 from lorank.budget import Budget
 from lorank.engine.assembly import TrainingFacts, needs_passes
 from lorank.engine.options import ScoringSetChoices
 from lorank.engine.scoring_batches import LoaderBatches, RowBatches, ScoringBatches
+from lorank.engine.training_gain import set_gain
 from lorank.engine.training_pass import ModelPass
 from lorank.errors import RecipeError, TrainingError
 from lorank.in_training.allocation import Allocation
@@ -27,7 +29,7 @@ class AllocationLoop(Allocation):
 
     Make it before the optimizer, and call, for every optimizer step:
 
-        loss.backward()
+        loss.backward()                    # the model in train mode; with accumulation, of every micro-batch
         allocation.after_backward()        # before clipping: the regulariser's gradient
         clip_grad_norm_(...)
         allocation.before_step()           # measures
@@ -35,8 +37,18 @@ class AllocationLoop(Allocation):
         allocation.after_step(optimizer)   # cuts, before gradients are cleared
         optimizer.zero_grad()
 
-    and `finish(optimizer)` after the last one: the model then carries an ordinary compact PEFT LoRA. With a loss scaler call
-    `scaler.unscale_(optimizer)` before `after_backward`.
+    and `finish(optimizer)` after the last one: the model then carries an ordinary compact PEFT LoRA. With I-LoRA that is the
+    plan's adapter at a fresh start, with heads and whatever else trained as before: train it once more, with a new optimizer.
+
+    - Gradients are those of a whole step: with accelerate's `accumulate` make these calls where
+      `accelerator.sync_gradients` is true.
+    - With a loss scaler call `scaler.unscale_(optimizer)` before `after_backward`.
+    - Measures with passes of their own (I-LoRA, IGU-LoRA) compute the loss of a batch again. Where the model is called with
+      keyword arguments and its own loss is trained, nothing is to be done; otherwise give `loss` and `before_step(batch)`.
+      They make these passes inside of `before_step` and `after_step`: a `loss` that trains under autocast opens it itself.
+    - To resume, make model and AllocationLoop as at first, load the model's state, then make the optimizer and load its
+      state, then load that of the allocation. A model that was cut on the way has smaller tensors, which an optimizer that
+      was made earlier would not hold.
     """
 
     way_out = "give AllocationLoop the loss that you train by, loss=function(model, batch), and before_step(batch)"
@@ -65,11 +77,12 @@ class AllocationLoop(Allocation):
             method: `"i-lora"`, `"igu-lora"` or `"adalora"`.
             budget: adapter parameters that the last cut leaves; see `lorank.Budget`.
             steps: optimizer steps of the whole training.
-            scoring_data: for I-LoRA: a DataLoader, or rows with `collate`.
+            scoring_data: for I-LoRA, examples that are not trained on: a DataLoader, or rows with `collate`.
             collate: makes a batch of a list of rows.
             loss: of a model and a batch, as it is trained; None is the loss that the model returns for what it is called with.
+                It is asked for the loss of scoring batches too.
             steps_per_epoch: for `window="epoch"`; None is all steps.
-            half: whether the loss is computed in half precision (autocast).
+            half: whether the loss is computed in half precision (autocast); models in half precision are known by their dtype.
             seed: of path coefficients, batches and the fresh start.
             preset: of the method; None is its default.
             provenance: JSON values that scores and plan carry besides their own.
@@ -80,17 +93,31 @@ class AllocationLoop(Allocation):
 
         """
         super().__init__(method, budget, preset=preset, scoring_data=scoring_data, provenance=provenance, **options)
+        batches = self._batches(collate, seed)
         self.step = 0
         self._micro_batch = 0
+        self._checked: Any = None
+        if any(isinstance(layer, TripletLinear) and len(layer.lora_lambda) for layer in model.modules()):
+            raise TrainingError(
+                "the model's adapter is part of an allocation that has not ended, and an adapter has one plan; finish that one, "
+                "or start with a new model"
+            )
         self.prepare(model)
         assert self._adapter is not None
         check_uncut(self._adapter, self._initial.ranks)
         half = half or any(p.dtype in (torch.bfloat16, torch.float16) for p in model.parameters())
         facts = TrainingFacts(
-            steps, steps_per_epoch or steps, seed=seed, half=half, may_shrink=processes().num_processes == 1
+            steps,
+            steps_per_epoch or steps,
+            seed=seed,
+            half=half,
+            loss_scale=1024.0
+            if half
+            else 1.0,  # a power of two: nothing but fp16's smallest gradients is changed by it
+            may_shrink=processes().num_processes == 1,
         )
         self._passed = _LoopPass(model, loss) if needs_passes(self.options) else None
-        self._begin(facts, self._passed, self._batches(collate, seed))
+        self._begin(facts, self._passed, batches)
         self._next_step()
 
     def begin_micro_batch(self) -> None:
@@ -110,31 +137,41 @@ class AllocationLoop(Allocation):
         Args:
             batch: the step's last micro-batch, as `loss` takes it; None is what the model was called with.
 
+        Raises:
+            TrainingError: a pass of its own is due, and the batch is not known, or its loss is not the one that is trained.
+
         """
         if self._is_ours:
             assert self.allocator is not None
-            if batch is not None and self._passed is not None:
-                self._passed.inputs = batch
+            if self._passed is not None:
+                self._passed.give(batch)
             self.allocator.before_step(self.step + 1)
 
-    def after_step(self, optimizer: Any, *, skipped: bool = False) -> dict[str, float] | None:
+    def after_step(self, optimizer: Any, *, skipped: bool | None = None) -> dict[str, float] | None:
         """After the optimizer's step, before gradients are cleared: cut and shrink where it is time.
 
         Args:
             optimizer: its moments are cut as the parameters are.
-            skipped: a loss scaler left the step out; it does not count.
+            skipped: a loss scaler left the step out; it does not count. None asks the optimizer, and accelerate's knows.
 
         Returns:
             What to log where a cut fell, else None.
 
+        Raises:
+            TrainingError: the optimizer trains something else; or scores that are not finite, or at the last cut all zero.
+
         """
+        if skipped is None:
+            skipped = bool(getattr(optimizer, "step_was_skipped", False))
         logged = None
         if self._is_ours:
             assert self.allocator is not None
-            if self.step == 0 and not holds_lambdas(optimizer, self.allocator.adapter):
+            if optimizer is not self._checked and not holds_lambdas(optimizer, self.allocator.adapter):
                 raise TrainingError(
-                    "the optimizer does not hold the triplets' λ: make it after AllocationLoop, from model.parameters()"
+                    "the optimizer does not hold the triplets' λ: make it after AllocationLoop, and where a training is resumed "
+                    "after model.load_state_dict, from model.parameters()"
                 )
+            self._checked = optimizer
             logged = self.allocator.after_step(self.step + 1, optimizer, skipped=skipped)
         if not skipped:
             self.step += 1
@@ -164,7 +201,16 @@ class AllocationLoop(Allocation):
         return self.plan
 
     def state_dict(self) -> dict[str, Any]:
-        """Everything from which `load_state_dict` goes on exactly, for a checkpoint beside model and optimizer."""
+        """Everything from which `load_state_dict` goes on exactly, between two steps, beside the states of model and optimizer.
+
+        Returns:
+            `tensors`, JSON `values` and `step`: for `torch.save` (`torch.load` reads it with `weights_only=True`), or for a
+            safetensors and a JSON file.
+
+        Raises:
+            TrainingError: the allocation has ended.
+
+        """
         if not self._is_ours:
             raise TrainingError("the allocation has ended; save the model, it carries a plain LoRA")
         assert self.allocator is not None
@@ -174,12 +220,21 @@ class AllocationLoop(Allocation):
         """Continue. Load the model's weights first: triplets that were cut are gone from them.
 
         Raises:
-            TrainingError: it is the state of another allocation.
+            TrainingError: it is no state of an allocation, or that of another one, or not that of the model's weights.
 
         """
+        if missing := [key for key in ("tensors", "values", "step") if key not in state]:
+            raise TrainingError(
+                f"this is no state of AllocationLoop: {missing[0]} is missing; give what state_dict() returned"
+            )
+        if not self._is_ours:
+            raise TrainingError("the allocation has ended; resume with a new model and AllocationLoop")
         assert self.allocator is not None
         self.allocator.adapter.refresh()
-        self.allocator.load_state_dict(state)
+        self._check_ranks(state["tensors"])
+        # Copies: what is loaded here is changed in place by the steps that follow.
+        tensors = {key: tensor.clone() for key, tensor in state["tensors"].items()}
+        self.allocator.load_state_dict({"tensors": tensors, "values": state["values"]})
         self.step = state["step"]
         self._next_step()
 
@@ -188,34 +243,61 @@ class AllocationLoop(Allocation):
         if self._is_ours:
             assert self.allocator is not None
             self.allocator.begin_step(self.step + 1)
+            set_gain(self.allocator.adapter, 1.0)  # once ranks stand nothing is drawn any more
             self._draw_gain(self.step, 0)
+
+    def _check_ranks(self, tensors: Mapping[str, torch.Tensor]) -> None:
+        assert self.allocator is not None
+        for name, rank in zip(self.allocator.adapter.names, self.allocator.adapter.ranks, strict=True):
+            units = tensors.get(f"units/{name}")
+            if units is not None and len(units) != rank:
+                raise TrainingError(
+                    f"{name} has rank {rank}, and {len(units)} in the allocation's state: load the model's state of the same "
+                    "step first"
+                )
 
     def _batches(self, collate: Callable[[list[Any]], Any] | None, seed: int) -> ScoringBatches | None:
         if not isinstance(self.options, ScoringSetChoices):
             return None
         if self.options.source == "training":
             raise RecipeError(
-                "source='training' needs the training data, which a loop of your own does not show: give it"
+                "source='training' is for a Trainer, whose data is known; leave it out, and give the training data as "
+                "scoring_data"
+            )
+        rows = hasattr(self.scoring_data, "__getitem__") and hasattr(self.scoring_data, "__len__")
+        if isinstance(self.scoring_data, str) or rows is (collate is None):
+            raise RecipeError(
+                f"scoring_data is {type(self.scoring_data).__name__} {'without' if collate is None else 'with'} collate; give a "
+                "DataLoader, or rows with collate=, a function that makes a batch of a list of rows"
             )
         if collate is None:
-            if isinstance(self.scoring_data, (str, list, tuple)):
-                raise RecipeError(
-                    f"scoring_data is {type(self.scoring_data).__name__}; give a DataLoader, or rows with collate="
-                )
             return LoaderBatches(self.scoring_data, seed)
-        size = self.options.scoring_batch_size or min(32, len(self.scoring_data))
+        size = self.options.scoring_batch_size or max(1, min(32, len(self.scoring_data)))
         return RowBatches(self.scoring_data, collate, size, seed)
 
 
 class _LoopPass(ModelPass):
-    """What the model was called with, and the loss of the user's, if there is one."""
+    """What the model was called with, and the loss that it returns; or the user's loss, and the batch that it is told of."""
 
     way_out = AllocationLoop.way_out
+    not_seen = "the model was not called with keyword arguments in train mode, and before_step was given no batch"
 
     def __init__(self, model: nn.Module, loss: Loss | None) -> None:
         super().__init__(model)
         self._given = loss
 
+    def give(self, batch: Any) -> None:
+        """The step's last micro-batch, as the loop has told it; what the model is called with is not what `loss` takes."""
+        if batch is not None or self._given is not None:
+            self.inputs = batch
+
     def loss(self, model: nn.Module, inputs: Any) -> torch.Tensor:
         """The user's loss, or the model's."""
         return super().loss(model, inputs) if self._given is None else self._given(model, inputs)
+
+    def _called(self, model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        if self._given is None and not args:
+            super()._called(model, args, kwargs)
+        elif model.training and torch.is_grad_enabled() and not self._own and self.differentiated:
+            # The first call for this loss, which may make several: from here random streams are the same again.
+            self.on_inputs()
