@@ -31,7 +31,7 @@ class RankPlan:
         budget_parameters: the adapter parameters that it means. With `budget_units` no limit: what the units cost where that is
             more.
         scale: `alpha / r`, the factor of `B A`; the same for every module, whatever its rank. Changing it with the
-            rank that is left hurts (AdaLoRA's authors, methods note 4.6), so alpha follows the rank.
+            rank that is left hurts (AdaLoRA's authors), so alpha follows the rank.
         alpha: None; or one alpha for every module, so that each is scaled by `alpha / r_m` in place of `scale`
             (reading A13, `active`).
         provenance: JSON values: scores, method, limits.

@@ -1,13 +1,13 @@
 import pytest
 
-from lorank.allocation.schedule import CutSchedule, budget_at, cubic_budget
+from lorank.allocation.schedule import CutSchedule, budget_at
 from lorank.errors import AllocationError
 
 
 def test_the_cubic_curve_of_adalora() -> None:
-    at = [cubic_budget(step, start=1000, final=200, first_step=10, last_step=30) for step in (0, 10, 20, 30, 40)]
+    at = [budget_at(step, start=1000, final=200, first_step=10, last_step=30) for step in (0, 10, 20, 30, 40)]
     assert at == [1000, 1000, 300, 200, 200]
-    every = [cubic_budget(step, start=1000, final=200, first_step=10, last_step=30) for step in range(40)]
+    every = [budget_at(step, start=1000, final=200, first_step=10, last_step=30) for step in range(40)]
     assert every == sorted(every, reverse=True)
 
 

@@ -112,7 +112,7 @@ def test_adalora_is_pefts_rank_allocator() -> None:
 def official_mask(
     state: dict[str, Any], weights: list[torch.Tensor], gradients: list[torch.Tensor], costs: list[float], budget: float
 ) -> list[torch.Tensor]:
-    """IGU-LoRA's code, written down from the methods note 2.9 (items 5 to 8, 11, 12): which λ stay, module by module."""
+    """IGU-LoRA's code, written down anew: which λ stay, module by module."""
     count, scores = len(costs), []
     for number, (w, g) in enumerate(zip(weights, gradients, strict=True)):
         ipt = (w * g).abs()

@@ -60,7 +60,7 @@ def test_closed_form_of_a_constant_sensitivity() -> None:
 
 
 def test_after_one_step_the_ratio_is_the_same_for_everything() -> None:
-    """1/β1 identically (methods note 2.4): why nothing is ranked by a ratio before its second step."""
+    """1/β1 identically: why nothing is ranked by a ratio before its second step."""
     state = smoother(0.85, 0.85, 1)
     state.add([torch.tensor([1e-3, 1.0, 1e3], dtype=torch.float64)])
     ratio = combine("ratio", state.mean[0], state.deviation[0], epsilon=1e-12, weight=1.0)
@@ -84,7 +84,7 @@ def test_the_ratio_carries_no_magnitude(factor: float, seed: int) -> None:
 
 
 def test_so_the_ratio_does_not_find_the_important_units_and_the_product_does() -> None:
-    """The simulation of the methods note, section 0, item 2: true sensitivities over four decades."""
+    """A simulation: true sensitivities over four decades."""
     truth = torch.logspace(-2, 2, 20, dtype=torch.float64)
     state = smoother(0.85, 0.85, 1)
     generator = torch.Generator().manual_seed(0)

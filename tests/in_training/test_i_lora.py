@@ -17,6 +17,7 @@ from transformers import set_seed
 
 from lorank import ImportanceScores, RankAllocation, RankPlan
 from lorank.adapter.triplet import TripletLinear
+from lorank.engine.path import PathScorer
 from lorank.errors import DataError, LorankWarning, RecipeError, TrainingError
 
 STAGE: dict[str, Any] = {"max_steps": 8, "save_steps": 3, "logging_steps": 1}
@@ -180,7 +181,7 @@ def test_a_scoring_set_that_is_too_small_is_said_with_the_standard_error(tmp_pat
     allocation = i_lora(examples(2), preset="loss-per-parameter", scoring_batch_size=1, warmup=0.1, every=2)
     trainer = tiny_trainer(tmp_path, allocation, **STAGE)
     with pytest.warns(
-        LorankWarning, match=r"small for this plan: after 4 scoring batches of 2 examples the standard error"
+        LorankWarning, match=r"small for this plan: after 4 scoring batches from a set of 2 examples the standard error"
     ):
         trainer.train()
     assert allocation.plan.provenance["moved_by_standard_errors"] > 0.1
@@ -248,3 +249,27 @@ def test_running_statistics_go_back_too(tmp_path: Path) -> None:
     after = dict(trainer.model.get_base_model().norm.named_buffers())
     assert all(torch.equal(after[name], value) for name, value in before.items())
     assert load_file(tmp_path / "checkpoint-3" / "rank_allocation.safetensors")
+
+
+def test_scores_do_not_see_the_gain_of_training_on_the_path(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """With dropout the model scores in train mode (A14), where the output is scaled while it trains on the path (A11)."""
+    gains: list[set[float]] = []
+    scored = PathScorer.batch_scores
+
+    def spied(self: PathScorer, *arguments: Any) -> torch.Tensor:
+        gains.append({layer.training_gain for layer in self.adapter.layers})
+        return scored(self, *arguments)
+
+    monkeypatch.setattr(PathScorer, "batch_scores", spied)
+    tiny_trainer(tmp_path, i_lora(train_on_path=True, dropout=True), **STAGE).train()
+    assert gains == [{1.0}] * 8
+
+
+def test_moved_shares_are_logged(tmp_path: Path) -> None:
+    allocation = i_lora(stop_when_stable={"share": 1.0, "window": 2, "windows": 2})
+    trainer = tiny_trainer(tmp_path, allocation, **STAGE)
+    trainer.train()
+    logged = [entry for entry in trainer.state.log_history if "rank_allocation/moved_share" in entry]
+    assert [entry["step"] for entry in logged] == [4, 6]
+    assert [entry["rank_allocation/moved_share"] for entry in logged] == allocation.allocator.changes.moved_shares
+    assert logged[-1]["rank_allocation/total_rank"] == allocation.plan.total_rank

@@ -86,7 +86,7 @@ def to_triplets(model: PeftModel, adapter_name: str, *, initial_lambda: float = 
     """Make triplets of a LoRA adapter, in place; modules and their parameters A and B stay the same objects.
 
     An adapter that does nothing yet (`B = 0`) starts as AdaLoRA's: P, Q ~ N(0, 0.02) and `λ = initial_lambda`. A trained
-    one keeps its function: `B A = U diag(σ) Vᵀ`, `P = U`, `λ = σ`, `Q = Vᵀ` (IGU-LoRA, methods note 2.1). A rank above the
+    one keeps its function: `B A = U diag(σ) Vᵀ`, `P = U`, `λ = σ`, `Q = Vᵀ` (IGU-LoRA, eq. 3). A rank above the
     smaller side of its layer is lowered to it, with a warning. Triplets that
     are there already stay, but for a start of `initial_lambda`.
 
@@ -170,7 +170,7 @@ def cap_ranks(layers: Mapping[str, LoraLayer], adapter_name: str) -> None:
 def fold_to_lora(model: PeftModel, adapter: TripletAdapter, scale: float) -> None:
     """Make a plain, compact PEFT LoRA of the triplets, in place: the same function, `B A · scale = s · P diag(λ) Q`.
 
-    `A = √|λ| Q` and `B = sign(λ) √|λ| P · s / scale` (IGU-LoRA's rebuilding, methods note 2.1), computed in at least fp32.
+    `A = √|λ| Q` and `B = sign(λ) √|λ| P · s / scale` (IGU-LoRA's code), computed in at least fp32.
     Modules of rank 0 lose the adapter, and go back to their base layer if they have no other. The PEFT config then says
     what is there: target modules, `rank_pattern`, `alpha_pattern` keyed by `^full.name$`.
 

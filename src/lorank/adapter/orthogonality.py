@@ -42,7 +42,7 @@ def add_orthogonality_gradient(
     Args:
         adapter: whose P and Q have gradients that are not scaled.
         weight: γ.
-        off_diagonal: `E` is the off-diagonal part of `WWᵀ` alone (IGU-LoRA's code, methods note 2.9, item 16).
+        off_diagonal: `E` is the off-diagonal part of `WWᵀ` alone (IGU-LoRA's code).
 
     """
     by_shape: dict[torch.Size, list[tuple[torch.Tensor, torch.Tensor]]] = defaultdict(list)

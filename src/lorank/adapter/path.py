@@ -22,7 +22,7 @@ def path_point(
         adapter: whose factors move; give `adapter.only(i)` to move one module and leave the others at α = 1.
         alpha: path coefficient; 0 is the baseline, 1 the adapters as they are.
         moved: `"lambda"` moves λ alone, so that `dW(α) = α dW` from a zero baseline is a straight line in dW;
-            `"all"` moves P, λ and Q, so that `dW(α) = α³ dW` (methods note, readings A2 and A1).
+            `"all"` moves P, λ and Q, so that `dW(α) = α³ dW` (I-LoRA, readings A2 and A1 of docs/i-lora.md).
         baseline: θ0, one tensor for each of `adapter.factors(moved)` as `capture` returns them; None is zero.
 
     """

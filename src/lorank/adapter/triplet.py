@@ -1,4 +1,4 @@
-"""The triplet adapter `dW = scale · P diag(λ) Q` as a PEFT LoRA layer (AdaLoRA, section 3.1; I-LoRA, methods note 1.1).
+"""The triplet adapter `dW = scale · P diag(λ) Q` as a PEFT LoRA layer (AdaLoRA, section 3.1; I-LoRA, section 1.1).
 
 `Q: (r, d_in)` is PEFT's `lora_A`, `P: (d_out, r)` its `lora_B`, and `λ: (r,)` the new `lora_lambda`. Triplet i is
 `(P[:, i], λ[i], Q[i, :])`: one unit of rank.

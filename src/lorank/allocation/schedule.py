@@ -51,12 +51,10 @@ class CutSchedule:
         """
         first, last = _steps(begin, total), min(_steps(end, total), total) if isinstance(end, float) else end
         if last > total:
-            raise AllocationError(
-                f"pruning.end is step {last}, but the run has {total} steps; lower it, or give a share"
-            )
+            raise AllocationError(f"end is step {last}, but the run has {total} steps; lower it, or give a share")
         if not 0 <= first < last:
             raise AllocationError(
-                f"pruning.begin {begin} is step {first} and pruning.end {end} is step {last} of {total}, which leaves no "
+                f"begin {begin} is step {first} and end {end} is step {last} of {total}, which leaves no "
                 "room to prune in; begin must come first (1 is a step, 1.0 the whole run)"
             )
         return cls(first, last, max(1, _steps(interval, total)))

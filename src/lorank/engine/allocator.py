@@ -101,15 +101,15 @@ class Allocator:
                 with torch.no_grad():
                     torch._foreach_mul_(list(self.adapter.lambdas), self._masks)
             return None
-        moved = None
-        if pending is not None and self.changes.is_due(self.measured):
-            moved = self.changes.compare(self.rules.last_plan(self._unit_scores(step)))
+        compared = pending is not None and self.changes.is_due(self.measured)
+        if compared:
+            self.changes.compare(self.rules.last_plan(self._unit_scores(step)))
             if self.changes.stable:
                 self.ended = f"stable at step {step} of {self.schedule.last}"
-                return self.cut(step, optimizer, last=True)
+                return {**(self.cut(step, optimizer, last=True) or {}), **self.changes.scalars()}
         ready = self.smoother.ready or (self.measure.waits_for_end and step >= self.schedule.last)
         logged = self.cut(step, optimizer) if self.schedule.is_due(step) and ready else None
-        return logged if logged is not None or moved is None else {"rank_allocation/moved_share": moved}
+        return logged if not compared else {**(logged or {}), **self.changes.scalars()} or None
 
     def cut(self, step: int, optimizer: Any, *, last: bool | None = None) -> dict[str, float] | None:
         """Keep the best units that the budget of this step pays for, and say what to log. One host sync.

@@ -246,9 +246,7 @@ def check_ranks(choices: Choices, ranks: RankOptions) -> None:
     """
     in_ranks = isinstance(choices, TrainingBatchChoices) and choices.budget_in == "ranks"
     if in_ranks and (ranks.max_rank, ranks.multiple_of, ranks.scope) != (None, 1, "global"):
-        raise ValueError(
-            "allocation.max_rank, multiple_of and scope are for pruning.budget_in: parameters; leave them out"
-        )
+        raise ValueError("max_rank, multiple_of and scope are for budget_in: parameters; leave them out")
 
 
 def own_values(choices: Choices) -> dict[str, Any]:

@@ -25,6 +25,7 @@ from lorank.engine.options import ScoringSetChoices, TrainingBatchChoices
 from lorank.engine.path import PathScorer
 from lorank.engine.scoring_batches import ScoringBatches
 from lorank.engine.smoothing import Tensors
+from lorank.engine.training_gain import unit_gain
 from lorank.engine.training_pass import TrainingPass
 from lorank.engine.unit_scores import signed
 from lorank.errors import TrainingError
@@ -279,7 +280,8 @@ class ScoringSetPath(PathMeasure):
     def _scored(self, number: int) -> torch.Tensor:
         batch = self.batches.batch(number, self.adapter.lambdas[0].device)
         self.passes += self.scorer.passes_per_batch
-        with self.passed.own_passes():
+        # With dropout the model is in train mode, where the gain of training on the path would count.
+        with self.passed.own_passes(), unit_gain(self.adapter):
             return self.scorer.batch_scores(batch, number)
 
     def _reduction(self, number: int) -> float:

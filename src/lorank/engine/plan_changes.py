@@ -28,14 +28,16 @@ class PlanChanges:
         """Whether a window ends with this scored mini-batch, counted from 1."""
         return self.rule is not None and measured % self.rule.window == 0
 
-    def compare(self, plan: RankPlan) -> float | None:
-        """Share of the parameters that moved since the window before, whose plan was the cut that would have been made then."""
-        moved = None
+    def compare(self, plan: RankPlan) -> None:
+        """Take in the cut that would be made at the end of this window."""
         if self.ranks is not None:
-            moved = plan.moved_share(RankPlan(self.ranks, plan.unit_costs, plan.budget, plan.budget_parameters))
-            self.moved_shares.append(moved)
+            before = RankPlan(self.ranks, plan.unit_costs, plan.budget, plan.budget_parameters)
+            self.moved_shares.append(plan.moved_share(before))
         self.ranks = dict(plan.ranks)
-        return moved
+
+    def scalars(self) -> dict[str, float]:
+        """What is logged: the share of the parameters that moved since the window before."""
+        return {"rank_allocation/moved_share": self.moved_shares[-1]} if self.moved_shares else {}
 
     @property
     def stable(self) -> bool:
@@ -82,7 +84,7 @@ def warn_of_noise(scores: ImportanceScores, rules: CutRules) -> dict[str, float]
         made = scores.provenance
         looked = f"{made['scoring_batches']} scoring batches"
         if made.get("scoring_examples"):
-            looked += f" of {made['scoring_examples']:,} examples"
+            looked += f" from a set of {made['scoring_examples']:,} examples"
         warnings.warn(
             f"the scoring set is small for this plan: after {looked} the standard error of a score is "
             f"{float(np.median(error / np.maximum(size, 1e-30))):.0%} of it (median), and scores that differ by as much would "

@@ -8,7 +8,7 @@ IGU_LORA = Method(
     reference="IGU-LoRA, arXiv 2603.13792 (ICLR 2026), eq. 3 to 11; code github.com/withyou12/igulora",
     choices=TrainingBatchChoices,
     presets={
-        # The text as far as it is known (methods note, section 2). Eq. 6 as printed: its three nodes and weights, |w|
+        # The text as far as it is known. Eq. 6 as printed: its three nodes and weights, |w|
         # outside of a signed bracket. M is an epoch. β, the budget curve and the share of the run are not in the text:
         # β and the cubic curve are the code's, "epoch 2 to 5, every 1/5 epoch" is read as those of ten epochs.
         "paper": Preset(
@@ -31,7 +31,7 @@ IGU_LORA = Method(
             },
             ranks={"rank_by": "score"},
         ),
-        # What the released code does (methods note, section 2.9), in the proportions of its script of 10.5k steps.
+        # What the released code does, in the proportions of its script of 10.5k steps.
         "official": Preset(
             options={
                 "estimator": "training-pass",

@@ -7,7 +7,7 @@ SENSITIVITY_LORA = Method(
     name="sensitivity-lora",
     reference="Sensitivity-LoRA, arXiv 2509.09119 (Findings of EMNLP 2025)",
     # The trace and proportional ranks are the paper's; the estimator, the forms of the two local metrics and how they are
-    # combined are not in any source (methods note 3.2) and are ours, named here so that a run records them. `gram` because it
+    # combined are not in any source and are ours, named here so that a run records them. `gram` because it
     # is the cheapest, the most stable, and does not look through a new head (docs/sensitivity-lora.md has the comparison).
     presets={
         "recommended": Preset(

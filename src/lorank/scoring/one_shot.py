@@ -70,7 +70,7 @@ def sensitivity_scores(scoring: ScoringInput) -> ImportanceScores:
     """Sensitivity-LoRA: `ΔE ≈ ½ Σ h_ii δ_i²`, so what a layer's Hessian diagonal holds is how much the loss minds its change.
 
     `S_m = norm(tr H_m)^a · norm(topk_m)^b · norm(effective rank_m)^c`, see `lorank.scoring.spectrum`; the diagonal by
-    `options.estimator`, one pass. arXiv 2509.09119 as far as it is known (methods note 3): trace, "Topk", "Effective Rank"
+    `options.estimator`, one pass. arXiv 2509.09119 as far as it is known: trace, "Topk", "Effective Rank"
     and proportional ranks are the paper's, everything else a choice that docs/sensitivity-lora.md lists.
 
     Raises:

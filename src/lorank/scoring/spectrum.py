@@ -8,7 +8,7 @@ import torch
 def topk_share(columns: torch.Tensor, share: float) -> torch.Tensor:
     """Share of the total that the `ceil(share · d_in)` largest columns have; 1 / d_in .. 1, 0 where all are zero.
 
-    Sensitivity-LoRA names a local metric "Topk"; what it is of is not found in any source (methods note 3.2). Our reading:
+    Sensitivity-LoRA names a local metric "Topk"; what it is of is not found in any source. Our reading:
     the share of the trace, over input columns.
 
     Args:
@@ -27,7 +27,7 @@ def topk_share(columns: torch.Tensor, share: float) -> torch.Tensor:
 def effective_rank(columns: torch.Tensor) -> torch.Tensor:
     """`exp(-Σ p_j ln p_j)` with `p = h / Σ h`, the entropy form of Roy and Vetterli; 1..d_in, 0 where all are zero.
 
-    Sensitivity-LoRA names a local metric "Effective Rank"; its definition is not found (methods note 3.2). Our reading: the
+    Sensitivity-LoRA names a local metric "Effective Rank"; its definition is not found. Our reading: the
     number of input columns among which the sensitivity is spread.
 
     Args:
@@ -46,7 +46,7 @@ def effective_rank(columns: torch.Tensor) -> torch.Tensor:
 def combined(metrics: list[tuple[torch.Tensor, float]]) -> torch.Tensor:
     """`S_m = Π_k (M_km / mean_m M_km)^w_k`: metrics of all modules with their weights, each on the scale of its mean.
 
-    How Sensitivity-LoRA combines global and local metrics is not found (methods note 3.2); this is our choice. A metric of
+    How Sensitivity-LoRA combines global and local metrics is not found; this is our choice. A metric of
     weight 0 is left out; below zero counts as zero.
 
     Args:
