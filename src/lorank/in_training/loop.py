@@ -233,7 +233,7 @@ class AllocationLoop(Allocation):
         self.allocator.adapter.refresh()
         self._check_ranks(state["tensors"])
         # Copies: what is loaded here is changed in place by the steps that follow.
-        tensors = {key: tensor.clone() for key, tensor in state["tensors"].items()}
+        tensors = {key: tensor.cpu().clone() for key, tensor in state["tensors"].items()}
         self.allocator.load_state_dict({"tensors": tensors, "values": state["values"]})
         self.step = state["step"]
         self._next_step()
