@@ -46,7 +46,9 @@ def test_the_quickstart_recipe_at_a_few_steps(tmp_path: Path, preset: str) -> No
     reason="run `python examples/prepare_more.py downloads smollm2 friends`",
 )
 def test_i_lora_with_trl_on_smollm2(tmp_path: Path) -> None:
-    run_script("i_lora_trl.py", SMOLLM2, FRIENDS, tmp_path / "out", 6, timeout=3600)
+    few = tmp_path / "few.tsv"
+    few.write_text("".join(FRIENDS.read_text(encoding="utf-8").splitlines(keepends=True)[:401]), encoding="utf-8")
+    run_script("i_lora_trl.py", SMOLLM2, few, tmp_path / "out", 4, timeout=3600)
     plan = RankPlan.load(tmp_path / "out" / "stage1" / "plan.json")
     assert len(plan.ranks) == 210  # 30 layers of seven projections
     assert plan.budget_parameters == 1_221_120
