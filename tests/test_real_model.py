@@ -1,24 +1,27 @@
-"""On the quickstart's real model and data; run by `make slow`, skipped loudly where they were not downloaded."""
+"""On real models and data, the quickstart's and one that writes; run by `make slow`, skipped loudly where they are missing."""
 
 from pathlib import Path
 
 import pytest
 from rich.console import Console
+from safetensors.torch import load_file
 
+from lorank import RankPlan
 from lorank.models.base_size import base_parameters
 from lorank.models.loading import load_without_weights
 from lorank.recipe.recipe import load_recipe
 from lorank.runs.run import run
 from lorank.targets import find_targets, unit_costs
+from tests.examples.run_script import run_script
 
-pytestmark = [
-    pytest.mark.real_model,
-    pytest.mark.skipif(
-        not Path("downloads/minilm").exists(), reason="run `python examples/prepare_quickstart.py downloads`"
-    ),
-]
+pytestmark = pytest.mark.real_model
+quickstart = pytest.mark.skipif(
+    not Path("downloads/minilm").exists(), reason="run `python examples/prepare_quickstart.py downloads`"
+)
+SMOLLM2, FRIENDS = Path("downloads/smollm2"), Path("downloads/friends/train.tsv")
 
 
+@quickstart
 def test_minilm_is_measured_right() -> None:
     model = load_without_weights("downloads/minilm")
     targets = find_targets(model)
@@ -27,6 +30,7 @@ def test_minilm_is_measured_right() -> None:
     assert sum(unit_costs(targets).values()) == 41_472
 
 
+@quickstart
 @pytest.mark.parametrize("preset", ["paper", "loss-per-parameter"])
 def test_the_quickstart_recipe_at_a_few_steps(tmp_path: Path, preset: str) -> None:
     steps = ["stage1.max_steps=6", "stage2.max_steps=6", "checkpoint_every=4", f"preset={preset}"]
@@ -35,3 +39,20 @@ def test_the_quickstart_recipe_at_a_few_steps(tmp_path: Path, preset: str) -> No
     for found in result.results.values():
         assert 82_944 - 768 < found["adapter_parameters"] <= 82_944
         assert found["metrics"]["accuracy"] > 0.3
+
+
+@pytest.mark.skipif(
+    not (SMOLLM2.exists() and FRIENDS.exists()),
+    reason="run `python examples/prepare_more.py downloads smollm2 friends`",
+)
+def test_i_lora_with_trl_on_smollm2(tmp_path: Path) -> None:
+    few = tmp_path / "few.tsv"
+    few.write_text("".join(FRIENDS.read_text(encoding="utf-8").splitlines(keepends=True)[:401]), encoding="utf-8")
+    run_script("i_lora_trl.py", SMOLLM2, few, tmp_path / "out", 4, timeout=3600)
+    plan = RankPlan.load(tmp_path / "out" / "stage1" / "plan.json")
+    assert len(plan.ranks) == 210  # 30 layers of seven projections
+    assert plan.budget_parameters == 1_221_120
+    assert plan.budget_parameters - 2112 < plan.spent <= plan.budget_parameters  # less than the largest unit is left
+    tensors = load_file(tmp_path / "out" / "adapter" / "adapter_model.safetensors")
+    assert sum(tensor.numel() for tensor in tensors.values()) == plan.spent
+    assert any(tensor.any() for name, tensor in tensors.items() if "lora_B" in name)

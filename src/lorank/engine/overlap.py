@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 import torch
 
+_PLAIN = {int, float, str, bool, type(None)}
 # What models read; labels and whatever else a row holds do not make another example.
 _INPUTS = ("input_ids", "pixel_values", "input_features", "input_values", "inputs_embeds", "text", "messages", "prompt")
 
@@ -16,8 +17,14 @@ def shared_examples(scoring: Any, training: Any) -> int | None:
 
     Both are data sets with `len` that take numbers; rows are mappings, or tensors.
     """
-    if not all(hasattr(rows, "__len__") and hasattr(rows, "__getitem__") and len(rows) for rows in (scoring, training)):
-        return None
+    for rows in (scoring, training):
+        if (
+            not hasattr(rows, "__len__")
+            or not hasattr(rows, "__getitem__")
+            or isinstance(rows, Mapping)
+            or not len(rows)
+        ):
+            return None
     first, other = scoring[0], training[0]
     columns: list[str] | None = None
     if isinstance(first, Mapping) and isinstance(other, Mapping):
@@ -54,5 +61,6 @@ def values_in(data: Any) -> Any:
     if isinstance(data, Mapping):
         return {str(key): values_in(value) for key, value in data.items()}
     if isinstance(data, (list, tuple)):
-        return [values_in(value) for value in data]
+        # Token ids: asked for all at once, which is what a large training set takes its time for.
+        return list(data) if set(map(type, data)) <= _PLAIN else [values_in(value) for value in data]
     return data if isinstance(data, (str, int, float, bool, type(None))) else repr(data)

@@ -109,7 +109,11 @@ class LoaderBatches(ScoringBatches):
 
     def __len__(self) -> int:
         if self._length is None:
-            self._length = len(self.loader) if hasattr(self.loader, "__len__") else sum(1 for _ in self.loader)
+            try:
+                self._length = len(self.loader)
+            except TypeError:  # an iterable, or a loader of one
+                with _streams(None, f"{self.seed}/scoring loader/length"):
+                    self._length = sum(1 for _ in self.loader)
         return self._length
 
     def batch(self, number: int, device: torch.device) -> Batch:
@@ -158,7 +162,8 @@ class LoaderBatches(ScoringBatches):
                 self._in_round += 1
                 return found
             if not self._in_round:
-                raise DataError("the scoring set gives no batch; give at least one")
+                again = "is passed through already, and gives nothing more" if self._round else "gives no batch"
+                raise DataError(f"the scoring set {again}; give rows, or a DataLoader with at least one batch")
             self._length = self._in_round
             self._start(self._round + 1)
 
@@ -170,7 +175,8 @@ def on_device(batch: Any, device: torch.device) -> Any:
     if isinstance(batch, Mapping):
         return {key: on_device(value, device) for key, value in batch.items()}
     if isinstance(batch, (list, tuple)):
-        return type(batch)(on_device(value, device) for value in batch)
+        moved = [on_device(value, device) for value in batch]
+        return type(batch)(*moved) if hasattr(batch, "_fields") else type(batch)(moved)
     return batch
 
 

@@ -6,7 +6,6 @@ from typing import Any
 
 import torch
 from peft import PeftModel
-from torch import nn
 
 from lorank.adapter.triplet import TripletLinear
 from lorank.budget import Budget
@@ -14,14 +13,12 @@ from lorank.engine.assembly import TrainingFacts, needs_passes
 from lorank.engine.options import ScoringSetChoices
 from lorank.engine.scoring_batches import LoaderBatches, RowBatches, ScoringBatches
 from lorank.engine.training_gain import set_gain
-from lorank.engine.training_pass import ModelPass
 from lorank.errors import RecipeError, TrainingError
 from lorank.in_training.allocation import Allocation
 from lorank.in_training.fresh_start import check_uncut, holds_lambdas
+from lorank.in_training.loop_pass import LoopPass, Loss
 from lorank.plan import RankPlan
 from lorank.processes import processes
-
-Loss = Callable[[nn.Module, Any], torch.Tensor]
 
 
 class AllocationLoop(Allocation):
@@ -50,8 +47,6 @@ class AllocationLoop(Allocation):
       state, then load that of the allocation. A model that was cut on the way has smaller tensors, which an optimizer that
       was made earlier would not hold.
     """
-
-    way_out = "give AllocationLoop the loss that you train by, loss=function(model, batch), and before_step(batch)"
 
     def __init__(
         self,
@@ -116,7 +111,7 @@ class AllocationLoop(Allocation):
             else 1.0,  # a power of two: nothing but fp16's smallest gradients is changed by it
             may_shrink=processes().num_processes == 1,
         )
-        self._passed = _LoopPass(model, loss) if needs_passes(self.options) else None
+        self._passed = LoopPass(model, loss) if needs_passes(self.options) else None
         self._begin(facts, self._passed, batches)
         self._next_step()
 
@@ -233,7 +228,7 @@ class AllocationLoop(Allocation):
         self.allocator.adapter.refresh()
         self._check_ranks(state["tensors"])
         # Copies: what is loaded here is changed in place by the steps that follow.
-        tensors = {key: tensor.clone() for key, tensor in state["tensors"].items()}
+        tensors = {key: tensor.cpu().clone() for key, tensor in state["tensors"].items()}
         self.allocator.load_state_dict({"tensors": tensors, "values": state["values"]})
         self.step = state["step"]
         self._next_step()
@@ -274,30 +269,3 @@ class AllocationLoop(Allocation):
             return LoaderBatches(self.scoring_data, seed)
         size = self.options.scoring_batch_size or max(1, min(32, len(self.scoring_data)))
         return RowBatches(self.scoring_data, collate, size, seed)
-
-
-class _LoopPass(ModelPass):
-    """What the model was called with, and the loss that it returns; or the user's loss, and the batch that it is told of."""
-
-    way_out = AllocationLoop.way_out
-    not_seen = "the model was not called with keyword arguments in train mode, and before_step was given no batch"
-
-    def __init__(self, model: nn.Module, loss: Loss | None) -> None:
-        super().__init__(model)
-        self._given = loss
-
-    def give(self, batch: Any) -> None:
-        """The step's last micro-batch, as the loop has told it; what the model is called with is not what `loss` takes."""
-        if batch is not None or self._given is not None:
-            self.inputs = batch
-
-    def loss(self, model: nn.Module, inputs: Any) -> torch.Tensor:
-        """The user's loss, or the model's."""
-        return super().loss(model, inputs) if self._given is None else self._given(model, inputs)
-
-    def _called(self, model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        if self._given is None and not args:
-            super()._called(model, args, kwargs)
-        elif model.training and torch.is_grad_enabled() and not self._own and self.differentiated:
-            # The first call for this loss, which may make several: from here random streams are the same again.
-            self.on_inputs()
