@@ -273,3 +273,27 @@ def test_moved_shares_are_logged(tmp_path: Path) -> None:
     assert [entry["step"] for entry in logged] == [4, 6]
     assert [entry["rank_allocation/moved_share"] for entry in logged] == allocation.allocator.changes.moved_shares
     assert logged[-1]["rank_allocation/total_rank"] == allocation.plan.total_rank
+
+
+def test_a_resumed_stage_goes_back_to_the_start_of_the_first_process(tmp_path: Path) -> None:
+    """Heads, and the baseline of the path, are in the checkpoint: a second process may have drawn others."""
+
+    def both(folder: Path, resume: bool) -> tuple[RankAllocation, dict[str, torch.Tensor]]:
+        trainer = tiny_trainer(folder, **STAGE)
+        if resume:
+            with torch.no_grad():
+                for parameter in trainer.model.parameters():
+                    if parameter.requires_grad:
+                        parameter.add_(0.1 * torch.randn_like(parameter))
+                for name, parameter in trainer.model.named_parameters():
+                    if "lora_B" in name:
+                        parameter.zero_()
+        allocation = i_lora(baseline="initial", moved="all", parameter_factor="signed").attach(trainer)
+        trainer.train(resume_from_checkpoint=resume or None)
+        return allocation, adapter_of(trainer.model)
+
+    whole, weights = both(tmp_path / "whole", False)
+    shutil.copytree(tmp_path / "whole" / "checkpoint-3", tmp_path / "again" / "checkpoint-3")
+    again, found = both(tmp_path / "again", True)
+    assert again.scores.fingerprint == whole.scores.fingerprint
+    assert all(torch.equal(found[name], value) for name, value in weights.items())

@@ -226,6 +226,7 @@ class ScoringSetPath(PathMeasure):
         super().__init__(passed, adapter, **settings)
         self.options, self.batches = options, batches
         self.loss_reduction: float | None = None
+        self._scored_batches = 0
         self.waits_for_end = options.when == "after"
         self.scorer = PathScorer(
             self.model,
@@ -258,10 +259,10 @@ class ScoringSetPath(PathMeasure):
                 yield [self._scored(number)]
 
     def before_last_cut(self) -> None:
-        """What signed shares add up to: `L(θ0) - L(θ)` on the scoring set, mean over its batches."""
-        if self.options.parameter_factor == "signed" and self._listening:
-            total = sum(self._reduction(number) for number in range(len(self.batches)))
-            self.loss_reduction = total / len(self.batches)
+        """What signed shares add up to: `L(θ0) - L(θ)`, mean over the batches of the scoring set that were scored."""
+        if self.options.parameter_factor == "signed" and self._listening and self._scored_batches:
+            count = min(len(self.batches), self._scored_batches)
+            self.loss_reduction = sum(self._reduction(number) for number in range(count)) / count
 
     def provenance(self) -> Mapping[str, Any]:
         """JSON values that scores and plan carry."""
@@ -270,16 +271,19 @@ class ScoringSetPath(PathMeasure):
 
     def state_dict(self) -> dict[str, Any]:
         """JSON values for a checkpoint."""
-        return {"passes": self.passes, "loss_reduction": self.loss_reduction, "batches": self.batches.state_dict()}
+        own = {"passes": self.passes, "scored": self._scored_batches, "loss_reduction": self.loss_reduction}
+        return {**own, "batches": self.batches.state_dict()}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """From a checkpoint."""
-        self.passes, self.loss_reduction = state["passes"], state["loss_reduction"]
+        self.passes, self._scored_batches = state["passes"], state["scored"]
+        self.loss_reduction = state["loss_reduction"]
         self.batches.load_state_dict(state["batches"])
 
     def _scored(self, number: int) -> torch.Tensor:
         batch = self.batches.batch(number, self.adapter.lambdas[0].device)
         self.passes += self.scorer.passes_per_batch
+        self._scored_batches = max(self._scored_batches, number + 1)
         # With dropout the model is in train mode, where the gain of training on the path would count.
         with self.passed.own_passes(), unit_gain(self.adapter):
             return self.scorer.batch_scores(batch, number)

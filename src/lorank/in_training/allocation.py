@@ -41,6 +41,10 @@ class Allocation:
 
     """
 
+    scoring_forms = (
+        "rows as train_dataset takes them, the name of an entry of eval_dataset, or a DataLoader; or source='training'"
+    )
+
     def __init__(
         self,
         method: str,
@@ -141,8 +145,7 @@ class Allocation:
             raise RecipeError("source='training' scores on the training data; leave scoring_data out, or source")
         elif self.options.source == "held-out" and not given:
             raise RecipeError(
-                f"{self.method} scores on examples that are not trained on: give scoring_data=..., rows as train_dataset takes "
-                "them, the name of an entry of eval_dataset, or a DataLoader; or source='training'"
+                f"{self.method} scores on examples that are not trained on: give scoring_data=..., {self.scoring_forms}"
             )
 
     def _begin(self, facts: TrainingFacts, passed: TrainingPass | None, batches: ScoringBatches | None) -> None:
@@ -152,6 +155,23 @@ class Allocation:
         self.allocator = make_allocator(
             self._adapter, self._initial, self.options, facts, passed, batches, self._baseline
         )
+
+    def _state(self) -> dict[str, Any]:
+        """The engine's state, and what stage 1 began with: a process that resumes may have drawn another start."""
+        assert self.allocator is not None
+        state = self.allocator.state_dict()
+        held = {f"beside/{name}": tensor for name, tensor in self._beside.items()}
+        held |= {f"baseline/{k}": tensor.contiguous() for k, tensor in enumerate(self._baseline or ())}
+        return {**state, "tensors": {**state["tensors"], **held}}
+
+    def _load_state(self, state: Mapping[str, Mapping[str, Any]]) -> None:
+        """Continue from what `_state` returned."""
+        assert self.allocator is not None
+        self.allocator.load_state_dict(state)
+        tensors = state["tensors"]
+        self._beside = {name: tensors.get(f"beside/{name}", tensor) for name, tensor in self._beside.items()}
+        if self._baseline is not None:  # in place: the measure holds the same list
+            self._baseline[:] = [tensors.get(f"baseline/{k}", tensor) for k, tensor in enumerate(self._baseline)]
 
     def _end(self, model: PeftModel, step: int, optimizer: Any, directory: Path | None) -> None:
         """Fold the triplets into a plain LoRA; write plan, scores and heat map into `directory`.

@@ -10,7 +10,6 @@ from safetensors.torch import save_file
 from transformers import TrainingArguments
 
 from lorank.artefact import checksum, write_atomically
-from lorank.engine.allocator import Allocator
 from lorank.errors import TrainingError
 from lorank.plan import RankPlan
 from lorank.report.rank_map import draw_rank_map
@@ -20,7 +19,7 @@ STATE = "rank_allocation.safetensors"
 VERSION = "2"
 
 
-def write_state(allocator: Allocator, args: TrainingArguments, step: int) -> None:
+def write_state(state: Mapping[str, Any], args: TrainingArguments, step: int) -> None:
     """Complete a checkpoint: smoothed tensors, scores and unit numbers in a safetensors file beside Trainer's own.
 
     Raises:
@@ -28,7 +27,6 @@ def write_state(allocator: Allocator, args: TrainingArguments, step: int) -> Non
 
     """
     checkpoint = Path(args.output_dir) / f"checkpoint-{step}"
-    state = allocator.state_dict()
     tensors, values = state["tensors"], state["values"]
     bad = [key for key, t in tensors.items() if key.startswith("smoothed/") and not bool(torch.isfinite(t).all())]
     if bad:

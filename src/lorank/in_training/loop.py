@@ -48,6 +48,8 @@ class AllocationLoop(Allocation):
       was made earlier would not hold.
     """
 
+    scoring_forms = "a DataLoader, or rows with collate="
+
     def __init__(
         self,
         model: PeftModel,
@@ -209,7 +211,7 @@ class AllocationLoop(Allocation):
         if not self._is_ours:
             raise TrainingError("the allocation has ended; save the model, it carries a plain LoRA")
         assert self.allocator is not None
-        return {**self.allocator.state_dict(), "step": self.step}
+        return {**self._state(), "step": self.step}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Continue. Load the model's weights first: triplets that were cut are gone from them.
@@ -229,7 +231,7 @@ class AllocationLoop(Allocation):
         self._check_ranks(state["tensors"])
         # Copies: what is loaded here is changed in place by the steps that follow.
         tensors = {key: tensor.cpu().clone() for key, tensor in state["tensors"].items()}
-        self.allocator.load_state_dict({"tensors": tensors, "values": state["values"]})
+        self._load_state({"tensors": tensors, "values": state["values"]})
         self.step = state["step"]
         self._next_step()
 

@@ -156,8 +156,7 @@ class RankAllocation(Allocation, TrainerCallback, ExportableState):
         if trainer is not None:
             self._take_back = call_after_backward(trainer, self._after_backward)
         if state.global_step > 0:
-            assert self.allocator is not None
-            self.allocator.load_state_dict(read_state(saved, args, state.global_step))
+            self._load_state(read_state(saved, args, state.global_step))
 
     def on_step_begin(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
         """First micro-batch of a step."""
@@ -223,7 +222,7 @@ class RankAllocation(Allocation, TrainerCallback, ExportableState):
     def on_save(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
         """Complete the checkpoint that Trainer has just written."""
         if self.allocator is not None and self._plan is None and state.is_world_process_zero:
-            write_state(self.allocator, args, state.global_step)
+            write_state(self._state(), args, state.global_step)
 
     def state(self) -> dict[str, Any]:
         """Small values, for `trainer_state.json`; tensors go into a file of their own beside it."""
