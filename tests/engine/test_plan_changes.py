@@ -99,7 +99,8 @@ def test_scores_that_are_all_noise_move_what_chance_leaves() -> None:
         assert share == pytest.approx(1 - units / 400, abs=0.03)
         (message,) = (str(one.message) for one in said)
         assert (
-            "after 12 scoring batches of 3,000 examples the standard error of a score is 20% of it (median)" in message
+            "after 12 scoring batches from a set of 3,000 examples the standard error of a score is 20% of it (median)"
+            in message
         )
         assert f"would move {share:.0%} of the plan's parameters" in message
 

@@ -148,9 +148,8 @@ def test_the_name_of_an_eval_dataset_entry(tmp_path: Path) -> None:
         alone.train()
     other = tiny_trainer(tmp_path / "other", **STAGE)
     other.eval_dataset = {"scoring": examples()}
-    i_lora("scorring").attach(other)
     with pytest.raises(TrainingError, match=r"no entry 'scorring' \(did you mean scoring\?\)"):
-        other.train()
+        i_lora("scorring").attach(other)
 
 
 def test_stage_1_ends_when_the_plan_is_stable(tmp_path: Path) -> None:
@@ -208,6 +207,13 @@ def test_bad_options_are_refused_at_once(options: dict[str, Any], error: type[Ex
 @pytest.mark.parametrize(
     ("data", "options", "error", "said"),
     [
+        (DataLoader([{"text": "raw"}] * 8, batch_size=4), {}, DataError, "first scoring batch cannot be computed"),
+        (
+            DataLoader(examples(8).remove_columns("labels").with_format("torch"), batch_size=4),  # type: ignore[arg-type]
+            {},
+            DataError,
+            "returns no loss",
+        ),
         (examples(4), {"scoring_batch_size": 8}, DataError, "4 examples, less than one batch of 8"),
         (examples().remove_columns("labels"), {}, DataError, "labels is missing"),
         (Dataset.from_dict({"text": ["one", "two"]}), {}, DataError, "eval_dataset={'scoring': rows}"),
@@ -297,3 +303,16 @@ def test_a_resumed_stage_goes_back_to_the_start_of_the_first_process(tmp_path: P
     again, found = both(tmp_path / "again", True)
     assert again.scores.fingerprint == whole.scores.fingerprint
     assert all(torch.equal(found[name], value) for name, value in weights.items())
+
+
+def test_a_stage_is_not_resumed_with_other_scoring_rows(tmp_path: Path) -> None:
+    with pytest.raises(KeyboardInterrupt):
+        tiny_trainer(tmp_path, i_lora(), Stop(4, error=True), **STAGE).train()
+    again = tiny_trainer(tmp_path, i_lora(examples(24, seed=8)), **STAGE)
+    with pytest.raises(TrainingError, match="scoring_data has other rows"):
+        again.train(resume_from_checkpoint=True)
+
+
+def test_an_allocation_that_no_trainer_has_says_so() -> None:
+    with pytest.raises(TrainingError, match=r"where the Trainer has this allocation \(callbacks=\[...\], or attach\)"):
+        _ = i_lora().plan

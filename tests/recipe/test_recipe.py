@@ -5,8 +5,10 @@ import pytest
 import yaml
 
 from lorank import LorankError
+from lorank.engine.options import RankOptions
+from lorank.errors import RecipeError
 from lorank.methods import METHODS
-from lorank.recipe.recipe import load_recipe, make_recipe, sections_of
+from lorank.recipe.recipe import Recipe, load_recipe, make_recipe, sections_of
 
 MINIMAL = {"model": "some/model", "budget": "r=2", "data": {"train": "a.tsv", "test": "b.tsv"}}
 
@@ -108,3 +110,21 @@ def test_the_recipe_page_is_the_one_that_the_code_writes() -> None:
     from write_recipe_page import page
 
     assert Path("docs/recipe.md").read_text(encoding="utf-8") == page(), "run `python docs/write_recipe_page.py`"
+
+
+@pytest.mark.parametrize(
+    ("method", "preset"), [("i-lora", "loss-per-parameter"), ("igu-lora", "official"), ("adalora", None)]
+)
+def test_a_recipe_made_in_python_has_its_preset_too(method: str, preset: str | None) -> None:
+    content = {**MINIMAL, "method": method, "preset": preset}
+    assert Recipe(**content) == make_recipe(content)
+    assert (
+        Recipe(**content, allocation=RankOptions(min_rank=1)).allocation.rank_by
+        == make_recipe(content).allocation.rank_by
+    )
+    with pytest.raises(RecipeError, match="preset 'nonsense' of"):
+        Recipe(**{**content, "preset": "nonsense"})
+    with pytest.raises(
+        RecipeError, match=r"stage1\.learnin_rate: unknown key \(did you mean stage1\.learning_rate\?\)"
+    ):
+        Recipe(**content, stage1={"learnin_rate": 1.0})

@@ -12,8 +12,9 @@ from lorank.engine.cut_rules import CutRules, InitialAdapter, schedule_of
 from lorank.engine.loss_comparison import HALF_TOLERANCE, TOLERANCE
 from lorank.engine.measure import Measure, TrainingGradient
 from lorank.engine.options import Choices, ScoringSetChoices
-from lorank.engine.path_measure import ScoringSetPath, TrainingPath
+from lorank.engine.path_measure import TrainingPath
 from lorank.engine.scoring_batches import ScoringBatches
+from lorank.engine.scoring_set_path import ScoringSetPath
 from lorank.engine.smoother import Absolute, DeviationSmoother, RunningSmoother, Smoother
 from lorank.engine.training_pass import TrainingPass
 from lorank.engine.unit_scores import over_processes

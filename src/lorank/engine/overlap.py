@@ -1,6 +1,7 @@
 """Whether examples of a scoring set stand in the training set too, by their content."""
 
 import hashlib
+import re
 from collections.abc import Iterator, Mapping
 from typing import Any
 
@@ -36,6 +37,15 @@ def shared_examples(scoring: Any, training: Any) -> int | None:
     return sum(digest in held for digest in _digests(scoring, columns))
 
 
+def content_sum(rows: Any) -> str:
+    """A sum over everything that rows hold, in their order; rows are mappings, or tensors."""
+    first = rows[0]
+    total = hashlib.blake2b(digest_size=16)
+    for digest in _digests(rows, list(first) if isinstance(first, Mapping) else None):
+        total.update(digest)
+    return total.hexdigest()
+
+
 def _digests(rows: Any, columns: list[str] | None) -> Iterator[bytes]:
     if columns is not None and hasattr(rows, "select_columns"):  # datasets: whole batches are read at once
         rows = rows.select_columns(columns)
@@ -63,4 +73,8 @@ def values_in(data: Any) -> Any:
     if isinstance(data, (list, tuple)):
         # Token ids: asked for all at once, which is what a large training set takes its time for.
         return list(data) if set(map(type, data)) <= _PLAIN else [values_in(value) for value in data]
-    return data if isinstance(data, (str, int, float, bool, type(None))) else repr(data)
+    if isinstance(data, (str, int, float, bool, type(None))):
+        return data
+    if callable(getattr(data, "tobytes", None)):  # an image
+        return hashlib.blake2b(data.tobytes(), digest_size=16).hexdigest()
+    return re.sub(r" at 0x[0-9a-f]+", "", repr(data))  # an address is another in every process

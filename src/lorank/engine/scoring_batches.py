@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 from lorank.artefact import checksum
-from lorank.engine.overlap import values_in
+from lorank.engine.overlap import content_sum, values_in
 from lorank.errors import DataError, TrainingError
 from lorank.scoring.batches import Batch
 from lorank.scoring.random_streams import RandomStreams, random_streams
@@ -66,6 +66,7 @@ class RowBatches(ScoringBatches):
             )
         self.rows, self.collate, self.size, self.seed = rows, collate, size, seed
         self.examples = len(rows)
+        self._content: str | None = None
         self._order: tuple[int, list[int]] | None = None
 
     def __len__(self) -> int:
@@ -82,6 +83,24 @@ class RowBatches(ScoringBatches):
         with _streams(None, f"{self.seed}/collated/{number}"):
             many = getattr(self.rows, "__getitems__", None)
             return on_device(self.collate(many(chosen) if many is not None else [self.rows[k] for k in chosen]), device)
+
+    def state_dict(self) -> dict[str, Any]:
+        """A sum of all rows, worked out once."""
+        if self._content is None:
+            self._content = content_sum(self.rows)
+        return {"rows": self._content}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Refuse the state of other rows.
+
+        Raises:
+            TrainingError: these are not the rows of the checkpoint.
+
+        """
+        if state != self.state_dict():
+            raise TrainingError(
+                "scoring_data has other rows than when the checkpoint was written; give the same in the same order, or start anew"
+            )
 
 
 class LoaderBatches(ScoringBatches):

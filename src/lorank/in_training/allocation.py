@@ -10,6 +10,7 @@ from peft import PeftModel
 from torch import nn
 
 from lorank.adapter.convert import adapted_layers, fold_to_lora, to_triplets, trained_adapter
+from lorank.adapter.gain import set_gain
 from lorank.adapter.padding import refuse_padding
 from lorank.adapter.path import capture
 from lorank.adapter.triplet import TripletAdapter
@@ -18,8 +19,9 @@ from lorank.engine.allocator import Allocator
 from lorank.engine.assembly import TrainingFacts, make_allocator
 from lorank.engine.initial_adapter import read_adapter
 from lorank.engine.options import ScoringSetChoices
+from lorank.engine.path import drawn_gain
 from lorank.engine.scoring_batches import ScoringBatches
-from lorank.engine.training_gain import drawn_gain, set_gain
+from lorank.engine.scoring_set_path import ScoringSetPath
 from lorank.engine.training_pass import TrainingPass
 from lorank.errors import RecipeError, TrainingError
 from lorank.in_training.checkpoint import write_results
@@ -41,8 +43,9 @@ class Allocation:
 
     """
 
+    unfinished = "call trainer.train(), where the Trainer has this allocation (callbacks=[...], or attach)"
     scoring_forms = (
-        "rows as train_dataset takes them, the name of an entry of eval_dataset, or a DataLoader; or source='training'"
+        "rows prepared as the training data, the name of an entry of eval_dataset, a DataLoader, or source='training'"
     )
 
     def __init__(
@@ -78,7 +81,7 @@ class Allocation:
 
         """
         if self._plan is None:
-            raise TrainingError("there is no plan before training ends; train first")
+            raise TrainingError(f"there is no plan before training ends; {self.unfinished}")
         return self._plan
 
     @property
@@ -90,7 +93,7 @@ class Allocation:
 
         """
         if self._scores is None:
-            raise TrainingError("there are no scores before training ends; train first")
+            raise TrainingError(f"there are no scores before training ends; {self.unfinished}")
         return self._scores
 
     def prepare(self, model: nn.Module) -> None:
@@ -155,6 +158,16 @@ class Allocation:
         self.allocator = make_allocator(
             self._adapter, self._initial, self.options, facts, passed, batches, self._baseline
         )
+
+    def _try_scoring(self) -> None:
+        """Pass one batch of the scoring set, so that it does not fail in the middle of training."""
+        assert self.allocator is not None
+        if isinstance(self.allocator.measure, ScoringSetPath):
+            try:
+                self.allocator.measure.try_batch()
+            except BaseException:
+                self.allocator.measure.close()
+                raise
 
     def _state(self) -> dict[str, Any]:
         """The engine's state, and what stage 1 began with: a process that resumes may have drawn another start."""

@@ -7,12 +7,12 @@ from typing import Any
 import torch
 from peft import PeftModel
 
+from lorank.adapter.gain import set_gain
 from lorank.adapter.triplet import TripletLinear
 from lorank.budget import Budget
 from lorank.engine.assembly import TrainingFacts, needs_passes
 from lorank.engine.options import ScoringSetChoices
 from lorank.engine.scoring_batches import LoaderBatches, RowBatches, ScoringBatches
-from lorank.engine.training_gain import set_gain
 from lorank.errors import RecipeError, TrainingError
 from lorank.in_training.allocation import Allocation
 from lorank.in_training.fresh_start import check_uncut, holds_lambdas
@@ -48,6 +48,7 @@ class AllocationLoop(Allocation):
       was made earlier would not hold.
     """
 
+    unfinished = "call finish() after the last step"
     scoring_forms = "a DataLoader, or rows with collate="
 
     def __init__(
@@ -94,6 +95,7 @@ class AllocationLoop(Allocation):
         self.step = 0
         self._micro_batch = 0
         self._checked: Any = None
+        self._asked = False
         if any(isinstance(layer, TripletLinear) and len(layer.lora_lambda) for layer in model.modules()):
             raise TrainingError(
                 "the model's adapter is part of an allocation that has not ended, and an adapter has one plan; finish that one, "
@@ -115,6 +117,7 @@ class AllocationLoop(Allocation):
         )
         self._passed = LoopPass(model, loss) if needs_passes(self.options) else None
         self._begin(facts, self._passed, batches)
+        self._try_scoring()
         self._next_step()
 
     def begin_micro_batch(self) -> None:
@@ -140,6 +143,7 @@ class AllocationLoop(Allocation):
         """
         if self._is_ours:
             assert self.allocator is not None
+            self._asked = True
             if self._passed is not None:
                 self._passed.give(batch)
             self.allocator.before_step(self.step + 1)
@@ -168,7 +172,9 @@ class AllocationLoop(Allocation):
                     "the optimizer does not hold the triplets' λ: make it after AllocationLoop, and where a training is resumed "
                     "after model.load_state_dict, from model.parameters()"
                 )
-            self._checked = optimizer
+            if not self._asked:
+                raise TrainingError("before_step was not called in this step: call it before optimizer.step()")
+            self._asked, self._checked = False, optimizer
             logged = self.allocator.after_step(self.step + 1, optimizer, skipped=skipped)
         if not skipped:
             self.step += 1
@@ -192,6 +198,10 @@ class AllocationLoop(Allocation):
 
         """
         if self._is_ours:
+            if self.step == 0:
+                raise TrainingError(
+                    "after_step was never called, so no step is known of: call it after every optimizer.step()"
+                )
             model = None if self._model is None else self._model()
             assert isinstance(model, PeftModel), "the model of an allocation lives as long as its training"
             self._end(model, self.step, optimizer, None if directory is None else Path(directory))

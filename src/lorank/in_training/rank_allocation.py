@@ -10,15 +10,15 @@ from torch import nn
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 from transformers.trainer_callback import ExportableState
 
+from lorank.adapter.gain import set_gain
 from lorank.budget import Budget
 from lorank.engine.assembly import needs_passes
 from lorank.engine.options import ScoringSetChoices
-from lorank.engine.training_gain import set_gain
 from lorank.errors import TrainingError
 from lorank.in_training.allocation import Allocation
 from lorank.in_training.checkpoint import holds_state, read_state, write_state
 from lorank.in_training.fresh_start import check_uncut
-from lorank.in_training.scoring_data import scoring_batches
+from lorank.in_training.scoring_data import check_name, scoring_batches
 from lorank.in_training.trainer_setup import (
     JOINED_LATE,
     call_after_backward,
@@ -72,8 +72,9 @@ class RankAllocation(Allocation, TrainerCallback, ExportableState):
             method: `"i-lora"`, `"igu-lora"` or `"adalora"`.
             budget: adapter parameters that the last cut leaves; see `lorank.Budget`.
             preset: of the method; None is its default. docs/in-training.md and docs/i-lora.md say what they are.
-            scoring_data: for I-LoRA: rows as `train_dataset` takes them, the name of an entry of the Trainer's
-                `eval_dataset` (its `get_eval_dataloader` makes the batches; needs `attach`), or a DataLoader.
+            scoring_data: for I-LoRA: rows that are prepared as the training data, the name of an entry of the Trainer's
+                `eval_dataset` (its `get_eval_dataloader` makes the batches; needs `attach`; for TRL, which prepares its data
+                itself), or a DataLoader.
             output_dir: for plan, scores and heat map; None is the Trainer's.
             provenance: JSON values that scores and plan carry besides their own.
             **options: over the preset's, by name: those of `lorank.engine.options.ScoringSetChoices` (I-LoRA) or
@@ -109,6 +110,8 @@ class RankAllocation(Allocation, TrainerCallback, ExportableState):
         refuse_restored_callbacks(trainer.args)
         self.prepare(trainer.model)
         self._trainer = weakref.ref(trainer)
+        if isinstance(self.scoring_data, str):
+            check_name(self.scoring_data, trainer)
         return self
 
     def on_init_end(
@@ -153,6 +156,8 @@ class RankAllocation(Allocation, TrainerCallback, ExportableState):
             batches = scoring_batches(self.scoring_data, self.options, args, train_dataloader, trainer)
         passed = trainer_pass(model, args, self.options, trainer) if needs_passes(self.options) else None
         self._begin(facts, passed, batches)
+        if not holds_state(saved):
+            self._try_scoring()
         if trainer is not None:
             self._take_back = call_after_backward(trainer, self._after_backward)
         if state.global_step > 0:

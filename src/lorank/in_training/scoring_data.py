@@ -64,16 +64,26 @@ def warn_of_overlap(scoring: Any, training: Any) -> None:
         )
 
 
+def check_name(name: str, trainer: Any) -> None:
+    """Whether the Trainer's `eval_dataset` has an entry of this name.
+
+    Raises:
+        TrainingError: it has not.
+
+    """
+    entries = trainer.eval_dataset if isinstance(trainer.eval_dataset, Mapping) else {}
+    if name not in entries:
+        known = ", ".join(entries) or f"none: give eval_dataset={{{name!r}: rows}}"
+        raise TrainingError(f"eval_dataset has no entry {name!r}{nearest(name, entries)}; its entries: {known}")
+
+
 def _named_loader(name: str, trainer: Any) -> Any:
     if trainer is None:
         raise TrainingError(
             f"scoring_data={name!r} is an entry of the Trainer's eval_dataset, which a callback does not see; call "
             "allocation.attach(trainer) before trainer.train()"
         )
-    entries = trainer.eval_dataset if isinstance(trainer.eval_dataset, Mapping) else {}
-    if name not in entries:
-        known = ", ".join(entries) or f"none: give eval_dataset={{{name!r}: rows}}"
-        raise TrainingError(f"eval_dataset has no entry {name!r}{nearest(name, entries)}; its entries: {known}")
+    check_name(name, trainer)
     return trainer.get_eval_dataloader(name)
 
 

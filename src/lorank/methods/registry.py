@@ -1,5 +1,8 @@
 """Every method that there is, by name."""
 
+from pydantic import ValidationError
+
+from lorank.engine.options import RankOptions
 from lorank.errors import RecipeError
 from lorank.methods.adalora import ADALORA
 from lorank.methods.eva import EVA
@@ -7,9 +10,11 @@ from lorank.methods.gradient import GRADIENT
 from lorank.methods.i_lora import I_LORA
 from lorank.methods.igu_lora import IGU_LORA
 from lorank.methods.magnitude import MAGNITUDE
-from lorank.methods.method import Method
+from lorank.methods.method import Method, Preset
 from lorank.methods.sensitivity_lora import SENSITIVITY_LORA
 from lorank.methods.uniform import UNIFORM
+from lorank.scoring.options import CalibrationOptions
+from lorank.validation import explain
 
 _ALL = (I_LORA, IGU_LORA, ADALORA, SENSITIVITY_LORA, GRADIENT, MAGNITUDE, EVA, UNIFORM)
 METHODS: dict[str, Method] = {method.name: method for method in _ALL}
@@ -18,11 +23,19 @@ METHODS: dict[str, Method] = {method.name: method for method in _ALL}
 def register(method: Method) -> Method:
     """Make a method of another package known by its name, to recipes and to `RankAllocation` of this process.
 
+    A method that allocates while it trains is a set of choices; one that scores the frozen model brings a `scorer`:
+
+        from lorank.engine.options import TrainingBatchChoices
+
+        patient = Preset(options={"estimator": "training-pass", "score": "mean", "every": 5}, ranks={"rank_by": "score"})
+        register(Method("patient", "ours", {"default": patient}, "default", choices=TrainingBatchChoices))
+
     Returns:
         The method.
 
     Raises:
-        RecipeError: it is no `Method`, its default preset is not among its presets, or another method has its name.
+        RecipeError: it is no `Method`, a preset is no `Preset` or says what its choices do not take, its default preset is not
+            among its presets, or another method has its name.
 
     """
     if not isinstance(method, Method):
@@ -31,6 +44,15 @@ def register(method: Method) -> Method:
         raise RecipeError(
             f"default_preset {method.default_preset!r} of {method.name} is none of its presets: {', '.join(method.presets)}"
         )
+    for name, preset in method.presets.items():
+        if not isinstance(preset, Preset):
+            raise RecipeError(f"preset {name!r} of {method.name} is {type(preset).__name__}; give a lorank.Preset")
+        kinds = ((preset.options, method.choices or CalibrationOptions), (preset.ranks, RankOptions))
+        for values, kind in kinds:
+            try:
+                kind(**values)
+            except ValidationError as error:
+                raise RecipeError(f"preset {name!r} of {method.name}: {explain(error, kind)}") from None
     if METHODS.get(method.name, method) is not method:
         raise RecipeError(f"a method {method.name!r} is registered already; give this one another name")
     METHODS[method.name] = method

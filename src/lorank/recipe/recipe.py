@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 import yaml
-from pydantic import Field, ValidationError, field_validator, model_validator
+from pydantic import BaseModel, Field, ValidationError, field_validator, model_validator
 
 from lorank.budget import Budget
 from lorank.engine.options import RankOptions, TrainingBatchChoices, check_ranks
@@ -24,7 +24,16 @@ from lorank.validation import Section, explain, nearest
 
 
 class Recipe(Section):
-    """A whole run. `seed` decides every draw; on CPU a recipe gives the same bits each time."""
+    """A whole run. `seed` decides every draw; on CPU a recipe gives the same bits each time.
+
+    Read one from a file with `lorank.load_recipe(path, overrides)`, or make it of the same keys: `Recipe(model=..., budget="r=2",
+    data={"train": ..., "test": ...}, stage2={"epochs": 1})`. The preset of its method fills in what is left out.
+    docs/recipe.md says what every key means.
+
+    Raises:
+        RecipeError: an unknown key (with the nearest valid one), a bad value, or no such preset.
+
+    """
 
     model: str = Field(description="hub name or folder of the base model")
     method: str = Field("i-lora", description=f"one of {', '.join(METHODS)}; lora is uniform ranks")
@@ -64,6 +73,12 @@ class Recipe(Section):
     stage1: Stage1Section = Stage1Section()
     stage2: Stage2Section = Stage2Section()
     resolved: dict[str, Any] | None = Field(None, description="written by lorank into the recipe of a run; not read")
+
+    def __init__(self, **content: Any) -> None:
+        try:
+            super().__init__(**with_preset(content))
+        except ValidationError as error:
+            raise RecipeError(explain(error, Recipe)) from None
 
     @field_validator("budget", mode="before")
     @classmethod
@@ -181,18 +196,27 @@ def make_recipe(content: Mapping[str, Any]) -> Recipe:
         RecipeError: as `load_recipe`.
 
     """
-    method = METHODS.get(str(content.get("method", "i-lora")))
-    filled = dict(content)
-    if method is not None:
-        preset = filled["preset"] = preset_of(method, content.get("preset"))
-        for section, choices in sections_of(method, method.presets[preset]).items():
-            own = content.get(section)
-            if own is None or isinstance(own, Mapping):
-                filled[section] = {**choices, **(own or {})}
-    try:
-        return Recipe(**filled)
-    except ValidationError as error:
-        raise RecipeError(explain(error, Recipe)) from None
+    return Recipe(**content)
+
+
+def with_preset(content: Mapping[str, Any]) -> dict[str, Any]:
+    """The keys of a recipe, and what its preset says besides.
+
+    Raises:
+        RecipeError: the method has no such preset.
+
+    """
+    filled, method = dict(content), METHODS.get(str(content.get("method", "i-lora")))
+    if method is None:
+        return filled
+    preset = filled["preset"] = preset_of(method, content.get("preset"))
+    for section, choices in sections_of(method, method.presets[preset]).items():
+        own = content.get(section)
+        if isinstance(own, BaseModel):
+            own = own.model_dump(exclude_unset=True)
+        if own is None or isinstance(own, Mapping):
+            filled[section] = {**choices, **(own or {})}
+    return filled
 
 
 def sections_of(method: Method, preset: Preset) -> dict[str, dict[str, Any]]:

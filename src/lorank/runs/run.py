@@ -58,6 +58,7 @@ def run(recipe: Recipe, directory: str | Path, console: Console | None = None) -
             which the last checkpoint stays.
 
     """
+    _check_recipe(recipe)
     if (
         not any(METHODS[m].scorer for m in (recipe.method, *recipe.baselines))
         and recipe.calibration != CalibrationSection()
@@ -85,6 +86,7 @@ def run_plan(recipe: Recipe, plan: RankPlan, directory: str | Path, console: Con
         LorankError: as `run`.
 
     """
+    _check_recipe(recipe)
     if recipe.stage2.skip:
         raise RecipeError("stage2.skip leaves nothing to train the plan by; leave it out")
     directory, console, results = Path(directory), _console(console), {}
@@ -114,6 +116,11 @@ def run_plan(recipe: Recipe, plan: RankPlan, directory: str | Path, console: Con
         results |= _baseline_results(main_run)
         _write_results(main_run, plan.provenance.get("preset"), plan, results)
     return RunResult(directory, plan, results)
+
+
+def _check_recipe(recipe: Any) -> None:
+    if not isinstance(recipe, Recipe):
+        raise RecipeError(f"recipe is {type(recipe).__name__}; give lorank.load_recipe(path), or a lorank.Recipe")
 
 
 def check_plan(base: Pretrained, plan: RankPlan, *, writes: bool) -> None:

@@ -65,7 +65,7 @@ class Verification:
 def verify(
     adapter: str | Path,
     against: str | Path | None = None,
-    engines: Iterable[str] | None = None,
+    engines: str | Iterable[str] | None = None,
     *,
     base: str | None = None,
     trust_remote_code: bool = False,
@@ -75,7 +75,7 @@ def verify(
     Args:
         adapter: folder of a LoRA adapter, from whatever tool.
         against: folder of the trained adapter that it should compute; None: itself, by PEFT's rule.
-        engines: names out of `lorank.serving.names.ENGINES`; None takes all.
+        engines: a name out of `lorank.serving.names.ENGINES`, or several; None takes all.
         base: hub name or folder of the base model, of which the config is read; None: the one that the adapter names.
         trust_remote_code: let the base model's own code run.
 
@@ -87,6 +87,7 @@ def verify(
         LorankWarning: the trained adapter changes nothing.
 
     """
+    engines = (engines,) if isinstance(engines, str) else engines
     files = AdapterFiles.read(adapter)
     trained = AdapterFiles.read(against) if against is not None else None
     layers, unread = BaseLayers.if_readable(files, base, trust_remote_code=trust_remote_code)

@@ -1,18 +1,9 @@
-"""Training at a random point of the path: the adapter's output is scaled by a factor drawn for each micro-batch."""
+"""A factor on the output of every layer of an adapter while it trains."""
 
-import random
 from collections.abc import Iterator
 from contextlib import contextmanager
 
 from lorank.adapter.triplet import TripletAdapter
-from lorank.engine.options import Choices
-
-
-def drawn_gain(options: Choices, seed: str) -> float:
-    """`α` drawn from {1/N, ..., 1}, or `α³` where the path moves P, λ and Q (IGU-LoRA's code); a function of the seed."""
-    n = options.intervals if isinstance(options.intervals, int) else 20
-    drawn = random.Random(seed).randint(1, n) / n
-    return drawn**3 if options.moved == "all" else drawn
 
 
 def set_gain(adapter: TripletAdapter, gain: float) -> None:
