@@ -264,3 +264,14 @@ def parameter_of_tensor(name: str) -> str | None:
     if is_adapter_tensor(name) and ".lora_B." not in name:
         return None
     return in_base_model(name).replace(".lora_B.", ".").replace(".default.", ".")
+
+
+def without_adapter(name: str) -> str:
+    """The name that a parameter has where no adapter is around its module.
+
+    Examples:
+        >>> without_adapter("base_model.model.query.base_layer.bias")
+        'base_model.model.query.bias'
+
+    """
+    return name.replace(".base_layer.", ".")

@@ -8,34 +8,18 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from datasets import Dataset
+from peft import LoraConfig, get_peft_model
 from safetensors.torch import load_file
-from tests.conftest import tiny_trainer
+from tests.conftest import tiny_config, tiny_trainer
+from tests.in_training.i_lora_cases import STAGE, adapter_of, examples, i_lora
 from tests.in_training.pruning_cases import Stop
-from torch.utils.data import DataLoader
-from transformers import set_seed
+from transformers import BertForSequenceClassification, set_seed
 
 from lorank import ImportanceScores, RankAllocation, RankPlan
 from lorank.adapter.triplet import TripletLinear
 from lorank.engine.path import PathScorer
-from lorank.errors import DataError, LorankWarning, RecipeError, TrainingError
-
-STAGE: dict[str, Any] = {"max_steps": 8, "save_steps": 3, "logging_steps": 1}
-
-
-def examples(count: int = 32, seed: int = 7) -> Dataset:
-    ids = torch.randint(5, 21, (count, 8), generator=torch.Generator().manual_seed(seed))
-    return Dataset.from_dict({"input_ids": ids.tolist(), "labels": (ids == 7).any(1).long().tolist()})
-
-
-def i_lora(scoring_data: Any = None, **options: Any) -> RankAllocation:
-    if scoring_data is None and options.get("source") != "training":
-        scoring_data = examples()
-    return RankAllocation("i-lora", "r=2", scoring_data=scoring_data, **options)
-
-
-def adapter_of(model: torch.nn.Module) -> dict[str, torch.Tensor]:
-    return {name: p.detach().clone() for name, p in model.named_parameters() if p.requires_grad}
+from lorank.errors import AdapterError, LorankWarning, TrainingError
+from lorank.module_names import without_adapter
 
 
 @pytest.mark.parametrize("preset", ["paper", "loss-per-parameter"])
@@ -97,61 +81,6 @@ def test_both_stages_resume_exactly(name: str, tmp_path: Path) -> None:
         assert all(torch.equal(found[key], value) for key, value in weights.items())
 
 
-def test_a_loader_gives_the_scores_of_its_batches_and_leaves_training_alone(tmp_path: Path) -> None:
-    """Shuffled, and with a collator that draws: the same scores after a resume, and the same training as without."""
-
-    def collate(rows: list[dict[str, Any]]) -> dict[str, torch.Tensor]:
-        batch = {key: torch.tensor([row[key] for row in rows]) for key in rows[0]}
-        return {**batch, "attention_mask": (torch.rand(batch["input_ids"].shape) < 0.9).long()}
-
-    def trained(folder: Path, resume: bool = False, **options: Any) -> tuple[RankAllocation, list[float]]:
-        loader = DataLoader(examples(), batch_size=8, shuffle=True, collate_fn=collate)  # type: ignore[arg-type]
-        allocation = i_lora(loader, **options)
-        trainer = tiny_trainer(folder, allocation, **STAGE)
-        trainer.train(resume_from_checkpoint=resume or None)
-        return allocation, [entry["loss"] for entry in trainer.state.log_history if "loss" in entry]
-
-    whole, losses = trained(tmp_path / "whole")
-    shutil.copytree(tmp_path / "whole" / "checkpoint-6", tmp_path / "again" / "checkpoint-6")
-    again, _ = trained(tmp_path / "again", resume=True)
-    assert again.scores.fingerprint == whole.scores.fingerprint
-    _, rarely = trained(tmp_path / "rarely", every=4)
-    assert rarely == losses
-
-
-def test_rows_in_any_form_score_alike(tmp_path: Path) -> None:
-    found = []
-    data: dict[str, Any] = {
-        "rows": examples(24),
-        "list": list(examples(24)),
-        "loader": DataLoader(examples(24).with_format("torch"), batch_size=8),  # type: ignore[arg-type]
-    }
-    for name, given in data.items():
-        # Signed shares of equal batches are the mean over examples, in whatever order these come.
-        allocation = i_lora(given, when="after", draw="sweep", intervals=2, parameter_factor="signed")
-        tiny_trainer(tmp_path / name, allocation, **STAGE).train()
-        found.append(allocation.scores)
-    for scores in found[1:]:
-        for name, values in scores.scores.items():
-            assert values == pytest.approx(found[0].scores[name], rel=1e-3, abs=1e-9)
-
-
-def test_the_name_of_an_eval_dataset_entry(tmp_path: Path) -> None:
-    allocation = i_lora("scoring")
-    trainer = tiny_trainer(tmp_path, **STAGE)
-    trainer.eval_dataset = {"scoring": examples(), "other": examples(16, seed=9)}
-    allocation.attach(trainer)
-    trainer.train()
-    assert allocation.scores.provenance["scoring_examples"] == 32
-    alone = tiny_trainer(tmp_path / "alone", i_lora("scoring"), **STAGE)
-    with pytest.raises(TrainingError, match=r"call allocation\.attach\(trainer\)"):
-        alone.train()
-    other = tiny_trainer(tmp_path / "other", **STAGE)
-    other.eval_dataset = {"scoring": examples()}
-    with pytest.raises(TrainingError, match=r"no entry 'scorring' \(did you mean scoring\?\)"):
-        i_lora("scorring").attach(other)
-
-
 def test_stage_1_ends_when_the_plan_is_stable(tmp_path: Path) -> None:
     allocation = i_lora(stop_when_stable={"share": 1.0, "window": 2, "windows": 1})
     trainer = tiny_trainer(tmp_path, allocation, **STAGE)
@@ -166,69 +95,6 @@ def test_stopped_early_the_cut_is_made_and_said(tmp_path: Path) -> None:
     with pytest.warns(LorankWarning, match=r"ended at step 5, before the last cut at step 8; it is made now$"):
         trainer.train()
     assert allocation.plan.total_rank
-
-
-def test_an_overlap_with_the_training_set_is_said(tmp_path: Path) -> None:
-    trainer = tiny_trainer(tmp_path, **STAGE)
-    rows = Dataset.from_list([*examples(29).to_list(), *trainer.train_dataset.select(range(3)).to_list()])
-    i_lora(rows).attach(trainer)
-    with pytest.warns(LorankWarning, match=r"^3 of 32 scoring examples are in the training data too"):
-        trainer.train()
-
-
-def test_a_scoring_set_that_is_too_small_is_said_with_the_standard_error(tmp_path: Path) -> None:
-    allocation = i_lora(examples(2), preset="loss-per-parameter", scoring_batch_size=1, warmup=0.1, every=2)
-    trainer = tiny_trainer(tmp_path, allocation, **STAGE)
-    with pytest.warns(
-        LorankWarning, match=r"small for this plan: after 4 scoring batches from a set of 2 examples the standard error"
-    ):
-        trainer.train()
-    assert allocation.plan.provenance["moved_by_standard_errors"] > 0.1
-
-
-@pytest.mark.parametrize(
-    ("options", "error", "said"),
-    [
-        ({"scoring_data": None}, RecipeError, "give scoring_data="),
-        ({"source": "training", "scoring_data": [1]}, RecipeError, "leave scoring_data out"),
-        ({"method": "igu-lora"}, RecipeError, "scoring_data is for methods with a scoring set"),
-        ({"estimator": "trapezoid"}, RecipeError, "estimator: unknown option"),
-        ({"preset": "official"}, RecipeError, "preset 'official' of i-lora is unknown"),
-        ({"when": "after", "curve": "cubic"}, RecipeError, "leaves no scores"),
-        ({"warmup": 1.0}, RecipeError, "warmup"),
-    ],
-)
-def test_bad_options_are_refused_at_once(options: dict[str, Any], error: type[Exception], said: str) -> None:
-    given: dict[str, Any] = {"method": "i-lora", "budget": "r=2", "scoring_data": examples(), **options}
-    with pytest.raises(error, match=said):
-        RankAllocation(**given)
-
-
-@pytest.mark.parametrize(
-    ("data", "options", "error", "said"),
-    [
-        (DataLoader([{"text": "raw"}] * 8, batch_size=4), {}, DataError, "first scoring batch cannot be computed"),
-        (
-            DataLoader(examples(8).remove_columns("labels").with_format("torch"), batch_size=4),  # type: ignore[arg-type]
-            {},
-            DataError,
-            "returns no loss",
-        ),
-        (examples(4), {"scoring_batch_size": 8}, DataError, "4 examples, less than one batch of 8"),
-        (examples().remove_columns("labels"), {}, DataError, "labels is missing"),
-        (Dataset.from_dict({"text": ["one", "two"]}), {}, DataError, "eval_dataset={'scoring': rows}"),
-        (iter(examples()), {}, DataError, "passed through only once"),
-        (examples(), {"every": 9}, Exception, "leave none to score at"),
-        ([], {}, DataError, "no examples"),
-    ],
-)
-def test_bad_scoring_data_is_refused_before_a_step(
-    data: Any, options: dict[str, Any], error: type[Exception], said: str, tmp_path: Path
-) -> None:
-    trainer = tiny_trainer(tmp_path, i_lora(data, **options), **STAGE)
-    with pytest.raises(error, match=said):
-        trainer.train()
-    assert trainer.state.global_step == 0
 
 
 def test_the_seed_decides(tmp_path: Path) -> None:
@@ -305,14 +171,60 @@ def test_a_resumed_stage_goes_back_to_the_start_of_the_first_process(tmp_path: P
     assert all(torch.equal(found[name], value) for name, value in weights.items())
 
 
-def test_a_stage_is_not_resumed_with_other_scoring_rows(tmp_path: Path) -> None:
-    with pytest.raises(KeyboardInterrupt):
-        tiny_trainer(tmp_path, i_lora(), Stop(4, error=True), **STAGE).train()
-    again = tiny_trainer(tmp_path, i_lora(examples(24, seed=8)), **STAGE)
-    with pytest.raises(TrainingError, match="scoring_data has other rows"):
-        again.train(resume_from_checkpoint=True)
-
-
 def test_an_allocation_that_no_trainer_has_says_so() -> None:
     with pytest.raises(TrainingError, match=r"where the Trainer has this allocation \(callbacks=\[...\], or attach\)"):
         _ = i_lora().plan
+
+
+def test_the_trainer_of_stage_1_is_not_that_of_stage_2(tmp_path: Path) -> None:
+    trainer = tiny_trainer(tmp_path, i_lora(), **STAGE)
+    trainer.train()
+    with pytest.raises(TrainingError, match="make a new Trainer for stage 2"):
+        trainer.train()
+
+
+def test_a_half_trained_adapter_is_not_begun_with(tmp_path: Path) -> None:
+    trainer = tiny_trainer(tmp_path, i_lora(), Stop(4, error=True), **STAGE)
+    with pytest.raises(KeyboardInterrupt):
+        trainer.train()
+    with pytest.raises(TrainingError, match="part of an allocation that has not ended"):
+        tiny_trainer(tmp_path, i_lora(), model=trainer.model, **STAGE)
+
+
+def test_another_trainings_state_file_is_refused(tmp_path: Path) -> None:
+    for folder in ("one", "two"):
+        tiny_trainer(tmp_path / folder, i_lora(), **STAGE).train()
+    file = "checkpoint-3/rank_allocation.safetensors"
+    shutil.copy(tmp_path / "two" / file, tmp_path / "one" / file)
+    with pytest.raises(TrainingError, match="belongs to another checkpoint"):
+        tiny_trainer(tmp_path / "one", i_lora(), **STAGE).train(
+            resume_from_checkpoint=str(tmp_path / "one" / "checkpoint-3")
+        )
+    with pytest.raises(TrainingError, match="written with seed 3, this is 4"):
+        tiny_trainer(tmp_path / "two", i_lora(), **{**STAGE, "seed": 4}).train(resume_from_checkpoint=True)
+
+
+def test_biases_go_back_also_where_no_adapter_is_left(tmp_path: Path) -> None:
+    set_seed(0)
+    base = BertForSequenceClassification(tiny_config(num_labels=2, initializer_range=0.3))
+    lora = {"r": 4, "target_modules": ["query", "value", "dense"], "task_type": "SEQ_CLS"}
+    before = {name: p.detach().clone() for name, p in base.named_parameters() if name.endswith("bias")}
+    allocation = RankAllocation("i-lora", "r=1", scoring_data=examples())
+    trainer = tiny_trainer(tmp_path, allocation, model=get_peft_model(base, LoraConfig(bias="all", **lora)), **STAGE)
+    trainer.train()
+    assert 0 in allocation.plan.ranks.values()
+    after = {without_adapter(name): p for name, p in trainer.model.get_base_model().named_parameters()}
+    assert all(torch.equal(after[name], value) for name, value in before.items() if name in after)
+    with pytest.raises(AdapterError, match="bias='lora_only'"):
+        tiny_trainer(
+            tmp_path, i_lora(), model=get_peft_model(base.__class__(base.config), LoraConfig(bias="lora_only", **lora))
+        )
+
+
+def test_a_frozen_adapter_stays_frozen(tmp_path: Path) -> None:
+    trainer = tiny_trainer(tmp_path, **STAGE)
+    trainer.model.add_adapter("frozen", LoraConfig(r=2, target_modules=["query"], init_lora_weights=False))
+    allocation = RankAllocation("i-lora", "r=1", scoring_data=examples()).attach(trainer)
+    trainer.train()
+    assert any(rank == 0 for name, rank in allocation.plan.ranks.items() if "query" in name)
+    assert not any(p.requires_grad for name, p in trainer.model.named_parameters() if ".frozen." in name)

@@ -197,9 +197,12 @@ def fold_to_lora(model: PeftModel, adapter: TripletAdapter, scale: float) -> Non
         del layer.lora_lambda[adapter_name]
         layer.scaling[adapter_name], layer.lora_alpha[adapter_name] = scale, scale * ranks[name]
         if not ranks[name]:
-            active = layer._active_adapter
+            # Deleting makes another adapter the active one, and lets it train.
+            active, trained = layer._active_adapter, [(p, p.requires_grad) for p in layer.parameters()]
             layer.delete_adapter(adapter_name)
-            layer._active_adapter = active  # deleting makes another adapter the active one
+            layer._active_adapter = active
+            for parameter, trains in trained:
+                parameter.requires_grad_(trains)
         if not layer.lora_lambda:
             layer.__class__ = getattr(layer, "plain_class", LoraLinear)
             del layer.lora_lambda

@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from torch.utils.data import TensorDataset
 
 _PLAIN = {int, float, str, bool, type(None)}
 # What models read; labels and whatever else a row holds do not make another example.
@@ -14,18 +15,13 @@ _INPUTS = ("input_ids", "pixel_values", "input_features", "input_values", "input
 
 
 def shared_examples(scoring: Any, training: Any) -> int | None:
-    """How many examples of `scoring` are in `training`, by the inputs that both have; None where they cannot be looked at.
+    """How many examples of `scoring` are in `training`, by the inputs that both have; None where they are not looked at.
 
-    Both are data sets with `len` that take numbers; rows are mappings, or tensors.
+    Looked at is what is there already: tables of `datasets`, lists, and data sets of tensors. What is made when it is asked for
+    (a transform, a Dataset class that reads images) would cost a pass over the training data, and might draw.
     """
-    for rows in (scoring, training):
-        if (
-            not hasattr(rows, "__len__")
-            or not hasattr(rows, "__getitem__")
-            or isinstance(rows, Mapping)
-            or not len(rows)
-        ):
-            return None
+    if not all(_is_there(rows) and len(rows) for rows in (scoring, training)):
+        return None
     first, other = scoring[0], training[0]
     columns: list[str] | None = None
     if isinstance(first, Mapping) and isinstance(other, Mapping):
@@ -37,8 +33,16 @@ def shared_examples(scoring: Any, training: Any) -> int | None:
     return sum(digest in held for digest in _digests(scoring, columns))
 
 
+def _is_there(rows: Any) -> bool:
+    if hasattr(rows, "select_columns") and hasattr(rows, "__len__"):
+        return (rows.format or {}).get("type") != "custom"
+    return isinstance(rows, (list, tuple, TensorDataset))
+
+
 def content_sum(rows: Any) -> str:
-    """A sum over everything that rows hold, in their order; rows are mappings, or tensors."""
+    """A sum over everything that rows hold, in their order; their number alone where they are made when they are asked for."""
+    if not _is_there(rows):
+        return f"{len(rows)} examples"
     first = rows[0]
     total = hashlib.blake2b(digest_size=16)
     for digest in _digests(rows, list(first) if isinstance(first, Mapping) else None):

@@ -1,5 +1,6 @@
 """The batches of a scoring set by number: a function of seed and number, so that a resumed training sees the same ones."""
 
+import copy
 import random
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
@@ -7,7 +8,9 @@ from typing import Any
 
 import numpy as np
 import torch
+from accelerate.utils import send_to_device
 from torch import nn
+from torch.utils.data import DataLoader
 
 from lorank.artefact import checksum
 from lorank.engine.overlap import content_sum, values_in
@@ -82,7 +85,9 @@ class RowBatches(ScoringBatches):
         chosen = self._order[1][start : start + self.size]
         with _streams(None, f"{self.seed}/collated/{number}"):
             many = getattr(self.rows, "__getitems__", None)
-            return on_device(self.collate(many(chosen) if many is not None else [self.rows[k] for k in chosen]), device)
+            return send_to_device(
+                self.collate(many(chosen) if many is not None else [self.rows[k] for k in chosen]), device
+            )
 
     def state_dict(self) -> dict[str, Any]:
         """A sum of all rows, worked out once."""
@@ -119,6 +124,9 @@ class LoaderBatches(ScoringBatches):
             )
         # accelerate's loader tells training that its own has not ended yet.
         self.loader: Any = getattr(loader, "base_dataloader", loader)
+        if isinstance(self.loader, DataLoader):
+            # With persistent workers a loader has one iterator, which others (an evaluation) would set back.
+            self.loader = copy.copy(self.loader)
         self.seed = seed
         self.rows = getattr(self.loader, "dataset", None)
         self.examples = len(self.rows) if hasattr(self.rows, "__len__") else None
@@ -142,7 +150,7 @@ class LoaderBatches(ScoringBatches):
         while self._next <= number:
             self._last = self._following()
             self._next += 1
-        return on_device(self._last, device)
+        return send_to_device(self._last, device)
 
     def state_dict(self) -> dict[str, Any]:
         """The number of the next batch, and a sum of the last one."""
@@ -155,6 +163,10 @@ class LoaderBatches(ScoringBatches):
             TrainingError: the loader gives other batches than before.
 
         """
+        if "next" not in state:
+            raise TrainingError(
+                "the checkpoint was written with rows as scoring_data, and this is a loader; give the same rows"
+            )
         if state["next"]:
             self.batch(state["next"] - 1, torch.device("cpu"))
         if state["last"] != self.state_dict()["last"]:
@@ -167,6 +179,8 @@ class LoaderBatches(ScoringBatches):
         self._round, self._next = time_round, 0 if self._length is None else time_round * self._length
         self._in_round = 0
         self._iterator: Iterator[Any] | None = None
+        if isinstance(self.loader, DataLoader):
+            self.loader._iterator = None
         self._own: RandomStreams | None = None
         self._last = None
 
@@ -185,18 +199,6 @@ class LoaderBatches(ScoringBatches):
                 raise DataError(f"the scoring set {again}; give rows, or a DataLoader with at least one batch")
             self._length = self._in_round
             self._start(self._round + 1)
-
-
-def on_device(batch: Any, device: torch.device) -> Any:
-    """The batch with its tensors on `device`, in whatever mapping, list or tuple they are."""
-    if isinstance(batch, torch.Tensor):
-        return batch.to(device)
-    if isinstance(batch, Mapping):
-        return {key: on_device(value, device) for key, value in batch.items()}
-    if isinstance(batch, (list, tuple)):
-        moved = [on_device(value, device) for value in batch]
-        return type(batch)(*moved) if hasattr(batch, "_fields") else type(batch)(moved)
-    return batch
 
 
 _NO_MODEL = nn.Module()

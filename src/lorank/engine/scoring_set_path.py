@@ -78,7 +78,7 @@ class ScoringSetPath(PathMeasure):
             )
 
     def is_due(self, step: int, schedule: CutSchedule, *, ready: bool) -> bool:
-        """Every `every` steps after the warm-up, the last step too."""
+        """Every `every` steps after the warm-up."""
         since = step - schedule.first
         return not self.waits_for_end and since > 0 and since % self.options.every == 0
 
@@ -101,7 +101,8 @@ class ScoringSetPath(PathMeasure):
         """What signed shares add up to: `L(θ0) - L(θ)`, mean over the batches of the scoring set that were scored."""
         if self.options.parameter_factor == "signed" and self._listening and self._scored_batches:
             count = min(len(self.batches), self._scored_batches)
-            self.loss_reduction = sum(self._reduction(number) for number in range(count)) / count
+            found = [value for number in range(count) if math.isfinite(value := self._reduction(number))]
+            self.loss_reduction = sum(found) / len(found) if found else None
 
     def provenance(self) -> Mapping[str, Any]:
         """JSON values that scores and plan carry."""

@@ -4,12 +4,13 @@ import weakref
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
+from uuid import uuid4
 
 import torch
 from peft import PeftModel
 from torch import nn
 
-from lorank.adapter.convert import adapted_layers, fold_to_lora, to_triplets, trained_adapter
+from lorank.adapter.convert import UNFINISHED, adapted_layers, fold_to_lora, to_triplets, trained_adapter
 from lorank.adapter.gain import set_gain
 from lorank.adapter.padding import refuse_padding
 from lorank.adapter.path import capture
@@ -23,7 +24,7 @@ from lorank.engine.path import drawn_gain
 from lorank.engine.scoring_batches import ScoringBatches
 from lorank.engine.scoring_set_path import ScoringSetPath
 from lorank.engine.training_pass import TrainingPass
-from lorank.errors import RecipeError, TrainingError
+from lorank.errors import AdapterError, RecipeError, TrainingError
 from lorank.in_training.checkpoint import write_results
 from lorank.in_training.fresh_start import start_again, state_beside
 from lorank.methods.choose import choose_options
@@ -71,6 +72,8 @@ class Allocation:
         self._beside: dict[str, torch.Tensor] = {}
         self._baseline: list[torch.Tensor] | None = None
         self._seed = 0
+        # Tells the files of this training from those of another one with the same options.
+        self._training = uuid4().hex
 
     @property
     def plan(self) -> RankPlan:
@@ -115,8 +118,19 @@ class Allocation:
             raise TrainingError(f"the model has two {self._kind} callbacks; an adapter has one plan, give one")
         name = trained_adapter(model)
         assert isinstance(model, PeftModel)
+        config: Any = model.peft_config[name]
+        if config.init_lora_weights == UNFINISHED:
+            raise TrainingError(
+                "the model's adapter is part of an allocation that has not ended, and an adapter has one plan; resume that one "
+                "from a checkpoint, or start with a new model"
+            )
         layers = adapted_layers(model, name)
         refuse_padding(layers, name)
+        if config.bias == "lora_only":
+            raise AdapterError(
+                "bias='lora_only' trains biases of modules that may lose their adapter, and PEFT would not save those; use "
+                "bias='none' or 'all'"
+            )
         self._initial = read_adapter(model, layers, name, self.budget, self.limits, self.options, self.provenance)
         self._adapter = to_triplets(model, name, initial_lambda=self.options.initial_lambda)
         self._model = weakref.ref(model)
@@ -175,12 +189,20 @@ class Allocation:
         state = self.allocator.state_dict()
         held = {f"beside/{name}": tensor for name, tensor in self._beside.items()}
         held |= {f"baseline/{k}": tensor.contiguous() for k, tensor in enumerate(self._baseline or ())}
-        return {**state, "tensors": {**state["tensors"], **held}}
+        values = {**state["values"], "seed": self._seed, "training": self._training}
+        return {"tensors": {**state["tensors"], **held}, "values": values}
 
     def _load_state(self, state: Mapping[str, Mapping[str, Any]]) -> None:
         """Continue from what `_state` returned."""
         assert self.allocator is not None
+        values = state["values"]
+        if values["seed"] != self._seed:
+            raise TrainingError(
+                f"the checkpoint was written with seed {values['seed']}, this is {self._seed}, which draws other path "
+                "coefficients and batches; resume with the same seed, or start anew"
+            )
         self.allocator.load_state_dict(state)
+        self._training = values["training"]
         tensors = state["tensors"]
         self._beside = {name: tensors.get(f"beside/{name}", tensor) for name, tensor in self._beside.items()}
         if self._baseline is not None:  # in place: the measure holds the same list

@@ -12,7 +12,7 @@ from torch.nn.modules.batchnorm import _NormBase
 
 from lorank.adapter.triplet import TripletAdapter
 from lorank.errors import TrainingError
-from lorank.module_names import is_adapter_tensor
+from lorank.module_names import is_adapter_tensor, without_adapter
 
 
 def check_uncut(adapter: TripletAdapter, ranks: Mapping[str, int]) -> None:
@@ -28,6 +28,12 @@ def holds_lambdas(optimizer: Any, adapter: TripletAdapter) -> bool:
     """Whether the optimizer was made after the adapter became triplets."""
     optimised = {id(parameter) for group in optimizer.param_groups for parameter in group["params"]}
     return all(id(values) in optimised for values in adapter.lambdas)
+
+
+def trains_only(model: nn.Module, optimizer: Any) -> bool:
+    """Whether every parameter that the optimizer holds is one of the model's."""
+    own = {id(parameter) for parameter in model.parameters()}
+    return all(id(parameter) in own for group in optimizer.param_groups for parameter in group["params"])
 
 
 def state_beside(model: nn.Module) -> dict[str, torch.Tensor]:
@@ -57,7 +63,7 @@ def start_again(model: PeftModel, adapter_name: str, beside: Mapping[str, torch.
 def _beside(model: nn.Module) -> Iterator[tuple[str, torch.Tensor]]:
     for name, parameter in model.named_parameters():
         if parameter.requires_grad and not is_adapter_tensor(name):
-            yield name, parameter
+            yield without_adapter(name), parameter  # a module of rank 0 has no adapter around it any more
     for name, module in model.named_modules():
         if isinstance(module, _NormBase):
             yield from module.named_buffers(name, recurse=False)

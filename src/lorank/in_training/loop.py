@@ -8,7 +8,6 @@ import torch
 from peft import PeftModel
 
 from lorank.adapter.gain import set_gain
-from lorank.adapter.triplet import TripletLinear
 from lorank.budget import Budget
 from lorank.engine.assembly import TrainingFacts, needs_passes
 from lorank.engine.options import ScoringSetChoices
@@ -96,11 +95,6 @@ class AllocationLoop(Allocation):
         self._micro_batch = 0
         self._checked: Any = None
         self._asked = False
-        if any(isinstance(layer, TripletLinear) and len(layer.lora_lambda) for layer in model.modules()):
-            raise TrainingError(
-                "the model's adapter is part of an allocation that has not ended, and an adapter has one plan; finish that one, "
-                "or start with a new model"
-            )
         self.prepare(model)
         assert self._adapter is not None
         check_uncut(self._adapter, self._initial.ranks)

@@ -17,7 +17,7 @@ from lorank.engine.options import ScoringSetChoices
 from lorank.errors import TrainingError
 from lorank.in_training.allocation import Allocation
 from lorank.in_training.checkpoint import holds_state, read_state, write_state
-from lorank.in_training.fresh_start import check_uncut
+from lorank.in_training.fresh_start import check_uncut, trains_only
 from lorank.in_training.scoring_data import check_name, scoring_batches
 from lorank.in_training.trainer_setup import (
     JOINED_LATE,
@@ -139,6 +139,11 @@ class RankAllocation(Allocation, TrainerCallback, ExportableState):
                     "this checkpoint holds triplets, but the model's adapter was folded when training ended, and the Trainer has "
                     "just loaded the one into the other; resume with a new model, Trainer and RankAllocation"
                 )
+            if self.options.ending == "retrain" and not trains_only(model, optimizer):
+                raise TrainingError(
+                    "this Trainer's optimizer is still that of stage 1, with its moments and parameters that are gone; make a "
+                    "new Trainer for stage 2, with the same model"
+                )
             return
         if not isinstance(model, nn.Module) or self._model is None or self._model() is not model or not self._adapter:
             raise TrainingError(JOINED_LATE)
@@ -231,7 +236,7 @@ class RankAllocation(Allocation, TrainerCallback, ExportableState):
 
     def state(self) -> dict[str, Any]:
         """Small values, for `trainer_state.json`; tensors go into a file of their own beside it."""
-        values = self.allocator.state_dict()["values"] if self.allocator is not None and self._is_ours else None
+        values = self._state()["values"] if self._is_ours else None
         return {"args": {"method": self.method, "budget": str(self.budget)}, "attributes": {"saved": values}}
 
     def on_train_end(

@@ -34,8 +34,17 @@ def scoring_batches(
     training = getattr(loader, "dataset", None)
     if isinstance(data, str):
         data = _named_loader(data, trainer)
+    if args.world_size > 1 and hasattr(data, "base_dataloader"):
+        raise TrainingError(
+            "with several processes accelerate's loader gives each of them a part of the scoring set, and one process would "
+            "decide by its part; give rows, or a DataLoader that is not prepared"
+        )
     rows: Any = training if options.source == "training" else data
     found: ScoringBatches
+    if isinstance(rows, Mapping) or hasattr(rows, "iloc"):
+        raise DataError(
+            f"scoring_data is {type(rows).__name__}; give rows (a Dataset, a list of mappings), or a DataLoader"
+        )
     if hasattr(rows, "__getitem__") and hasattr(rows, "__len__"):
         found = _row_batches(rows, training, loader, options, args)
     elif options.source == "training":
@@ -90,7 +99,9 @@ def _named_loader(name: str, trainer: Any) -> Any:
 def _row_batches(
     rows: Any, training: Any, loader: Any, options: ScoringSetChoices, args: TrainingArguments
 ) -> RowBatches:
-    read = getattr(training, "column_names", None)  # unused columns are gone from it already
+    made_on_use = (getattr(training, "format", None) or {}).get("type") == "custom"  # with_transform
+    read = None if made_on_use else getattr(training, "column_names", None)  # unused columns are gone from it already
+    collate = loader.collate_fn
     size = options.scoring_batch_size or min(args.train_batch_size, len(rows))
     if not len(rows):
         raise DataError("the scoring set has no examples; give at least one batch")
@@ -104,5 +115,8 @@ def _row_batches(
         if hasattr(rows, "select_columns"):
             rows = rows.select_columns(list(read))
         else:
-            rows = [{name: row[name] for name in read} for row in rows]
-    return RowBatches(rows, loader.collate_fn, size, args.seed)
+
+            def collate(chosen: list[Any]) -> Any:
+                return loader.collate_fn([{name: row[name] for name in read} for row in chosen])
+
+    return RowBatches(rows, collate, size, args.seed)

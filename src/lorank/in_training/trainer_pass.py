@@ -72,7 +72,13 @@ class TrainerPass(TrainingPass):
     ) -> torch.Tensor:
         with trainer_as_before(self.trainer, state), self.trainer.compute_loss_context_manager():
             # Training's options say by how many items of its own batches a sum is divided.
-            arguments, options = ((), {}) if held_out else (self._arguments, self._options)
+            arguments, options = ((), self._items(inputs)) if held_out else (self._arguments, self._options)
             found = self._compute_loss(model, copy.copy(inputs), *arguments, **options)
         loss: torch.Tensor = found[0] if isinstance(found, tuple) else found
         return loss
+
+    def _items(self, inputs: Any) -> dict[str, Any]:
+        """What the Trainer's own evaluation tells `compute_loss` of a batch."""
+        count = getattr(self.trainer, "_get_num_items_in_batch", None)
+        items = None if count is None else count([inputs], self.trainer.args.device)
+        return {} if items is None else {"num_items_in_batch": items}

@@ -1,7 +1,7 @@
 """What RankAllocation has to know, and to change, of the Trainer that it is in."""
 
 import functools
-from collections.abc import Callable, Sized
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -156,7 +156,10 @@ def training_facts(
     model: nn.Module, args: TrainingArguments, steps: int, train_dataloader: Any, optimizer: Any
 ) -> TrainingFacts:
     """What the engine has to know of a Trainer's training."""
-    epoch = len(train_dataloader) // args.gradient_accumulation_steps if isinstance(train_dataloader, Sized) else steps
+    try:
+        epoch = len(train_dataloader) // args.gradient_accumulation_steps
+    except TypeError:  # a stream
+        epoch = steps
     return TrainingFacts(
         steps,
         epoch,
