@@ -11,7 +11,7 @@ import torch
 from datasets import Dataset
 from torch.utils.data import DataLoader, IterableDataset
 
-from lorank.engine.scoring_batches import LoaderBatches, RowBatches, ScoringBatches, on_device
+from lorank.engine.scoring_batches import LoaderBatches, RowBatches, ScoringBatches
 from lorank.errors import DataError, TrainingError
 from lorank.scoring.random_streams import RandomStreams
 
@@ -150,7 +150,7 @@ def test_tensors_are_moved_wherever_they_are() -> None:
     pair = namedtuple("pair", ["ids", "labels"])
     tensor = torch.ones(2)
     batch = {"a": tensor, "b": [tensor, (tensor, "text")], "c": pair(tensor, 3), "d": {"e": [tensor]}, "f": None}
-    meta = on_device(batch, torch.device("meta"))
+    meta = LoaderBatches([batch], seed=0).batch(0, torch.device("meta"))
     assert meta["a"].is_meta
     assert meta["b"][0].is_meta
     assert isinstance(meta["b"][1], tuple)

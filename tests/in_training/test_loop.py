@@ -151,7 +151,7 @@ def through_safetensors(state: Any) -> Any:
     return {"tensors": read_tensors(tensors), **json.loads(json.dumps(rest, sort_keys=True))}
 
 
-@pytest.mark.parametrize("written", [through_torch, through_safetensors])
+@pytest.mark.parametrize("written", [through_torch, pytest.param(through_safetensors, marks=pytest.mark.long)])
 @pytest.mark.parametrize("name", METHODS)
 def test_resuming_is_exact(name: str, written: Callable[[Any], Any], tmp_path: Path) -> None:
     """Before, between and after the cuts, also where these have made the model's tensors smaller."""

@@ -35,7 +35,7 @@ class OrderedTrainer(Trainer):
         return self.order
 
 
-@pytest.mark.parametrize("preset", ["paper", "loss-per-parameter"])
+@pytest.mark.parametrize("preset", [pytest.param("paper", marks=pytest.mark.long), "loss-per-parameter"])
 def test_the_same_plan_and_weights(preset: str, tiny_recipe: Any, tmp_path: Path) -> None:
     recipe = tiny_recipe(preset=preset, stage1={"max_steps": 8})
     run(recipe, tmp_path / "run", Console(quiet=True))

@@ -31,7 +31,7 @@ DURING = {
     "stage2": {"max_steps": STEPS, "gradient_accumulation": 2},
 }
 # What follows a finished stage 1 must find device and autocast as if it had just been trained.
-AFTER = {"preset": "loss-per-parameter", "precision": "bf16", "scoring": {"when": "after"}}
+AFTER = {"preset": "loss-per-parameter", "precision": "bf16", "scoring": {"when": "after", "batch_size": 4}}
 # Cut while training: killed in it, in writing a checkpoint, the plan, the adapter.
 PRUNED = {
     "method": "igu-lora",
