@@ -21,7 +21,7 @@ from peft import LoraConfig, PeftModel, TaskType, get_peft_model
 from torch import nn
 from transformers import AutoModelForSequenceClassification, BertConfig, BertForSequenceClassification
 
-from lorank.adapter.orthogonality import orthogonality
+from lorank.adapter.orthogonality import add_orthogonality_gradient
 from lorank.adapter.triplet import TripletAdapter, triplet_config
 from lorank.targets import find_targets
 
@@ -47,10 +47,9 @@ class Stepper:
         synchronize()
         began = time.perf_counter()
         loss = self.model(**batch).loss
-        if self.regularised is not None:
-            penalty = 0.1 * orthogonality(self.regularised)
-            loss = loss + (penalty - penalty.detach())
         loss.backward()
+        if self.regularised is not None:
+            add_orthogonality_gradient(self.regularised, 0.1)
         nn.utils.clip_grad_norm_(self.trained, 1.0)
         self.optimizer.step()
         self.optimizer.zero_grad()

@@ -17,24 +17,11 @@ def orthogonality_plain(adapter: TripletAdapter) -> torch.Tensor:
     return torch.stack(norms).mean()
 
 
-def orthogonality(adapter: TripletAdapter) -> torch.Tensor:
-    """Same number as `orthogonality_plain`; matrices of one shape go through one batched product. Scalar tensor."""
-    by_shape: dict[torch.Size, list[torch.Tensor]] = defaultdict(list)
-    for matrix in (*(p.T for p in adapter.p), *adapter.q):
-        by_shape[matrix.shape].append(matrix)
-    norms = []
-    for (rank, _), matrices in by_shape.items():
-        wide = torch.stack(matrices)
-        gram = wide @ wide.mT
-        norms.append(torch.linalg.matrix_norm(gram - torch.eye(rank, dtype=gram.dtype, device=gram.device)))
-    return torch.cat(norms).mean()
-
-
 @torch.no_grad()
 def add_orthogonality_gradient(
     adapter: TripletAdapter, weight: float | torch.Tensor, *, off_diagonal: bool = False
 ) -> None:
-    """Add the gradient of `weight · orthogonality(adapter)` to `.grad`: no loss is touched, so none is inflated.
+    """Add the gradient of `weight · orthogonality_plain(adapter)` to `.grad`: no loss is touched, so none is inflated.
 
     For a wide factor W (P transposed, or Q), n factors and `E = WWᵀ - I`: `weight · 2/n · E W / ‖E‖_F`. Factors without
     a gradient (they took no part in this step) are left out; where `E` is zero the gradient is zero.

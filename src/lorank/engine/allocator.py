@@ -15,7 +15,6 @@ from lorank.allocation.top_b import best_units
 from lorank.engine.cut_rules import CutRules
 from lorank.engine.estimators import QuadratureCheck
 from lorank.engine.measure import Measure
-from lorank.engine.options import own_values
 from lorank.engine.plan_changes import PlanChanges, warn_of_noise
 from lorank.engine.smoother import Smoother
 from lorank.engine.smoothing import Tensors
@@ -223,7 +222,7 @@ class Allocator:
             "ranks": self.ranks,
             "initial_ranks": dict(self.initial.ranks),
             "parameters": self.initial.parameters,
-            "options": own_values(self.options),
+            "options": self.options.model_dump(mode="json"),
             "schedule": asdict(self.schedule),
             "measure": self.measure.state_dict(),
             "check": None if self.measure.check is None else asdict(self.measure.check),

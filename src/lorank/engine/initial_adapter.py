@@ -14,7 +14,7 @@ from lorank.allocation.top_b import uniform_scores
 from lorank.artefact import versions
 from lorank.budget import Budget
 from lorank.engine.cut_rules import CutRules, InitialAdapter
-from lorank.engine.options import Choices, TrainingBatchChoices, own_values
+from lorank.engine.options import Choices, TrainingBatchChoices
 from lorank.errors import AllocationError, BudgetError
 from lorank.models.base_size import base_parameters
 from lorank.module_names import ends_with
@@ -53,7 +53,7 @@ def read_adapter(
         "model": getattr(getattr(model, "config", None), "_name_or_path", "") or type(model.get_base_model()).__name__,
         "model_type": model_type_of(model.get_base_model()),
         "base_parameters": size,
-        ("pruning" if isinstance(options, TrainingBatchChoices) else "scoring"): own_values(options),
+        ("pruning" if isinstance(options, TrainingBatchChoices) else "scoring"): options.model_dump(mode="json"),
         "versions": versions(),
     }
     initial = InitialAdapter(ranks, costs, str(budget), parameters, limits, max(scalings), {**found, **provenance})

@@ -1,18 +1,15 @@
 """Whether own passes compute the loss that training minimises: both gradients of λ are compared at α = 1."""
 
-from collections.abc import Iterator
-from contextlib import contextmanager
 from typing import Any
 
 import torch
 from accelerate.utils import reduce
-from torch import nn
-from torch.nn.modules.batchnorm import _NormBase
 
 from lorank.adapter.triplet import TripletAdapter
 from lorank.engine.training_pass import TrainingPass
 from lorank.errors import TrainingError
 from lorank.scoring.random_streams import RandomStreams, random_streams
+from lorank.scoring.undisturbed import train_mode_passes
 
 # Largest distance of the two gradients, relative to training's. Equal passes differ by the order of sums in parallel
 # kernels; half precision makes more of that. Another loss, or label smoothing of 0.1, is 5 to 100 times as far away.
@@ -68,7 +65,7 @@ class LossComparison:
         self.stop()
         lambdas = self.adapter.lambdas
         training = torch.cat([gradients.get(i, torch.zeros_like(v)).detach() for i, v in enumerate(lambdas)]).double()
-        with self.passed.own_passes(), random_streams(self.model, streams), _same_mode(self.model):
+        with self.passed.own_passes(), random_streams(self.model, streams), train_mode_passes(self.model):
             loss = self.passed.repeated(inputs) * self.loss_scale
             own = torch.cat(torch.autograd.grad(loss, list(lambdas), materialize_grads=True)).double()
         distance = _distance(training, own)
@@ -102,25 +99,3 @@ def _distance(training: torch.Tensor, own: torch.Tensor) -> torch.Tensor:
     distance = (training - factor * own).norm() / size
     alone = (size > 0) ^ (square > 0)
     return torch.where(alone & torch.isfinite(size) & torch.isfinite(square), torch.ones_like(distance), distance)
-
-
-@contextmanager
-def _same_mode(model: nn.Module) -> Iterator[None]:
-    """Training's mode and dropout. Running means stay as they are; reentrant checkpointing, which `grad` refuses, is off."""
-    norms = [module for module in model.modules() if isinstance(module, _NormBase)]
-    buffers = [(buffer, buffer.clone()) for module in norms for buffer in module.buffers()]
-    reentrant: list[Any] = []
-    for module in model.modules():
-        how = getattr(getattr(module, "_gradient_checkpointing_func", None), "keywords", {})
-        if getattr(module, "gradient_checkpointing", False) and how.get("use_reentrant", True):
-            reentrant.append(module)
-    try:
-        for module in reentrant:
-            module.gradient_checkpointing = False
-        yield
-    finally:
-        for module in reentrant:
-            module.gradient_checkpointing = True
-        with torch.no_grad():
-            for buffer, before in buffers:
-                buffer.copy_(before)

@@ -6,7 +6,7 @@ are the open readings of I-LoRA's text (docs/i-lora.md).
 """
 
 from collections.abc import Mapping
-from typing import Annotated, Any, ClassVar, Literal
+from typing import Annotated, ClassVar, Literal
 
 from pydantic import Field, model_validator
 
@@ -247,8 +247,3 @@ def check_ranks(choices: Choices, ranks: RankOptions) -> None:
     in_ranks = isinstance(choices, TrainingBatchChoices) and choices.budget_in == "ranks"
     if in_ranks and (ranks.max_rank, ranks.multiple_of, ranks.scope) != (None, 1, "global"):
         raise ValueError("max_rank, multiple_of and scope are for budget_in: parameters; leave them out")
-
-
-def own_values(choices: Choices) -> dict[str, Any]:
-    """What a checkpoint and an artefact record of the choices: JSON values."""
-    return choices.model_dump(mode="json")

@@ -146,9 +146,9 @@ class Allocation:
         return type(self).__name__
 
     @property
-    def _is_ours(self) -> bool:
-        """Whether steps still have to be told to the engine."""
-        return self.allocator is not None and self._plan is None
+    def _engine(self) -> Allocator | None:
+        """The allocator, while steps still have to be told to it."""
+        return self.allocator if self._plan is None else None
 
     def _check_scoring_data(self) -> None:
         given = self.scoring_data is not None
@@ -230,6 +230,6 @@ class Allocation:
 
     def _draw_gain(self, step: int, micro_batch: int) -> None:
         """A factor for the adapter's output in the next micro-batch, where training is on the path."""
-        if self.options.train_on_path and self.allocator is not None and self.allocator.finished is None:
+        if self.options.train_on_path and (engine := self._engine) is not None and engine.finished is None:
             seed = f"{self._seed}/gain/{step}/{micro_batch}"
-            set_gain(self.allocator.adapter, drawn_gain(self.options, seed))
+            set_gain(engine.adapter, drawn_gain(self.options, seed))

@@ -14,7 +14,7 @@ from lorank.engine.options import ScoringSetChoices
 from lorank.engine.scoring_batches import LoaderBatches, RowBatches, ScoringBatches
 from lorank.errors import RecipeError, TrainingError
 from lorank.in_training.allocation import Allocation
-from lorank.in_training.fresh_start import check_uncut, holds_lambdas
+from lorank.in_training.fresh_start import holds_lambdas
 from lorank.in_training.loop_pass import LoopPass, Loss
 from lorank.plan import RankPlan
 from lorank.processes import processes
@@ -96,8 +96,6 @@ class AllocationLoop(Allocation):
         self._checked: Any = None
         self._asked = False
         self.prepare(model)
-        assert self._adapter is not None
-        check_uncut(self._adapter, self._initial.ranks)
         half = half or any(p.dtype in (torch.bfloat16, torch.float16) for p in model.parameters())
         facts = TrainingFacts(
             steps,
@@ -121,9 +119,8 @@ class AllocationLoop(Allocation):
 
     def after_backward(self) -> None:
         """Gradients of a whole step are there, not yet clipped: add the regulariser's."""
-        if self._is_ours:
-            assert self.allocator is not None
-            self.allocator.after_backward(self.step + 1)
+        if (engine := self._engine) is not None:
+            engine.after_backward(self.step + 1)
 
     def before_step(self, batch: Any = None) -> None:
         """Before the optimizer's step: measure.
@@ -135,12 +132,11 @@ class AllocationLoop(Allocation):
             TrainingError: a pass of its own is due, and the batch is not known, or its loss is not the one that is trained.
 
         """
-        if self._is_ours:
-            assert self.allocator is not None
+        if (engine := self._engine) is not None:
             self._asked = True
             if self._passed is not None:
                 self._passed.give(batch)
-            self.allocator.before_step(self.step + 1)
+            engine.before_step(self.step + 1)
 
     def after_step(self, optimizer: Any, *, skipped: bool | None = None) -> dict[str, float] | None:
         """After the optimizer's step, before gradients are cleared: cut and shrink where it is time.
@@ -159,9 +155,8 @@ class AllocationLoop(Allocation):
         if skipped is None:
             skipped = bool(getattr(optimizer, "step_was_skipped", False))
         logged = None
-        if self._is_ours:
-            assert self.allocator is not None
-            if optimizer is not self._checked and not holds_lambdas(optimizer, self.allocator.adapter):
+        if (engine := self._engine) is not None:
+            if optimizer is not self._checked and not holds_lambdas(optimizer, engine.adapter):
                 raise TrainingError(
                     "the optimizer does not hold the triplets' λ: make it after AllocationLoop, and where a training is resumed "
                     "after model.load_state_dict, from model.parameters()"
@@ -169,7 +164,7 @@ class AllocationLoop(Allocation):
             if not self._asked:
                 raise TrainingError("before_step was not called in this step: call it before optimizer.step()")
             self._asked, self._checked = False, optimizer
-            logged = self.allocator.after_step(self.step + 1, optimizer, skipped=skipped)
+            logged = engine.after_step(self.step + 1, optimizer, skipped=skipped)
         if not skipped:
             self.step += 1
         self._next_step()
@@ -178,7 +173,7 @@ class AllocationLoop(Allocation):
     @property
     def ended(self) -> bool:
         """Whether ranks stand. With `ending="retrain"` there is no use in training on."""
-        return not self._is_ours or (self.allocator is not None and self.allocator.finished is not None)
+        return (engine := self._engine) is None or engine.finished is not None
 
     def finish(self, optimizer: Any = None, directory: str | Path | None = None) -> RankPlan:
         """Training has ended: the model's adapter becomes a plain LoRA.
@@ -191,7 +186,7 @@ class AllocationLoop(Allocation):
             TrainingError: nothing was scored yet.
 
         """
-        if self._is_ours:
+        if self._engine is not None:
             if self.step == 0:
                 raise TrainingError(
                     "after_step was never called, so no step is known of: call it after every optimizer.step()"
@@ -212,9 +207,8 @@ class AllocationLoop(Allocation):
             TrainingError: the allocation has ended.
 
         """
-        if not self._is_ours:
+        if self._engine is None:
             raise TrainingError("the allocation has ended; save the model, it carries a plain LoRA")
-        assert self.allocator is not None
         return {**self._state(), "step": self.step}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
@@ -228,10 +222,9 @@ class AllocationLoop(Allocation):
             raise TrainingError(
                 f"this is no state of AllocationLoop: {missing[0]} is missing; give what state_dict() returned"
             )
-        if not self._is_ours:
+        if (engine := self._engine) is None:
             raise TrainingError("the allocation has ended; resume with a new model and AllocationLoop")
-        assert self.allocator is not None
-        self.allocator.adapter.refresh()
+        engine.adapter.refresh()
         self._check_ranks(state["tensors"])
         # Copies: what is loaded here is changed in place by the steps that follow.
         tensors = {key: tensor.cpu().clone() for key, tensor in state["tensors"].items()}
@@ -241,10 +234,9 @@ class AllocationLoop(Allocation):
 
     def _next_step(self) -> None:
         self._micro_batch = 0
-        if self._is_ours:
-            assert self.allocator is not None
-            self.allocator.begin_step(self.step + 1)
-            set_gain(self.allocator.adapter, 1.0)  # once ranks stand nothing is drawn any more
+        if (engine := self._engine) is not None:
+            engine.begin_step(self.step + 1)
+            set_gain(engine.adapter, 1.0)  # once ranks stand nothing is drawn any more
             self._draw_gain(self.step, 0)
 
     def _check_ranks(self, tensors: Mapping[str, torch.Tensor]) -> None:

@@ -170,9 +170,8 @@ class RankAllocation(Allocation, TrainerCallback, ExportableState):
 
     def on_step_begin(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
         """First micro-batch of a step."""
-        if self._is_ours:
-            assert self.allocator is not None
-            self.allocator.begin_step(state.global_step + 1)
+        if (engine := self._engine) is not None:
+            engine.begin_step(state.global_step + 1)
         self._micro_batch = 0
         self._draw_gain(state.global_step, self._micro_batch)
 
@@ -185,38 +184,36 @@ class RankAllocation(Allocation, TrainerCallback, ExportableState):
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, optimizer: Any = None, **_: Any
     ) -> None:
         """Gradients are complete: measure, and add the regulariser's."""
-        if self._is_ours:
-            assert self.allocator is not None
+        if (engine := self._engine) is not None:
             unscale(optimizer)
-            self.allocator.before_step(state.global_step + 1)
+            engine.before_step(state.global_step + 1)
 
     def on_optimizer_step(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, optimizer: Any = None, **_: Any
     ) -> None:
         """Weights are new: cut if it is time."""
-        if self.allocator is None or self._plan is not None:
+        if (engine := self._engine) is None:
             return
         skipped = bool(getattr(optimizer, "step_was_skipped", False))
-        logged = self.allocator.after_step(state.global_step + 1, optimizer, skipped=skipped)
+        logged = engine.after_step(state.global_step + 1, optimizer, skipped=skipped)
         if logged is None:
             return
         self._latest = logged
-        if self.allocator.finished is not None:
+        if engine.finished is not None:
             control.should_log = args.logging_strategy != "no"
-            set_gain(self.allocator.adapter, 1.0)
+            set_gain(engine.adapter, 1.0)
             # PEFT takes tensors of rank 0 in a checkpoint for shards that were not gathered.
             warnings.filterwarnings("ignore", message=r"Adapter .*LoRA tensor\(s\) have invalid shape")
             forget_best(state)
 
     def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
         """With `ending: retrain` the last cut ends this training."""
-        ended = self._plan is None and self.allocator is not None and self.allocator.finished is not None
-        if self.options.ending == "retrain" and ended:
+        if self.options.ending == "retrain" and (engine := self._engine) is not None and engine.finished is not None:
             control.should_training_stop = True
 
     def on_evaluate(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
         """Models from before the last cut are above the budget: they do not compete, and no patience is lost on them."""
-        if self._plan is None and self.allocator is not None and self.allocator.finished is None:
+        if (engine := self._engine) is not None and engine.finished is None:
             forget_best(state)
 
     def on_log(
@@ -231,12 +228,12 @@ class RankAllocation(Allocation, TrainerCallback, ExportableState):
 
     def on_save(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
         """Complete the checkpoint that Trainer has just written."""
-        if self.allocator is not None and self._plan is None and state.is_world_process_zero:
+        if self._engine is not None and state.is_world_process_zero:
             write_state(self._state(), args, state.global_step)
 
     def state(self) -> dict[str, Any]:
         """Small values, for `trainer_state.json`; tensors go into a file of their own beside it."""
-        values = self._state()["values"] if self._is_ours else None
+        values = self._state()["values"] if self._engine is not None else None
         return {"args": {"method": self.method, "budget": str(self.budget)}, "attributes": {"saved": values}}
 
     def on_train_end(
@@ -254,15 +251,16 @@ class RankAllocation(Allocation, TrainerCallback, ExportableState):
             TrainingError: training ended before anything could be scored.
 
         """
-        if self._plan is not None or self.allocator is None:
+        if (engine := self._engine) is None:
             return
         self._take_back()
-        if self.allocator.finished is None:
+        if engine.finished is None:
             forget_best(state)  # it was measured before the cut
         directory = (self.output_dir or Path(args.output_dir)) if state.is_world_process_zero else None
         self._end(model, state.global_step, optimizer, directory)
 
     def _after_backward(self, scale: Any) -> None:
-        if self._is_ours and self._trainer is not None and (trainer := self._trainer()) is not None:
-            assert self.allocator is not None
-            self.allocator.after_backward(trainer.state.global_step + 1, scale)
+        if (engine := self._engine) is None or self._trainer is None:
+            return
+        if (trainer := self._trainer()) is not None:
+            engine.after_backward(trainer.state.global_step + 1, scale)

@@ -1,5 +1,7 @@
 """Parts of a recipe as the values that models and stages take."""
 
+from dataclasses import fields
+
 from lorank.models.pretrained import Pretrained
 from lorank.recipe.recipe import Recipe
 from lorank.training.prepared import StageSettings
@@ -12,14 +14,4 @@ def pretrained_of(recipe: Recipe) -> Pretrained:
 
 def stage_settings_of(recipe: Recipe) -> StageSettings:
     """What the stages of a recipe have in common."""
-    return StageSettings(
-        seed=recipe.seed,
-        scale=recipe.scale,
-        lora_dropout=recipe.lora_dropout,
-        precision=recipe.precision,
-        gradient_checkpointing=recipe.gradient_checkpointing,
-        group_by_length=recipe.group_by_length,
-        checkpoint_every=recipe.checkpoint_every,
-        log_every=recipe.log_every,
-        report_to=recipe.report_to,
-    )
+    return StageSettings(**{field.name: getattr(recipe, field.name) for field in fields(StageSettings)})
