@@ -31,7 +31,7 @@ def test_minilm_is_measured_right() -> None:
 
 
 @quickstart
-# Three news of the scoring set stand in the rest of Reuters R8 once more.
+# Cut to 32 tokens, three news of the scoring set begin as others that are trained on.
 @pytest.mark.filterwarnings("ignore:3 of 548 scoring examples are in the training data too")
 @pytest.mark.parametrize("preset", ["paper", "loss-per-parameter"])
 def test_the_quickstart_recipe_at_a_few_steps(tmp_path: Path, preset: str) -> None:

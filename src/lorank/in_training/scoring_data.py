@@ -66,8 +66,9 @@ def warn_of_overlap(scoring: Any, training: Any) -> None:
     shared = shared_examples(scoring, training)
     if shared:
         warnings.warn(
-            f"{shared:,} of {len(scoring):,} scoring examples are in the training data too (the same inputs), so scores are not "
-            "of held-out loss; remove duplicates from the data, or hold out other examples",
+            f"{shared:,} of {len(scoring):,} scoring examples are in the training data too: the model reads the same for them, "
+            "so their loss is not held out. Remove duplicates; or, where longer texts were cut to the same beginning, raise "
+            "max_length",
             LorankWarning,
             stacklevel=2,
         )
