@@ -15,7 +15,7 @@ from tests.engine.test_allocator import allocator, draw, triplets
 from transformers import BertForSequenceClassification, TrainerCallback, set_seed
 
 from lorank import RankAllocation
-from lorank.adapter.orthogonality import orthogonality
+from lorank.adapter.orthogonality import orthogonality_plain
 from lorank.adapter.triplet import TripletAdapter
 from lorank.allocation.schedule import CutSchedule
 from lorank.errors import AllocationError, LorankWarning, TrainingError
@@ -108,7 +108,7 @@ def test_7_a_loss_of_ones_own_has_the_regulariser_too(tmp_path: Path) -> None:
 
     class Last(TrainerCallback):
         def on_step_end(self, args: Any, state: Any, control: Any, model: Any = None, **_: Any) -> None:
-            penalties[gamma] = float(orthogonality(TripletAdapter.of(model)).detach())
+            penalties[gamma] = float(orthogonality_plain(TripletAdapter.of(model)).detach())
 
     for gamma in (0.0, 1.0):
         allocation = RankAllocation(budget="r=2", orthogonality=gamma, **OPTIONS)
