@@ -17,8 +17,14 @@ from lorank.interrupt import how_to_continue
 INTERRUPT = "import os, signal; os.kill(os.getpid(), signal.SIGINT)"
 
 
+def heed_ctrl_c() -> None:
+    """In the child, before its program: what a shell starts in the background ignores Ctrl-C, and hands that on."""
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
+
+
 def python(program: str) -> subprocess.CompletedProcess[str]:
-    return subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=False)
+    command = [sys.executable, "-c", program]
+    return subprocess.run(command, capture_output=True, text=True, check=False, preexec_fn=heed_ctrl_c)
 
 
 def test_the_command_is_quoted_for_a_shell() -> None:
@@ -90,7 +96,8 @@ def test_the_command_that_is_printed_continues_the_run(
     )
     (tmp_path / "a recipe.yaml").write_text(yaml.safe_dump(content))
     command = [sys.executable, "-m", "lorank", "run", "a recipe.yaml", "--output-dir", "out"]
-    process = subprocess.Popen(command, cwd=tmp_path, stderr=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+    pipe = subprocess.PIPE
+    process = subprocess.Popen(command, cwd=tmp_path, stderr=pipe, stdout=pipe, text=True, preexec_fn=heed_ctrl_c)
     assert process.stderr is not None
     said = []
     for line in process.stderr:
