@@ -15,7 +15,7 @@ from pathlib import Path
 
 from rich.console import Console
 
-from lorank.recipe.recipe import load_recipe
+from lorank.recipe.files import load_recipe
 from lorank.runs.run import run
 
 Runs = dict[str, tuple[str, list[str]]]

@@ -116,9 +116,9 @@ def lorank(base: nn.Module, targets: list[str], rank: int, device: str, **option
     model = lora(base, targets, rank, device)
     adapter: TripletAdapter = to_triplets(model, "default")
     preset = options.pop("preset", "recommended")
-    _, _, choices, limits = choose_options(options.pop("method", "adalora"), preset, options)
+    choices = choose_options(options.pop("method", "adalora"), preset, options).choices
     layers: Any = dict(zip(adapter.names, adapter.layers, strict=True))
-    initial = read_adapter(model, layers, "default", Budget.parse(f"r={rank // 2}"), limits, choices, {})
+    initial = read_adapter(model, layers, "default", Budget.parse(f"r={rank // 2}"), choices, {})
     passed = ModelPass(model) if needs_passes(choices) else None
     facts = TrainingFacts(10_000, 1, half=torch.cuda.is_available())
     allocator = make_allocator(adapter, initial, choices, facts, passed)

@@ -27,7 +27,9 @@ from transformers import (
 )
 
 from lorank.adapter.triplet import TripletAdapter, triplet_config
-from lorank.recipe.recipe import Recipe, make_recipe
+from lorank.methods import METHODS
+from lorank.recipe.files import make_recipe
+from lorank.recipe.recipe import Recipe
 
 # pytest-xdist sets it for its workers; tables would then be as narrow as its terminal.
 os.environ.pop("COLUMNS", None)
@@ -92,10 +94,11 @@ def tiny_recipe(tiny_folder: Path, tiny_data: dict[str, str]) -> Callable[..., R
             "data": {**tiny_data, "max_length": 16},
             "checkpoint_every": 4,
             "log_every": 4,
-            "scoring": {"batch_size": 8},
-            "stage1": {"initial_rank": 2, "max_steps": 10, "batch_size": 8, "learning_rate": 1e-2},
-            "stage2": {"max_steps": 10, "batch_size": 8, "learning_rate": 1e-2},
+            "triplets": {"initial_rank": 2},
+            "train": {"max_steps": 10, "batch_size": 8, "learning_rate": 1e-2},
         }
+        if METHODS[changes.get("method", "i-lora")].has_scoring_set:
+            content["measure"] = {"scoring_batch_size": 8}
         for key, value in changes.items():
             content[key] = {**content[key], **value} if isinstance(value, dict) and key in content else value
         return make_recipe(content)

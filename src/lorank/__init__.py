@@ -34,7 +34,8 @@ if TYPE_CHECKING:
     from lorank.methods.score import score
     from lorank.plan import RankPlan
     from lorank.pruning.prune import prune
-    from lorank.recipe.recipe import Recipe, load_recipe
+    from lorank.recipe.files import load_recipe
+    from lorank.recipe.recipe import Recipe
     from lorank.runs.run import run
     from lorank.scores import ImportanceScores
     from lorank.serving.export import export
@@ -78,7 +79,7 @@ __all__ = [
 _HOME = {
     "allocate": "lorank.allocation",
     "export": "lorank.serving.export",
-    "load_recipe": "lorank.recipe.recipe",
+    "load_recipe": "lorank.recipe.files",
     "prune": "lorank.pruning.prune",
     "register": "lorank.methods.registry",
     "run": "lorank.runs.run",

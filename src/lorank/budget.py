@@ -13,19 +13,26 @@ from typing import Literal
 
 from lorank.errors import BudgetError
 
-BudgetKind = Literal["parameters", "base fraction", "uniform rank", "total rank", "pruning ratio"]
+BudgetKind = Literal["parameters", "base fraction", "uniform rank", "total rank", "kept share", "pruning ratio"]
 
-FORMS = '"0.33M" or 330000 (adapter parameters), "0.06%" (of the base model), "r=2", "rank=144" or "beta=0.5"'
+FORMS = (
+    '"0.33M" or 330000 (adapter parameters), "0.06%" (of the base model), "r=2", "rank=144" or "keep=50%" (of the initial '
+    "ranks)"
+)
 _SUFFIXES = {"": 1, "k": 10**3, "m": 10**6, "b": 10**9, "g": 10**9}
-_PREFIXES: dict[str, BudgetKind] = {"r": "uniform rank", "rank": "total rank", "beta": "pruning ratio"}
+_PREFIXES: dict[str, BudgetKind] = {
+    **{"r": "uniform rank", "rank": "total rank"},
+    **{"keep": "kept share", "beta": "pruning ratio"},
+}
 _FORM = re.compile(
-    r"(?:(?P<prefix>r|rank|beta)\s*=\s*)?(?P<number>[0-9_]*\.?[0-9]+(?:e[+-]?\d{1,2})?)\s*(?P<suffix>[kmbg%]?)", re.I
+    r"(?:(?P<prefix>r|rank|keep|beta)\s*=\s*)?(?P<number>[0-9_]*\.?[0-9]+(?:e[+-]?\d{1,2})?)\s*(?P<suffix>[kmbg%]?)",
+    re.I,
 )
 
 
 @dataclass(frozen=True)
 class Budget:
-    """A number of adapter parameters, in one of five forms.
+    """A number of adapter parameters, in one of these forms.
 
     | text         | meaning, with `c_m = d_in + d_out` the cost of one unit of rank of module m, n modules        |
     |--------------|------------------------------------------------------------------------------------------------|
@@ -33,9 +40,10 @@ class Budget:
     | `"0.06%"`    | that share of the base model's parameters, see `lorank.models.base_size.base_parameters`             |
     | `"r=2"`      | what uniform rank 2 costs on the same modules: `2 Σ c_m`                                       |
     | `"rank=144"` | what a total rank of 144 costs at the mean unit cost: `144/n Σ c_m`                            |
-    | `"beta=0.5"` | what the units cost, at the mean unit cost, that the pruning ratio β leaves of stage 1's `t`   |
+    | `"keep=50%"` | what that share of the units costs, at the mean unit cost, that an adapter starts with         |
+    | `"beta=0.5"` | the same in the paper's word: the pruning ratio β is what goes, `keep=75%` is `beta=0.25`      |
 
-    β drops `floor(β t)` of the `t = n r_init` units that stage 1 starts with (I-LoRA, section 1.3: threshold index
+    β drops `floor(β t)` of the `t = n r_init` units that the adapter starts with (I-LoRA, section 1.3: threshold index
     `t·β`). Fractions of a parameter are rounded down.
 
     Example:
@@ -66,16 +74,20 @@ class Budget:
             raise BudgetError(f"budget {text!r} cannot be read; allowed: {FORMS}, always above zero")
         value, suffix = Fraction(match["number"].replace("_", "")), match["suffix"].lower()
         kind: BudgetKind = _PREFIXES[match["prefix"].lower()] if match["prefix"] else "parameters"
-        if match["prefix"] and suffix:
+        if kind == "kept share" and suffix != "%":
+            raise BudgetError(f"budget {text!r} says no percentage, as keep=50% does; allowed: {FORMS}")
+        if match["prefix"] and suffix and kind != "kept share":
             raise BudgetError(f"budget {text!r} mixes two forms; allowed: {FORMS}")
         if suffix == "%":
-            kind, value = "base fraction", value / 100
+            kind, value = kind if kind == "kept share" else "base fraction", value / 100
         else:
             value *= _SUFFIXES[suffix]
         if value <= 0:
             raise BudgetError(f"budget {text!r} is not above zero; allowed: {FORMS}")
         if kind == "pruning ratio" and value >= 1:
-            raise BudgetError(f"budget {text!r} would prune everything; beta must lie between 0 and 1")
+            raise BudgetError(f"budget {text!r} would prune everything; beta lies between 0 and 1; allowed: {FORMS}")
+        if kind == "kept share" and value > 1:
+            raise BudgetError(f"budget {text!r} is more than there is; keep is up to 100%; allowed: {FORMS}")
         return cls(kind, value, text)
 
     def parameters(
@@ -90,7 +102,7 @@ class Budget:
         Args:
             unit_costs: module name -> `d_in + d_out`.
             base_parameters: parameters of the base model; needed for `%`, and if given also the upper limit.
-            initial_rank: rank per module that stage 1 starts with; needed for `beta`.
+            initial_rank: rank per module that stage 1 starts with; needed for `keep` and `beta`.
 
         Raises:
             BudgetError: below one unit of rank of the cheapest module, above the base model, or a form whose
@@ -98,7 +110,9 @@ class Budget:
 
         """
         if not unit_costs:
-            raise BudgetError(f"budget {self.text!r} has no modules to be spent on: unit_costs is empty")
+            raise BudgetError(
+                f"budget {self.text!r} has no modules to be spent on: unit_costs is empty; give the cost of each, then {FORMS}"
+            )
         uniform = sum(unit_costs.values())
         if self.kind == "parameters":
             parameters = math.floor(self.value)
@@ -108,27 +122,29 @@ class Budget:
             parameters = math.floor(self.value * uniform / len(unit_costs))
         elif self.kind == "base fraction":
             if base_parameters is None:
-                raise BudgetError(f"budget {self.text!r} is a share of the base model, whose size is not known here")
+                raise BudgetError(
+                    f"budget {self.text!r} is a share of the base model, whose size is not known here; allowed: {FORMS}"
+                )
             parameters = math.floor(self.value * base_parameters)
         else:
             if initial_rank is None:
                 raise BudgetError(
-                    f"budget {self.text!r} is a share of what stage 1 starts with, and no initial rank is known here; give "
-                    "parameters, a share of the base model, r= or rank="
+                    f"budget {self.text!r} is a share of the initial ranks, which are not known here; allowed: {FORMS}"
                 )
             units = initial_rank * len(unit_costs)
-            kept = units - math.floor(self.value * units)
+            share = 1 - self.value if self.kind == "pruning ratio" else self.value
+            kept = math.ceil(share * units)
             parameters = math.floor(Fraction(kept * uniform, len(unit_costs)))
         cheapest = min(unit_costs.values())
         if parameters < cheapest:
             raise BudgetError(
                 f"budget {self.text!r} is {parameters:,} parameters, below one unit of rank: "
-                f"the cheapest module costs {cheapest:,}; ask for at least that"
+                f"the cheapest module costs {cheapest:,}; ask for at least that, as {FORMS}"
             )
         if base_parameters is not None and parameters > base_parameters:
             raise BudgetError(
                 f"budget {self.text!r} is {parameters:,} adapter parameters, above the base model's {base_parameters:,}; "
-                "train the full model, or ask for less"
+                f"train the full model, or ask for less, as {FORMS}"
             )
         return parameters
 

@@ -43,9 +43,9 @@ def allocator(
     may_shrink: bool = True,
     **options: Any,
 ) -> Allocator:
-    _, _, choices, limits = choose_options(method, options.pop("preset", None), options)
+    choices = choose_options(method, options.pop("preset", None), options).choices
     layers = dict(zip(adapter.names, adapter.layers, strict=True))
-    initial = read_adapter(model, layers, "default", Budget.parse(budget), limits, choices, {})
+    initial = read_adapter(model, layers, "default", Budget.parse(budget), choices, {})
     made = make_allocator(adapter, initial, choices, TrainingFacts(10_000, 1, may_shrink=may_shrink))
     made.rules = CutRules(initial, choices, schedule)
     made.schedule = schedule

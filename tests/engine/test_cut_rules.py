@@ -13,8 +13,9 @@ ALIVE = {"wide": np.array([9.0, 8.0, 7.0, 6.0]), "narrow": np.array([1.0, 2.0, 3
 
 
 def rules(budget: str, parameters: int, **options) -> CutRules:
-    _, _, pruning, limits = choose_options("adalora", "paper", {"budget_in": "ranks", **options})
-    return CutRules(InitialAdapter(RANKS, COSTS, budget, parameters, limits, 2.0, {}), pruning, CutSchedule(0, 1, 1))
+    choices = choose_options("adalora", "paper", {"budget_in": "ranks", **options}).choices
+    limits = choices.ranks.model_dump()
+    return CutRules(InitialAdapter(RANKS, COSTS, budget, parameters, limits, 2.0, {}), choices, CutSchedule(0, 1, 1))
 
 
 def test_a_budget_in_ranks_says_units_where_these_cost_more_than_its_mean() -> None:

@@ -54,7 +54,7 @@ RESUMED: dict[str, dict[str, Any]] = {
     "loss-per-parameter": {"preset": "loss-per-parameter", "baseline": "initial", "moved": "all"},
     "after": {"when": "after", "draw": "sweep", "intervals": 3},
     "cubic": {"curve": "cubic", "interval": 1, "accumulate": "ema", "train_on_path": True},
-    "kept": {"ending": "continue", "path_scope": "module", "granularity": "module", "dropout": True},
+    "kept": {"factors": "kept", "path_scope": "module", "granularity": "module", "dropout": True},
     "training": {"source": "training", "parameter_factor": "absolute", "accumulate": "last"},
 }
 

@@ -27,7 +27,7 @@ from lorank.errors import DataError, LorankWarning, RecipeError, TrainingError
 STEPS = 10
 METHODS: dict[str, dict[str, Any]] = {
     "i-lora": {"method": "i-lora"},
-    "i-lora kept": {"method": "i-lora", "ending": "continue", "baseline": "initial", "curve": "cubic", "interval": 2},
+    "i-lora kept": {"method": "i-lora", "factors": "kept", "baseline": "initial", "curve": "cubic", "interval": 2},
     "igu-lora": {"method": "igu-lora", "every": 2, "begin": 1, "end": 8, "interval": 2, "shrink": "every"},
     "on the path": {"method": "igu-lora", "every": 1, "begin": 1, "end": 6, "interval": 1, "train_on_path": True},
     "adalora": {"method": "adalora", "begin": 1, "end": 8, "interval": 1},

@@ -57,7 +57,7 @@ class Watch(TrainerCallback):
             "shrink": "every",
         },
         {**IGU, "estimator": "unbiased", "intervals": 4, "moved": "all", "sign": "loss-reduction", "score": "ucb"},
-        {**IGU, "preset": "official", **SHORT, "ending": "continue", "sign": "window"},
+        {**IGU, "preset": "official", **SHORT, "factors": "kept", "sign": "window"},
     ],
     ids=["igu-lora", "adalora", "igu-lora-paper", "trapezoid", "unbiased", "official"],
 )
@@ -113,7 +113,7 @@ def test_cuts_are_logged(tmp_path: Path) -> None:
 
 
 def test_retrain_ends_at_the_last_cut_with_a_fresh_start(tmp_path: Path) -> None:
-    allocation = RankAllocation(budget="r=2", ending="retrain", **ADALORA)
+    allocation = RankAllocation(budget="r=2", factors="fresh", **ADALORA)
     set_seed(0)
     trainer = tiny_trainer(tmp_path, allocation)
     head = copy.deepcopy(trainer.model.get_base_model().classifier.modules_to_save["default"].weight)

@@ -21,7 +21,7 @@ from lorank.errors import TrainingError
 RESUMED = {
     "recommended": {**IGU, "shrink": "every"},
     "adalora": ADALORA,
-    "official": {**IGU, "preset": "official", **SHORT, "ending": "continue"},
+    "official": {**IGU, "preset": "official", **SHORT, "factors": "kept"},
     "paper-auto": {**IGU, "preset": "paper", **SHORT, "window": 3, "estimator": "trapezoid", "intervals": "auto"},
 }
 
@@ -212,7 +212,7 @@ def test_a_training_can_be_made_longer_after_the_last_cut(tmp_path: Path) -> Non
 def test_a_fresh_start_is_the_same_after_resuming(tmp_path: Path) -> None:
     found = []
     for resumed in (None, 9, 12):
-        allocation = RankAllocation(budget="r=2", ending="retrain", **IGU)
+        allocation = RankAllocation(budget="r=2", factors="fresh", **IGU)
         trainer = tiny_trainer(tmp_path, allocation)
         trainer.train(resume_from_checkpoint=resumed and str(tmp_path / f"checkpoint-{resumed}"))
         trained = {name: p.detach().clone() for name, p in trainer.model.named_parameters() if p.requires_grad}

@@ -23,7 +23,7 @@ from lorank.recipe.recipe import make_recipe
 from lorank.runs.run import run, run_plan
 from lorank.runs.score_recipe import check_scores, score_recipe
 from lorank.scores import ImportanceScores
-from lorank.training.stage2 import adapter_parameters
+from lorank.training.plan_stage import adapter_parameters
 
 METHODS = ("sensitivity-lora", "gradient", "magnitude", "eva")
 

@@ -24,7 +24,7 @@ def prune_command(
 ) -> None:
     """Make a trained adapter smaller, without training: cut its triplets to a budget, and say what that cost."""
     with clear_errors():
-        from lorank.recipe.recipe import load_recipe
+        from lorank.recipe.files import load_recipe
         from lorank.report.tables import cost_table, rank_table
         from lorank.runs.prune_adapter import prune_adapter
 

@@ -23,7 +23,7 @@ def run_command(
 ) -> None:
     """Score, allocate, train, evaluate and save. The same command again continues a run that was stopped."""
     with clear_errors():
-        from lorank.recipe.recipe import load_recipe
+        from lorank.recipe.files import load_recipe
         from lorank.runs.run import run
 
         _check_hub(push_to_hub)
@@ -43,7 +43,7 @@ def train_command(
     """Train, evaluate and save the adapter of a plan. The same command again continues what was stopped."""
     with clear_errors():
         from lorank.plan import RankPlan
-        from lorank.recipe.recipe import load_recipe
+        from lorank.recipe.files import load_recipe
         from lorank.runs.run import run_plan
 
         directory = output_dir or Path("runs") / f"{recipe.stem}-{plan.stem}"

@@ -52,7 +52,7 @@ def score_command(
     """Score the modules of a model before training. `lorank allocate` then makes plans for any budget of it."""
     with clear_errors():
         from lorank.artefact import check_unwritten
-        from lorank.recipe.recipe import load_recipe
+        from lorank.recipe.files import load_recipe
         from lorank.report.tables import score_table
         from lorank.runs.score_recipe import score_recipe
 

@@ -9,16 +9,18 @@ from typing import Any
 from lorank.artefact import checksum, write_json
 from lorank.errors import ComparisonError
 from lorank.methods import METHODS
-from lorank.recipe.recipe import Recipe, make_recipe
-from lorank.runs.choices import keeps_triplets
+from lorank.recipe.files import make_recipe
+from lorank.recipe.method_sections import inherited, merged
+from lorank.recipe.recipe import Recipe
+from lorank.recipe.sections import CHOICES
 from lorank.validation import nearest
 
 # What is compared beside rank-allocation methods, and what for.
 CONTROLS: Mapping[str, str] = {
     "shuffled": "the plan of the recipe's method, its ranks shuffled among modules of equal cost: does it matter which module?",
-    "equal-compute": "the recipe's method with stage 2 shortened by what stage 1 and scoring cost: is it worth its price?",
+    "equal-compute": "the recipe's method with its training shortened by what search and scoring cost: is it worth its price?",
     "uniform-triplets": "training with allocation where every module ends at the uniform rank: is it the ranks, or the training?",
-    "svd-truncate": "uniform LoRA at stage 1's initial rank, cut to the budget by singular values: does planning matter?",
+    "svd-truncate": "uniform LoRA at the initial rank, cut to the budget by singular values: does planning matter?",
     "full": "full fine-tuning: what is there to gain?",
 }
 BASELINE = "lora"
@@ -29,11 +31,11 @@ BORROWING = (*FROM_PLAN, "uniform-triplets")
 # In the folder of a cell: what is asked for, what was measured, why there is nothing.
 ORDER, RESULT, ERROR = "cell.json", "result.json", "error.txt"
 # Every weight is trained, so a rate that suits adapters is too high by far.
-_OWN_CHOICES: Mapping[str, Mapping[str, Any]] = {"full": {"stage2": {"learning_rate": 5e-5}}}
+_OWN_CHOICES: Mapping[str, Mapping[str, Any]] = {"full": {"train": {"learning_rate": 5e-5}}}
 
 
 # What may be a method's own; anything else decides what has to be equal.
-_OWN_KEYS = ("preset", "scoring", "calibration", "pruning", "allocation", "stage1", "stage2")
+_OWN_KEYS = ("preset", *CHOICES, "expert", "search", "train")
 
 
 # Of the training that is judged: the same for every method of a task.
@@ -78,7 +80,7 @@ class Measured:
         steps: optimizer steps of the training that the metrics are of.
         tokens: training tokens of these steps.
         seconds: of that training.
-        before: seconds of what came before it: stage 1, scoring, or the training of what is cut.
+        before: seconds of what came before it: search, scoring, or the training of what is cut.
         steps_before: what the plan cost, before that training or in it: optimizer steps and passes over scoring batches.
         peak_bytes: largest memory of the process (of the GPU, where there is one).
         data: SHA-256 of the training and test examples.
@@ -133,8 +135,9 @@ def recipe_of(
 ) -> Recipe:
     """The recipe of a cell: the task's, with this method, budget and seed, and the method's own choices.
 
-    Sections that say how the recipe's method scores, prunes and allocates are for that method; others use their presets. A
-    method that allocates while it trains does so for as long as the others train their adapters, and counts in parameters.
+    What the recipe says of the choices of its method is for that method; others use their presets, and what the recipe gives them
+    under `baselines`. A method that allocates while it trains does so for as long as the others train their adapters (`train`),
+    and counts in parameters.
 
     Args:
         content: of the task's recipe, as it was written.
@@ -153,27 +156,19 @@ def recipe_of(
             f"{cell.method}:{strange[0]} would make this method's cells unequal to the others'; allowed: {', '.join(_OWN_KEYS)}"
         )
     method = source_of(content, cell.method)
-    kept = dict(content)
-    if method != first:
-        for section in ("preset", "scoring", "pruning", "allocation"):
-            kept.pop(section, None)
-    if cell.method != first and isinstance(kept.get("stage2"), Mapping):
-        kept["stage2"] = {key: value for key, value in kept["stage2"].items() if key != "skip"}
-    if isinstance(kept.get("calibration"), Mapping) and (method != first or METHODS[method].scorer is None):
-        # How many examples are looked at is the task's matter, how is the method's.
-        shared = {key: value for key, value in kept.pop("calibration").items() if key in ("examples", "batch_size")}
-        kept |= {"calibration": shared} if METHODS[method].scorer is not None else {}
+    if method == first:
+        kept = dict(content)
+    else:
+        baselines = content.get("baselines") or {}
+        kept = inherited(content, method, (baselines.get(method) or {}) if isinstance(baselines, Mapping) else {})
+    if cell.method in FROM_PLAN and isinstance(kept.get("start"), Mapping):
+        kept["start"] = {key: value for key, value in kept["start"].items() if key != "factors"}
     chosen: dict[str, Any] = {**kept, "method": method, "seed": cell.seed, "baselines": []}
     chosen["budget"] = str(parameters or cell.budget)
     if allocates_in_training(method):
         # Counted in ranks, as the papers do, a budget is spent to within some percent of parameters only.
-        chosen["pruning"] = merged(kept.get("pruning") or {}, {"budget_in": "parameters", "fill": True})
-    recipe = make_recipe(merged(merged(chosen, _OWN_CHOICES.get(cell.method, {})), own or {}))
-    if rate_section(recipe) == "stage2":
-        return recipe
-    # The stage that allocates is the one that trains: as long as the others' stage 2, over the same batches.
-    stage1 = recipe.stage1.model_copy(update={key: getattr(recipe.stage2, key) for key in SAME})
-    return recipe.model_copy(update={"stage1": stage1})
+        chosen["cut"] = merged(kept.get("cut") or {}, {"budget_in": "parameters", "fill": True})
+    return make_recipe(merged(merged(chosen, _OWN_CHOICES.get(cell.method, {})), own or {}))
 
 
 def source_of(content: Mapping[str, Any], name: str) -> str:
@@ -193,25 +188,6 @@ def source_of(content: Mapping[str, Any], name: str) -> str:
 def allocates_in_training(method: str) -> bool:
     """Whether triplets are trained and pruned at once; not so for names that are no method."""
     return method in METHODS and METHODS[method].allocates_in_training and not METHODS[method].has_scoring_set
-
-
-def rate_section(recipe: Recipe) -> str:
-    """Which stage's learning rate the adapter of a recipe is trained by: `stage1` where it allocates while it trains."""
-    return "stage1" if keeps_triplets(recipe, recipe.method) else "stage2"
-
-
-def two_stages(recipe: Recipe) -> bool:
-    """Whether a first stage is trained, and thrown away, for the plan that the second one trains."""
-    return METHODS[recipe.method].allocates_in_training and rate_section(recipe) == "stage2"
-
-
-def merged(content: Mapping[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:
-    """Nested mappings put together; `over` wins."""
-    both = dict(content)
-    for key, value in over.items():
-        inner = both.get(key)
-        both[key] = merged(inner, value) if isinstance(inner, Mapping) and isinstance(value, Mapping) else value
-    return both
 
 
 def write_measured(path: Path, measured: Measured, fingerprint: str) -> None:

@@ -10,7 +10,7 @@ from rich.console import Console
 
 from lorank.artefact import versions, write_json, write_text
 from lorank.compare.answer import Contrast, Row, answer, contrasts, sentence
-from lorank.compare.cells import BASELINE, CONTROLS, Cell, Measured, merged, recipe_of, source_of, two_stages
+from lorank.compare.cells import BASELINE, CONTROLS, Cell, Measured, recipe_of, source_of
 from lorank.compare.controls import check_shortened
 from lorank.compare.forest_plot import draw_forest_plot
 from lorank.compare.grid import Grid, grid_content
@@ -20,7 +20,8 @@ from lorank.compare.result_table import comma_separated, latex, markdown
 from lorank.compare.run_grid import run_grid
 from lorank.compare.statistics import Test
 from lorank.errors import ComparisonError
-from lorank.recipe.recipe import read_override, read_recipe
+from lorank.recipe.files import read_override, read_recipe
+from lorank.recipe.method_sections import merged
 from lorank.tasks.data import load_task_data
 from lorank.tasks.metrics import choose_metrics
 from lorank.validation import nearest
@@ -111,7 +112,7 @@ def with_equal_compute(grid: Grid, console: Console) -> Grid:
     """
     for task, content in grid.contents.items():
         recipe = grid.recipe(Cell(task, grid.budgets[0], source_of(content, "equal-compute"), grid.seeds[0]))
-        if not two_stages(recipe):
+        if not recipe.has_search:
             return grid
         try:
             check_shortened(recipe, len(load_task_data(recipe.data).train))
@@ -122,7 +123,7 @@ def with_equal_compute(grid: Grid, console: Console) -> Grid:
 
 
 def _nested(override: str) -> dict[str, Any]:
-    """`stage2.learning_rate=1e-3` as nested mappings."""
+    """`train.learning_rate=1e-3` as nested mappings."""
     keys, value = read_override(override)
     for key in reversed(keys):
         value = {key: value}

@@ -8,11 +8,11 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from lorank.engine.options import ScoringSetChoices
 from lorank.errors import ComparisonError
-from lorank.methods import METHODS
 from lorank.plan import RankPlan
 from lorank.recipe.recipe import Recipe
-from lorank.recipe.sections import TrainingSection
+from lorank.recipe.sections import ScoringSet, TrainingSection
 from lorank.training.steps import stage_steps
 
 
@@ -36,7 +36,7 @@ def shuffled(plan: RankPlan, seed: int) -> RankPlan:
 
 
 def shortened(recipe: Recipe, examples: int, run_folder: Path) -> tuple[Recipe, int]:
-    """The recipe with its second stage shortened by what stage 1 and scoring cost, in steps of the second stage.
+    """The recipe with its training shortened by what search and scoring cost, in steps of that training.
 
     A pass over a scoring batch counts like an optimizer step on as many examples: both go forward and backward once.
 
@@ -53,20 +53,21 @@ def shortened(recipe: Recipe, examples: int, run_folder: Path) -> tuple[Recipe, 
 
     """
     try:
-        cost = json.loads((run_folder / "metrics.json").read_text(encoding="utf-8"))["results"][recipe.method]["stage1"]
+        found = json.loads((run_folder / "metrics.json").read_text(encoding="utf-8"))["results"][recipe.method]
+        cost = found.get("search") or found["stage1"]  # of earlier versions
     except (OSError, ValueError, KeyError):
         raise ComparisonError(
             f"{run_folder / 'metrics.json'} does not say what the plan cost: its run has to end first; run the grid again"
         ) from None
-    spent, whole = steps_before(recipe, {"stage1": cost}), stage_steps(recipe.stage2, examples)
+    spent, whole = steps_before(recipe, {"search": cost}), stage_steps(recipe.train, examples)
     if spent >= whole:
         raise ComparisonError(_nothing_left(spent, whole))
-    stage2 = recipe.stage2.model_copy(update={"max_steps": whole - spent})
-    return recipe.model_copy(update={"stage2": stage2}), spent
+    train = recipe.train.model_copy(update={"max_steps": whole - spent})
+    return recipe.model_copy(update={"train": train}), spent
 
 
 def steps_before(recipe: Recipe, result: Mapping[str, Any]) -> int:
-    """What a plan cost, in steps of the training that is judged: stage 1, scoring, calibration.
+    """What a plan cost, in steps of the training that is judged: search, scoring, calibration.
 
     A pass over a batch counts like a step on as many examples, also where it only goes forward.
 
@@ -75,11 +76,12 @@ def steps_before(recipe: Recipe, result: Mapping[str, Any]) -> int:
         result: of the method, as in the run's metrics.json.
 
     """
-    if cost := result.get("stage1"):
-        scored = recipe.scoring.batch_size if METHODS[recipe.method].has_scoring_set else recipe.stage1.batch_size
-        return _in_steps(recipe.stage1, recipe.stage2, cost["steps"], cost["passes"] * scored)
+    if cost := result.get("search") or result.get("stage1"):  # of earlier versions
+        search = recipe.deciding_stage
+        scored = recipe.measure.scoring_batch_size if isinstance(recipe.measure, ScoringSet) else search.batch_size
+        return _in_steps(search, recipe.train, cost["steps"], cost["passes"] * scored)
     if looked_at := result.get("calibration"):
-        return _in_steps(recipe.stage1, recipe.stage2, 0, looked_at["examples"])
+        return _in_steps(recipe.train, recipe.train, 0, looked_at["examples"])
     return int(result.get("scoring_passes", 0))
 
 
@@ -90,27 +92,28 @@ def check_shortened(recipe: Recipe, examples: int) -> None:
         ComparisonError: nothing would be left of the second stage.
 
     """
-    stage1, options = recipe.stage1, recipe.scoring
-    if stage1.stop_when_stable is not None or not METHODS[recipe.method].has_scoring_set:
+    choices, search = recipe.choices(), recipe.deciding_stage
+    if not isinstance(choices, ScoringSetChoices) or choices.cut.stop_when_stable is not None:
         return
-    steps = stage_steps(stage1, examples)
+    assert isinstance(recipe.measure, ScoringSet)
+    options, steps = choices.measure, stage_steps(search, examples)
     batches = (steps - int(options.warmup * steps)) // options.every if options.when == "during" else 1
     # The loss of scoring passes is compared with training's at the 1st, 2nd, 4th, 8th ... of them.
     passes = batches + (batches.bit_length() if options.when == "during" else 0)
-    spent = _in_steps(stage1, recipe.stage2, steps, passes * options.batch_size)
-    whole = stage_steps(recipe.stage2, examples)
+    spent = _in_steps(search, recipe.train, steps, passes * recipe.measure.scoring_batch_size)
+    whole = stage_steps(recipe.train, examples)
     if spent >= whole:
         raise ComparisonError(_nothing_left(spent, whole))
 
 
-def _in_steps(stage1: TrainingSection, stage2: TrainingSection, steps: int, scored: int) -> int:
-    """Steps of stage 1 and scored examples, in steps of stage 2."""
-    seen = steps * stage1.batch_size * stage1.gradient_accumulation + scored
-    return math.ceil(seen / (stage2.batch_size * stage2.gradient_accumulation))
+def _in_steps(search: TrainingSection, train: TrainingSection, steps: int, scored: int) -> int:
+    """Steps of search and scored examples, in steps of train."""
+    seen = steps * search.batch_size * search.gradient_accumulation + scored
+    return math.ceil(seen / (train.batch_size * train.gradient_accumulation))
 
 
 def _nothing_left(spent: int, whole: int) -> str:
     return (
-        f"equal-compute: stage 1 and scoring cost at least as much as {spent:,} steps, the whole training has {whole:,}; shorten "
-        "stage 1, or leave equal-compute out"
+        f"equal-compute: search and scoring cost at least as much as {spent:,} steps, the whole training has {whole:,}; shorten "
+        "search, or leave equal-compute out"
     )

@@ -17,13 +17,12 @@ from lorank.compare.cells import (
     Measured,
     cells_of,
     fingerprint_of,
-    merged,
-    rate_section,
     read_measured,
     recipe_of,
     source_of,
 )
 from lorank.errors import OutputError
+from lorank.recipe.method_sections import merged
 from lorank.recipe.recipe import Recipe
 from lorank.runs.checks import check_model
 from lorank.targets import unit_costs
@@ -72,14 +71,11 @@ class Grid:
         if cell.method in BORROWING:  # trained as the method that it is a control of
             own = merged(self.own.get(self.source(cell).method) or {}, own)
         if cell.method == "uniform-triplets":
-            own = merged(own, {"allocation": self._uniform_ranks(cell)})
+            own = merged(own, {"ranks": self._uniform_ranks(cell)})
         if cell.method in FROM_PLAN:
-            own = {**own, "stage2": {key: value for key, value in own.get("stage2", {}).items() if key != "skip"}}
+            own = {**own, "start": {key: value for key, value in own.get("start", {}).items() if key != "factors"}}
         rate = self.rates.get((cell.task, cell.budget, cell.method))
-        if rate is None:
-            return own
-        section = rate_section(recipe_of(self.contents[cell.task], cell, own))
-        return merged(own, {section: {"learning_rate": rate}})
+        return own if rate is None else merged(own, {"train": {"learning_rate": rate}})
 
     def parameters(self, task: str, budget: str) -> int:
         """What a budget means on a task: adapter parameters, the same for every method.
@@ -95,7 +91,7 @@ class Grid:
         if key not in self.known:
             recipe = recipe_of(self.contents[task], Cell(task, budget, BASELINE, self.seeds[0]))
             targets, provenance = check_model(recipe, (BASELINE,))
-            size = {"base_parameters": provenance["base_parameters"], "initial_rank": recipe.stage1.initial_rank}
+            size = {"base_parameters": provenance["base_parameters"], "initial_rank": recipe.triplets.initial_rank}
             costs = unit_costs(targets)
             self.known[key] = recipe.read_budget.parameters(costs, **size), sum(costs.values())
         return self.known[key]
@@ -116,7 +112,7 @@ class Grid:
             source = source_of(content, FROM_PLAN[0])
             sources[task, "svd-truncate"] = source
             sources[task, "uniform-triplets"] = source_of(content, "uniform-triplets")
-            if source in self.methods and rate_section(self.recipe(Cell(task, self.budgets[0], source, 0))) == "stage2":
+            if source in self.methods and not self.recipe(Cell(task, self.budgets[0], source, 0)).keeps_triplets:
                 sources[task, "shuffled"] = source
         return sources
 

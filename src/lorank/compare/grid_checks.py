@@ -3,9 +3,10 @@
 from collections.abc import Mapping
 from dataclasses import replace
 
-from lorank.compare.cells import BASELINE, CONTROLS, SAME, Cell, Measured, rate_section, recipe_of, two_stages
+from lorank.compare.cells import BASELINE, CONTROLS, SAME, Cell, Measured, recipe_of
 from lorank.compare.controls import check_shortened
 from lorank.compare.grid import Grid
+from lorank.engine.options import ScoringSetChoices
 from lorank.errors import ComparisonError, OutputError
 from lorank.findings import Findings
 from lorank.models.base_fingerprint import base_sum
@@ -33,22 +34,22 @@ def check_grid(grid: Grid) -> None:
 
 
 def _check_cell(grid: Grid, cell: Cell, data: TaskData) -> None:
-    recipe, baseline = grid.recipe(cell), grid.recipe(replace(cell, method=BASELINE)).stage2
-    judged = rate_section(recipe)
+    recipe, baseline = grid.recipe(cell), grid.recipe(replace(cell, method=BASELINE)).train
     for key in SAME:
-        if (mine := getattr(getattr(recipe, judged), key)) != (theirs := getattr(baseline, key)):
+        if (mine := getattr(recipe.train, key)) != (theirs := getattr(baseline, key)):
             raise ComparisonError(
-                f"{judged}.{key} of {cell.method} on {cell.task} is {mine}, of lora {theirs}; one for all is needed"
+                f"train.{key} of {cell.method} on {cell.task} is {mine}, of lora {theirs}; one for all is needed"
             )
-    if recipe.stage2.scale_by != "initial":
-        raise ComparisonError(f"{cell.task}: stage2.scale_by must be initial, or effective scales would differ")
-    if recipe.stage2.skip and recipe.scoring.source == "held-out":
+    if getattr(recipe.start, "scale_by", "initial") != "initial":
+        raise ComparisonError(f"{cell.task}: start.scale_by must be initial, or effective scales would differ")
+    choices = recipe.choices()
+    if recipe.keeps_triplets and isinstance(choices, ScoringSetChoices) and choices.measure.source == "held-out":
         raise ComparisonError(
-            f"{cell.task}: with stage2.skip, {cell.method} would be trained without the scoring set, and so on less than "
-            "the others; give scoring.source=training with it"
+            f"{cell.task}: with start.factors kept, {cell.method} would be trained without the scoring set, and so on less than "
+            "the others; give expert.measure.source=training with it"
         )
     if cell.method in CONTROLS:
-        _check_control(grid, cell, recipe.stage1.initial_rank, len(data.train))
+        _check_control(grid, cell, recipe.triplets.initial_rank, len(data.train))
         return
     prepare(recipe, (recipe.method,), data=data)
 
@@ -76,7 +77,7 @@ def _check_control(grid: Grid, cell: Cell, wide: int, examples: int) -> None:
         raise ComparisonError(f"{cell.method} is a control of {source} on {cell.task}; add {source} to the methods")
     if cell.method == "equal-compute":
         made_by = grid.recipe(grid.source(cell))
-        if not two_stages(made_by):
+        if not made_by.has_search:
             raise ComparisonError(
                 f"equal-compute is for methods of two stages, {source} of {cell.task} has one; leave equal-compute out"
             )
@@ -85,6 +86,6 @@ def _check_control(grid: Grid, cell: Cell, wide: int, examples: int) -> None:
         cell.task, f"r={wide}"
     ):
         raise ComparisonError(
-            f"svd-truncate cuts an adapter of rank {wide} (stage1.initial_rank), which is no larger than budget "
+            f"svd-truncate cuts an adapter of rank {wide} (triplets.initial_rank), which is no larger than budget "
             f"{cell.budget}; raise the initial rank, ask for less, or leave svd-truncate out"
         )

@@ -18,7 +18,6 @@ from lorank.compare.cells import (
     Cell,
     Measured,
     merged,
-    rate_section,
     recipe_of,
     source_of,
 )
@@ -138,15 +137,14 @@ def _with_controls(grid: Grid, chosen: Mapping[tuple[str, str, str], float]) -> 
         source = (task, budget, source_of(content, name))
         if name not in grid.methods:
             continue
-        # A plan that was made in training is trained by stage 2, which has another rate.
-        if name not in FROM_PLAN or rate_section(grid.recipe(Cell(*source, SEARCH_SEED))) == "stage2":
+        # Triplets that are kept were trained at another rate than their plan is.
+        if name not in FROM_PLAN or not grid.recipe(Cell(*source, SEARCH_SEED)).keeps_triplets:
             rates[task, budget, name] = rates[source]
     return rates
 
 
 def _own_rate(grid: Grid, cell: Cell) -> float:
-    recipe = recipe_of(grid.contents[cell.task], cell, grid.own.get(cell.method))
-    return float(getattr(recipe, rate_section(recipe)).learning_rate)
+    return recipe_of(grid.contents[cell.task], cell, grid.own.get(cell.method)).train.learning_rate
 
 
 def _judged(task: str, measured: Measured, metrics: Mapping[str, str] | None) -> tuple[float, float]:

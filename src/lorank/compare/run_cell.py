@@ -48,6 +48,7 @@ from lorank.runs.recipe_values import pretrained_of
 from lorank.runs.run import run, run_plan
 from lorank.tasks.data import TaskData, load_task_data
 from lorank.tasks.encoding import tokenize
+from lorank.training.checkpoints import stage_folder
 from lorank.training.full_stage import train_full
 from lorank.training.trainer import SeededOrder
 
@@ -94,7 +95,7 @@ def _measured(
         result = run(recipe, folder / "run", console)
     trained = next(iter(result.results.values()))
     _check_parameters(trained["adapter_parameters"], result.plan)
-    before = trained.get("stage1") or trained.get("calibration") or {}
+    before = trained.get("search") or trained.get("calibration") or {}
     return Measured(
         metrics=trained["metrics"],
         loss=trained["loss"],
@@ -112,8 +113,8 @@ def _measured(
 
 
 def _truncated(recipe: Recipe, data: TaskData, folder: Path, console: Console) -> Measured:
-    """Uniform LoRA at stage 1's initial rank, cut to the budget by singular values, without training on."""
-    wide = recipe.model_copy(update={"budget": f"r={recipe.stage1.initial_rank}"})
+    """Uniform LoRA at the initial rank, cut to the budget by singular values, without training on."""
+    wide = recipe.model_copy(update={"budget": f"r={recipe.triplets.initial_rank}"})
     first = next(iter(run(wide, folder / "wide", console).results.values()))
     pruned = folder / "pruned"
     if not (pruned / "pruned.json").is_file():
@@ -140,7 +141,7 @@ def _truncated(recipe: Recipe, data: TaskData, folder: Path, console: Console) -
 def _full(recipe: Recipe, data: TaskData, folder: Path, console: Console) -> Measured:
     recipe, prepared = prepare(recipe, (recipe.method,), console, data)
     with locked_directory(folder / "run", recipe, data, prepared.provenance):
-        result = train_full(prepared, recipe.stage2, folder / "run", console)
+        result = train_full(prepared, recipe.train, folder / "run", console)
     return Measured(
         metrics=result.metrics,
         loss=result.loss,
@@ -169,7 +170,7 @@ def tokens_trained(recipe: Recipe, data: TaskData, steps: int) -> int:
     base = pretrained_of(recipe)
     task_type = task_type_of(base, writes=recipe.data.writes)
     lengths = tokenize(data.train, load_tokenizer(base), recipe.data, task_type)["length"]
-    batch = recipe.stage2.batch_size * recipe.stage2.gradient_accumulation
+    batch = recipe.train.batch_size * recipe.train.gradient_accumulation
     order = SeededOrder(lengths, batch, recipe.seed, group_by_length=recipe.group_by_length)
     left, total = steps, 0
     while left > 0:
@@ -206,7 +207,7 @@ def main(folder: Path) -> int:
         return 1
     write_measured(folder / RESULT, measured, fingerprint_of(recipe, cell))
     if cell.method == "full":  # checkpoints of every weight and its moments, for each seed
-        for checkpoint in (folder / "run" / "stage2").glob("checkpoint-*"):
+        for checkpoint in stage_folder(folder / "run", "train", "stage2").glob("checkpoint-*"):
             shutil.rmtree(checkpoint)
     (folder / ERROR).unlink(missing_ok=True)
     return 0

@@ -57,7 +57,7 @@ class Allocator:
         self.standard_errors: UnitScores | None = None
         self.ranks = dict(initial.ranks)
         self.logged_ranks: Mapping[str, int] = self.ranks
-        self.changes = PlanChanges(getattr(self.options, "stop_when_stable", None))
+        self.changes = PlanChanges(getattr(self.options.cut, "stop_when_stable", None))
         self.ended = "all steps done"
         self.finished: int | None = None
         self.measured = 0
@@ -73,7 +73,7 @@ class Allocator:
 
     def after_backward(self, step: int, scale: float | torch.Tensor = 1.0) -> None:
         """Add the regulariser's gradient, once a step, before gradients are clipped; they are multiplied by `scale` now."""
-        if self.options.orthogonality > 0 and self._measures(step):
+        if self.options.triplets.orthogonality > 0 and self._measures(step):
             self._pending = self.measure.after_backward(step)
             if self._pending is not None:
                 torch._foreach_div_(self._pending, scale)
@@ -139,7 +139,7 @@ class Allocator:
             self.standard_errors = by_module(unit_scores(errors, self.adapter, self.options), self.adapter, step)
         self.ranks = dict(self.rules.last_plan(alive).ranks) if last else self.rules.ranks_at(step, alive)
         kept = {name: best_units(values, self.ranks[name]) for name, values in alive.items()}
-        if self.may_shrink and (last or self.options.shrink == "every"):
+        if self.may_shrink and (last or self.options.cut.shrink == "every"):
             self._shrink(kept, optimizer)
         else:
             masks = {name: torch.zeros(len(values), dtype=torch.bool) for name, values in alive.items()}
@@ -167,7 +167,7 @@ class Allocator:
                     f"allocate by: the last cut was to be at step {self.schedule.last}. Were steps skipped, or training "
                     "stopped early? Train longer, or lower every, window and warmup"
                 )
-            rest = "" if self.options.ending == "retrain" else ", and nothing trains the adapter after it"
+            rest = "" if self.options.start.factors == "fresh" else ", and nothing trains the adapter after it"
             warnings.warn(
                 f"training ended at step {step}, before the last cut at step {self.schedule.last}; it is made now{rest}",
                 LorankWarning,
@@ -270,9 +270,11 @@ class Allocator:
         self.measure.check = None if values["check"] is None else QuadratureCheck(**values["check"])
 
     def _regularise(self, scale: float | torch.Tensor) -> None:
-        if self.options.orthogonality > 0 and not self._regularised:
-            off_diagonal = self.options.orthogonality_of == "off-diagonal"
-            add_orthogonality_gradient(self.adapter, scale * self.options.orthogonality, off_diagonal=off_diagonal)
+        if self.options.triplets.orthogonality > 0 and not self._regularised:
+            off_diagonal = self.options.triplets.orthogonality_of == "off-diagonal"
+            add_orthogonality_gradient(
+                self.adapter, scale * self.options.triplets.orthogonality, off_diagonal=off_diagonal
+            )
             self._regularised = True
 
     def _measures(self, step: int) -> bool:

@@ -44,7 +44,7 @@ class TrainingFacts:
 
 def needs_passes(options: Choices) -> bool:
     """Whether the measure makes passes of its own."""
-    return isinstance(options, ScoringSetChoices) or options.estimator != "training-pass"
+    return isinstance(options, ScoringSetChoices) or options.measure.estimator != "training-pass"
 
 
 def make_allocator(
@@ -82,13 +82,15 @@ def make_allocator(
     if isinstance(options, ScoringSetChoices):
         assert passed is not None
         assert batches is not None
-        smoother = RunningSmoother(options.accumulate, options.ema_decay)
+        smoother = RunningSmoother(options.smooth.accumulate, options.smooth.ema_decay)
         measure = ScoringSetPath(passed, adapter, options, batches, baseline=baseline, **settings)
     else:
         signs: dict[str, Absolute] = {"batch": "batch", "window": "window"}
         # Gradients of training are averaged over processes already.
         average = {"average": over_processes} if needs_passes(options) else {}
-        smoother = DeviationSmoother(options, window, absolute=signs.get(options.sign, "never"), **average)
+        smoother = DeviationSmoother(
+            options.smooth, window, absolute=signs.get(options.measure.sign, "never"), **average
+        )
         if needs_passes(options):
             assert passed is not None
             measure = TrainingPath(passed, adapter, options, **settings)

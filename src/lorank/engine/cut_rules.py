@@ -62,7 +62,7 @@ class CutRules:
         A budget in ranks says how many units there are, and what they cost follows from which they are; if it was asked
         for in parameters, it is the limit besides.
         """
-        if self.options.budget_in == "ranks":
+        if self.options.cut.budget_in == "ranks":
             if not self.initial.provenance.get(EQUAL):
                 warn_if_equal(alive)
             costs, _, final = self._curve()
@@ -74,13 +74,13 @@ class CutRules:
     def budget_at(self, step: int) -> float:
         """What the curve leaves at a step, in its own costs."""
         _, start, final = self._curve()
-        first, last, curve = self.schedule.first, self.schedule.last, self.options.curve
+        first, last, curve = self.schedule.first, self.schedule.last, self.options.cut.curve
         return budget_at(step, start=start, final=final, first_step=first, last_step=last, curve=curve)
 
     def plan(self, ranks: Mapping[str, int], provenance: Mapping[str, Any] | None = None) -> RankPlan:
         """The plan of these ranks."""
         initial, made = self.initial, provenance or self.initial.provenance
-        if self.options.budget_in != "ranks" or self._in_parameters:
+        if self.options.cut.budget_in != "ranks" or self._in_parameters:
             return RankPlan(ranks, initial.costs, initial.budget, initial.parameters, initial.scale, made)
         # What was asked for is units; what they cost follows from which they are.
         spent, units = sum(rank * initial.costs[name] for name, rank in ranks.items()), math.floor(self._curve()[2])
@@ -112,16 +112,16 @@ class CutRules:
         """Costs of a unit of each module, and the budgets that the curve goes from and to."""
         initial = self.initial
         start: float = sum(initial.costs[name] * rank for name, rank in initial.ranks.items())
-        if self.options.budget_in == "parameters":
+        if self.options.cut.budget_in == "parameters":
             return initial.costs, start, initial.parameters
-        weights = {name: _weight(name, self.options.cost_weights) for name in initial.costs}
+        weights = {name: _weight(name, self.options.cut.cost_weights) for name in initial.costs}
         weight = sum(weights[name] * rank for name, rank in initial.ranks.items())
         # The parameters of rank=144 were rounded down by less than one; nothing that costs below 1/100 is lost by this.
         return weights, weight, math.floor(100 * (initial.parameters + 1) * weight / start) / 100
 
     def _walk(self) -> dict[str, Any]:
         limits = self.initial.limits
-        return {"min_rank": limits["min_rank"], "rank_by": limits["rank_by"], "fill": self.options.fill}
+        return {"min_rank": limits["min_rank"], "rank_by": limits["rank_by"], "fill": self.options.cut.fill}
 
 
 def _weight(name: str, weights: Mapping[str, float]) -> float:
@@ -137,29 +137,31 @@ def schedule_of(options: Choices, steps: int, steps_per_epoch: int) -> tuple[Cut
     """
     if isinstance(options, ScoringSetChoices):
         return _schedule_of_stage(options, steps), 1
-    schedule = CutSchedule.of_run(steps, options.begin, options.end, options.interval)
-    every, asked = options.every, options.window
+    schedule = CutSchedule.of_run(steps, options.cut.begin, options.cut.end, options.cut.interval)
+    every, asked = options.measure.every, options.smooth.window
     if isinstance(asked, str):
         window = max(1, steps_per_epoch // every)
     else:
         window = asked if isinstance(asked, int) else max(1, round(asked * steps / every))
-    first = updates_needed(options.score) * window * every
+    first = updates_needed(options.smooth.score) * window * every
     if first >= schedule.last:
         said = f"{window} ({asked})" if window != asked else str(window)
         raise AllocationError(
             f"the last cut is at step {schedule.last} of {steps}, but the first scores need {first} steps (every {every}, "
-            f"window {said}, score {options.score}); lower every or window, raise end, or train longer"
+            f"window {said}, score {options.smooth.score}); lower every or window, raise end, or train longer"
         )
     return schedule, window
 
 
 def _schedule_of_stage(options: ScoringSetChoices, steps: int) -> CutSchedule:
     """Scores count after the warm-up; the last cut is at the last step."""
-    first = int(options.warmup * steps)
-    if options.when == "during" and (steps - first) // options.every < 1:
+    first = int(options.measure.warmup * steps)
+    if options.measure.when == "during" and (steps - first) // options.measure.every < 1:
         raise AllocationError(
-            f"stage 1 has {steps} steps, of which warmup {options.warmup} and every {options.every} leave none to score at; "
-            "lower them or train stage 1 longer"
+            f"the stage has {steps} steps, of which warmup {options.measure.warmup} and every {options.measure.every} leave none "
+            "to score at; lower them or train longer"
         )
-    interval = options.interval if isinstance(options.interval, int) else max(1, round(options.interval * steps))
-    return CutSchedule(first, steps, steps if options.curve == "one-shot" else interval)
+    interval = (
+        options.cut.interval if isinstance(options.cut.interval, int) else max(1, round(options.cut.interval * steps))
+    )
+    return CutSchedule(first, steps, steps if options.cut.curve == "one-shot" else interval)

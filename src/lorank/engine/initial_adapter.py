@@ -14,7 +14,7 @@ from lorank.allocation.top_b import uniform_scores
 from lorank.artefact import versions
 from lorank.budget import Budget
 from lorank.engine.cut_rules import CutRules, InitialAdapter
-from lorank.engine.options import Choices, TrainingBatchChoices
+from lorank.engine.options import Choices
 from lorank.errors import AllocationError, BudgetError
 from lorank.models.base_size import base_parameters
 from lorank.module_names import ends_with
@@ -26,7 +26,6 @@ def read_adapter(
     layers: Mapping[str, LoraLayer],
     adapter_name: str,
     budget: Budget,
-    limits: Mapping[str, Any],
     options: Choices,
     provenance: Mapping[str, Any],
 ) -> InitialAdapter:
@@ -53,18 +52,19 @@ def read_adapter(
         "model": getattr(getattr(model, "config", None), "_name_or_path", "") or type(model.get_base_model()).__name__,
         "model_type": model_type_of(model.get_base_model()),
         "base_parameters": size,
-        ("pruning" if isinstance(options, TrainingBatchChoices) else "scoring"): options.model_dump(mode="json"),
+        "choices": options.model_dump(mode="json"),
         "versions": versions(),
     }
+    limits = options.ranks.model_dump()
     initial = InitialAdapter(ranks, costs, str(budget), parameters, limits, max(scalings), {**found, **provenance})
-    if unmatched := [end for end in options.cost_weights if not any(ends_with(name, end) for name in costs)]:
+    if unmatched := [end for end in options.cut.cost_weights if not any(ends_with(name, end) for name in costs)]:
         raise AllocationError(
             f"cost_weights name {unmatched[0]!r}, which no adapted module is or ends with; see target_modules"
         )
-    if options.ending == "retrain" and max(scalings) != min(scalings):
+    if options.start.factors == "fresh" and max(scalings) != min(scalings):
         raise AllocationError(
             f"the adapter's modules are scaled by {min(scalings):g} to {max(scalings):g} (alpha_pattern, rank_pattern), which a "
-            "fresh start does not keep; use one scale, or ending='continue'"
+            "fresh start does not keep; use one scale, or factors='kept'"
         )
     # The limits are tried on equal scores now, not after the training.
     equal = uniform_scores(costs, ranks, provenance)

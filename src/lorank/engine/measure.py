@@ -84,23 +84,23 @@ class TrainingGradient(Measure):
 
     def after_backward(self, step: int) -> Tensors | None:
         """`w · g` before the regulariser's gradient is in it, where entries of P and Q are scored."""
-        if self.options.measured == "after-step" or self.options.state == "triplet":
+        if self.options.measure.measured == "after-step" or self.options.smooth.state == "triplet":
             return None  # λ has no regulariser
         return training_sensitivities(self.adapter, self.options, step)
 
     def before_step(self, step: int, number: int) -> Tensors | None:
         """Weights and gradient of one moment."""
-        if self.options.measured == "after-step":
+        if self.options.measure.measured == "after-step":
             return None
         return training_sensitivities(self.adapter, self.options, step)
 
     def after_step(self, step: int, number: int) -> Tensors | None:
         """New weights, and the gradient that led to them."""
-        if self.options.measured == "before-step":
+        if self.options.measure.measured == "before-step":
             return None
         return training_sensitivities(self.adapter, self.options, step)
 
 
 def training_batch_is_due(step: int, schedule: CutSchedule, options: TrainingBatchChoices, *, ready: bool) -> bool:
     """Whether a batch of training is scored at this step."""
-    return (step < schedule.last or not ready) and step % options.every == 0
+    return (step < schedule.last or not ready) and step % options.measure.every == 0

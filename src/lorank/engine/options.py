@@ -1,4 +1,4 @@
-"""The choices of a method that allocates ranks while adapters train, each a class of options of its own.
+"""The six choices of a method that allocates ranks while adapters train, each a class of options of its own.
 
 `TrainingBatchChoices` and `ScoringSetChoices` are the two sets of choices that there are: a method whose measure looks at the
 batches that are trained on (IGU-LoRA, AdaLoRA), and one whose measure looks at a scoring set (I-LoRA). The letters A1 to A15
@@ -94,6 +94,9 @@ class ScoringSetOptions(PathScoreOptions):
     when: Literal["during", "after"] = Field("during", description="A12: while stage 1 trains, or one pass at its end")
     every: int = Field(1, ge=1, description="A12: score one batch every this many optimizer steps")
     warmup: float = Field(0.1, ge=0, lt=1, description="A12: share of stage 1 before scores count")
+    scoring_batch_size: int | None = Field(
+        None, ge=1, description="examples in a scoring batch where scoring_data is rows; None: as in training"
+    )
 
 
 class DeviationOptions(Section):
@@ -113,6 +116,12 @@ class DeviationOptions(Section):
     lambda_score: Literal["scored", "absolute"] = Field(
         "scored", description="λ counts like P and Q, or as |λ| (IGU-LoRA)"
     )
+
+    @model_validator(mode="after")
+    def _window_is_one(self) -> "DeviationOptions":
+        if self.window in (0, 0.0):
+            raise ValueError("window is 0; it takes at least one mini-batch")
+        return self
 
 
 class RunningOptions(Section):
@@ -178,6 +187,12 @@ class StableOptions(Section):
         None, description="end the stage early by the rule below; null trains it whole"
     )
 
+    @model_validator(mode="after")
+    def _interval_is_one(self) -> "StableOptions":
+        if self.interval in (0, 0.0):
+            raise ValueError("interval is 0; it takes at least one step")
+        return self
+
     # What a stage that is thrown away leaves no choice about.
     budget_in: ClassVar[Literal["parameters"]] = "parameters"
     cost_weights: ClassVar[Mapping[str, float]] = {}
@@ -185,11 +200,19 @@ class StableOptions(Section):
     shrink: ClassVar[Literal["last"]] = "last"
 
 
-class EndingOptions(Section):
+class StartOptions(Section):
     """Start of the adapter that is served."""
 
-    ending: Literal["continue", "retrain"] = Field(
-        "continue", description="keep the trained factors, or train the plan from a fresh start"
+    factors: Literal["kept", "fresh"] = Field(
+        "kept", description="keep the trained factors, or train the plan from fresh ones"
+    )
+
+
+class RetrainOptions(StartOptions):
+    """Start of the adapter that is served, where the triplets are there to be scored."""
+
+    factors: Literal["kept", "fresh"] = Field(
+        "fresh", description="train the plan from fresh factors, or keep the triplets as they are (ablation)"
     )
 
 
@@ -205,45 +228,39 @@ class RankOptions(Section):
     multiple_of: int = Field(1, ge=1, description="every rank is a multiple of this")
 
 
-class TrainingBatchChoices(TrainingBatchOptions, DeviationOptions, CurveOptions, TripletOptions, EndingOptions):
+class TrainingBatchChoices(Section):
     """Scored on the batches that are trained on, and cut along a curve. Shares of the run are floats, steps whole numbers."""
 
+    triplets: TripletOptions = TripletOptions()
+    measure: TrainingBatchOptions = TrainingBatchOptions()
+    smooth: DeviationOptions = DeviationOptions()
+    cut: CurveOptions = CurveOptions()
+    ranks: RankOptions = RankOptions()
+    start: StartOptions = StartOptions()
+
     @model_validator(mode="after")
-    def _window_is_one(self) -> "TrainingBatchChoices":
-        if self.window in (0, 0.0):
-            raise ValueError("window is 0; it takes at least one mini-batch")
+    def _limits_are_heeded(self) -> "TrainingBatchChoices":
+        ranks = self.ranks
+        if self.cut.budget_in == "ranks" and (ranks.max_rank, ranks.multiple_of, ranks.scope) != (None, 1, "global"):
+            raise ValueError("max_rank, multiple_of and scope are for budget_in: parameters; leave them out")
         return self
 
 
-class ScoringSetChoices(ScoringSetOptions, RunningOptions, StableOptions, TripletOptions, EndingOptions):
+class ScoringSetChoices(Section):
     """Scored on a scoring set, and cut at the end of a stage of its own."""
 
-    scoring_batch_size: int | None = Field(
-        None, ge=1, description="examples in a scoring batch where scoring_data is rows; None: as in training"
-    )
-    ending: Literal["continue", "retrain"] = Field(
-        "retrain", description="train the plan from a fresh start, or keep the triplets as they are (ablation)"
-    )
+    triplets: TripletOptions = TripletOptions()
+    measure: ScoringSetOptions = ScoringSetOptions()
+    smooth: RunningOptions = RunningOptions()
+    cut: StableOptions = StableOptions()
+    ranks: RankOptions = RankOptions()
+    start: RetrainOptions = RetrainOptions()
 
     @model_validator(mode="after")
     def _scores_are_there(self) -> "ScoringSetChoices":
-        if self.when == "after" and (self.stop_when_stable is not None or self.curve != "one-shot"):
+        if self.measure.when == "after" and (self.cut.stop_when_stable is not None or self.cut.curve != "one-shot"):
             raise ValueError("when 'after' leaves no scores to stop or prune stage 1 by; use 'during'")
-        if self.interval in (0, 0.0):
-            raise ValueError("interval is 0; it takes at least one step")
         return self
 
 
 Choices = TrainingBatchChoices | ScoringSetChoices
-
-
-def check_ranks(choices: Choices, ranks: RankOptions) -> None:
-    """Refuse limits that a cut counted in ranks does not look at, or that contradict each other.
-
-    Raises:
-        ValueError: names them.
-
-    """
-    in_ranks = isinstance(choices, TrainingBatchChoices) and choices.budget_in == "ranks"
-    if in_ranks and (ranks.max_rank, ranks.multiple_of, ranks.scope) != (None, 1, "global"):
-        raise ValueError("max_rank, multiple_of and scope are for budget_in: parameters; leave them out")

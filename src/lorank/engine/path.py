@@ -8,7 +8,7 @@ from torch import nn
 
 from lorank.adapter.path import displacement, path_point
 from lorank.adapter.triplet import TripletAdapter
-from lorank.engine.options import Choices, PathScoreOptions
+from lorank.engine.options import PathScoreOptions, ScoringSetOptions, TrainingBatchOptions
 from lorank.engine.quadrature import path_nodes
 from lorank.errors import LorankError
 from lorank.scoring.batches import Batch, call, loss_in
@@ -73,7 +73,7 @@ def path_integral(
     return total, losses
 
 
-def drawn_gain(options: Choices, seed: str) -> float:
+def drawn_gain(options: ScoringSetOptions | TrainingBatchOptions, seed: str) -> float:
     """`α` drawn from {1/N, ..., 1}, or `α³` where the path moves P, λ and Q (IGU-LoRA's code); a function of the seed."""
     n = options.intervals if isinstance(options.intervals, int) else 20
     drawn = random.Random(seed).randint(1, n) / n

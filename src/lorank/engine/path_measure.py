@@ -116,9 +116,9 @@ class TrainingPath(PathMeasure):
     ) -> None:
         super().__init__(passed, adapter, **settings)
         self.options = options
-        self.intervals = options.intervals if isinstance(options.intervals, int) else None
+        self.intervals = options.measure.intervals if isinstance(options.measure.intervals, int) else None
         self._groups: list[list[int]] | None = None
-        if options.path_scope == "layer":
+        if options.measure.path_scope == "layer":
             placed = places(adapter.names)
             self._groups = layer_groups([(placed[name].stack, placed[name].layer) for name in adapter.names])
 
@@ -136,31 +136,33 @@ class TrainingPath(PathMeasure):
         self.compare(number)
         with self._own_passes():
             # Paths grow longer as the adapter trains: asked again at the 1st, 2nd, 4th, 8th ... mini-batch.
-            if self.options.intervals == "auto" and not number & (number + 1):
+            if self.options.measure.intervals == "auto" and not number & (number + 1):
                 self._choose_intervals(batch)
             intervals = self.intervals or FIRST_INTERVALS
-            points = estimator_points(self.options.estimator, intervals, random.Random(f"{self.seed}/path/{number}"))
-            wrt = "lambda" if self.options.state == "triplet" else "all"
+            points = estimator_points(
+                self.options.measure.estimator, intervals, random.Random(f"{self.seed}/path/{number}")
+            )
+            wrt = "lambda" if self.options.smooth.state == "triplet" else "all"
             found = integrated_gradients(
                 self.model,
                 self.adapter,
                 batch,
                 points,
                 groups=self._groups,
-                moved=self.options.moved,
+                moved=self.options.measure.moved,
                 wrt=wrt,
                 loss=self.passed.loss,
                 loss_scale=self.loss_scale,
             )
         self.passes += len(points) * len(self._groups or [()])
-        if wrt == "all" and self.options.lambda_score == "absolute":
+        if wrt == "all" and self.options.smooth.lambda_score == "absolute":
             return found[len(self.adapter.names) :]
         return found
 
     def before_last_cut(self) -> None:
         """Quadrature check on the last batch, with the estimator's N (made even) where it has one."""
         if self._listening and self.passed.inputs is not None:
-            single = self.options.estimator == "single-pass"
+            single = self.options.measure.estimator == "single-pass"
             intervals = FIRST_INTERVALS if single else self.intervals or FIRST_INTERVALS
             with self._own_passes():
                 self.check = self._check(self.last_batch(), intervals + intervals % 2)
@@ -176,7 +178,7 @@ class TrainingPath(PathMeasure):
     def _choose_intervals(self, batch: Any) -> None:
         check = self._check(batch, FIRST_INTERVALS)
         # At λ = 0 there is no path yet. Of several processes the first one's batch decides.
-        wanted = intervals_for(self.options.tolerance, check) if check.richardson_error < float("inf") else 0
+        wanted = intervals_for(self.options.measure.tolerance, check) if check.richardson_error < float("inf") else 0
         wanted = int(broadcast(torch.tensor(wanted, device=self.adapter.lambdas[0].device)))
         if wanted:
             self.intervals = max(self.intervals or 2, wanted)
@@ -188,7 +190,7 @@ class TrainingPath(PathMeasure):
             self.adapter,
             batch,
             intervals,
-            moved=self.options.moved,
+            moved=self.options.measure.moved,
             loss=self.passed.loss,
             loss_scale=self.loss_scale,
         )

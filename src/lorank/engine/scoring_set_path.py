@@ -43,11 +43,11 @@ class ScoringSetPath(PathMeasure):
         self.options, self.batches = options, batches
         self.loss_reduction: float | None = None
         self._scored_batches = 0
-        self.waits_for_end = options.when == "after"
+        self.waits_for_end = options.measure.when == "after"
         self.scorer = PathScorer(
             self.model,
             adapter,
-            options,
+            options.measure,
             baseline=baseline,
             loss=passed.held_out_loss,
             seed=self.seed,
@@ -80,7 +80,7 @@ class ScoringSetPath(PathMeasure):
     def is_due(self, step: int, schedule: CutSchedule, *, ready: bool) -> bool:
         """Every `every` steps after the warm-up."""
         since = step - schedule.first
-        return not self.waits_for_end and since > 0 and since % self.options.every == 0
+        return not self.waits_for_end and since > 0 and since % self.options.measure.every == 0
 
     def before_step(self, step: int, number: int) -> Tensors | None:
         """Compare the loss with training's where that is due; scores are of the weights after the step."""
@@ -99,7 +99,7 @@ class ScoringSetPath(PathMeasure):
 
     def before_last_cut(self) -> None:
         """What signed shares add up to: `L(θ0) - L(θ)`, mean over the batches of the scoring set that were scored."""
-        if self.options.parameter_factor == "signed" and self._listening and self._scored_batches:
+        if self.options.measure.parameter_factor == "signed" and self._listening and self._scored_batches:
             count = min(len(self.batches), self._scored_batches)
             found = [value for number in range(count) if math.isfinite(value := self._reduction(number))]
             self.loss_reduction = sum(found) / len(found) if found else None
@@ -132,5 +132,5 @@ class ScoringSetPath(PathMeasure):
         batch, scorer = self.batches.batch(number, self.adapter.lambdas[0].device), self.scorer
         with self.passed.own_passes(), undisturbed(self.model), torch.no_grad():
             after = float(self.passed.held_out_loss(self.model, batch))
-            with path_point(self.adapter, 0.0, moved=self.options.moved, baseline=scorer.baseline):
+            with path_point(self.adapter, 0.0, moved=self.options.measure.moved, baseline=scorer.baseline):
                 return float(self.passed.held_out_loss(self.model, batch)) - after

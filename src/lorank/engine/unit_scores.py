@@ -16,10 +16,10 @@ from lorank.processes import processes
 
 def scored_factors(adapter: TripletAdapter, options: TrainingBatchChoices) -> tuple[nn.Parameter, ...]:
     """λ, P, Q; without λ where it counts as |λ|; λ alone in triplet state."""
-    if options.state == "triplet":
+    if options.smooth.state == "triplet":
         return adapter.lambdas
     scored = adapter.factors("all")
-    return scored[len(adapter.names) :] if options.lambda_score == "absolute" else scored
+    return scored[len(adapter.names) :] if options.smooth.lambda_score == "absolute" else scored
 
 
 def training_sensitivities(adapter: TripletAdapter, options: TrainingBatchChoices, step: int) -> list[torch.Tensor]:
@@ -37,7 +37,7 @@ def training_sensitivities(adapter: TripletAdapter, options: TrainingBatchChoice
         )
     # A module that did not run on this batch (an expert, say) has no gradient: it scores 0 here.
     gradients = [torch.zeros_like(f) if f.grad is None else f.grad for f in factors]
-    if options.state == "triplet":
+    if options.smooth.state == "triplet":
         return signed(sensitivity([torch.cat(list(factors))], [torch.cat(gradients)]), adapter, options)
     return signed(sensitivity(factors, gradients), adapter, options)
 
@@ -46,13 +46,13 @@ def signed(
     sensitivities: list[torch.Tensor], adapter: TripletAdapter, options: TrainingBatchChoices
 ) -> list[torch.Tensor]:
     """`w · g` with the sign that the options ask for, absolute values left to the smoothing; may change its argument."""
-    if options.state == "triplet" and len(sensitivities) > 1:
+    if options.smooth.state == "triplet" and len(sensitivities) > 1:
         sensitivities = [torch.cat(sensitivities)]
-    if options.sign == "loss-reduction":
+    if options.measure.sign == "loss-reduction":
         torch._foreach_neg_(sensitivities)
-    elif options.sign == "gradient":
+    elif options.measure.sign == "gradient":
         factors = [factor.detach() for factor in scored_factors(adapter, options)]
-        factors = [torch.cat(factors)] if options.state == "triplet" else factors
+        factors = [torch.cat(factors)] if options.smooth.state == "triplet" else factors
         signs = [factor.sign().to(s.dtype) for factor, s in zip(factors, sensitivities, strict=True)]
         torch._foreach_mul_(sensitivities, signs)
     return sensitivities
@@ -66,14 +66,14 @@ def unit_scores(scores: Tensors, adapter: TripletAdapter, options: Choices) -> t
     if isinstance(options, ScoringSetChoices):
         return scores[0]
     modules = len(adapter.names)
-    if options.state == "triplet":
+    if options.smooth.state == "triplet":
         units = scores[0]
     else:
         p, q = scores[-2 * modules : -modules], scores[-modules:]
         units = torch.cat([left.mean(0) for left in p]) + torch.cat([right.mean(1) for right in q])
-        if options.lambda_score == "scored":
+        if options.smooth.lambda_score == "scored":
             units = units + torch.cat(scores[:modules])
-    if options.lambda_score == "absolute":
+    if options.smooth.lambda_score == "absolute":
         units = units + torch.cat([values.detach().abs() for values in adapter.lambdas])
     return units
 
@@ -114,8 +114,8 @@ def sliced_factors(
         kept: module name -> positions.
 
     """
-    if isinstance(options, ScoringSetChoices) or options.state == "triplet":
+    if isinstance(options, ScoringSetChoices) or options.smooth.state == "triplet":
         starts = np.cumsum([0, *ranks[:-1]])
         return [(0, torch.cat([kept[name] + int(s) for s, name in zip(starts, adapter.names, strict=True)]))]
-    dims = (1, 0) if options.lambda_score == "absolute" else (0, 1, 0)
+    dims = (1, 0) if options.smooth.lambda_score == "absolute" else (0, 1, 0)
     return [(dim, kept[name]) for dim in dims for name in adapter.names]

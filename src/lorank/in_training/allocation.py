@@ -60,7 +60,7 @@ class Allocation:
         **options: Any,
     ) -> None:
         self.method, self.budget = method, Budget.parse(budget)
-        _, self.preset, self.options, self.limits = choose_options(method, preset, options)
+        _, self.preset, self.options = choose_options(method, preset, options)
         self.scoring_data = scoring_data
         self._check_scoring_data()
         self.provenance = {**(provenance or {}), "method": method, "preset": self.preset}
@@ -131,15 +131,15 @@ class Allocation:
                 "bias='lora_only' trains biases of modules that may lose their adapter, and PEFT would not save those; use "
                 "bias='none' or 'all'"
             )
-        self._initial = read_adapter(model, layers, name, self.budget, self.limits, self.options, self.provenance)
-        self._adapter = to_triplets(model, name, initial_lambda=self.options.initial_lambda)
+        self._initial = read_adapter(model, layers, name, self.budget, self.options, self.provenance)
+        self._adapter = to_triplets(model, name, initial_lambda=self.options.triplets.initial_lambda)
         self._model = weakref.ref(model)
         _ALLOCATIONS[model] = weakref.ref(self)
-        if self.options.ending == "retrain":
+        if self.options.start.factors == "fresh":
             self._beside = state_beside(model)
-        if isinstance(self.options, ScoringSetChoices) and self.options.baseline == "initial":
+        if isinstance(self.options, ScoringSetChoices) and self.options.measure.baseline == "initial":
             # Taken before any checkpoint is loaded, so that a resumed training has the same initial values.
-            self._baseline = capture(self._adapter, self.options.moved)
+            self._baseline = capture(self._adapter, self.options.measure.moved)
 
     @property
     def _kind(self) -> str:
@@ -158,9 +158,9 @@ class Allocation:
                     f"scoring_data is for methods with a scoring set (i-lora); {self.method} scores the batches that are "
                     "trained on, leave it out"
                 )
-        elif self.options.source == "training" and given:
+        elif self.options.measure.source == "training" and given:
             raise RecipeError("source='training' scores on the training data; leave scoring_data out, or source")
-        elif self.options.source == "held-out" and not given:
+        elif self.options.measure.source == "held-out" and not given:
             raise RecipeError(
                 f"{self.method} scores on examples that are not trained on: give scoring_data=..., {self.scoring_forms}"
             )
@@ -223,13 +223,13 @@ class Allocation:
             self.allocator.measure.close()
         fold_to_lora(model, self.allocator.adapter, plan.scale)
         self._scores, self._plan = scores, plan
-        if self.options.ending == "retrain":
+        if self.options.start.factors == "fresh":
             start_again(model, self.allocator.adapter.adapter_name, self._beside, self._seed)
         if directory is not None:
             write_results(scores, plan, directory)
 
     def _draw_gain(self, step: int, micro_batch: int) -> None:
         """A factor for the adapter's output in the next micro-batch, where training is on the path."""
-        if self.options.train_on_path and (engine := self._engine) is not None and engine.finished is None:
+        if self.options.triplets.train_on_path and (engine := self._engine) is not None and engine.finished is None:
             seed = f"{self._seed}/gain/{step}/{micro_batch}"
-            set_gain(engine.adapter, drawn_gain(self.options, seed))
+            set_gain(engine.adapter, drawn_gain(self.options.measure, seed))

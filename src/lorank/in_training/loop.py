@@ -172,7 +172,7 @@ class AllocationLoop(Allocation):
 
     @property
     def ended(self) -> bool:
-        """Whether ranks stand. With `ending="retrain"` there is no use in training on."""
+        """Whether ranks stand. With `factors="fresh"` there is no use in training on."""
         return (engine := self._engine) is None or engine.finished is not None
 
     def finish(self, optimizer: Any = None, directory: str | Path | None = None) -> RankPlan:
@@ -252,7 +252,7 @@ class AllocationLoop(Allocation):
     def _batches(self, collate: Callable[[list[Any]], Any] | None, seed: int) -> ScoringBatches | None:
         if not isinstance(self.options, ScoringSetChoices):
             return None
-        if self.options.source == "training":
+        if self.options.measure.source == "training":
             raise RecipeError(
                 "source='training' is for a Trainer, whose data is known; leave it out, and give the training data as "
                 "scoring_data"
@@ -265,5 +265,5 @@ class AllocationLoop(Allocation):
             )
         if collate is None:
             return LoaderBatches(self.scoring_data, seed)
-        size = self.options.scoring_batch_size or max(1, min(32, len(self.scoring_data)))
+        size = self.options.measure.scoring_batch_size or max(1, min(32, len(self.scoring_data)))
         return RowBatches(self.scoring_data, collate, size, seed)

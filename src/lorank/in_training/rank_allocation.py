@@ -139,7 +139,7 @@ class RankAllocation(Allocation, TrainerCallback, ExportableState):
                     "this checkpoint holds triplets, but the model's adapter was folded when training ended, and the Trainer has "
                     "just loaded the one into the other; resume with a new model, Trainer and RankAllocation"
                 )
-            if self.options.ending == "retrain" and not trains_only(model, optimizer):
+            if self.options.start.factors == "fresh" and not trains_only(model, optimizer):
                 raise TrainingError(
                     "this Trainer's optimizer is still that of stage 1, with its moments and parameters that are gone; make a "
                     "new Trainer for stage 2, with the same model"
@@ -151,7 +151,7 @@ class RankAllocation(Allocation, TrainerCallback, ExportableState):
             self.allocator.measure.close()  # of a training that was interrupted
         self._take_back()
         self._adapter.refresh()
-        check_setup(args, self._adapter, optimizer, self.options.shrink)
+        check_setup(args, self._adapter, optimizer, self.options.cut.shrink)
         if state.global_step == 0:
             check_uncut(self._adapter, self._initial.ranks)
         trainer = self._trainer() if self._trainer is not None else None
@@ -207,8 +207,12 @@ class RankAllocation(Allocation, TrainerCallback, ExportableState):
             forget_best(state)
 
     def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
-        """With `ending: retrain` the last cut ends this training."""
-        if self.options.ending == "retrain" and (engine := self._engine) is not None and engine.finished is not None:
+        """With `factors: fresh` the last cut ends this training."""
+        if (
+            self.options.start.factors == "fresh"
+            and (engine := self._engine) is not None
+            and engine.finished is not None
+        ):
             control.should_training_stop = True
 
     def on_evaluate(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:

@@ -39,7 +39,7 @@ def scoring_batches(
             "with several processes accelerate's loader gives each of them a part of the scoring set, and one process would "
             "decide by its part; give rows, or a DataLoader that is not prepared"
         )
-    rows: Any = training if options.source == "training" else data
+    rows: Any = training if options.measure.source == "training" else data
     found: ScoringBatches
     if isinstance(rows, Mapping) or hasattr(rows, "iloc"):
         raise DataError(
@@ -47,11 +47,11 @@ def scoring_batches(
         )
     if hasattr(rows, "__getitem__") and hasattr(rows, "__len__"):
         found = _row_batches(rows, training, loader, options, args)
-    elif options.source == "training":
+    elif options.measure.source == "training":
         raise DataError("source='training' needs training data with a length; give scoring_data, rows or a DataLoader")
     else:
         found = LoaderBatches(rows, args.seed)
-    if options.source == "held-out":
+    if options.measure.source == "held-out":
         warn_of_overlap(found.rows, training)
     return found
 
@@ -103,7 +103,7 @@ def _row_batches(
     made_on_use = (getattr(training, "format", None) or {}).get("type") == "custom"  # with_transform
     read = None if made_on_use else getattr(training, "column_names", None)  # unused columns are gone from it already
     collate = loader.collate_fn
-    size = options.scoring_batch_size or min(args.train_batch_size, len(rows))
+    size = options.measure.scoring_batch_size or min(args.train_batch_size, len(rows))
     if not len(rows):
         raise DataError("the scoring set has no examples; give at least one batch")
     if read and isinstance(rows[0], Mapping):

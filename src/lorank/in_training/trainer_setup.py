@@ -135,7 +135,7 @@ def trainer_pass(model: nn.Module, args: TrainingArguments, options: Choices, tr
     """
     passed: TrainingPass = ModelPass(model) if trainer is None else TrainerPass(model, trainer)
     passed.needed_for = (
-        "a scoring set" if isinstance(options, ScoringSetChoices) else f"estimator {options.estimator!r}"
+        "a scoring set" if isinstance(options, ScoringSetChoices) else f"estimator {options.measure.estimator!r}"
     )
     if isinstance(options, ScoringSetChoices):
         passed.way_out = ATTACH if trainer is None else "use method='adalora', which scores by training's own gradients"

@@ -1,63 +1,81 @@
 """The choices of a method: its preset's, and over them those of a user."""
 
 from collections.abc import Mapping
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
-from pydantic import BaseModel, ValidationError
+from pydantic import ValidationError
 
-from lorank.engine.options import Choices, RankOptions, check_ranks
+from lorank.engine.options import Choices, ScoringSetChoices, TrainingBatchChoices
 from lorank.errors import RecipeError
 from lorank.methods import METHODS, Method
-from lorank.validation import explain, nearest
+from lorank.methods.method import Preset
+from lorank.validation import Section, explain, nearest
+
+AnyPreset = TypeVar("AnyPreset", bound=Preset)
 
 
 class Chosen(NamedTuple):
-    """A method with its choices made: `ranks` are the limits of the last cut, as `lorank.allocate` takes them."""
+    """A method that allocates while it trains, with its choices made."""
 
     method: str
     preset: str
-    options: Choices
-    ranks: dict[str, Any]
+    choices: Choices
 
 
 def choose_options(method: str, preset: str | None, options: Mapping[str, Any]) -> Chosen:
-    """Options of allocation during training: the preset's, and over them those given.
+    """Choices of allocation during training: the preset's, and over them those given.
 
     Args:
         method: that allocates while adapters train.
         preset: None is the method's default.
-        options: of the method's choices and of `RankOptions`, by name.
+        options: of any of the method's choices, by name.
 
     Raises:
         RecipeError: a method that does not allocate while it trains, an unknown preset or option, a bad value.
 
     """
-    known = [name for name, one in METHODS.items() if one.choices is not None]
+    known = [name for name, one in METHODS.items() if one.allocates_in_training]
     if method not in known:
         raise RecipeError(
             f"method {method!r} does not allocate while it trains{nearest(method, known)}; allowed: {', '.join(known)}"
         )
-    kind = METHODS[method].choices
-    assert kind is not None
     chosen = preset_of(METHODS[method], preset)
-    made = METHODS[method].presets[chosen]
-    ranks = {key: value for key, value in options.items() if key in RankOptions.model_fields}
-    own = {key: value for key, value in options.items() if key not in ranks}
-    allowed = [*kind.model_fields, *RankOptions.model_fields]
-    for key in own:
-        if key not in allowed:
-            raise RecipeError(f"{key}: unknown option{nearest(key, allowed)}; allowed: {', '.join(allowed)}")
-    section: type[BaseModel] = kind
+    choices = with_options(METHODS[method].presets[chosen], options)
+    assert isinstance(choices, TrainingBatchChoices | ScoringSetChoices)
+    return Chosen(method, chosen, choices)
+
+
+def with_options(preset: AnyPreset, options: Mapping[str, Any]) -> AnyPreset:
+    """A preset with other values of its options, by name: no two of its choices have an option of the same name.
+
+    Raises:
+        RecipeError: an unknown option, or a bad value; all of them at once.
+
+    """
+    sections = choices_in(preset)
+    home = {key: name for name, section in sections.items() for key in type(section).model_fields}
+    for key in options:
+        if key not in home:
+            raise RecipeError(f"{key}: unknown option{nearest(key, home)}; allowed: {', '.join(home)}")
+    made, problems = {}, []
+    for name, section in sections.items():
+        own = {key: value for key, value in options.items() if home[key] == name}
+        try:
+            made[name] = type(section)(**{**section.model_dump(exclude_unset=True), **own})
+        except ValidationError as error:
+            problems.append(explain(error, type(section)))
+    if problems:
+        raise RecipeError("\n".join(problems))
     try:
-        choices = kind(**{**made.options, **own})
-        section = RankOptions
-        limits = RankOptions(**{**made.ranks, **ranks})
-        check_ranks(choices, limits)
+        return type(preset)(**made)
     except ValidationError as error:
-        raise RecipeError(explain(error, section)) from None
-    except ValueError as error:
-        raise RecipeError(str(error)) from None
-    return Chosen(method, chosen, choices, limits.model_dump())
+        raise RecipeError(explain(error, type(preset)).removeprefix("recipe: ")) from None
+
+
+def choices_in(preset: Preset) -> dict[str, Section]:
+    """Name of each choice -> its options, for the choices that there are."""
+    found = {name: getattr(preset, name) for name in type(preset).model_fields}
+    return {name: section for name, section in found.items() if section is not None}
 
 
 def preset_of(method: Method, preset: str | None) -> str:

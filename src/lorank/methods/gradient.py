@@ -1,14 +1,14 @@
 """`|w · g|` of the frozen weights, as GoRA scores modules; a one-shot scorer beside Sensitivity-LoRA."""
 
-from lorank.methods.method import Method, Preset
-from lorank.scoring.one_shot import gradient_scores
+from lorank.engine.options import RankOptions
+from lorank.methods.method import FrozenModelChoices, Method
+from lorank.scoring.options import FoldOptions
 
 GRADIENT = Method(
     name="gradient",
     reference="GoRA, arXiv 2502.12171: the score alone, neither its initialisation nor its rank rule",
-    presets={"recommended": Preset(ranks={"rank_by": "score"})},
+    presets={"recommended": FrozenModelChoices(measure=FoldOptions(), ranks=RankOptions(rank_by="score"))},
     default_preset="recommended",
     scored="modules",
-    options=("folds",),
-    scorer=gradient_scores,
+    scorer="lorank.scoring.one_shot:gradient_scores",
 )

@@ -1,13 +1,13 @@
 """Mean `|w|` of the frozen weights: a control that looks neither at data nor at the loss."""
 
-from lorank.methods.method import Method, Preset
-from lorank.scoring.one_shot import magnitude_scores
+from lorank.engine.options import RankOptions
+from lorank.methods.method import FrozenModelChoices, Method
 
 MAGNITUDE = Method(
     name="magnitude",
     reference="a control of ours",
-    presets={"recommended": Preset(ranks={"rank_by": "score"})},
+    presets={"recommended": FrozenModelChoices(ranks=RankOptions(rank_by="score"))},
     default_preset="recommended",
     scored="modules",
-    scorer=magnitude_scores,
+    scorer="lorank.scoring.one_shot:magnitude_scores",
 )

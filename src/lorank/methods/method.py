@@ -1,43 +1,52 @@
 """What a rank-allocation method is."""
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
-from typing import Any, Literal
+from dataclasses import dataclass
+from pkgutil import resolve_name
+from typing import TYPE_CHECKING, Any, Literal
 
-from peft import PeftModel
+from pydantic import SerializeAsAny
 
-from lorank.engine.options import Choices, ScoringSetChoices
-from lorank.scores import ImportanceScores
-from lorank.scoring.one_shot import ScoringInput
+from lorank.engine.options import RankOptions, ScoringSetChoices, TrainingBatchChoices
+from lorank.scoring.options import CalibrationOptions
+from lorank.validation import Section
+
+if TYPE_CHECKING:
+    from peft import PeftModel
+
+    from lorank.scores import ImportanceScores
+    from lorank.scoring.one_shot import ScoringInput
 
 
-@dataclass(frozen=True)
-class Preset:
-    """A named set of choices; what it leaves out is the options' own default.
+class FrozenModelChoices(Section):
+    """The choices of a method that decides before training.
 
     Attributes:
-        options: of the method's `choices`, or calibration options of a scorer.
-        ranks: how scores become ranks (`lorank.engine.options.RankOptions`).
+        measure: options of the scorer; None where there are none.
+        ranks: how scores become ranks.
 
     """
 
-    options: Mapping[str, Any] = field(default_factory=dict)
-    ranks: Mapping[str, Any] = field(default_factory=dict)
+    measure: SerializeAsAny[CalibrationOptions] | None = None
+    ranks: RankOptions = RankOptions()
+
+
+Preset = TrainingBatchChoices | ScoringSetChoices | FrozenModelChoices
 
 
 @dataclass(frozen=True)
 class Method:
-    """A set of choices; everything else is shared.
+    """Named sets of choices; everything else is shared.
+
+    A scorer and a start are functions, or "module:function", which is loaded when it is called: a method is declared without
+    torch, so that commands which only name it start at once.
 
     Attributes:
         name: as in a recipe.
         reference: where it is published.
-        presets: preset name -> choices. A user's own options go over them.
+        presets: preset name -> choices, all of one class. A user's own options go over them.
         default_preset: the one that is used when none is named.
-        choices: the options of a method that allocates while adapters train; None for one that scores the frozen model, or
-            needs no scores.
         scored: what one score is for.
-        options: which of the calibration options the scorer heeds.
         scorer: how the frozen model is scored; None for equal scores, or scores of training.
         start: sets the fresh adapter of a plan to where the method lets it start, if that is not PEFT's own start. The
             input has the model inside of the adapter.
@@ -48,18 +57,33 @@ class Method:
     reference: str
     presets: Mapping[str, Preset]
     default_preset: str
-    choices: type[Choices] | None = None
     scored: Literal["units", "modules"] = "units"
-    options: tuple[str, ...] = ()
-    scorer: Callable[[ScoringInput], ImportanceScores] | None = None
-    start: Callable[[PeftModel, ScoringInput], None] | None = None
+    scorer: "Callable[[ScoringInput], ImportanceScores] | str | None" = None
+    start: "Callable[[PeftModel, ScoringInput], None] | str | None" = None
+
+    @property
+    def default(self) -> Preset:
+        """The choices of the default preset."""
+        return self.presets[self.default_preset]
 
     @property
     def allocates_in_training(self) -> bool:
         """Whether ranks are decided while triplets train."""
-        return self.choices is not None
+        return isinstance(self.default, TrainingBatchChoices | ScoringSetChoices)
 
     @property
     def has_scoring_set(self) -> bool:
         """Whether triplets are scored on examples that they are not trained on."""
-        return self.choices is not None and issubclass(self.choices, ScoringSetChoices)
+        return isinstance(self.default, ScoringSetChoices)
+
+    def score(self, scoring: "ScoringInput") -> "ImportanceScores":
+        """Call the scorer, of a method that has one."""
+        return _loaded(self.scorer)(scoring)
+
+    def set_start(self, model: "PeftModel", scoring: "ScoringInput") -> None:
+        """Call the start, of a method that has one."""
+        _loaded(self.start)(model, scoring)
+
+
+def _loaded(function: Any) -> Any:
+    return resolve_name(function) if isinstance(function, str) else function

@@ -1,8 +1,5 @@
 """Every method that there is, by name."""
 
-from pydantic import ValidationError
-
-from lorank.engine.options import RankOptions
 from lorank.errors import RecipeError
 from lorank.methods.adalora import ADALORA
 from lorank.methods.eva import EVA
@@ -13,8 +10,6 @@ from lorank.methods.magnitude import MAGNITUDE
 from lorank.methods.method import Method, Preset
 from lorank.methods.sensitivity_lora import SENSITIVITY_LORA
 from lorank.methods.uniform import UNIFORM
-from lorank.scoring.options import CalibrationOptions
-from lorank.validation import explain
 
 _ALL = (I_LORA, IGU_LORA, ADALORA, SENSITIVITY_LORA, GRADIENT, MAGNITUDE, EVA, UNIFORM)
 METHODS: dict[str, Method] = {method.name: method for method in _ALL}
@@ -25,17 +20,19 @@ def register(method: Method) -> Method:
 
     A method that allocates while it trains is a set of choices; one that scores the frozen model brings a `scorer`:
 
-        from lorank.engine.options import TrainingBatchChoices
+        from lorank.engine.options import DeviationOptions, TrainingBatchChoices, TrainingBatchOptions
 
-        patient = Preset(options={"estimator": "training-pass", "score": "mean", "every": 5}, ranks={"rank_by": "score"})
-        register(Method("patient", "ours", {"default": patient}, "default", choices=TrainingBatchChoices))
+        patient = TrainingBatchChoices(
+            measure=TrainingBatchOptions(estimator="training-pass", every=5), smooth=DeviationOptions(score="mean")
+        )
+        register(Method("patient", "ours", {"default": patient}, "default"))
 
     Returns:
         The method.
 
     Raises:
-        RecipeError: it is no `Method`, a preset is no `Preset` or says what its choices do not take, its default preset is not
-            among its presets, or another method has its name.
+        RecipeError: it is no `Method`, a preset is no set of choices, its presets are of different classes, its default preset
+            is not among them, or another method has its name.
 
     """
     if not isinstance(method, Method):
@@ -46,13 +43,15 @@ def register(method: Method) -> Method:
         )
     for name, preset in method.presets.items():
         if not isinstance(preset, Preset):
-            raise RecipeError(f"preset {name!r} of {method.name} is {type(preset).__name__}; give a lorank.Preset")
-        kinds = ((preset.options, method.choices or CalibrationOptions), (preset.ranks, RankOptions))
-        for values, kind in kinds:
-            try:
-                kind(**values)
-            except ValidationError as error:
-                raise RecipeError(f"preset {name!r} of {method.name}: {explain(error, kind)}") from None
+            raise RecipeError(
+                f"preset {name!r} of {method.name} is {type(preset).__name__}; give TrainingBatchChoices, ScoringSetChoices "
+                "(lorank.engine.options) or FrozenModelChoices (lorank.methods)"
+            )
+        if type(preset) is not type(method.default):
+            raise RecipeError(
+                f"preset {name!r} of {method.name} is {type(preset).__name__}, its default preset "
+                f"{type(method.default).__name__}; give all presets of a method as one of them"
+            )
     if METHODS.get(method.name, method) is not method:
         raise RecipeError(f"a method {method.name!r} is registered already; give this one another name")
     METHODS[method.name] = method

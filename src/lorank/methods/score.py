@@ -10,7 +10,7 @@ from torch import nn
 
 from lorank.artefact import versions
 from lorank.errors import LorankWarning, RecipeError, TargetError
-from lorank.methods import METHODS
+from lorank.methods import METHODS, FrozenModelChoices
 from lorank.model_parts import unwrapped
 from lorank.models.base_size import base_parameters
 from lorank.scores import ImportanceScores
@@ -49,7 +49,7 @@ def score(
             `(examples,)` on the CPU.
         seed: of what is drawn: Hutchinson's directions, and the bootstrap.
         provenance: JSON values to record with the scores.
-        **options: of the method, see `lorank.scoring.options.CalibrationOptions`: for Sensitivity-LoRA `estimator="gram"`,
+        **options: of the method, see `lorank.scoring.options`: for Sensitivity-LoRA `estimator="gram"`,
             `folds=16`, ...; those that the method does not heed are refused.
 
     Returns:
@@ -76,26 +76,27 @@ def score(
             stacklevel=2,
         )
         model = inside
-    known = {name: one.scorer for name, one in METHODS.items() if one.scorer is not None}
-    scorer = known.get(method)
-    if scorer is None:
+    known = [name for name, one in METHODS.items() if one.scorer is not None]
+    if method not in known:
         why = (
             "scores while it trains: use `lorank run` or lorank.RankAllocation"
             if method in METHODS
             else f"is unknown{nearest(method, known)}"
         )
         raise RecipeError(f"method {method!r} {why}; to score a frozen model: {', '.join(known)}")
-    heeded = METHODS[method].options
+    preset = METHODS[method].default
+    measure = preset.measure if isinstance(preset, FrozenModelChoices) else None
+    kind = type(measure or CalibrationOptions())
     for key in options:
-        if key not in heeded:
-            own = [*heeded, "targets", "loss", "seed"]
+        if key not in kind.model_fields:
+            own = [*kind.model_fields, "targets", "loss", "seed"]
             hint = " (did you mean targets?)" if key == "target_modules" else nearest(key, own)
             raise RecipeError(f"{key}: no option of method {method!r}{hint}; allowed: {', '.join(own)}")
-    preset = METHODS[method].presets[METHODS[method].default_preset].options
+    values = {} if measure is None else measure.model_dump(exclude_unset=True)
     try:
-        chosen = CalibrationOptions(**{**preset, **options})
+        chosen = kind(**{**values, **options})
     except ValidationError as error:
-        raise RecipeError(explain(error, CalibrationOptions)) from None
+        raise RecipeError(explain(error, kind)) from None
     if adapted := next((name for name, module in model.named_modules() if isinstance(module, BaseTunerLayer)), None):
         raise TargetError(f"{adapted!r} carries an adapter already; score the base model, before get_peft_model")
     found = {
@@ -107,4 +108,6 @@ def score(
         "versions": versions(),
         **(provenance or {}),
     }
-    return scorer(ScoringInput(model, find_targets(model, targets), dataloader, chosen, loss, seed, found))
+    return METHODS[method].score(
+        ScoringInput(model, find_targets(model, targets), dataloader, chosen, loss, seed, found)
+    )

@@ -1,7 +1,8 @@
 """Sensitivity-LoRA: global and local sensitivity from the Hessian's diagonal, once, before training."""
 
-from lorank.methods.method import Method, Preset
-from lorank.scoring.one_shot import sensitivity_scores
+from lorank.engine.options import RankOptions
+from lorank.methods.method import FrozenModelChoices, Method
+from lorank.scoring.options import HessianOptions
 
 SENSITIVITY_LORA = Method(
     name="sensitivity-lora",
@@ -10,19 +11,14 @@ SENSITIVITY_LORA = Method(
     # combined are not in any source and are ours, named here so that a run records them. `gram` because it
     # is the cheapest, the most stable, and does not look through a new head (docs/sensitivity-lora.md has the comparison).
     presets={
-        "recommended": Preset(
-            options={
-                "estimator": "gram",
-                "trace_weight": 1.0,
-                "topk_weight": 0.5,
-                "effective_rank_weight": 0.5,
-                "topk": 0.1,
-            },
-            ranks={"rank_by": "score"},
-        ),
+        "recommended": FrozenModelChoices(
+            measure=HessianOptions(
+                estimator="gram", trace_weight=1.0, topk_weight=0.5, effective_rank_weight=0.5, topk=0.1
+            ),
+            ranks=RankOptions(rank_by="score"),
+        )
     },
     default_preset="recommended",
     scored="modules",
-    options=("estimator", "trace_weight", "topk_weight", "effective_rank_weight", "topk", "folds", "probes"),
-    scorer=sensitivity_scores,
+    scorer="lorank.scoring.one_shot:sensitivity_scores",
 )

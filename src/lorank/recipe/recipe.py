@@ -1,24 +1,18 @@
-"""The recipe: everything that decides a run, as YAML, with `key=value` overrides. Unknown keys are refused."""
+"""The recipe: everything that decides a run. Unknown keys are refused."""
 
-from collections.abc import Iterable, Mapping
-from pathlib import Path
+from collections.abc import Mapping
 from typing import Any, Literal
 
-import yaml
-from pydantic import BaseModel, Field, ValidationError, field_validator, model_validator
+from pydantic import Field, SerializeAsAny, ValidationError, field_validator, model_serializer
+from pydantic.functional_serializers import SerializerFunctionWrapHandler
 
 from lorank.budget import Budget
-from lorank.engine.options import RankOptions, TrainingBatchChoices, check_ranks
-from lorank.errors import BudgetError, RecipeError, one_line
-from lorank.methods import METHODS, Method, Preset
-from lorank.methods.choose import preset_of
-from lorank.recipe.sections import (
-    SCHEDULERS,
-    CalibrationSection,
-    ScoringSection,
-    Stage1Section,
-    Stage2Section,
-)
+from lorank.engine.options import RankOptions, ScoringSetChoices, TrainingBatchChoices
+from lorank.errors import BudgetError, RecipeError
+from lorank.methods import METHODS, Method
+from lorank.methods.choose import choices_in
+from lorank.recipe.method_sections import filled_sections, inherited, without_expert
+from lorank.recipe.sections import InitialRank, ModelSection, PlanScale, TrainingSection
 from lorank.tasks.section import DataSection
 from lorank.validation import Section, explain, nearest
 
@@ -27,36 +21,34 @@ class Recipe(Section):
     """A whole run. `seed` decides every draw; on CPU a recipe gives the same bits each time.
 
     Read one from a file with `lorank.load_recipe(path, overrides)`, or make it of the same keys: `Recipe(model=..., budget="r=2",
-    data={"train": ..., "test": ...}, stage2={"epochs": 1})`. The preset of its method fills in what is left out.
+    data={"train": ..., "test": ...}, train={"epochs": 1})`. The preset of its method fills in what is left out.
     docs/recipe.md says what every key means.
 
     Raises:
-        RecipeError: an unknown key (with the nearest valid one), a bad value, or no such preset.
+        RecipeError: an unknown key (with the nearest valid one), a bad value, or no such preset; all findings at once.
 
     """
 
-    model: str = Field(description="hub name or folder of the base model")
-    method: str = Field("i-lora", description=f"one of {', '.join(METHODS)}; lora is uniform ranks")
-    preset: str | None = Field(
-        None,
-        description="named choices of the method: paper, official, recommended, loss-per-parameter; null: its default",
-    )
-    budget: str = Field(description="adapter parameters: 0.33M, 0.06%, r=2, rank=144 or beta=0.5")
+    format: Literal[2] = Field(2, description="of recipes; `lorank recipe upgrade` converts those of format 1")
+    model: ModelSection
+    method: str = Field("i-lora", description="who decides the ranks, see `lorank methods`; lora is uniform ranks")
+    preset: str | None = Field(None, description="named choices of the method; null: its default")
+    budget: str = Field(description="adapter parameters: 0.33M, 0.06%, r=2, rank=144 or keep=50%")
     data: DataSection
-    targets: str | tuple[str, ...] | None = Field(
+    target_modules: str | tuple[str, ...] | None = Field(
         None,
         description="names of modules (or their ends), or a regular expression; null: every linear layer of the blocks",
     )
-    baselines: tuple[str, ...] = Field((), description="methods trained and evaluated beside it at the same budget")
+    baselines: Mapping[str, Mapping[str, Any]] = Field(
+        {},
+        description="methods trained and evaluated beside it at the same budget: names, or names with sections of their own",
+    )
     metrics: tuple[str, ...] | None = Field(
         None, description="null: accuracy, f1 and matthews, pearson and spearman, or what the task has in docs/tasks.md"
     )
     seed: int = Field(0, ge=0, le=2**32 - 1, description="of every draw, up to 4294967295")
     scale: float = Field(2.0, gt=0, description="alpha / r of every adapter at the start")
     lora_dropout: float = Field(0.0, ge=0, lt=1, description="in front of the adapters")
-    model_dropout: float | None = Field(
-        None, ge=0, lt=1, description="dropout inside the base model; null: as its config says"
-    )
     precision: Literal["fp32", "bf16", "fp16"] = Field(
         "fp32", description="of the forward pass; adapters and scores are fp32"
     )
@@ -65,20 +57,45 @@ class Recipe(Section):
     checkpoint_every: int = Field(50, ge=1, description="optimizer steps between checkpoints")
     log_every: int = Field(10, ge=1, description="optimizer steps between logged losses")
     report_to: str = Field("none", description="tensorboard, wandb, ... as transformers names them")
-    trust_remote_code: bool = Field(False, description="let the code that comes with a hub model run")
-    scoring: ScoringSection = ScoringSection()
-    calibration: CalibrationSection = CalibrationSection()
-    allocation: RankOptions = RankOptions()
-    pruning: TrainingBatchChoices = TrainingBatchChoices()
-    stage1: Stage1Section = Stage1Section()
-    stage2: Stage2Section = Stage2Section()
+    triplets: SerializeAsAny[InitialRank] = InitialRank()
+    measure: SerializeAsAny[Section] | None = None
+    smooth: SerializeAsAny[Section] | None = None
+    cut: SerializeAsAny[Section] | None = None
+    ranks: RankOptions = RankOptions()
+    start: SerializeAsAny[Section] = PlanScale()
+    search: TrainingSection | None = Field(
+        None,
+        description="the first stage, which decides the ranks and is thrown away, of methods that have one; what it leaves out "
+        "is as in train",
+    )
+    train: TrainingSection = TrainingSection()
     resolved: dict[str, Any] | None = Field(None, description="written by lorank into the recipe of a run; not read")
 
     def __init__(self, **content: Any) -> None:
+        problems: list[str] = []
+        method = METHODS.get(str(content.get("method", "i-lora")))
+        if method is not None:
+            content, problems = filled_sections(method, content)
         try:
-            super().__init__(**with_preset(content))
+            super().__init__(**content)
         except ValidationError as error:
-            raise RecipeError(explain(error, Recipe)) from None
+            problems = [*problems, explain(error, Recipe)]
+        else:
+            problems += self._disagreements(method)
+        if problems:
+            raise RecipeError("\n".join(problems))
+
+    @field_validator("model", mode="before")
+    @classmethod
+    def _name_alone(cls, value: Any) -> Any:
+        return {"name": value} if isinstance(value, str) else value
+
+    @field_validator("baselines", mode="before")
+    @classmethod
+    def _names_alone(cls, value: Any) -> Any:
+        if isinstance(value, Mapping):
+            return {name: sections or {} for name, sections in value.items()}
+        return {name: {} for name in value} if isinstance(value, list | tuple) else value
 
     @field_validator("budget", mode="before")
     @classmethod
@@ -88,153 +105,82 @@ class Recipe(Section):
         except BudgetError as error:
             raise ValueError(str(error)) from None
 
-    @model_validator(mode="after")
-    def _choices_agree(self) -> "Recipe":
+    @model_serializer(mode="wrap")
+    def _as_written(self, handler: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        return without_expert(handler(self))
+
+    def _disagreements(self, method: Method | None) -> list[str]:
+        """What is wrong though every key is right."""
         problems = [
             f"{key}: method {name!r} is unknown{nearest(name, METHODS)}; allowed: {', '.join(METHODS)}"
             for key, name in (("method", self.method), *(("baselines", name) for name in self.baselines))
             if name not in METHODS
         ]
-        if self.scoring.when == "after" and (
-            self.stage1.stop_when_stable is not None or self.stage1.pruning == "cubic"
-        ):
-            problems.append("scoring.when 'after' leaves no scores to stop or prune stage 1 by; use 'during'")
-        for key, section in (("stage1", self.stage1), ("stage2", self.stage2)):
-            if section.scheduler not in SCHEDULERS:
-                hint = nearest(section.scheduler, SCHEDULERS)
-                problems.append(
-                    f"{key}.scheduler {section.scheduler!r} is unknown{hint}; allowed: {', '.join(SCHEDULERS)}"
-                )
-        limits = self.allocation
+        if self.method in self.baselines:
+            problems.append(f"baselines: {self.method} is the recipe's method already; leave it out")
+        limits = self.ranks
         if limits.max_rank is not None and limits.max_rank < limits.min_rank:
-            problems.append(f"allocation.max_rank {limits.max_rank} is below allocation.min_rank {limits.min_rank}")
-        problems += self._foreign_sections()
-        if problems:
-            raise ValueError("\n".join(problems))
-        return self
-
-    def _foreign_sections(self) -> list[str]:
-        """What is said about sections that are not for the recipe's method."""
-        if self.method not in METHODS:
-            return []
-        problems, method = [], METHODS[self.method]
-        if method.allocates_in_training and not method.has_scoring_set:
+            problems.append(f"ranks.max_rank {limits.max_rank} is below ranks.min_rank {limits.min_rank}")
+        if problems or method is None:
+            return problems
+        try:
+            self.choices()
+        except ValidationError as error:
+            problems.append(explain(error, type(method.default)).removeprefix("recipe: "))
+        recipes = [self]
+        for name in self.baselines:
             try:
-                check_ranks(self.pruning, self.allocation)
-            except ValueError as error:
-                problems.append(str(error))
-        elif self.pruning != TrainingBatchChoices():
-            problems.append(f"pruning is for methods that prune while they train, {self.method} does not; leave it out")
-        if self.stage2.skip and not method.has_scoring_set:
+                recipes.append(self.of(name))
+            except RecipeError as error:
+                problems += [f"baselines.{name}.{line}" for line in str(error).splitlines()]
+        if not problems and self.search is not None and not any(one.has_search for one in recipes):
             problems.append(
-                f"stage2.skip keeps what stage 1 has trained, {self.method} has no such stage; leave it out"
+                "search: no method here has a first stage that is thrown away; the stage of the adapter is `train`"
             )
         return problems
+
+    def choices(self) -> TrainingBatchChoices | ScoringSetChoices | None:
+        """The choices of a method that allocates while it trains; None for others."""
+        preset = METHODS[self.method].default
+        if not isinstance(preset, TrainingBatchChoices | ScoringSetChoices):
+            return None
+        made = {}
+        for name, options in choices_in(preset).items():
+            own = getattr(self, name).model_dump(exclude_unset=True)
+            made[name] = type(options)(**{key: own[key] for key in own if key in type(options).model_fields})
+        return type(preset)(**made)
+
+    @property
+    def has_search(self) -> bool:
+        """Whether a first stage decides the ranks and is thrown away."""
+        return METHODS[self.method].allocates_in_training and getattr(self.start, "factors", "kept") == "fresh"
+
+    @property
+    def keeps_triplets(self) -> bool:
+        """Whether the triplets that decide the ranks become the adapter that is served."""
+        return METHODS[self.method].allocates_in_training and not self.has_search
+
+    @property
+    def deciding_stage(self) -> TrainingSection:
+        """The stage that decides the ranks, of a method that allocates while it trains."""
+        return self.search if self.has_search and self.search is not None else self.train
+
+    def of(self, method: str) -> "Recipe":
+        """The recipe of a baseline: what all methods share, the default preset of this one, and its own sections.
+
+        Shared are model, data, budget, `train`, `search`, and of the choices `triplets.initial_rank`, `start.scale_by`, and the
+        limits of `ranks`. A baseline that keeps its triplets trains them at the learning rate of `search`, where there is one:
+        triplets need another rate than the factors of a LoRA.
+
+        Raises:
+            RecipeError: sections of the baseline that cannot be read.
+
+        """
+        if method == self.method:
+            return self
+        return Recipe(**inherited(self.model_dump(exclude_unset=True), method, self.baselines.get(method, {})))
 
     @property
     def read_budget(self) -> Budget:
         """The budget, read."""
         return Budget.parse(self.budget)
-
-
-def load_recipe(path: str | Path, overrides: Iterable[str] = ()) -> Recipe:
-    """Read a YAML recipe and apply `key=value` overrides (`stage2.epochs=1`; values are YAML).
-
-    Raises:
-        RecipeError: no such file, not YAML, an unknown key (with the nearest valid one), a bad value.
-
-    """
-    return make_recipe(read_recipe(path, overrides))
-
-
-def read_recipe(path: str | Path, overrides: Iterable[str] = ()) -> dict[str, Any]:
-    """The content of a YAML recipe with its overrides, as it was written: presets are not filled in, nothing is validated.
-
-    Raises:
-        RecipeError: no such file, not YAML, or an override that cannot be read.
-
-    """
-    path = Path(path)
-    if path.is_dir():
-        raise RecipeError(f"{path} is a folder; give a YAML file as the recipe, for example {path / 'recipe.yaml'}")
-    if not path.is_file():
-        raise RecipeError(f"{path}: no such recipe; give a YAML file, for example examples/quickstart.yaml")
-    try:
-        content = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except UnicodeDecodeError as error:
-        raise RecipeError(f"{path}: not UTF-8, at byte {error.start:,}; save it as UTF-8") from None
-    except yaml.YAMLError as error:
-        raise RecipeError(f"{path}: not YAML: {one_line(error)}") from None
-    if not isinstance(content, dict):
-        raise RecipeError(f"{path}: a recipe is a mapping of keys to values, this is {type(content).__name__}")
-    for override in overrides:
-        keys, value = read_override(override)
-        _set(content, keys, value)
-    return content
-
-
-def read_override(override: str) -> tuple[list[str], Any]:
-    """Keys and value of `stage2.epochs=1`.
-
-    Raises:
-        RecipeError: not of that form, or the value is not YAML.
-
-    """
-    key, equals, value = override.partition("=")
-    if not equals or not key:
-        raise RecipeError(f"override {override!r} is not of the form key=value, for example stage2.epochs=1")
-    try:
-        return key.split("."), yaml.safe_load(value)
-    except yaml.YAMLError as error:
-        raise RecipeError(f"override {override!r}: the value is not YAML: {one_line(error)}") from None
-
-
-def make_recipe(content: Mapping[str, Any]) -> Recipe:
-    """Validate a recipe. The preset of its method fills in what the recipe leaves out.
-
-    Raises:
-        RecipeError: as `load_recipe`.
-
-    """
-    return Recipe(**content)
-
-
-def with_preset(content: Mapping[str, Any]) -> dict[str, Any]:
-    """The keys of a recipe, and what its preset says besides.
-
-    Raises:
-        RecipeError: the method has no such preset.
-
-    """
-    filled, method = dict(content), METHODS.get(str(content.get("method", "i-lora")))
-    if method is None:
-        return filled
-    preset = filled["preset"] = preset_of(method, content.get("preset"))
-    for section, choices in sections_of(method, method.presets[preset]).items():
-        own = content.get(section)
-        if isinstance(own, BaseModel):
-            own = own.model_dump(exclude_unset=True)
-        if own is None or isinstance(own, Mapping):
-            filled[section] = {**choices, **(own or {})}
-    return filled
-
-
-def sections_of(method: Method, preset: Preset) -> dict[str, dict[str, Any]]:
-    """A preset as the sections that say the same."""
-    ranks = {"allocation": dict(preset.ranks)} if preset.ranks else {}
-    if not preset.options:
-        return ranks
-    if not method.has_scoring_set:
-        return {("pruning" if method.allocates_in_training else "calibration"): dict(preset.options), **ranks}
-    scoring = {key: value for key, value in preset.options.items() if key in ScoringSection.model_fields}
-    stage1 = {"pruning" if key == "curve" else key: v for key, v in preset.options.items() if key not in scoring}
-    return {"scoring": scoring, "stage1": stage1, **ranks}
-
-
-def _set(content: dict[str, Any], keys: list[str], value: Any) -> None:
-    for key in keys[:-1]:
-        inner = content.setdefault(key, {})
-        if not isinstance(inner, dict):
-            inner = content[key] = {}
-        content = inner
-    content[keys[-1]] = value

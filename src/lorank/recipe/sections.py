@@ -1,32 +1,45 @@
-"""The parts of a recipe: data, scoring, allocation, and the two stages of training."""
+"""The sections of a recipe: the model, the choices of its method, and the stages of training."""
 
-from typing import Literal
+from functools import cache
+from typing import Any, Literal, cast
 
-from pydantic import Field
-from transformers import SchedulerType
+from pydantic import Field, create_model, field_validator
 
-from lorank.engine.options import RunningOptions, ScoringSetOptions, StopWhenStable
+from lorank.engine.options import ScoringSetOptions, StartOptions, TripletOptions
+from lorank.methods.choose import choices_in
+from lorank.methods.method import Method
 from lorank.scoring.options import CalibrationOptions
-from lorank.validation import Section
+from lorank.validation import Section, nearest
 
-# `reduce_lr_on_plateau` would need an evaluation while training, on data that is kept for the end.
-SCHEDULERS = tuple(
-    scheduler.value for scheduler in SchedulerType if scheduler.value not in ("reduce_lr_on_plateau", "greedy")
+# transformers' schedules (a test compares the names), but for those that would need an evaluation while training, on data that
+# is kept for the end.
+SCHEDULERS = (
+    *("linear", "cosine", "cosine_with_restarts", "polynomial", "constant", "constant_with_warmup", "inverse_sqrt"),
+    *("cosine_with_min_lr", "cosine_warmup_with_min_lr", "warmup_stable_decay"),
 )
 
+# Options that no preset and no recipe of ours sets: in a recipe they are under `expert`, by the section that they belong to.
+EXPERT: dict[str, frozenset[str]] = {
+    "measure": frozenset(
+        (
+            *("baseline", "granularity", "vector_reduction", "dropout", "source", "when", "tolerance"),
+            *("folds", "probes", "components"),
+        )
+    ),
+    "smooth": frozenset(("accumulate", "ema_decay", "mean_decay", "deviation_decay", "epsilon", "ucb_weight")),
+    "cut": frozenset(("cost_weights", "shrink")),
+}
+CHOICES = ("triplets", "measure", "smooth", "cut", "ranks", "start")
 
-class ScoringSection(ScoringSetOptions, RunningOptions):
-    """How units of rank are scored, and on which examples."""
 
-    fraction: float = Field(0.1, gt=0, lt=1, description="A10: share of the training examples held out for scoring")
-    batch_size: int = Field(32, ge=1, description="examples in a scoring batch; the last, short one is left out")
+class ModelSection(Section):
+    """The base model. A recipe may give its name alone."""
 
-
-class CalibrationSection(CalibrationOptions):
-    """On which examples the frozen model is scored, for methods that score before training, and how."""
-
-    examples: int = Field(256, ge=1, description="training examples that are scored on; all where there are fewer")
-    batch_size: int = Field(16, ge=1, description="examples at a time; changes speed and memory, not the scores")
+    name: str = Field(description="hub name or folder of the base model")
+    dropout: float | None = Field(
+        None, ge=0, lt=1, description="dropout inside the base model; null: as its config says"
+    )
+    trust_remote_code: bool = Field(False, description="let the code that comes with a hub model run")
 
 
 class TrainingSection(Section):
@@ -42,28 +55,65 @@ class TrainingSection(Section):
     weight_decay: float = Field(0.0, ge=0, description="of AdamW")
     max_grad_norm: float = Field(1.0, ge=0, description="gradients are clipped to this norm; 0 does not clip")
 
+    @field_validator("scheduler")
+    @classmethod
+    def _known_schedule(cls, name: str) -> str:
+        if name not in SCHEDULERS:
+            raise ValueError(f"{name!r} is unknown{nearest(name, SCHEDULERS)}; allowed: {', '.join(SCHEDULERS)}")
+        return name
 
-class Stage1Section(TrainingSection):
-    """Train triplets and score them."""
 
-    initial_rank: int = Field(8, ge=1, description="triplets of every module at the start")
-    orthogonality: float = Field(0.1, ge=0, description="A15: weight of the regulariser, never in the reported loss")
-    pruning: Literal["one-shot", "cubic"] = Field(
-        "one-shot", description="A8: one cut at the end, or a shrinking budget"
+class InitialRank(Section):
+    """Rank before ranks are decided."""
+
+    initial_rank: int = Field(8, ge=1, description="triplets of every module at the start; what keep=50% is half of")
+
+
+class ScoringSet(Section):
+    """Held out of the training data."""
+
+    fraction: float = Field(0.1, gt=0, lt=1, description="A10: share of the training examples held out for scoring")
+    scoring_batch_size: int = Field(
+        32, ge=1, description="examples in a scoring batch; the last, short one is left out"
     )
-    train_on_path: bool = Field(False, description="A11: take training steps at a random path point too")
-    stop_when_stable: StopWhenStable | None = Field(
-        None, description="end the stage early by the rule below; null trains it whole"
-    )
 
 
-class Stage2Section(TrainingSection):
-    """Train a plain PEFT LoRA with the plan's ranks, freshly initialised, on the whole training set."""
+class CalibrationSet(Section):
+    """Drawn of the training data."""
 
-    skip: bool = Field(
-        False, description="keep the triplets that the plan keeps as stage 1 left them, and train no further (ablation)"
-    )
+    examples: int = Field(256, ge=1, description="training examples that are scored on; all where there are fewer")
+    batch_size: int = Field(16, ge=1, description="examples at a time; changes speed and memory, not the scores")
+
+
+class PlanScale(Section):
+    """Scale of the adapter that is served."""
+
     scale_by: Literal["initial", "target", "active"] = Field(
         "initial",
-        description="A13: alpha / r with r the initial rank (same scale as stage 1), the plan's mean, or the module's own",
+        description="A13: alpha / r with r the initial rank (one scale for all), the plan's mean, or the module's own",
     )
+
+
+def section_kinds(method: Method) -> dict[str, type[Section]]:
+    """Section of a recipe -> its class, for the choices that the method has."""
+    found: dict[str, type[Section]] = {}
+    for name, options in choices_in(method.default).items():
+        more = [own for kind, own in _BESIDE if isinstance(options, kind)]
+        found[name] = _with(type(options), *more)
+    return {**{"triplets": InitialRank, "start": PlanScale}, **found}
+
+
+# What a recipe says besides the options of a choice: on which data, and what a stage starts from.
+_BESIDE: tuple[tuple[type[Section], type[Section]], ...] = (
+    (TripletOptions, InitialRank),
+    (ScoringSetOptions, ScoringSet),
+    (CalibrationOptions, CalibrationSet),
+    (StartOptions, PlanScale),
+)
+
+
+@cache
+def _with(kind: type[Section], *more: type[Section]) -> type[Section]:
+    models: Any = (*more, kind)
+    made: Any = create_model(kind.__name__, __base__=models, __doc__=kind.__doc__)
+    return cast(type[Section], made)

@@ -44,7 +44,7 @@ def result_table(results: Mapping[str, Mapping[str, Any]], asked: int) -> SplitT
 
 
 def _before_training(result: Mapping[str, Any]) -> str:
-    if first := result.get("stage1"):
+    if first := result.get("search") or result.get("stage1"):
         return f"{first['steps']} steps + {first['passes']} scoring passes, {first['seconds']:.0f} s"
     if seen := result.get("calibration"):
         return f"{seen['examples']} examples scored, {seen['seconds']:.1f} s"

@@ -10,7 +10,8 @@ from datasets import Dataset
 from lorank.methods import METHODS
 from lorank.models.loading import autocast_of
 from lorank.processes import processes
-from lorank.recipe.sections import CalibrationSection
+from lorank.recipe.recipe import Recipe
+from lorank.recipe.sections import CalibrationSet
 from lorank.scores import ImportanceScores
 from lorank.scoring.batches import Batch
 from lorank.scoring.one_shot import ScoringInput
@@ -36,30 +37,41 @@ def calibration_batches(prepared: Prepared, rows: Dataset, size: int) -> list[Ba
     return [collate([columns[row] for row in order[start : start + size]]) for start in range(0, len(order), size)]
 
 
-def subject_of(
+def calibration_set_of(recipe: Recipe) -> CalibrationSet:
+    """How many examples are looked at, at a time: the recipe's, or the defaults where its method looks at none."""
+    return recipe.measure if isinstance(recipe.measure, CalibrationSet) else CalibrationSet()
+
+
+def scoring_input(
     prepared: Prepared,
-    calibration: CalibrationSection,
+    recipe: Recipe,
     model: torch.nn.Module,
     targets: tuple[Target, ...],
     provenance: Mapping[str, Any],
 ) -> ScoringInput:
-    """What a one-shot method looks at."""
-    seed = prepared.settings.seed
+    """What a method that decides before training looks at."""
+    seed, calibration = prepared.settings.seed, calibration_set_of(recipe)
     rows = calibration_rows(prepared.data.train, calibration.examples, seed)
-    own = calibration.model_dump(include=set(CalibrationOptions.model_fields))
     return ScoringInput(
         model,
         targets,
         calibration_batches(prepared, rows, calibration.batch_size),
-        CalibrationOptions(**own),
+        _options_of(recipe),
         seed=seed,
         provenance={**provenance, "calibration_set": content_hash(rows)},
     )
 
 
-def score_frozen(
-    prepared: Prepared, calibration: CalibrationSection, method: str, preset: str | None
-) -> ImportanceScores:
+def _options_of(recipe: Recipe) -> CalibrationOptions:
+    """Options of the method's scorer."""
+    preset = METHODS[recipe.method].default.measure
+    if recipe.measure is None or not isinstance(preset, CalibrationOptions):
+        return CalibrationOptions()
+    values = recipe.measure.model_dump(include=set(type(preset).model_fields), exclude_unset=True)
+    return type(preset)(**values)
+
+
+def score_frozen(prepared: Prepared, recipe: Recipe) -> ImportanceScores:
     """Scores of the base model before any training, with the head that training will start with.
 
     Raises:
@@ -70,9 +82,7 @@ def score_frozen(
     if prepared.settings.gradient_checkpointing:
         model.train()
         model.gradient_checkpointing_enable({"use_reentrant": False})
-    provenance = {**prepared.provenance, "method": method, "preset": preset}
-    subject = subject_of(prepared, calibration, model, prepared.targets, provenance)
-    scorer = METHODS[method].scorer
-    assert scorer is not None, f"{method} does not score a frozen model"
+    provenance = {**prepared.provenance, "method": recipe.method, "preset": recipe.preset}
+    scoring = scoring_input(prepared, recipe, model, prepared.targets, provenance)
     with autocast_of(prepared.settings.precision):
-        return scorer(subject)
+        return METHODS[recipe.method].score(scoring)

@@ -27,9 +27,9 @@ from lorank.scores import ImportanceScores
 from lorank.targets import Target, find_targets, unit_costs
 from lorank.tasks.metrics import choose_metrics
 from lorank.tasks.section import DataSection
+from lorank.training.plan_stage import scaled_plan
 from lorank.training.prepared import StageSettings
 from lorank.training.stage import training_arguments
-from lorank.training.stage2 import scaled_plan
 from lorank.unsuitable import model_type_of
 
 
@@ -48,14 +48,17 @@ def check_model(recipe: Recipe, methods: Sequence[str]) -> tuple[tuple[Target, .
     with findings.check():
         choose_metrics(recipe.data.task, recipe.metrics)
     with findings.check():
-        _check_training_options(stage_settings_of(recipe), {"stage1": recipe.stage1, "stage2": recipe.stage2})
+        stages = {"train": recipe.train} | ({} if recipe.search is None else {"search": recipe.search})
+        _check_training_options(stage_settings_of(recipe), stages)
     model, targets_and_provenance = None, None
     with findings.check():
         task_type = task_type_of(pretrained_of(recipe), writes=recipe.data.writes)
-        model = load_without_weights(recipe.model, trust_remote_code=recipe.trust_remote_code, task_type=task_type)
+        model = load_without_weights(
+            recipe.model.name, trust_remote_code=recipe.model.trust_remote_code, task_type=task_type
+        )
     if model is not None:
         with findings.check():
-            _check_length(recipe.data, recipe.model, model, task_type)
+            _check_length(recipe.data, recipe.model.name, model, task_type)
         with findings.check():
             targets_and_provenance = _check_budget(recipe, methods, model, task_type)
     findings.raise_all()
@@ -67,14 +70,14 @@ def _check_budget(
     recipe: Recipe, methods: Sequence[str], model: nn.Module, task_type: TaskType
 ) -> tuple[tuple[Target, ...], dict[str, Any]]:
     """Targets and provenance, when the budget and the limits can be honoured."""
-    targets = find_targets(model, recipe.targets)
+    targets = find_targets(model, recipe.target_modules)
     heads = head_modules(model) if task_type == TaskType.SEQ_CLS else ()
     if inside := [target.name for target in targets if is_within(target.name, heads)]:
         raise TargetError(
-            f"targets match {inside[0]!r}, part of the head, which is trained whole; name the others more closely"
+            f"target_modules match {inside[0]!r}, part of the head, which is trained whole; name the others more closely"
         )
     costs, size = unit_costs(targets), base_parameters(model)
-    initial, limits = recipe.stage1.initial_rank, recipe.allocation
+    initial, limits = recipe.triplets.initial_rank, recipe.ranks
     parameters = recipe.read_budget.parameters(costs, base_parameters=size, initial_rank=initial)
     most = min(initial, limits.max_rank or initial) // limits.multiple_of * limits.multiple_of
     offered = sum(min(most, target.max_rank) * target.unit_cost for target in targets)
@@ -82,21 +85,22 @@ def _check_budget(
     if trains and parameters > offered:
         raise BudgetError(
             f"budget {recipe.budget} is {parameters:,} parameters, but at most rank {most} in every module is on offer "
-            f"({offered:,}); raise stage1.initial_rank (now {initial}) or allocation.max_rank, or ask for less"
+            f"({offered:,}); raise triplets.initial_rank (now {initial}) or ranks.max_rank, or ask for less"
         )
     provenance = {
-        "model": recipe.model,
+        "model": recipe.model.name,
         "model_type": model_type_of(model),
         "base_parameters": size,
         "preset": recipe.preset,
         "seed": recipe.seed,
         "scale": recipe.scale,
-        "targets": list(recipe.targets) if isinstance(recipe.targets, tuple) else recipe.targets,
+        "targets": list(recipe.target_modules) if isinstance(recipe.target_modules, tuple) else recipe.target_modules,
         "versions": versions(),
     }
     for method in methods:
-        # The limits are tried on equal scores now, not after an hour of stage 1.
-        allocate_for(method, recipe, equal_scores(method, recipe, targets, provenance))
+        # The limits are tried on equal scores now, not after an hour of training.
+        own = recipe.of(method)
+        allocate_for(own, equal_scores(own, targets, provenance))
     return targets, provenance
 
 
@@ -126,48 +130,43 @@ def _check_training_options(settings: StageSettings, stages: Mapping[str, Traini
             raise RecipeError(f"{name}: transformers refuses these options: {error}") from None
 
 
-def equal_scores(
-    method: str, recipe: Recipe, targets: tuple[Target, ...], provenance: Mapping[str, Any]
-) -> ImportanceScores:
-    """Scores of the shape that the method will give, all alike: uniform LoRA's scores, and a trial of the limits."""
-    costs = unit_costs(targets)
+def equal_scores(recipe: Recipe, targets: tuple[Target, ...], provenance: Mapping[str, Any]) -> ImportanceScores:
+    """Scores of the shape that the recipe's method will give, all alike: uniform LoRA's scores, and a trial of the limits."""
+    costs, initial, method = unit_costs(targets), recipe.triplets.initial_rank, METHODS[recipe.method]
     largest = {target.name: target.max_rank for target in targets}
 
     def up_to(units: int) -> ImportanceScores:
         return uniform_scores(costs, {name: min(units, most) for name, most in largest.items()}, provenance)
 
-    if METHODS[method].allocates_in_training:
-        return up_to(recipe.stage1.initial_rank)
-    if METHODS[method].scored == "modules":
+    if method.allocates_in_training:
+        return up_to(initial)
+    if method.scored == "modules":
         return replace(uniform_scores(costs, 1, provenance), max_ranks=largest)
-    if METHODS[method].scorer is not None:
-        return up_to(recipe.calibration.components)
-    # Uniform LoRA has no stage 1 that limits the units of a module, only its matrix does. As many are enough as the budget
+    if method.scorer is not None:
+        return up_to(getattr(recipe.measure, "components", max(largest.values())))
+    # Uniform LoRA has no triplets that limit the units of a module, only its matrix does. As many are enough as the budget
     # pays for where small modules (a gate with one output) leave their share to the others.
-    size = {"base_parameters": provenance.get("base_parameters"), "initial_rank": recipe.stage1.initial_rank}
-    parameters, units = recipe.read_budget.parameters(costs, **size), min(recipe.stage1.initial_rank, *largest.values())
+    size = {"base_parameters": provenance.get("base_parameters"), "initial_rank": initial}
+    parameters, units = recipe.read_budget.parameters(costs, **size), min(initial, *largest.values())
     while units < max(largest.values()) and parameters >= sum(min(units, m) * costs[n] for n, m in largest.items()):
         units *= 2
-    return up_to(max(units, recipe.stage1.initial_rank, min(largest.values())))
+    return up_to(max(units, initial, min(largest.values())))
 
 
-def allocate_for(method: str, recipe: Recipe, scores: ImportanceScores) -> RankPlan:
-    """The plan of a method within the recipe's budget and limits.
+def allocate_for(recipe: Recipe, scores: ImportanceScores) -> RankPlan:
+    """The plan of the recipe's method within its budget and limits.
 
     Raises:
         AllocationError: limits that cannot be honoured.
 
     """
-    limits, budget = recipe.allocation.model_dump(), recipe.budget
-    alpha, scale_by = recipe.scale * recipe.stage1.initial_rank, recipe.stage2.scale_by
-    if METHODS[method].allocates_in_training:
-        return scaled_plan(allocate(scores, budget, scale=recipe.scale, **limits), alpha, scale_by)
-    if METHODS[method].scorer is None or method != recipe.method:
-        # How another method ranks its scores is not this one's: uniform means equal ranks, not equal worth per parameter.
-        own = METHODS[method].presets[METHODS[method].default_preset].ranks
-        limits |= {"rank_by": "score", "scope": "global", **own}
-    if recipe.read_budget.kind == "pruning ratio":
-        # A share of what stage 1 starts with, which a method without a stage 1 knows only from the recipe.
-        size, initial = scores.provenance["base_parameters"], recipe.stage1.initial_rank
-        budget = str(recipe.read_budget.parameters(scores.unit_costs, base_parameters=size, initial_rank=initial))
-    return scaled_plan(allocate(scores, budget, scale=recipe.scale, **limits), alpha, scale_by)
+    limits, budget, initial = recipe.ranks.model_dump(), recipe.budget, recipe.triplets.initial_rank
+    if METHODS[recipe.method].allocates_in_training:
+        plan = allocate(scores, budget, scale=recipe.scale, **limits)
+    else:
+        if recipe.read_budget.kind in ("kept share", "pruning ratio"):
+            # A share of the initial ranks, which scores of a method that trains no triplets do not know.
+            size = scores.provenance["base_parameters"]
+            budget = str(recipe.read_budget.parameters(scores.unit_costs, base_parameters=size, initial_rank=initial))
+        plan = allocate(scores, budget, scale=recipe.scale, **limits)
+    return scaled_plan(plan, recipe.scale * initial, getattr(recipe.start, "scale_by", "initial"))

@@ -1,13 +1,14 @@
 """Defaults that short models and small data shrink; what the recipe says itself is never changed, but checked."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 from peft import TaskType
 
-from lorank.methods import METHODS
 from lorank.models.loading import load_without_weights, longest_input, task_type_of
+from lorank.recipe.method_sections import merged
 from lorank.recipe.recipe import Recipe
+from lorank.recipe.sections import CalibrationSet, ScoringSet, TrainingSection
 from lorank.runs.recipe_values import pretrained_of
 from lorank.runs.scoring_set import scoring_rows
 from lorank.tasks.data import TaskData
@@ -50,7 +51,7 @@ def fit_to_model(recipe: Recipe, model: Any, task_type: TaskType, say: Callable[
             wanted["max_target_length"] = min(wanted["max_target_length"], max(_LEAST_TARGET, positions))
     changed = {key: value for key, value in wanted.items() if value != asked[key]}
     for key, value in changed.items():
-        say(f"data.{key}: {value} in place of {asked[key]}, {recipe.model} has no more positions")
+        say(f"data.{key}: {value} in place of {asked[key]}, {recipe.model.name} has no more positions")
     return recipe.model_copy(update={"data": data.model_copy(update=changed)}) if changed else recipe
 
 
@@ -62,37 +63,56 @@ def fitted(recipe: Recipe, data: TaskData, methods: tuple[str, ...], say: Callab
 
     """
     kind = task_type_of(pretrained_of(recipe), writes=recipe.data.writes)
-    model = load_without_weights(recipe.model, trust_remote_code=recipe.trust_remote_code, task_type=kind)
+    model = load_without_weights(recipe.model.name, trust_remote_code=recipe.model.trust_remote_code, task_type=kind)
     return fit_to_data(fit_to_model(recipe, model, kind, say), data, methods, say)
 
 
 def fit_to_data(recipe: Recipe, data: TaskData, methods: tuple[str, ...], say: Callable[[str], None]) -> Recipe:
-    """Lower `scoring.batch_size`, `stage1.batch_size` and `calibration.examples` to the examples that there are.
+    """Lower `measure.scoring_batch_size`, `measure.examples` and a stage's `batch_size` to the examples that there are.
 
     Args:
         recipe: as it was read; what it says itself stays.
         data: its examples.
-        methods: that are run; only those with a stage 1 of triplets have a scoring set, only scorers a calibration set.
+        methods: that are run.
         say: called with a line for each value that is changed.
 
     Raises:
         DataError: no scoring set can be held out.
 
     """
-    examples, own = recipe.calibration.examples, recipe.calibration.model_fields_set
-    # A scorer without options looks at weights alone.
-    looks = any(METHODS[method].scorer is not None and METHODS[method].options for method in methods)
-    if looks and "examples" not in own and examples > len(data.train):
-        say(f"calibration.examples: {len(data.train)} in place of {examples}, the training data has no more")
-        changed = recipe.calibration.model_copy(update={"examples": len(data.train)})
-        recipe = recipe.model_copy(update={"calibration": changed})
-    if not any(METHODS[method].has_scoring_set for method in methods):
-        return recipe
-    train, scoring = scoring_rows(data.train, recipe.scoring, recipe.seed)
-    for section, held in (("scoring", len(scoring)), ("stage1", len(train))):
-        part = getattr(recipe, section)
-        if "batch_size" not in part.model_fields_set and part.batch_size > held:
-            what = "the scoring set" if section == "scoring" else "the training set without the scoring set"
-            say(f"{section}.batch_size: {held} in place of {part.batch_size}, {what} has no more examples")
-            recipe = recipe.model_copy(update={section: part.model_copy(update={"batch_size": held})})
+    for method in methods:
+        own = recipe.of(method)
+        changes = [*_calibration_changes(own, data), *_scoring_changes(own, data)]
+        for section, key, value, why in changes:
+            prefix = "" if own is recipe else f"baselines.{method}."
+            before = getattr(getattr(own, section) or TrainingSection(), key)
+            say(f"{prefix}{section}.{key}: {value} in place of {before}, {why}")
+            if own is recipe:
+                part = getattr(recipe, section) or TrainingSection()
+                recipe = recipe.model_copy(update={section: part.model_copy(update={key: value})})
+            else:
+                sections = merged(recipe.baselines, {method: {section: {key: value}}})
+                recipe = recipe.model_copy(update={"baselines": sections})
     return recipe
+
+
+# Section, key, value, and why.
+_Change = tuple[str, str, int, str]
+
+
+def _calibration_changes(recipe: Recipe, data: TaskData) -> Iterator[_Change]:
+    options, count = recipe.measure, len(data.train)
+    if isinstance(options, CalibrationSet) and "examples" not in options.model_fields_set and options.examples > count:
+        yield "measure", "examples", count, "the training data has no more"
+
+
+def _scoring_changes(recipe: Recipe, data: TaskData) -> Iterator[_Change]:
+    options, stage = recipe.measure, recipe.deciding_stage
+    if not isinstance(options, ScoringSet):
+        return
+    train, scoring = scoring_rows(recipe, data.train)
+    if "scoring_batch_size" not in options.model_fields_set and options.scoring_batch_size > len(scoring):
+        yield "measure", "scoring_batch_size", len(scoring), "the scoring set has no more examples"
+    if "batch_size" not in stage.model_fields_set and stage.batch_size > len(train):
+        name = "train" if recipe.keeps_triplets else "search"
+        yield name, "batch_size", len(train), "the training set without the scoring set has no more examples"

@@ -2,7 +2,7 @@
 
 import json
 from collections.abc import Callable
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -15,17 +15,16 @@ from lorank.methods import METHODS
 from lorank.plan import RankPlan
 from lorank.processes import processes
 from lorank.recipe.recipe import Recipe
-from lorank.recipe.sections import CalibrationSection
-from lorank.runs.calibration_set import score_frozen, subject_of
+from lorank.runs.calibration_set import score_frozen, scoring_input
 from lorank.runs.checks import allocate_for, equal_scores
-from lorank.runs.choices import allocation_stage, keeps_triplets
+from lorank.runs.choices import allocation_stage
 from lorank.scores import ImportanceScores
 from lorank.targets import Target, unit_costs
 from lorank.tasks.data import content_hash
 from lorank.training.allocation_stage import allocate_in_training
-from lorank.training.checkpoints import latest_checkpoint, read_progress
+from lorank.training.checkpoints import latest_checkpoint, read_progress, stage_folder
+from lorank.training.plan_stage import Evaluation, evaluate_adapter, train_plan
 from lorank.training.prepared import Prepared
-from lorank.training.stage2 import Evaluation, evaluate_adapter, train_plan
 from lorank.validation import first_difference
 
 
@@ -36,9 +35,9 @@ class MethodRun:
     The first of several processes writes; each part ends with all of them waiting for it and reading the same file.
 
     Attributes:
-        recipe: of the run.
-        prepared: what the stages need of it.
-        method: the recipe's, or a baseline.
+        recipe: of the method (of a baseline: `Recipe.of`).
+        prepared: what the stages need of the run's.
+        method: the recipe's, or the name of a plan that was made before.
         folder: of the method: the run's own, or one under `baselines/`.
         console: for lines of progress.
 
@@ -55,9 +54,8 @@ class MethodRun:
         self.allocate_in_training()
         scores = self.scores()
         plan = self.plan(scores)
-        stage = "stage2" if self.retrains() else "stage1"
-        start = start_of(self.method, self.prepared, self.recipe.calibration, plan)
-        return {**asdict(self.evaluation(plan, stage=stage, start=start)), **self.cost_of_scores(scores)}
+        start = start_of(self.recipe, self.prepared, plan)
+        return {**asdict(self.evaluation(plan, kept=not self.retrains(), start=start)), **self.cost_of_scores(scores)}
 
     def allocate_in_training(self) -> None:
         """For a method that keeps what it trains, or cuts on the way: leaves scores and plan, and the adapter if it is kept."""
@@ -71,10 +69,14 @@ class MethodRun:
 
     def retrains(self) -> bool:
         """Whether a second stage trains the plan from a fresh start."""
-        return not keeps_triplets(self.recipe, self.method)
+        return not self.recipe.keeps_triplets
+
+    @property
+    def _search_folder(self) -> Path:
+        return stage_folder(self.folder, "search", "stage1")
 
     def _allocated(self, results: Path) -> ImportanceScores:
-        stage = allocation_stage(self.recipe, self.method, self.prepared.data.train)
+        stage = allocation_stage(self.recipe, self.prepared.data.train)
         own = {**self.prepared.provenance, "preset": stage.chosen.preset}
         if stage.scoring_rows is not None:
             own["scoring_set"] = content_hash(stage.scoring_rows)
@@ -84,16 +86,16 @@ class MethodRun:
         """What came before, or beside, the training of the adapter."""
         said = scores.provenance
         if "stage1" in said and self.retrains():  # of earlier versions
-            return {"stage1": {**said["stage1"], "passes": said["scoring_passes"]}}
+            return {"search": {**said["stage1"], "passes": said["scoring_passes"]}}
         if METHODS[self.method].scorer is not None and "seconds" in said:
             return {"calibration": {"examples": said.get("examples", 0), "seconds": said["seconds"]}}
         if not METHODS[self.method].allocates_in_training:
             return {}
-        checkpoint = latest_checkpoint(self.folder / "stage1")
+        checkpoint = latest_checkpoint(self._search_folder)
         if not self.retrains() or checkpoint is None:
             return {"scoring_passes": said["scoring_passes"]}
         progress = read_progress(checkpoint)
-        return {"stage1": {"steps": progress.step, "seconds": progress.seconds, "passes": said["scoring_passes"]}}
+        return {"search": {"steps": progress.step, "seconds": progress.seconds, "passes": said["scoring_passes"]}}
 
     def scores(self) -> ImportanceScores:
         """Scores of the method, measured now or before."""
@@ -112,19 +114,18 @@ class MethodRun:
     def _measured_scores(self) -> ImportanceScores:
         recipe, prepared, method = self.recipe, self.prepared, self.method
         if METHODS[method].allocates_in_training:
-            return self._allocated(self.folder / "stage1")
+            return self._allocated(self._search_folder)
         if METHODS[method].scorer is not None:
             self.console.print(f"{method}: scoring the frozen model", highlight=False)
-            preset = recipe.preset if method == recipe.method else METHODS[method].default_preset
-            return score_frozen(prepared, recipe.calibration, method, preset)
+            return score_frozen(prepared, recipe)
         own = {**prepared.provenance, "method": method, "preset": None}
-        return equal_scores(method, recipe, prepared.targets, own)
+        return equal_scores(recipe, prepared.targets, own)
 
     def plan(self, scores: ImportanceScores) -> RankPlan:
         """The plan that the scores give within the recipe's budget."""
         path = self.folder / "plan.json"
         if not path.exists():
-            plan = allocate_for(self.method, self.recipe, scores)
+            plan = allocate_for(self.recipe, scores)
             if processes().is_main_process:
                 plan.save(path)
         processes().wait_for_everyone()
@@ -136,17 +137,18 @@ class MethodRun:
         return plan
 
     def evaluation(
-        self, plan: RankPlan, *, stage: str = "stage2", start: Callable[[PeftModel], None] | None = None
+        self, plan: RankPlan, *, kept: bool = False, start: Callable[[PeftModel], None] | None = None
     ) -> Evaluation:
-        """Train the plan's adapter unless it is there (`stage` is what trains it), and evaluate it on the test part."""
+        """Train the plan's adapter unless it is there (it is `kept` of the allocation), and evaluate it on the test part."""
         path = self.folder / "evaluation.json"
         if not path.exists():
             if not (self.folder / "adapter").exists():
-                name = f"stage 2, {self.method}"
+                name = f"train, {self.method}"
                 self.console.print(f"{name}: training {plan.spent:,} adapter parameters", highlight=False)
-                train_plan(self.prepared, self.recipe.stage2, plan, self.folder, self.console, name, start)
+                train_plan(self.prepared, self.recipe.train, plan, self.folder, self.console, name, start)
             count = len(self.prepared.data.test)
             self.console.print(f"evaluating {self.method} on {count:,} test examples", highlight=False)
+            stage = stage_folder(self.folder, "train", "stage1" if kept else "stage2")
             evaluation = evaluate_adapter(self.prepared, plan, self.folder, stage)
             if processes().is_main_process:
                 write_json(path, asdict(evaluation))
@@ -157,12 +159,10 @@ class MethodRun:
             raise OutputError(f"{path}: damaged ({error}); remove it to evaluate again") from None
 
 
-def start_of(
-    method: str, prepared: Prepared, calibration: CalibrationSection, plan: RankPlan
-) -> Callable[[PeftModel], None] | None:
-    """How a fresh adapter of the method starts, where that is not PEFT's start; None also for a name that is no method."""
-    start = METHODS[method].start if method in METHODS else None
-    if start is None:
+def start_of(recipe: Recipe, prepared: Prepared, plan: RankPlan) -> Callable[[PeftModel], None] | None:
+    """How a fresh adapter of the recipe's method starts, where that is not PEFT's start."""
+    method = METHODS[recipe.method]
+    if method.start is None:
         return None
 
     def begin(model: PeftModel) -> None:
@@ -170,8 +170,6 @@ def start_of(
         model.to(processes().device)
         layers = {name: inside.get_submodule(name) for name, rank in plan.ranks.items() if rank}
         adapted = tuple(Target(name, layer.in_features, layer.out_features) for name, layer in layers.items())
-        subject = subject_of(prepared, calibration, inside, adapted, prepared.provenance)
-        most = max(subject.options.components, *plan.ranks.values())
-        start(model, replace(subject, options=subject.options.model_copy(update={"components": most})))
+        method.set_start(model, scoring_input(prepared, recipe, inside, adapted, prepared.provenance))
 
     return begin

@@ -60,7 +60,7 @@ def prepare(
         for method in methods:
             if METHODS[method].allocates_in_training:
                 with findings.check():
-                    allocation_stage(recipe, method, data.train).check_schedule()
+                    allocation_stage(recipe.of(method), data.train).check_schedule()
     with findings.check():
         tokenizer = load_tokenizer(base)
     if data is not None and tokenizer is not None and task_type is not None:

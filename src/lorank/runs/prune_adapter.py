@@ -22,12 +22,12 @@ from lorank.processes import processes
 from lorank.pruning.prune import choose_score, prune
 from lorank.recipe.recipe import Recipe
 from lorank.report.rank_map import draw_rank_map
-from lorank.runs.calibration_set import calibration_batches, calibration_rows
+from lorank.runs.calibration_set import calibration_batches, calibration_rows, calibration_set_of
 from lorank.runs.prepare import prepare
 from lorank.runs.recipe_values import pretrained_of
 from lorank.scoring.batches import Batch, on_device_of
+from lorank.training.plan_stage import evaluate_saved
 from lorank.training.prepared import Prepared
-from lorank.training.stage2 import evaluate_saved
 
 
 def prune_adapter(
@@ -82,8 +82,8 @@ def prune_adapter(
         if not recipe.data.writes:
             check_adapter_labels(adapter, prepared.base, prepared.data.label_names)
         model = _on(prepared.load_model().model, adapter)
-        rows = calibration_rows(prepared.data.train, recipe.calibration.examples, recipe.seed)
-        padded = calibration_batches(prepared, rows, recipe.calibration.batch_size)
+        rows = calibration_rows(prepared.data.train, calibration_set_of(recipe).examples, recipe.seed)
+        padded = calibration_batches(prepared, rows, calibration_set_of(recipe).batch_size)
         model.to(processes().device)
         batches = [on_device_of(model, batch) for batch in padded]
     held = sum(p.numel() for n, p in model.named_parameters() if is_adapter_tensor(n))

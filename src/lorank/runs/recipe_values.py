@@ -9,7 +9,7 @@ from lorank.training.prepared import StageSettings
 
 def pretrained_of(recipe: Recipe) -> Pretrained:
     """The base model that a recipe names."""
-    return Pretrained(recipe.model, recipe.trust_remote_code, recipe.model_dropout)
+    return Pretrained(recipe.model.name, recipe.model.trust_remote_code, recipe.model.dropout)
 
 
 def stage_settings_of(recipe: Recipe) -> StageSettings:

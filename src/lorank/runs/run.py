@@ -1,4 +1,4 @@
-"""A whole run: hold out, stage 1 or calibration, cut, stage 2, evaluate, save; or the training of a plan made before.
+"""A whole run: search or calibration, cut, train, evaluate, save; or the training of a plan made before.
 
 Each part leaves an artefact, and a part that has left it is not done again: the same call continues where a killed one
 stopped.
@@ -20,7 +20,6 @@ from lorank.models.pretrained import Pretrained
 from lorank.plan import RankPlan
 from lorank.processes import processes
 from lorank.recipe.recipe import Recipe
-from lorank.recipe.sections import CalibrationSection
 from lorank.report.model_card import write_model_card
 from lorank.report.rank_map import draw_rank_map
 from lorank.runs.method_run import MethodRun, start_of
@@ -59,12 +58,6 @@ def run(recipe: Recipe, directory: str | Path, console: Console | None = None) -
 
     """
     _check_recipe(recipe)
-    if (
-        not any(METHODS[m].scorer for m in (recipe.method, *recipe.baselines))
-        and recipe.calibration != CalibrationSection()
-    ):
-        known = ", ".join(name for name, method in METHODS.items() if method.scorer)
-        raise RecipeError(f"calibration: for methods that score before training ({known}); leave it out")
     directory, console, results = Path(directory), _console(console), {}
     recipe, prepared = prepare(recipe, (recipe.method, *recipe.baselines), console)
     main_run = MethodRun(recipe, prepared, recipe.method, directory, console)
@@ -79,7 +72,7 @@ def run(recipe: Recipe, directory: str | Path, console: Console | None = None) -
 def run_plan(recipe: Recipe, plan: RankPlan, directory: str | Path, console: Console | None = None) -> RunResult:
     """Train, evaluate and save the adapter of a plan that was made before, or continue; baselines get the plan's budget.
 
-    The recipe says on what and how (`stage2`); its method and budget are the plan's. Writes what `run` writes, but no scores.
+    The recipe says on what and how (`train`); its method and budget are the plan's. Writes what `run` writes, but no scores.
 
     Raises:
         PlanError: a plan for another model, naming the first module that differs.
@@ -87,8 +80,6 @@ def run_plan(recipe: Recipe, plan: RankPlan, directory: str | Path, console: Con
 
     """
     _check_recipe(recipe)
-    if recipe.stage2.skip:
-        raise RecipeError("stage2.skip leaves nothing to train the plan by; leave it out")
     directory, console, results = Path(directory), _console(console), {}
     name = str(plan.provenance.get("method", "plan"))
     if name in recipe.baselines:
@@ -101,7 +92,7 @@ def run_plan(recipe: Recipe, plan: RankPlan, directory: str | Path, console: Con
     with findings.check():
         check_plan(pretrained_of(recipe), plan, writes=recipe.data.writes)
     with findings.check():
-        recipe, prepared = prepare(recipe, recipe.baselines, console)
+        recipe, prepared = prepare(recipe, tuple(recipe.baselines), console)
     findings.raise_all()
     assert prepared is not None
     main_run = MethodRun(recipe, prepared, name, directory, console)
@@ -111,7 +102,7 @@ def run_plan(recipe: Recipe, plan: RankPlan, directory: str | Path, console: Con
         processes().wait_for_everyone()
         # A shuffled plan starts as the plan that was shuffled.
         method = str(plan.provenance.get("shuffled") or plan.provenance.get("method"))
-        start = start_of(method, prepared, recipe.calibration, plan)
+        start = start_of(recipe.of(method), prepared, plan) if method in METHODS else None
         results[name] = asdict(main_run.evaluation(plan, start=start))
         results |= _baseline_results(main_run)
         _write_results(main_run, plan.provenance.get("preset"), plan, results)
@@ -141,7 +132,11 @@ def _console(console: Console | None) -> Console:
 
 def _baseline_results(main_run: MethodRun) -> dict[str, dict[str, Any]]:
     folder = main_run.folder / "baselines"
-    return {name: replace(main_run, method=name, folder=folder / name).result() for name in main_run.recipe.baselines}
+    recipe = main_run.recipe
+    return {
+        name: replace(main_run, recipe=recipe.of(name), method=name, folder=folder / name).result()
+        for name in recipe.baselines
+    }
 
 
 def _write_results(main_run: MethodRun, preset: Any, plan: RankPlan, results: Mapping[str, Any]) -> None:

@@ -33,7 +33,7 @@ def score_recipe(recipe: Recipe, output: Path, console: Console | None = None) -
     recipe, prepared = prepare(recipe, (recipe.method,), console)
     if console is not None:
         console.print(f"{recipe.method}: scoring the frozen model", highlight=False)
-    scores = score_frozen(prepared, recipe.calibration, recipe.method, recipe.preset)
+    scores = score_frozen(prepared, recipe)
     if processes().is_main_process:
         scores.save(output)
     return scores

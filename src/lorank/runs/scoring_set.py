@@ -1,50 +1,57 @@
-"""The scoring set: held out of the training data, disjoint from what stage 1 trains on."""
+"""The scoring set: held out of the training data, disjoint from what the stage that decides the ranks trains on."""
 
 from datasets import Dataset
 
+from lorank.engine.options import ScoringSetChoices
 from lorank.errors import DataError
 from lorank.recipe.recipe import Recipe
-from lorank.recipe.sections import ScoringSection
+from lorank.recipe.sections import ScoringSet
 from lorank.tasks.data import hold_out
 from lorank.training.steps import stage_steps
 
 
 def split_for_scoring(recipe: Recipe, rows: Dataset) -> tuple[Dataset, Dataset]:
-    """What stage 1 trains on, and the scoring set; cheap, so that it can be checked before anything expensive.
+    """What the stage that decides trains on, and the scoring set; cheap, so that it can be checked before anything expensive.
 
     Raises:
         DataError: a side too small for one batch.
 
     """
-    options = recipe.scoring
-    train, scoring = scoring_rows(rows, options, recipe.seed)
-    if len(scoring) < options.batch_size:
+    options, stage = recipe.measure, recipe.deciding_stage
+    name = "train" if recipe.keeps_triplets else "search"
+    assert isinstance(options, ScoringSet)
+    train, scoring = scoring_rows(recipe, rows)
+    if len(scoring) < options.scoring_batch_size:
         raise DataError(
-            f"scoring.fraction {options.fraction} holds out {len(scoring)} of {len(rows)} examples, less than one batch of "
-            f"{options.batch_size}; raise scoring.fraction or lower scoring.batch_size"
+            f"measure.fraction {options.fraction} holds out {len(scoring)} of {len(rows)} examples, less than one batch of "
+            f"{options.scoring_batch_size}; raise measure.fraction or lower measure.scoring_batch_size"
         )
-    if len(train) < recipe.stage1.batch_size:
+    if len(train) < stage.batch_size:
         raise DataError(
-            f"scoring.fraction {options.fraction} leaves {len(train)} of {len(rows)} examples to train stage 1 on, less than "
-            f"one batch of {recipe.stage1.batch_size}; lower scoring.fraction or stage1.batch_size"
+            f"measure.fraction {options.fraction} leaves {len(train)} of {len(rows)} examples to train on, less than one batch "
+            f"of {stage.batch_size}; lower measure.fraction or {name}.batch_size"
         )
-    steps = stage_steps(recipe.stage1, len(train))
-    counted = (steps - int(options.warmup * steps)) // options.every
-    if options.when == "during" and counted < 1:
+    choices = recipe.choices()
+    assert isinstance(choices, ScoringSetChoices)
+    steps, measure = stage_steps(stage, len(train)), choices.measure
+    counted = (steps - int(measure.warmup * steps)) // measure.every
+    if measure.when == "during" and counted < 1:
         raise DataError(
-            f"stage 1 has {steps} steps, of which scoring.warmup {options.warmup} and scoring.every {options.every} leave none "
-            "to score at; lower them or train stage 1 longer"
+            f"{name} has {steps} steps, of which measure.warmup {measure.warmup} and measure.every {measure.every} leave none "
+            f"to score at; lower them or train longer ({name}.max_steps)"
         )
     return train, scoring
 
 
-def scoring_rows(rows: Dataset, options: ScoringSection, seed: int) -> tuple[Dataset, Dataset]:
-    """What stage 1 trains on, and what it is scored on, of whatever size.
+def scoring_rows(recipe: Recipe, rows: Dataset) -> tuple[Dataset, Dataset]:
+    """What the stage that decides trains on, and what is scored on, of whatever size.
 
     Raises:
         DataError: a side would be empty.
 
     """
-    if options.source == "training":
+    options = recipe.measure
+    assert isinstance(options, ScoringSet)
+    if getattr(options, "source", None) == "training":
         return rows, rows
-    return hold_out(rows, options.fraction, seed)
+    return hold_out(rows, options.fraction, recipe.seed)

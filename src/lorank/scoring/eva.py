@@ -17,6 +17,7 @@ from lorank.scoring.batches import Batch, SummedLoss, run, summed_loss
 from lorank.scoring.examples import examples_in
 from lorank.scoring.layer_hooks import LayerHooks, frozen
 from lorank.scoring.one_shot import ScoringInput
+from lorank.scoring.options import InputVarianceOptions
 from lorank.scoring.precision import full_precision
 from lorank.scoring.undisturbed import undisturbed
 from lorank.targets import Target
@@ -41,7 +42,8 @@ def explained_variance_scores(scoring: ScoringInput) -> ImportanceScores:
             counted[0] += examples_in(batch)
             yield batch
 
-    found, alone = principal_inputs(scoring.model, scoring.targets, batches(), scoring.options.components, scoring.loss)
+    components = scoring.chosen(InputVarianceOptions).components
+    found, alone = principal_inputs(scoring.model, scoring.targets, batches(), components, scoring.loss)
     values = {name: ratios.double().cpu().numpy() for name, (_, ratios) in found.items()}
     for name, ratios in values.items():
         if not np.isfinite(ratios).all():
@@ -64,12 +66,13 @@ def start_at_principal_inputs(model: PeftModel, scoring: ScoringInput) -> None:
 
     As `init_lora_weights="eva"` of PEFT, without the changes that this makes to the adapter's config.
     """
-    found, _ = principal_inputs(
-        scoring.model, scoring.targets, scoring.needed_batches(), scoring.options.components, scoring.loss
-    )
+    layers: dict[str, Any] = {each.name: model.get_base_model().get_submodule(each.name) for each in scoring.targets}
+    ranks = [rank for layer in layers.values() for rank in getattr(layer, "r", {}).values()]
+    most = max(scoring.chosen(InputVarianceOptions).components, *ranks)
+    found, _ = principal_inputs(scoring.model, scoring.targets, scoring.needed_batches(), most, scoring.loss)
     for name, (directions, _) in found.items():
-        for adapter_name, a in getattr(model.get_base_model().get_submodule(name), "lora_A", {}).items():
-            a.weight.copy_(directions[: model.get_base_model().get_submodule(name).r[adapter_name]])
+        for adapter_name, a in getattr(layers[name], "lora_A", {}).items():
+            a.weight.copy_(directions[: layers[name].r[adapter_name]])
 
 
 def principal_inputs(

@@ -4,7 +4,7 @@ import time
 import warnings
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
@@ -14,11 +14,12 @@ from lorank.errors import DataError, LorankWarning, ScoresError
 from lorank.scores import ImportanceScores
 from lorank.scoring.batches import Batch, SummedLoss, summed_loss
 from lorank.scoring.calibration import CalibrationSums, calibrate, weight_of
-from lorank.scoring.options import CalibrationOptions
+from lorank.scoring.options import CalibrationOptions, FoldOptions, HessianOptions
 from lorank.scoring.spectrum import combined, effective_rank, topk_share
 from lorank.targets import Target, unit_costs
 
 BOOTSTRAP_DRAWS = 32
+Options = TypeVar("Options", bound=CalibrationOptions)
 
 
 @dataclass(frozen=True)
@@ -43,6 +44,11 @@ class ScoringInput:
     loss: SummedLoss = summed_loss
     seed: int = 0
     provenance: Mapping[str, Any] = field(default_factory=dict)
+
+    def chosen(self, kind: type[Options]) -> Options:
+        """The options, which are of this class: those of the method's own measure."""
+        assert isinstance(self.options, kind), f"{type(self.options).__name__} is not {kind.__name__}"
+        return self.options
 
     def needed_batches(self) -> Iterable[Batch]:
         """The batches.
@@ -78,7 +84,8 @@ def sensitivity_scores(scoring: ScoringInput) -> ImportanceScores:
         ScoresError: as `lorank.scoring.calibration.calibrate`, or no layer is sensitive at all.
 
     """
-    options, estimator = scoring.options, scoring.options.estimator
+    options = scoring.chosen(HessianOptions)
+    estimator = options.estimator
 
     def columns_of(sums: CalibrationSums, target: Target, weights: torch.Tensor) -> torch.Tensor:
         columns = _mean(sums.columns, target, weights, sums.tokens.get(target.name, sums.targets))
@@ -141,7 +148,7 @@ def _calibrated(
     scoring: ScoringInput, quantity: Any, columns_of: Any, score: Any, provenance: Mapping[str, Any]
 ) -> ImportanceScores:
     """One pass, the score of it, and of every resample of its examples."""
-    options, began = scoring.options, time.perf_counter()
+    options, began = scoring.chosen(FoldOptions), time.perf_counter()
     sums = calibrate(
         scoring.model,
         scoring.targets,
@@ -149,7 +156,7 @@ def _calibrated(
         quantity,
         folds=options.folds,
         seed=scoring.seed,
-        probes=options.probes,
+        probes=options.probes if isinstance(options, HessianOptions) else 1,
         loss=scoring.loss,
     )
     targets = [target for target in scoring.targets if target.name not in sums.left_out]

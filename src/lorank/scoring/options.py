@@ -1,22 +1,34 @@
-"""What can be chosen about the scores of a frozen model."""
+"""What can be chosen about the scores of a frozen model: a class of options for each scorer."""
 
 from typing import Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import Field
+
+from lorank.validation import Section
 
 
-class CalibrationOptions(BaseModel):
-    """How modules are scored before training, in one pass over calibration examples (docs/sensitivity-lora.md)."""
+class CalibrationOptions(Section):
+    """Measure: of the frozen model, on calibration examples. What a scorer lets a user choose is a class of its own."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
 
-    estimator: Literal["gram", "fisher", "kfac", "hutchinson"] = Field(
-        "gram", description="of the Hessian's diagonal, for sensitivity-lora"
-    )
+class FoldOptions(CalibrationOptions):
+    """Measure: sums of parts of the calibration set."""
+
+    folds: int = Field(8, ge=2, description="parts of the calibration set: for standard errors and stability")
+
+
+class HessianOptions(FoldOptions):
+    """Measure: global and local sensitivity from the Hessian's diagonal (docs/sensitivity-lora.md)."""
+
+    estimator: Literal["gram", "fisher", "kfac", "hutchinson"] = Field("gram", description="of the Hessian's diagonal")
     trace_weight: float = Field(1.0, ge=0, description="exponent of the global metric, the trace")
     topk_weight: float = Field(0.5, ge=0, description="exponent of the local metric top-k share")
     effective_rank_weight: float = Field(0.5, ge=0, description="exponent of the local metric effective rank")
     topk: float = Field(0.1, gt=0, le=1, description="share of a layer's input columns that the top-k share is of")
-    folds: int = Field(8, ge=2, description="parts of the calibration set: for standard errors and stability")
     probes: int = Field(1, ge=1, description="random directions of every example, for estimator: hutchinson")
-    components: int = Field(16, ge=1, description="principal inputs of every module, for eva; no module gets more rank")
+
+
+class InputVarianceOptions(CalibrationOptions):
+    """Measure: how much of the variance of its inputs each principal direction of a layer explains (EVA)."""
+
+    components: int = Field(16, ge=1, description="principal inputs of every module; no module gets more rank")

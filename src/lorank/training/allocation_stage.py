@@ -1,4 +1,4 @@
-"""A stage that decides the ranks while it trains (I-LoRA's stage 1, IGU-LoRA, AdaLoRA): RankAllocation in a run's Trainer."""
+"""A stage that decides the ranks while it trains (I-LoRA, IGU-LoRA, AdaLoRA): RankAllocation in a run's Trainer."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -11,12 +11,13 @@ from rich.console import Console
 
 from lorank.engine.cut_rules import schedule_of
 from lorank.in_training.rank_allocation import RankAllocation
-from lorank.methods.choose import Chosen
+from lorank.methods.choose import Chosen, choices_in
 from lorank.processes import processes
-from lorank.recipe.sections import Stage1Section
+from lorank.recipe.sections import TrainingSection
+from lorank.training.checkpoints import stage_folder
+from lorank.training.plan_stage import save_adapter
 from lorank.training.prepared import Prepared
 from lorank.training.stage import initial_config, train_stage
-from lorank.training.stage2 import save_adapter
 from lorank.training.steps import stage_steps, steps_per_epoch
 
 
@@ -26,18 +27,22 @@ class AllocationStage:
 
     Attributes:
         name: for messages.
+        kept: whether its adapter is the one that is served.
         chosen: method, preset and choices.
         budget: as it was asked for.
-        section: how it trains, and the initial rank.
+        section: how it trains.
+        initial_rank: triplets of every module at the start.
         rows: what it trains on.
         scoring_rows: what a scoring set is made of; None for methods without one, or where it is `rows`.
 
     """
 
     name: str
+    kept: bool
     chosen: Chosen
     budget: str
-    section: Stage1Section
+    section: TrainingSection
+    initial_rank: int
     rows: Dataset
     scoring_rows: Dataset | None = None
 
@@ -49,7 +54,7 @@ class AllocationStage:
 
         """
         steps = stage_steps(self.section, len(self.rows))
-        schedule_of(self.chosen.options, steps, steps_per_epoch(self.section, len(self.rows)))
+        schedule_of(self.chosen.choices, steps, steps_per_epoch(self.section, len(self.rows)))
 
 
 def allocate_in_training(
@@ -60,12 +65,12 @@ def allocate_in_training(
     console: Console,
     provenance: Mapping[str, Any],
 ) -> RankAllocation:
-    """Train with allocation, or continue; write scores, plan and heat map, and with `ending: continue` the adapter.
+    """Train with allocation, or continue; write scores, plan and heat map, and the adapter if it is kept.
 
     Args:
         stage: what is trained.
         prepared: the run's.
-        directory: of the method's run: `stage1` in it is for checkpoints, and the adapter goes there.
+        directory: of the method's run: checkpoints go below it, and the adapter.
         results: folder for scores, plan and heat map.
         console: for lines of progress.
         provenance: of scores and plan.
@@ -79,7 +84,7 @@ def allocate_in_training(
     """
     chosen, settings, task = stage.chosen, prepared.settings, prepared.load_model()
     config = initial_config(
-        prepared.targets, task, rank=stage.section.initial_rank, scale=settings.scale, dropout=settings.lora_dropout
+        prepared.targets, task, rank=stage.initial_rank, scale=settings.scale, dropout=settings.lora_dropout
     )
     model = get_peft_model(task.model, config)
     scoring = None
@@ -92,14 +97,13 @@ def allocate_in_training(
         scoring_data=scoring,
         output_dir=results,
         provenance=provenance,
-        **chosen.options.model_dump(),
-        **chosen.ranks,
+        **{key: value for section in choices_in(chosen.choices).values() for key, value in section},
     )
     train_stage(
         name=stage.name,
         prepared=prepared,
         section=stage.section,
-        directory=directory / "stage1",
+        directory=stage_folder(directory, "train" if stage.kept else "search", "stage1"),
         model=model,
         rows=prepared.tokenize(stage.rows),
         console=console,
@@ -108,7 +112,7 @@ def allocate_in_training(
     found = allocation.scores.provenance
     if rule := found["stop_rule"]:
         console.print(f"{stage.name}: ended, {found['ended']}; rule: {rule}", highlight=False)
-    if chosen.options.ending == "continue":
+    if stage.kept:
         save_adapter(model, directory)
     processes().wait_for_everyone()  # until the first has written scores and plan
     return allocation

@@ -31,6 +31,11 @@ class StageProgress:
     seconds: float
 
 
+def stage_folder(directory: Path, stage: str, before: str) -> Path:
+    """Where a stage of a run keeps its checkpoints: a folder of its name, or `before`, what earlier versions called it."""
+    return directory / (before if (directory / before).is_dir() else stage)
+
+
 def latest_checkpoint(directory: Path) -> Path | None:
     """Newest complete checkpoint of a stage; what a killed process left half written is removed."""
     complete = []

@@ -1,4 +1,4 @@
-"""Full fine-tuning: the baseline that trains every weight, on the data, order and steps of stage 2."""
+"""Full fine-tuning: the baseline that trains every weight, on the data, order and steps that a plan is trained with."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -7,6 +7,7 @@ from typing import Any
 from rich.console import Console
 
 from lorank.recipe.sections import TrainingSection
+from lorank.training.checkpoints import stage_folder
 from lorank.training.prepared import Prepared
 from lorank.training.stage import train_stage
 
@@ -44,18 +45,18 @@ def train_full(prepared: Prepared, section: TrainingSection, directory: Path, co
         TrainingError: a loss that is not finite.
 
     """
-    task = prepared.load_model()
+    task, folder = prepared.load_model(), stage_folder(directory, "train", "stage2")
     model: Any = task.model
     progress = train_stage(
         name="full fine-tuning",
         prepared=prepared,
         section=section,
-        directory=directory / "stage2",
+        directory=folder,
         model=model,
         rows=prepared.tokenize(prepared.data.train),
         console=console,
     )
     heads = {id(p) for name in task.heads for p in model.get_submodule(name).parameters()}
     trained = sum(p.numel() for p in model.parameters() if p.requires_grad and id(p) not in heads)
-    metrics, loss = prepared.evaluate(model, directory / "stage2")
+    metrics, loss = prepared.evaluate(model, folder)
     return FullResult(metrics, loss, trained, progress.step, progress.seconds)

@@ -1,4 +1,4 @@
-"""Stage 2: a plain PEFT LoRA with the plan's ranks, freshly initialised, on the whole training set; and its evaluation."""
+"""The training of a plan: a plain PEFT LoRA of its ranks, from a fresh start, on the whole training set; and its evaluation."""
 
 import shutil
 from collections.abc import Callable
@@ -18,7 +18,7 @@ from lorank.module_names import is_adapter_tensor
 from lorank.plan import RankPlan
 from lorank.processes import processes
 from lorank.recipe.sections import TrainingSection
-from lorank.training.checkpoints import latest_checkpoint, read_progress
+from lorank.training.checkpoints import latest_checkpoint, read_progress, stage_folder
 from lorank.training.prepared import Prepared
 from lorank.training.stage import train_stage
 
@@ -86,7 +86,7 @@ def train_plan(
         name=name,
         prepared=prepared,
         section=section,
-        directory=directory / "stage2",
+        directory=stage_folder(directory, "train", "stage2"),
         model=model,
         rows=prepared.tokenize(prepared.data.train),
         console=console,
@@ -113,10 +113,10 @@ def save_adapter(model: PeftModel, directory: Path) -> None:
     processes().wait_for_everyone()
 
 
-def evaluate_adapter(prepared: Prepared, plan: RankPlan, directory: Path, stage: str = "stage2") -> Evaluation:
+def evaluate_adapter(prepared: Prepared, plan: RankPlan, directory: Path, stage: Path) -> Evaluation:
     """Load `directory/adapter` through plain PEFT, as its user will, and evaluate it on the test part.
 
-    Steps and seconds are those of `directory/stage`, which trained it.
+    Steps and seconds are those of the folder `stage`, which trained it.
 
     Raises:
         PlanError: the file does not hold the parameters that the plan spends.
@@ -127,8 +127,8 @@ def evaluate_adapter(prepared: Prepared, plan: RankPlan, directory: Path, stage:
         raise PlanError(
             f"{directory / 'adapter'} holds {parameters:,} adapter parameters, the plan spends {plan.spent:,}"
         )
-    metrics, loss = evaluate_saved(prepared, directory / "adapter", directory / "stage2")
-    checkpoint = latest_checkpoint(directory / stage)
+    metrics, loss = evaluate_saved(prepared, directory / "adapter", stage)
+    checkpoint = latest_checkpoint(stage)
     assert checkpoint is not None, "a stage leaves a checkpoint when it ends"
     progress = read_progress(checkpoint)
     return Evaluation(metrics, loss, parameters, progress.step, progress.seconds)

@@ -11,7 +11,7 @@ from lorank.errors import LorankWarning
 from lorank.models.label_names import read_label_names
 from lorank.models.loading import load_task_model
 from lorank.models.pretrained import Pretrained
-from lorank.training.stage2 import save_adapter
+from lorank.training.plan_stage import save_adapter
 
 
 def adapted(folder: Path, names: tuple[str, ...]) -> Any:

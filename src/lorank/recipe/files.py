@@ -1,0 +1,146 @@
+"""Recipes as YAML files, with `key=value` overrides."""
+
+import warnings
+from collections.abc import Iterable, Mapping
+from itertools import takewhile
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from lorank.artefact import write_text
+from lorank.errors import LorankWarning, OutputError, RecipeError, one_line
+from lorank.recipe.format1 import KEYS, SECTIONS, is_format_1, upgraded
+from lorank.recipe.recipe import Recipe
+
+
+def load_recipe(path: str | Path, overrides: Iterable[str] = ()) -> Recipe:
+    """Read a YAML recipe and apply `key=value` overrides (`train.epochs=1`; values are YAML).
+
+    Raises:
+        RecipeError: no such file, not YAML, an unknown key (with the nearest valid one), a bad value.
+
+    Warns:
+        LorankWarning: a recipe of format 1, with the new names of its keys.
+
+    """
+    return make_recipe(read_recipe(path, overrides))
+
+
+def read_recipe(path: str | Path, overrides: Iterable[str] = ()) -> dict[str, Any]:
+    """The content of a YAML recipe with its overrides, in the keys of format 2: presets are not filled in, nothing is validated.
+
+    Raises:
+        RecipeError: no such file, not YAML, or an override that cannot be read.
+
+    Warns:
+        LorankWarning: as `load_recipe`.
+
+    """
+    content = read_yaml(path)
+    for override in overrides:
+        _set(content, *read_override(override))
+    if not is_format_1(content):
+        return content
+    new = upgraded(content)
+    old_keys = [key for key in content if key in (*SECTIONS, *KEYS)]
+    new_keys = [key for key in new if new[key] != content.get(key)]
+    warnings.warn(
+        f"{path}: recipe format 1; {', '.join(old_keys)} are now {', '.join(new_keys)}; to convert it: "
+        f"lorank recipe upgrade {path}",
+        LorankWarning,
+        stacklevel=3,
+    )
+    return new
+
+
+def upgrade_file(path: Path) -> tuple[dict[str, Any], Path]:
+    """Convert a recipe of format 1 where it stands; the comment at its top stays, the old file is kept beside it.
+
+    Returns:
+        The new content, and where the old file is.
+
+    Raises:
+        RecipeError: it is not of format 1, or no recipe.
+        OutputError: there is an old file beside it already.
+
+    """
+    content = read_yaml(path)
+    if not is_format_1(content):
+        raise RecipeError(f"{path}: has no key of recipe format 1; nothing is to be converted")
+    new = {"format": 2, **upgraded(content)}
+    make_recipe(new)
+    kept = path.with_name(f"{path.stem}.format-1{path.suffix}")
+    if kept.exists():
+        raise OutputError(f"{kept} is there already; move it away first")
+    text = path.read_text(encoding="utf-8")
+    head = "".join(takewhile(lambda line: line.startswith("#"), text.splitlines(keepends=True)))
+    body = yaml.safe_dump(new, sort_keys=False, allow_unicode=True, default_flow_style=None, width=120)
+    write_text(kept, text)
+    write_text(path, head + body)
+    return new, kept
+
+
+def read_yaml(path: str | Path) -> dict[str, Any]:
+    """The content of a YAML file of keys and values.
+
+    Raises:
+        RecipeError: no such file, not UTF-8, not YAML, or something else than keys and values.
+
+    """
+    path = Path(path)
+    if path.is_dir():
+        raise RecipeError(f"{path} is a folder; give a YAML file as the recipe, for example {path / 'recipe.yaml'}")
+    if not path.is_file():
+        raise RecipeError(f"{path}: no such recipe; give a YAML file, for example examples/quickstart.yaml")
+    try:
+        content = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except UnicodeDecodeError as error:
+        raise RecipeError(f"{path}: not UTF-8, at byte {error.start:,}; save it as UTF-8") from None
+    except yaml.YAMLError as error:
+        raise RecipeError(f"{path}: not YAML: {one_line(error)}") from None
+    if not isinstance(content, dict):
+        raise RecipeError(f"{path}: a recipe is a mapping of keys to values, this is {type(content).__name__}")
+    return content
+
+
+def read_override(override: str) -> tuple[list[str], Any]:
+    """Keys and value of `train.epochs=1`.
+
+    Raises:
+        RecipeError: not of that form, or the value is not YAML.
+
+    """
+    key, equals, value = override.partition("=")
+    if not equals or not key:
+        raise RecipeError(f"override {override!r} is not of the form key=value, for example train.epochs=1")
+    try:
+        return key.split("."), yaml.safe_load(value)
+    except yaml.YAMLError as error:
+        raise RecipeError(f"override {override!r}: the value is not YAML: {one_line(error)}") from None
+
+
+def make_recipe(content: Mapping[str, Any]) -> Recipe:
+    """Validate a recipe, of format 2 or 1. The preset of its method fills in what the recipe leaves out.
+
+    Raises:
+        RecipeError: as `load_recipe`.
+
+    """
+    if all(isinstance(key, str) for key in content):
+        return Recipe(**(upgraded(content) if is_format_1(content) else content))
+    odd = next(key for key in content if not isinstance(key, str))
+    raise RecipeError(f"{odd!r} is no key of a recipe; keys are words")
+
+
+def _set(content: dict[str, Any], keys: list[str], value: Any) -> None:
+    for key in keys[:-1]:
+        inner = content.setdefault(key, {})
+        if key == "model" and isinstance(inner, str):
+            inner = content[key] = {"name": inner}
+        elif key == "baselines" and isinstance(inner, list):
+            inner = content[key] = dict.fromkeys(inner)
+        elif not isinstance(inner, dict):
+            inner = content[key] = {}
+        content = inner
+    content[keys[-1]] = value

@@ -1,0 +1,141 @@
+"""Recipes of format 1: what their keys are called now."""
+
+from collections.abc import Mapping
+from typing import Any
+
+from lorank.errors import RecipeError
+from lorank.methods import METHODS, Method
+from lorank.methods.choose import choices_in, preset_of
+from lorank.recipe.method_sections import merged
+from lorank.recipe.sections import CHOICES, EXPERT, TrainingSection, section_kinds
+from lorank.validation import nearest
+
+# Sections and keys that only format 1 has.
+SECTIONS = ("scoring", "calibration", "allocation", "pruning", "stage1", "stage2")
+KEYS = {"targets": "target_modules", "model_dropout": "model.dropout", "trust_remote_code": "model.trust_remote_code"}
+_DEFAULTS = {key: info.default for key, info in TrainingSection.model_fields.items()}
+_STAGE = tuple(_DEFAULTS)
+_FACTORS = {"continue": "kept", "retrain": "fresh"}
+# Key of format 1 -> section and key of format 2, where the name changed.
+_SCORING = {"batch_size": "scoring_batch_size"}
+_STAGE1 = {"pruning": "curve"}
+
+
+def is_format_1(content: Mapping[str, Any]) -> bool:
+    """Whether a recipe has keys that only format 1 has."""
+    return content.get("format") == 1 or any(key in content for key in (*SECTIONS, *KEYS))
+
+
+def upgraded(content: Mapping[str, Any]) -> dict[str, Any]:
+    """A recipe of format 1 in the keys of format 2. What a run does stays the same.
+
+    `stage1` becomes `search` where its adapter is thrown away, and `train` where it is served; what is for baselines goes to
+    `baselines`. Sections that the recipe's methods do not look at are left out.
+
+    Raises:
+        RecipeError: keys of both formats, or a section that is none.
+
+    """
+    if both := [
+        key for key in ("search", "train", "measure", "smooth", "cut", "ranks", "start", "triplets") if key in content
+    ]:
+        old = next(key for key in (*SECTIONS, *KEYS) if key in content)
+        raise RecipeError(
+            f"{both[0]} is of recipe format 2 and {old} of format 1; write all keys as one format has them, see docs/recipe.md"
+        )
+    for key in SECTIONS:
+        if not isinstance(content.get(key) or {}, Mapping):
+            raise RecipeError(f"{key}: give keys and values (got {content[key]!r})")
+    method = METHODS.get(str(content.get("method", "i-lora")))
+    if method is None:
+        name = str(content.get("method"))
+        raise RecipeError(f"method: method {name!r} is unknown{nearest(name, METHODS)}; allowed: {', '.join(METHODS)}")
+    made: dict[str, Any] = {}
+    for key, value in content.items():
+        if key == "model":
+            own = {
+                "dropout": content.get("model_dropout"),
+                "trust_remote_code": content.get("trust_remote_code") or None,
+            }
+            own = {name: each for name, each in own.items() if each is not None}
+            made["model"] = {"name": value, **own} if own else value
+        elif key == "targets":
+            made["target_modules"] = value
+        elif key == "baselines":
+            made["baselines"] = value
+        elif key not in (*SECTIONS, *KEYS, "format"):
+            made[key] = value
+    made |= _choices(content, method, content.get("preset"), of_recipe=True)
+    baselines = {}
+    for name in content.get("baselines") or ():
+        baselines[name] = _of_baseline(content, method, made, METHODS[name]) if name in METHODS else {}
+    if any(baselines.values()):
+        made["baselines"] = baselines
+    return made
+
+
+def _choices(content: Mapping[str, Any], method: Method, preset: str | None, *, of_recipe: bool) -> dict[str, Any]:
+    """Sections of a method, from those of format 1 that are about it."""
+    scoring, pruning, calibration = (content.get(key) or {} for key in ("scoring", "pruning", "calibration"))
+    stage1, stage2 = (content.get(key) or {} for key in ("stage1", "stage2"))
+    values: dict[str, Any] = {"initial_rank": stage1.get("initial_rank"), "scale_by": stage2.get("scale_by")}
+    if method.has_scoring_set:
+        values |= {_SCORING.get(key, key): value for key, value in scoring.items()}
+        values |= {_STAGE1.get(key, key): value for key, value in stage1.items() if key not in _STAGE}
+        if "skip" in stage2:
+            values["factors"] = "kept" if stage2["skip"] else "fresh"
+    elif method.allocates_in_training and of_recipe:
+        values |= {key: _FACTORS.get(str(value), value) if key == "ending" else value for key, value in pruning.items()}
+        if "ending" in values:
+            values["factors"] = values.pop("ending")
+    elif method.scorer is not None:
+        values |= calibration
+    kinds, found = section_kinds(method), dict[str, dict[str, Any]]()
+    home = {key: name for name, kind in kinds.items() for key in kind.model_fields if name != "ranks"}
+    for key, value in values.items():
+        if key in home and not (value is None and key in ("initial_rank", "scale_by")):
+            section = home[key]
+            at = found.setdefault("expert", {}).setdefault(section, {}) if key in EXPERT.get(section, ()) else None
+            (found.setdefault(section, {}) if at is None else at)[key] = value
+        elif key not in home and method.allocates_in_training and of_recipe:
+            found.setdefault("measure", {})[key] = value  # a key that never was: to be refused with its name
+    if of_recipe and content.get("allocation"):
+        found["ranks"] = dict(content["allocation"])
+    start: Any = choices_in(method.presets[preset_of(method, preset)]).get("start")
+    factors = found.get("start", {}).get("factors", getattr(start, "factors", None))
+    first, second = ({key: value for key, value in stage.items() if key in _STAGE} for stage in (stage1, stage2))
+    if factors == "kept":
+        found["train"] = first
+    else:
+        found["train"] = second
+        if factors == "fresh":
+            # What search leaves out is as in train, what stage1 left out was a default.
+            found["search"] = {**_differing({**_DEFAULTS, **first}, {**_DEFAULTS, **second}), **first}
+    order = (*CHOICES, "expert", "search", "train")
+    return {key: found[key] for key in order if found.get(key)}
+
+
+def _of_baseline(
+    content: Mapping[str, Any], first: Method, made: Mapping[str, Any], baseline: Method
+) -> dict[str, Any]:
+    """Sections of a baseline's own: what it would not take over from the recipe."""
+    own = _choices(content, baseline, None, of_recipe=False)
+    given = {name: dict(section) for name, section in own.items() if name not in ("train", "search")}
+    given.get("triplets", {}).pop("initial_rank", None)
+    given.get("start", {}).pop("scale_by", None)
+    if first.scorer is not None and baseline.scorer is not None:
+        for key in ("examples", "batch_size"):
+            given.get("measure", {}).pop(key, None)
+    stages, shared = {}, made.get("train") or {}
+    if baseline.allocates_in_training and "search" not in own and "learning_rate" in made.get("search", {}):
+        shared = {**shared, "learning_rate": made["search"]["learning_rate"]}
+    wanted = {**_DEFAULTS, **own.get("train", {})}
+    stages["train"] = _differing(wanted, {**_DEFAULTS, **shared})
+    if "search" in own:
+        searched = {**wanted, **own["search"]}
+        stages["search"] = _differing(searched, {**wanted, **made.get("search", {})})
+    return {key: value for key, value in merged(given, stages).items() if value}
+
+
+def _differing(wanted: Mapping[str, Any], shared: Mapping[str, Any]) -> dict[str, Any]:
+    return {key: value for key, value in wanted.items() if value != shared[key]}

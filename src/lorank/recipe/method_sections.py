@@ -1,0 +1,149 @@
+"""Which sections a recipe has for its method: its preset's values, what is under `expert`, what a baseline takes over."""
+
+from collections.abc import Mapping
+from typing import Any
+
+from pydantic import BaseModel, ValidationError
+
+from lorank.methods import METHODS, Method
+from lorank.methods.choose import choices_in, preset_of
+from lorank.recipe.sections import CHOICES, EXPERT, CalibrationSet, section_kinds
+from lorank.validation import Section, explain, nearest
+
+
+def merged(content: Mapping[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:
+    """Nested mappings put together; `over` wins."""
+    both = dict(content)
+    for key, value in over.items():
+        inner = both.get(key)
+        both[key] = merged(inner, value) if isinstance(inner, Mapping) and isinstance(value, Mapping) else value
+    return both
+
+
+def filled_sections(method: Method, content: Mapping[str, Any]) -> tuple[dict[str, Any], list[str]]:
+    """The keys of a recipe with the choices of its method as options: its preset's values, and over them its own.
+
+    Returns:
+        The keys, and what is wrong with the choices.
+
+    Raises:
+        RecipeError: the method has no such preset.
+
+    """
+    filled, problems = dict(content), list[str]()
+    filled["preset"] = preset = preset_of(method, content.get("preset"))
+    presets, kinds = choices_in(method.presets[preset]), section_kinds(method)
+    own = _own_values(filled, problems)
+    for name in CHOICES:
+        values = own.get(name)
+        if name not in kinds:
+            if values:
+                problems.append(f"{name}: method {method.name} has no such choice; it has {', '.join(kinds)}")
+            continue
+        made = {} if name not in presets else presets[name].model_dump(exclude_unset=True)
+        try:
+            filled[name] = kinds[name](**{**made, **(values or {})})
+        except ValidationError as error:
+            # A finding about the section as a whole begins with "recipe".
+            lines = explain(error, kinds[name]).splitlines()
+            problems += [
+                name + line.removeprefix("recipe") if line.startswith("recipe:") else f"{name}.{line}" for line in lines
+            ]
+    _fill_search(method, filled)
+    return filled, problems
+
+
+def _fill_search(method: Method, filled: dict[str, Any]) -> None:
+    """What `search` leaves out is as in `train`."""
+    stages: dict[str, Any] = {}
+    for name in ("train", "search"):
+        section = filled.get(name)
+        stages[name] = section.model_dump(exclude_unset=True) if isinstance(section, BaseModel) else section
+    searches = method.allocates_in_training and getattr(filled.get("start"), "factors", None) == "fresh"
+    if stages["search"] is None and not searches:
+        return
+    if all(section is None or isinstance(section, Mapping) for section in stages.values()):
+        filled["search"] = {**(stages["train"] or {}), **(stages["search"] or {})}
+
+
+def _own_values(filled: dict[str, Any], problems: list[str]) -> dict[str, dict[str, Any]]:
+    """Values of each choice that the recipe gives, those under `expert` among them; takes them out of `filled`."""
+    own: dict[str, dict[str, Any]] = {}
+    for name in CHOICES:
+        section = filled.pop(name, None)
+        if isinstance(section, BaseModel):
+            own[name] = section.model_dump(exclude_unset=True)
+        elif isinstance(section, Mapping):
+            for key in section:
+                if key in EXPERT.get(name, ()):
+                    problems.append(f"{name}.{key}: is for experts; write it as expert.{name}.{key}")
+            own[name] = {key: value for key, value in section.items() if key not in EXPERT.get(name, ())}
+        elif section is not None:
+            problems.append(f"{name}: give keys and values (got {section!r})")
+    expert = filled.pop("expert", None) or {}
+    if not isinstance(expert, Mapping):
+        problems.append(f"expert: give sections of keys and values (got {expert!r})")
+        return own
+    for name, section in expert.items():
+        if name not in EXPERT or not isinstance(section, Mapping):
+            problems.append(f"expert.{name}: unknown section{nearest(name, EXPERT)}; allowed: {', '.join(EXPERT)}")
+            continue
+        for key in section:
+            if key not in EXPERT[name]:
+                problems.append(f"expert.{name}.{key}: unknown key{nearest(key, EXPERT[name])}")
+        own[name] = {**own.get(name, {}), **{key: value for key, value in section.items() if key in EXPERT[name]}}
+    return own
+
+
+def without_expert(content: dict[str, Any]) -> dict[str, Any]:
+    """The keys of a recipe as a file has them: options for experts in a section of their own."""
+    expert = {}
+    for name, keys in EXPERT.items():
+        section = content.get(name)
+        if isinstance(section, dict):
+            if own := {key: section.pop(key) for key in sorted(keys & set(section))}:
+                expert[name] = own
+            if not section:
+                del content[name]
+    return {**content, "expert": expert} if expert else content
+
+
+def inherited(content: Mapping[str, Any], method: str, own: Mapping[str, Any]) -> dict[str, Any]:
+    """The keys of a baseline's recipe, see `Recipe.of`.
+
+    Args:
+        content: keys of the recipe, as a file has them.
+        method: the baseline.
+        own: keys that are the baseline's own.
+
+    """
+    beside = ("preset", "baselines", "resolved", "search", "expert", *CHOICES)
+    kept = {key: value for key, value in content.items() if key not in beside}
+    kinds = section_kinds(METHODS[method])
+    shared = {
+        "triplets": ("initial_rank",),
+        "start": ("scale_by",),
+        "measure": tuple(CalibrationSet.model_fields)
+        if issubclass(kinds.get("measure", Section), CalibrationSet)
+        else (),
+        # A method that is cut along a curve has the limits of its preset: counted in ranks, there are none.
+        "ranks": ()
+        if "cut" in kinds and not METHODS[method].has_scoring_set
+        else ("max_rank", "min_rank", "multiple_of"),
+    }
+    for name, keys in shared.items():
+        section = content.get(name) or {}
+        if values := {key: section[key] for key in keys if key in section}:
+            kept[name] = values
+    if (search := content.get("search")) and METHODS[method].allocates_in_training:
+        if _keeps_triplets(METHODS[method], own):
+            rate = {key: search[key] for key in ("learning_rate",) if key in search}
+            kept["train"] = {**kept.get("train", {}), **rate}
+        else:
+            kept["search"] = search
+    return merged({**kept, "method": method}, own)
+
+
+def _keeps_triplets(method: Method, own: Mapping[str, Any]) -> bool:
+    start: Any = choices_in(method.presets[preset_of(method, own.get("preset"))])["start"]
+    return (own.get("start") or {}).get("factors", start.factors) == "kept"
