@@ -12,7 +12,7 @@ from rich.console import Console
 
 import lorank.runs.checks as checks
 import lorank.runs.run as run_module
-from lorank.recipe.recipe import load_recipe
+from lorank.recipe.files import load_recipe
 from lorank.scores import ImportanceScores
 from lorank.training.trainer import StageTrainer
 
@@ -37,11 +37,11 @@ def kill_in(
 
 
 def main(recipe: str, directory: str, where: str, count: int) -> None:
-    if where.startswith(("stage", "igu-lora")):
-        kill_in(StageTrainer, "training_step", count, lambda self, *_: self.stage.startswith(where))
+    if where in ("search", "train", "igu-lora"):
+        kill_in(StageTrainer, "training_step", count, lambda self, *_: where in self.stage.split(", "))
     elif where == "checkpoint":  # adapter written, optimizer not yet
         kill_in(StageTrainer, "_save_optimizer_and_scheduler", count)
-    elif where == "scores":  # stage 1 is finished, its scores are not written
+    elif where == "scores":  # search is finished, its scores are not written
         kill_in(ImportanceScores, "save", 1)
     elif where == "cut":  # scores are saved; the first call is the check of the limits
         kill_in(checks, "allocate", 2, after=True)

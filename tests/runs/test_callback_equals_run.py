@@ -37,10 +37,10 @@ class OrderedTrainer(Trainer):
 
 @pytest.mark.parametrize("preset", [pytest.param("paper", marks=pytest.mark.long), "loss-per-parameter"])
 def test_the_same_plan_and_weights(preset: str, tiny_recipe: Any, tmp_path: Path) -> None:
-    recipe = tiny_recipe(preset=preset, stage1={"max_steps": 8})
+    recipe = tiny_recipe(preset=preset, search={"max_steps": 8})
     run(recipe, tmp_path / "run", Console(quiet=True))
 
-    tokenizer, data = AutoTokenizer.from_pretrained(recipe.model), load_task_data(recipe.data)
+    tokenizer, data = AutoTokenizer.from_pretrained(recipe.model.name), load_task_data(recipe.data)
     train, scoring = split_for_scoring(recipe, data.train)
 
     def tokens(rows: Any) -> Any:
@@ -71,7 +71,7 @@ def test_the_same_plan_and_weights(preset: str, tiny_recipe: Any, tmp_path: Path
 
     def base() -> Any:
         set_seed(recipe.seed)
-        return AutoModelForSequenceClassification.from_pretrained(recipe.model, num_labels=2, pad_token_id=0)
+        return AutoModelForSequenceClassification.from_pretrained(recipe.model.name, num_labels=2, pad_token_id=0)
 
     heads = ["classifier"]
     model = base()
@@ -91,7 +91,7 @@ def test_the_same_plan_and_weights(preset: str, tiny_recipe: Any, tmp_path: Path
     for name, values in scores.scores.items():
         assert (allocation.scores.scores[name] == values).all()
     ours, theirs = (
-        load_file(tmp_path / f / "adapter_model.safetensors") for f in ("first/checkpoint-8", "run/stage1/checkpoint-8")
+        load_file(tmp_path / f / "adapter_model.safetensors") for f in ("first/checkpoint-8", "run/search/checkpoint-8")
     )
     assert ours.keys() == theirs.keys()
     assert all(torch.equal(tensor, theirs[key]) for key, tensor in ours.items())

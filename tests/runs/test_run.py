@@ -18,7 +18,7 @@ from lorank import ImportanceScores, LorankError, RankPlan
 from lorank.allocation import allocate
 from lorank.engine.path import PathScorer
 from lorank.errors import LorankWarning
-from lorank.recipe.recipe import load_recipe
+from lorank.recipe.files import load_recipe
 from lorank.runs.run import run, run_plan
 from lorank.tasks import metrics as metrics_module
 from lorank.training.checkpoints import latest_checkpoint
@@ -63,7 +63,7 @@ def test_a_run_leaves_a_plain_peft_adapter_within_the_budget(tiny_recipe, tmp_pa
     for name in ("i-lora", "lora"):
         assert metrics["results"][name]["adapter_parameters"] <= plan.budget_parameters
         assert set(metrics["results"][name]["metrics"]) == {"accuracy", "f1", "matthews"}
-    assert metrics["results"]["i-lora"]["stage1"]["steps"] == 10
+    assert metrics["results"]["i-lora"]["search"]["steps"] == 10
     assert set(RankPlan.load(out / "baselines/lora/plan.json").ranks.values()) == {1}
     assert result.plan == plan
 
@@ -77,18 +77,19 @@ def test_a_run_leaves_a_plain_peft_adapter_within_the_budget(tiny_recipe, tmp_pa
 
 @pytest.mark.parametrize("budget", ["r=2", "r=1"])
 def test_without_a_second_stage_the_adapter_is_what_stage_1_trained(tiny_recipe, tmp_path: Path, budget: str) -> None:
-    recipe = tiny_recipe(budget=budget, stage2={"skip": True}, baselines=["lora"])
+    recipe = tiny_recipe(budget=budget, start={"factors": "kept"}, baselines=["lora"])
     result = run(recipe, tmp_path / "out", QUIET)
     found = result.results["i-lora"]
     assert (found["steps"], found["adapter_parameters"]) == (10, result.plan.spent)
-    assert "stage1" not in found
-    assert not (tmp_path / "out" / "stage2").exists() or not list((tmp_path / "out" / "stage2").glob("checkpoint*"))
-    assert latest_checkpoint(tmp_path / "out" / "stage1") is not None
+    assert "search" not in found
+    assert not (tmp_path / "out" / "search").exists()
+    assert latest_checkpoint(tmp_path / "out" / "train") is not None
     assert run(recipe, tmp_path / "out", QUIET) == result
-    with pytest.raises(LorankError, match="leaves nothing to train the plan by"):
-        run_plan(recipe, result.plan, tmp_path / "plan", QUIET)
-    with pytest.raises(LorankError, match="lora has no such stage"):
-        tiny_recipe(method="lora", stage2={"skip": True})
+    # `train` trains a plan that is there too, from fresh factors.
+    again = run_plan(recipe, result.plan, tmp_path / "plan", QUIET).results["i-lora"]
+    assert (again["steps"], again["adapter_parameters"]) == (10, result.plan.spent)
+    with pytest.raises(LorankError, match=r"start\.factors: unknown key"):
+        tiny_recipe(method="lora", start={"factors": "kept"})
 
 
 def test_the_saved_adapter_gives_the_logits_that_were_trained(tiny_recipe, tmp_path: Path, monkeypatch) -> None:
@@ -104,7 +105,7 @@ def test_the_saved_adapter_gives_the_logits_that_were_trained(tiny_recipe, tmp_p
 
     monkeypatch.setattr(PeftModel, "save_pretrained", watch)
     run(recipe, tmp_path, QUIET)
-    base = AutoModelForSequenceClassification.from_pretrained(recipe.model, num_labels=2)
+    base = AutoModelForSequenceClassification.from_pretrained(recipe.model.name, num_labels=2)
     loaded = PeftModel.from_pretrained(base, tmp_path / "adapter").eval()
     with torch.no_grad():
         assert torch.allclose(loaded(**batch).logits, seen["logits"], atol=1e-6)
@@ -115,8 +116,8 @@ def test_a_finished_run_is_not_done_again_and_another_recipe_is_refused(tiny_rec
     stamps = {path: path.stat().st_mtime_ns for path in (tmp_path / "adapter").iterdir()}
     assert run(tiny_recipe(), tmp_path, QUIET).results == first.results
     assert stamps == {path: path.stat().st_mtime_ns for path in (tmp_path / "adapter").iterdir()}
-    with pytest.raises(LorankError, match=r"another recipe: stage2\.learning_rate was 0\.01, now 0\.02"):
-        run(tiny_recipe(stage2={"learning_rate": 0.02}), tmp_path, QUIET)
+    with pytest.raises(LorankError, match=r"another recipe: train\.learning_rate was 0\.01, now 0\.02"):
+        run(tiny_recipe(train={"learning_rate": 0.02}), tmp_path, QUIET)
     again = load_recipe(tmp_path / "recipe.yaml")
     assert again.model_copy(update={"resolved": None}) == tiny_recipe()
     assert yaml.safe_load((tmp_path / "recipe.yaml").read_text())["resolved"]["versions"]["peft"]
@@ -153,20 +154,20 @@ def test_a_foreign_directory_and_changed_data_are_refused(tiny_recipe, tiny_data
     [
         ({"budget": "1"}, "below one unit of rank"),
         ({"budget": "1B"}, "above the base model"),
-        ({"budget": "r=3"}, r"raise stage1\.initial_rank"),
-        ({"allocation": {"max_rank": 1}, "budget": "r=2"}, "max_rank"),
-        ({"allocation": {"min_rank": 2}, "budget": "r=1"}, "min_rank 2 alone costs"),
-        ({"targets": ["qeury"]}, "query"),
-        ({"targets": "nothing.*"}, "matches the full name of no linear layer"),
+        ({"budget": "r=3"}, r"raise triplets\.initial_rank"),
+        ({"ranks": {"max_rank": 1}, "budget": "r=2"}, "max_rank"),
+        ({"ranks": {"min_rank": 2}, "budget": "r=1"}, "min_rank 2 alone costs"),
+        ({"target_modules": ["qeury"]}, "query"),
+        ({"target_modules": "nothing.*"}, "matches the full name of no linear layer"),
         ({"metrics": ["bleu"]}, "allowed: accuracy"),
         ({"model": "/no/such/model"}, "cannot be loaded"),
         ({"data": {"train": "/no/such/file.tsv"}}, "no such file"),
-        ({"scoring": {"fraction": 0.01}}, "less than one batch"),
-        ({"scoring": {"every": 50}}, "leave none to score at"),
+        ({"measure": {"fraction": 0.01}}, "less than one batch"),
+        ({"measure": {"every": 50}}, "leave none to score at"),
         ({"data": {"max_length": 64}}, "has 32 positions"),
-        ({"targets": ["query", "classifier"]}, "part of the head"),
+        ({"target_modules": ["query", "classifier"]}, "part of the head"),
         ({"report_to": "wandbb"}, "allowed: none"),
-        ({"scoring": {"fraction": 0.97}}, "leaves"),
+        ({"measure": {"fraction": 0.97}}, "leaves"),
     ],
 )
 def test_bad_input_stops_before_anything_is_loaded_or_written(
@@ -214,8 +215,8 @@ def test_a_checkpoint_with_a_head_for_other_labels_gets_a_new_one(tiny_recipe, t
 
 def test_a_loss_that_is_not_finite_is_named_before_scores_are_cut(tiny_recipe, tmp_path: Path) -> None:
     rule = {"share": 0.01, "window": 2, "windows": 1}
-    with pytest.raises(LorankError, match="stage 1: the loss is not finite at step"):
-        run(tiny_recipe(stage1={"learning_rate": 1e30, "stop_when_stable": rule}), tmp_path, QUIET)
+    with pytest.raises(LorankError, match="search, i-lora: the loss is not finite at step"):
+        run(tiny_recipe(search={"learning_rate": 1e30}, cut={"stop_when_stable": rule}), tmp_path, QUIET)
 
 
 def test_a_metric_that_is_not_defined_is_recorded_as_null(tiny_recipe, tiny_data, tmp_path: Path, monkeypatch) -> None:
@@ -227,7 +228,7 @@ def test_a_metric_that_is_not_defined_is_recorded_as_null(tiny_recipe, tiny_data
 
 
 def test_the_plan_states_the_scale_that_is_trained(tiny_recipe, tmp_path: Path) -> None:
-    result = run(tiny_recipe(stage2={"scale_by": "target"}, budget="r=1.5"), tmp_path, QUIET)
+    result = run(tiny_recipe(start={"scale_by": "target"}, budget="r=1.5"), tmp_path, QUIET)
     config = json.loads((tmp_path / "adapter" / "adapter_config.json").read_text())
     assert config["lora_alpha"] / config["r"] == pytest.approx(result.plan.scale)
     # alpha is 2 * 2; the mean rank of the plan takes the place of the initial rank.
@@ -248,31 +249,38 @@ def test_a_damaged_scores_file_is_refused_not_overwritten(tiny_recipe, tmp_path:
     "changes",
     [
         {
-            "scoring": {
-                "draw": "sweep",
-                "intervals": 3,
-                "when": "after",
-                "moved": "all",
-                "baseline": "initial",
-                "batch_size": 4,
-            }
+            "measure": {"draw": "sweep", "intervals": 3, "moved": "all", "scoring_batch_size": 4},
+            "expert": {"measure": {"when": "after", "baseline": "initial"}},
         },
-        {"scoring": {"parameter_factor": "absolute", "accumulate": "ema", "granularity": "module"}},
-        {"scoring": {"source": "training", "dropout": True, "path_scope": "module"}, "stage1": {"train_on_path": True}},
         {
-            "stage1": {"pruning": "cubic", "max_steps": 25},
-            "allocation": {"scope": "layer"},
-            "stage2": {"scale_by": "target"},
+            "measure": {"parameter_factor": "absolute"},
+            "expert": {"measure": {"granularity": "module"}, "smooth": {"accumulate": "ema"}},
         },
-        {"stage2": {"scale_by": "active"}, "budget": "beta=0.5", "scoring": {"vector_reduction": "sum", "every": 2}},
-        {"data": {"label": "label"}, "allocation": {"multiple_of": 2}, "group_by_length": False},
+        {
+            "measure": {"path_scope": "module"},
+            "expert": {"measure": {"source": "training", "dropout": True}},
+            "triplets": {"train_on_path": True},
+        },
+        {
+            "search": {"max_steps": 25},
+            "cut": {"curve": "cubic"},
+            "ranks": {"scope": "layer"},
+            "start": {"scale_by": "target"},
+        },
+        {
+            "start": {"scale_by": "active"},
+            "budget": "beta=0.5",
+            "measure": {"every": 2},
+            "expert": {"measure": {"vector_reduction": "sum"}},
+        },
+        {"data": {"label": "label"}, "ranks": {"multiple_of": 2}, "group_by_length": False},
     ],
     ids=["sweep-after", "integrated-gradients", "training-set", "cubic", "beta", "multiple-of-2"],
 )
 def test_every_reading_runs(tiny_recipe, tmp_path: Path, changes) -> None:
     result = run(tiny_recipe(**changes), tmp_path, QUIET)
     assert 0 < result.plan.spent <= result.plan.budget_parameters
-    if changes.get("stage2", {}).get("scale_by") == "active":
+    if changes.get("start", {}).get("scale_by") == "active":
         config = json.loads((tmp_path / "adapter" / "adapter_config.json").read_text())
         assert config["lora_alpha"] == 4  # scale 2 at the initial rank 2, whatever the rank that is left
         assert set(config["alpha_pattern"].values()) == {4} == {result.plan.alpha}
@@ -290,12 +298,12 @@ def test_regression_runs(tiny_recipe, tiny_data, tmp_path: Path) -> None:
 
 def test_stage_1_ends_early_when_the_cut_is_stable_and_says_by_which_rule(tiny_recipe, tmp_path: Path) -> None:
     rule = {"share": 1.0, "window": 2, "windows": 1}
-    run(tiny_recipe(stage1={"stop_when_stable": rule, "max_steps": 30}), tmp_path, QUIET)
+    run(tiny_recipe(cut={"stop_when_stable": rule}, search={"max_steps": 30}), tmp_path, QUIET)
     found = ImportanceScores.load(tmp_path / "scores.safetensors").provenance
     assert found["last_cut"] == 7  # warm-up 3, then two windows of 2
     assert found["ended"] == "stable at step 7 of 30"
     assert "less than 100.0%" in found["stop_rule"]
-    assert json.loads((tmp_path / "metrics.json").read_text())["results"]["i-lora"]["stage1"]["steps"] == 7
+    assert json.loads((tmp_path / "metrics.json").read_text())["results"]["i-lora"]["search"]["steps"] == 7
 
 
 def test_scores_that_are_not_finite_stop_stage_1_before_they_are_saved(
@@ -309,7 +317,7 @@ def test_scores_that_are_not_finite_stop_stage_1_before_they_are_saved(
     )
     with pytest.raises(LorankError, match="scores are not finite at step 8"):
         run(tiny_recipe(), tmp_path, QUIET)
-    assert (tmp_path / "stage1" / "checkpoint-4").exists()
+    assert (tmp_path / "search" / "checkpoint-4").exists()
 
 
 def test_the_same_seed_gives_the_same_bits_and_another_seed_does_not(tiny_recipe, tmp_path: Path) -> None:

@@ -63,12 +63,12 @@ class Recipe(Section):
     cut: SerializeAsAny[Section] | None = None
     ranks: RankOptions = RankOptions()
     start: SerializeAsAny[Section] = PlanScale()
+    train: TrainingSection = TrainingSection()
     search: TrainingSection | None = Field(
         None,
         description="the first stage, which decides the ranks and is thrown away, of methods that have one; what it leaves out "
         "is as in train",
     )
-    train: TrainingSection = TrainingSection()
     resolved: dict[str, Any] | None = Field(None, description="written by lorank into the recipe of a run; not read")
 
     def __init__(self, **content: Any) -> None:
