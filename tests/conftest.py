@@ -100,7 +100,8 @@ def tiny_recipe(tiny_folder: Path, tiny_data: dict[str, str]) -> Callable[..., R
         if METHODS[changes.get("method", "i-lora")].has_scoring_set:
             content["measure"] = {"scoring_batch_size": 8}
         for key, value in changes.items():
-            content[key] = {**content[key], **value} if isinstance(value, dict) and key in content else value
+            own = content.get(key)
+            content[key] = {**own, **value} if isinstance(own, dict) and isinstance(value, dict) else value
         return make_recipe(content)
 
     return make

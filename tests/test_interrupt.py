@@ -91,7 +91,7 @@ def test_the_command_that_is_printed_continues_the_run(
     tiny_recipe: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     # Far from its end when it is stopped, however fast its steps are.
-    content = tiny_recipe(method="lora", preset=None, stage2={"max_steps": 60}).model_dump(
+    content = tiny_recipe(method="lora", preset=None, train={"max_steps": 60}).model_dump(
         mode="json", exclude={"resolved"}
     )
     (tmp_path / "a recipe.yaml").write_text(yaml.safe_dump(content))
@@ -112,5 +112,5 @@ def test_the_command_that_is_printed_continues_the_run(
     monkeypatch.chdir(tmp_path)
     again = CliRunner().invoke(app, same[3:])  # in this process, which has imported torch already
     assert again.exit_code == 0, again.output
-    assert "stage 2, lora: continuing at step" in again.output
+    assert "train, lora: continuing at step" in again.output
     assert (tmp_path / "out" / "adapter" / "adapter_model.safetensors").is_file()

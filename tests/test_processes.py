@@ -33,7 +33,7 @@ def test_allocation_in_a_trainer_resumes_exactly_on_two_processes(tmp_path: Path
 
 @pytest.mark.parametrize("method", [pytest.param("i-lora", marks=pytest.mark.long), "igu-lora"])
 def test_two_processes_share_one_run(method: str, tiny_recipe, tmp_path: Path) -> None:
-    more = {"pruning": {"every": 1}, "gradient_checkpointing": True} if method == "igu-lora" else {}
+    more = {"measure": {"every": 1}, "gradient_checkpointing": True} if method == "igu-lora" else {}
     recipe = tiny_recipe(method=method, baselines=["lora"], **more)
     (tmp_path / "recipe.yaml").write_text(yaml.safe_dump(recipe.model_dump(mode="json", exclude={"resolved"})))
     done = launched("lorank.cli", "run", str(tmp_path / "recipe.yaml"), "--output-dir", str(tmp_path / "out"))
@@ -44,7 +44,7 @@ def test_two_processes_share_one_run(method: str, tiny_recipe, tmp_path: Path) -
     assert set(result.results) == {method, "lora"}
     if method == "i-lora":
         assert (
-            result.results["i-lora"]["stage1"]["passes"] == 9 + 4
+            result.results["i-lora"]["search"]["passes"] == 9 + 4
         )  # the loss is compared at the 1st, 2nd, 4th and 8th
     else:  # DDP holds gradients in buckets: λ is masked until the end, and then everything is cut
         parameters = result.results["igu-lora"]["adapter_parameters"]

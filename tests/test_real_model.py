@@ -9,7 +9,7 @@ from safetensors.torch import load_file
 from lorank import RankPlan
 from lorank.models.base_size import base_parameters
 from lorank.models.loading import load_without_weights
-from lorank.recipe.recipe import load_recipe
+from lorank.recipe.files import load_recipe
 from lorank.runs.run import run
 from lorank.targets import find_targets, unit_costs
 from tests.examples.run_script import run_script
@@ -35,7 +35,7 @@ def test_minilm_is_measured_right() -> None:
 @pytest.mark.filterwarnings("ignore:3 of 548 scoring examples are in the training data too")
 @pytest.mark.parametrize("preset", ["paper", "loss-per-parameter"])
 def test_the_quickstart_recipe_at_a_few_steps(tmp_path: Path, preset: str) -> None:
-    steps = ["stage1.max_steps=6", "stage2.max_steps=6", "checkpoint_every=4", f"preset={preset}"]
+    steps = ["search.max_steps=6", "train.max_steps=6", "checkpoint_every=4", f"preset={preset}"]
     result = run(load_recipe("examples/quickstart.yaml", steps), tmp_path / "out", Console(quiet=True))
     assert result.plan.budget_parameters == 82_944
     for found in result.results.values():

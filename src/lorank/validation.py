@@ -33,6 +33,8 @@ def _explain(problem: Any, section: type[BaseModel]) -> tuple[str, str, str]:
     key = ".".join(location)
     if problem["type"] == "extra_forbidden":
         known = _known_keys(section)
+        if elsewhere := [known_key for known_key in known if known_key.rpartition(".")[2] == location[-1]]:
+            return key, f"unknown key (did you mean {elsewhere[0]}?)", ""
         siblings = [k for k in known if k.rpartition(".")[0] == key.rpartition(".")[0]]
         return key, f"unknown key{nearest(key, siblings) or nearest(location[-1], known)}", ""
     if problem["type"] == "missing":

@@ -150,6 +150,6 @@ class TestThroughTheDoor:
         with pytest.raises(ScoresError, match=r"scores are str; give what lorank\.score or ImportanceScores\.load"):
             lorank.allocate("scores.safetensors", 39)  # type: ignore[arg-type]
 
-    def test_a_pruning_ratio_needs_a_stage_1(self) -> None:
-        with pytest.raises(BudgetError, match="no initial rank is known"):
+    def test_a_pruning_ratio_needs_an_initial_rank(self) -> None:
+        with pytest.raises(BudgetError, match="a share of the initial ranks, which are not known here"):
             lorank.allocate(module_scores(), "beta=0.5")

@@ -72,8 +72,15 @@ def test_a_finished_training_can_be_ended_again(tmp_path: Path) -> None:
 def test_checkpoints_that_cannot_be_continued_say_so(tmp_path: Path) -> None:
     tiny_trainer(tmp_path / "with", RankAllocation(budget="r=2", **ADALORA)).train()
     checkpoint = tmp_path / "with" / "checkpoint-9"
-    with pytest.raises(TrainingError, match="another allocation, options: budget_in was"):
+    with pytest.raises(TrainingError, match=r"another allocation, options: measure\.estimator was"):
         tiny_trainer(tmp_path / "with", RankAllocation(budget="r=2", **IGU)).train(
+            resume_from_checkpoint=str(checkpoint)
+        )
+    written = (checkpoint / "rank_allocation.safetensors").read_bytes()
+    before = written.replace(b'"version":"3"', b'"version":"2"', 1)
+    (checkpoint / "rank_allocation.safetensors").write_bytes(before)
+    with pytest.raises(TrainingError, match=r"another version of lorank \(format 2, this one reads 3\)"):
+        tiny_trainer(tmp_path / "with", RankAllocation(budget="r=2", **ADALORA)).train(
             resume_from_checkpoint=str(checkpoint)
         )
     (checkpoint / "rank_allocation.safetensors").write_bytes(b"half a fi")

@@ -43,7 +43,7 @@ def test_an_adapter_that_classifies_and_a_recipe_that_writes(
 ) -> None:
     writer = tiny_writer("encoder-decoder", tiny_folder, tmp_path / "base")
     files = {"train": "a.jsonl", "test": "b.jsonl", "task": "boolq"}
-    recipe = tiny_recipe(model=str(writer), data=files, method="lora", scoring={})
+    recipe = tiny_recipe(model=str(writer), data=files, method="lora")
     with pytest.raises(AdapterError, match=r"for SEQ_CLS \(a model that classifies texts\), .* is for SEQ_2_SEQ_LM"):
         prune_adapter(save_classifier(tmp_path / "adapter", 2), "r=1", tmp_path / "small", recipe)
 

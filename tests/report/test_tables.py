@@ -64,12 +64,14 @@ def test_what_came_before_training_is_shown() -> None:
     usual = {"metrics": {"accuracy": 0.5}, "adapter_parameters": 40, "steps": 9, "seconds": 2.0}
     results = {
         "sensitivity-lora": usual | {"calibration": {"examples": 256, "seconds": 2.71}},
-        "i-lora": usual | {"stage1": {"steps": 7, "passes": 3, "seconds": 5.0}},
+        "i-lora": usual | {"search": {"steps": 7, "passes": 3, "seconds": 5.0}},
+        "of an earlier version": usual | {"stage1": {"steps": 8, "passes": 4, "seconds": 5.0}},
         "lora": usual,
     }
     text = shown(result_table(results, 40))
     assert "256 examples scored, 2.7 s" in text
     assert "7 steps + 3 scoring passes, 5 s" in text
+    assert "8 steps + 4 scoring passes, 5 s" in text
 
 
 def test_cost_of_pruning_with_and_without_a_test_part() -> None:

@@ -16,7 +16,8 @@ from transformers import (
 import lorank
 from lorank.errors import LorankWarning, TargetError
 from lorank.models.loading import TaskModel
-from lorank.recipe.recipe import Recipe, make_recipe
+from lorank.recipe.files import make_recipe
+from lorank.recipe.recipe import Recipe
 from lorank.runs.checks import allocate_for, check_model, equal_scores
 from lorank.training.stage import initial_config
 
@@ -45,11 +46,11 @@ def test_recipes_cap_the_rank_of_a_gate(method: str, tiny_recipe: Callable[..., 
     model = Qwen2MoeForSequenceClassification(CONFIG)
     model.save_pretrained(tmp_path)
     recipe = tiny_recipe(
-        model=str(tmp_path), method=method, targets="all-linear", budget="r=4", stage1={"initial_rank": 6}
+        model=str(tmp_path), method=method, target_modules="all-linear", budget="r=4", triplets={"initial_rank": 6}
     )
     targets, provenance = check_model(recipe, (method,))
     assert provenance["model_type"] == "qwen2_moe"
-    plan = allocate_for(method, recipe, equal_scores(method, recipe, targets, provenance))
+    plan = allocate_for(recipe, equal_scores(recipe, targets, provenance))
     assert 0 <= plan.ranks[GATE] <= 1
     assert max(plan.ranks.values()) >= 4
     assert plan.budget_parameters - plan.spent < max(plan.unit_costs.values())
@@ -72,7 +73,7 @@ def test_a_recipe_refuses_what_peft_forbids_as_targets(tiny_data: dict[str, str]
         "data": {**tiny_data, "task": "boolq"},
     }
     with pytest.raises(TargetError, match=r"'backbone\.layers\.0\.mixer\.out_proj' is refused by PEFT"):
-        check_model(make_recipe({**content, "targets": ["out_proj"]}), ("i-lora",))
+        check_model(make_recipe({**content, "target_modules": ["out_proj"]}), ("i-lora",))
     with pytest.warns(LorankWarning, match="3 linear layers are left out"):
-        targets, _ = check_model(make_recipe({**content, "targets": "all-linear"}), ("i-lora",))
+        targets, _ = check_model(make_recipe({**content, "target_modules": "all-linear"}), ("i-lora",))
     assert [target.name for target in targets] == ["backbone.layers.0.mixer.in_proj"]

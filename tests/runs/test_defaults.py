@@ -21,7 +21,8 @@ from transformers import (
 
 from lorank.errors import DataError, RecipeError
 from lorank.models.loading import load_without_weights, longest_input, task_type_of
-from lorank.recipe.recipe import Recipe, load_recipe, make_recipe
+from lorank.recipe.files import load_recipe, make_recipe
+from lorank.recipe.recipe import Recipe
 from lorank.runs.defaults import fit_to_data, fit_to_model
 from lorank.runs.prepare import prepare
 from lorank.runs.recipe_values import pretrained_of
@@ -35,7 +36,7 @@ def recipe_of(folder: Path | str, data: dict[str, Any], **more: Any) -> Recipe:
 
 def fitted_lengths(recipe: Recipe) -> tuple[int, int, list[str]]:
     kind, said = task_type_of(pretrained_of(recipe), writes=recipe.data.writes), list[str]()
-    data = fit_to_model(recipe, load_without_weights(recipe.model, task_type=kind), kind, said.append).data
+    data = fit_to_model(recipe, load_without_weights(recipe.model.name, task_type=kind), kind, said.append).data
     return data.max_length, data.target_length if data.writes else 0, said
 
 
@@ -111,30 +112,30 @@ def test_little_data_makes_batches_smaller(tiny_folder: Path, tmp_path: Path) ->
     recipe, said = recipe_of(tiny_folder, small(tmp_path, 20)), list[str]()
     data = load_task_data(recipe.data)
     found = fit_to_data(recipe, data, ("i-lora",), said.append)
-    assert (found.scoring.batch_size, found.stage1.batch_size) == (2, 18)
+    assert (found.measure.scoring_batch_size, found.search.batch_size) == (2, 18)
     assert said == [
-        "scoring.batch_size: 2 in place of 32, the scoring set has no more examples",
-        "stage1.batch_size: 18 in place of 32, the training set without the scoring set has no more examples",
+        "measure.scoring_batch_size: 2 in place of 32, the scoring set has no more examples",
+        "search.batch_size: 18 in place of 32, the training set without the scoring set has no more examples",
     ]
     assert fit_to_data(recipe, data, ("lora", "igu-lora"), said.append) == recipe
     scorer = fit_to_data(
         recipe_of(tiny_folder, small(tmp_path, 20), method="sensitivity-lora"), data, ("sensitivity-lora",), said.append
     )
-    assert scorer.calibration.examples == 20
-    assert said[2:] == ["calibration.examples: 20 in place of 256, the training data has no more"]
-    given = recipe_of(tiny_folder, small(tmp_path, 20), scoring={"batch_size": 32})
+    assert scorer.measure.examples == 20
+    assert said[2:] == ["measure.examples: 20 in place of 256, the training data has no more"]
+    given = recipe_of(tiny_folder, small(tmp_path, 20), measure={"scoring_batch_size": 32})
     with pytest.raises(DataError, match="less than one batch of 32"):
         prepare(given, ("i-lora",))
 
 
 @pytest.mark.filterwarnings("ignore:.*scoring examples are in the training data too")
 def test_what_was_shrunk_is_recorded_and_a_run_agrees_with_itself(tiny_folder: Path, tmp_path: Path) -> None:
-    stages = {"stage1": {"initial_rank": 2, "max_steps": 2}, "stage2": {"skip": True}}
-    recipe = recipe_of(tiny_folder, small(tmp_path, 20), **stages)
+    sections = {"triplets": {"initial_rank": 2}, "train": {"max_steps": 2}, "start": {"factors": "kept"}}
+    recipe = recipe_of(tiny_folder, small(tmp_path, 20), **sections)
     out = tmp_path / "out"
     result = run(recipe, out, Console(quiet=True))
     written = yaml.safe_load((out / "recipe.yaml").read_text())
-    lengths = (written["data"]["max_length"], written["scoring"]["batch_size"], written["stage1"]["batch_size"])
-    assert lengths == (32, 2, 18)
+    sizes = (written["measure"]["scoring_batch_size"], written["train"]["batch_size"])
+    assert (written["data"]["max_length"], *sizes) == (32, 2, 18)
     assert run(recipe, out, Console(quiet=True)) == result
     assert run(load_recipe(out / "recipe.yaml"), out, Console(quiet=True)) == result

@@ -19,7 +19,7 @@ import lorank.errors
 from lorank.cli import app
 from lorank.errors import OutputError, PlanError, RecipeError, ScoresError
 from lorank.plan import RankPlan
-from lorank.recipe.recipe import make_recipe
+from lorank.recipe.files import make_recipe
 from lorank.runs.run import run, run_plan
 from lorank.runs.score_recipe import check_scores, score_recipe
 from lorank.scores import ImportanceScores
@@ -30,7 +30,8 @@ METHODS = ("sensitivity-lora", "gradient", "magnitude", "eva")
 
 @pytest.mark.parametrize("method", METHODS)
 def test_a_run_scores_allocates_and_trains(method: str, tiny_recipe: Any, tmp_path: Path) -> None:
-    recipe = tiny_recipe(method=method, calibration={"examples": 32, "batch_size": 8}, baselines=["lora"])
+    measure = {} if method == "magnitude" else {"examples": 32, "batch_size": 8}  # it looks at no examples
+    recipe = tiny_recipe(method=method, measure=measure, baselines=["lora"])
     result = run(recipe, tmp_path / "run")
     plan = result.plan
     assert plan.provenance["method"] == method
@@ -43,7 +44,7 @@ def test_a_run_scores_allocates_and_trains(method: str, tiny_recipe: Any, tmp_pa
 
 
 def test_score_allocate_and_train_are_the_run(tiny_recipe: Any, tmp_path: Path) -> None:
-    recipe = tiny_recipe(method="sensitivity-lora", calibration={"examples": 32})
+    recipe = tiny_recipe(method="sensitivity-lora", measure={"examples": 32})
     whole = run(recipe, tmp_path / "run")
     scores = score_recipe(recipe, tmp_path / "scores.safetensors")
     plan = lorank.allocate(ImportanceScores.load(tmp_path / "scores.safetensors"), "r=1")
@@ -58,7 +59,7 @@ def test_score_allocate_and_train_are_the_run(tiny_recipe: Any, tmp_path: Path) 
 def test_the_split_into_batches_changes_no_score(tiny_recipe: Any, tmp_path: Path) -> None:
     few, many = (
         score_recipe(
-            tiny_recipe(method="sensitivity-lora", calibration={"examples": 32, "batch_size": size}),
+            tiny_recipe(method="sensitivity-lora", measure={"examples": 32, "batch_size": size}),
             tmp_path / f"{size}.safetensors",
         )
         for size in (5, 32)
@@ -83,7 +84,7 @@ def test_a_plan_is_trained_with_baselines_at_its_own_budget(tiny_recipe: Any, tm
 
 def test_the_baseline_eva_starts_at_principal_inputs(tiny_recipe: Any, tmp_path: Path) -> None:
     # Learning rate so small that nothing moves away from where it starts.
-    recipe = tiny_recipe(method="lora", baselines=["eva"], stage2={"learning_rate": 1e-12, "max_steps": 2})
+    recipe = tiny_recipe(method="lora", baselines=["eva"], train={"learning_rate": 1e-12, "max_steps": 2})
     run(recipe, tmp_path / "run")
     for folder, orthonormal in (("run", False), ("run/baselines/eva", True)):
         tensors = load_file(tmp_path / folder / "adapter" / "adapter_model.safetensors")
@@ -98,8 +99,8 @@ class TestRefusals:
             score_recipe(tiny_recipe(), tmp_path / "scores.safetensors")
 
     def test_calibration_for_nobody(self, tiny_recipe: Any, tmp_path: Path) -> None:
-        with pytest.raises(RecipeError, match="calibration: for methods that score before training"):
-            run(tiny_recipe(calibration={"examples": 8}), tmp_path / "run")
+        with pytest.raises(RecipeError, match=r"measure\.examples: unknown key"):
+            run(tiny_recipe(measure={"examples": 8}), tmp_path / "run")
 
     def test_a_folder_in_place_of_a_file_is_seen_before_anything_is_scored(
         self, tiny_recipe: Any, tmp_path: Path
@@ -108,12 +109,12 @@ class TestRefusals:
             score_recipe(tiny_recipe(method="sensitivity-lora", model="nowhere"), tmp_path)
 
     def test_an_unknown_estimator(self, tiny_recipe: Any) -> None:
-        with pytest.raises(RecipeError, match=r"calibration\.estimator"):
-            tiny_recipe(method="sensitivity-lora", calibration={"estimator": "grams"})
+        with pytest.raises(RecipeError, match=r"measure\.estimator"):
+            tiny_recipe(method="sensitivity-lora", measure={"estimator": "grams"})
 
     def test_layer_shares_for_scores_of_modules(self, tiny_recipe: Any, tmp_path: Path) -> None:
         with pytest.raises(lorank.LorankError, match="scope 'layer' cuts scores of units"):
-            run(tiny_recipe(method="sensitivity-lora", allocation={"scope": "layer"}), tmp_path / "run")
+            run(tiny_recipe(method="sensitivity-lora", ranks={"scope": "layer"}), tmp_path / "run")
         assert not (tmp_path / "run").exists()
 
     @pytest.mark.parametrize(
@@ -179,9 +180,11 @@ def test_the_scale_of_the_recipe_comes_along(tiny_recipe: Any, tmp_path: Path) -
 
 
 def test_a_plan_of_eva_starts_at_as_many_directions_as_it_has_rank(tiny_recipe: Any, tmp_path: Path) -> None:
-    recipe = tiny_recipe(method="eva", calibration={"components": 12})
+    recipe = tiny_recipe(method="eva", expert={"measure": {"components": 12}})
     plan = lorank.allocate(score_recipe(recipe, tmp_path / "scores.safetensors"), "r=6")
-    other = tiny_recipe(calibration={"components": 1}, stage2={"learning_rate": 1e-12, "max_steps": 2})
+    other = tiny_recipe(
+        method="eva", expert={"measure": {"components": 1}}, train={"learning_rate": 1e-12, "max_steps": 2}
+    )
     run_plan(other, plan, tmp_path / "run")
     tensors = load_file(tmp_path / "run" / "adapter" / "adapter_model.safetensors")
     for a in (a for name, a in tensors.items() if "lora_A" in name):
@@ -204,7 +207,7 @@ class TestCommands:
         runner = CliRunner()
         said = runner.invoke(
             app,
-            ["score", str(recipe), "calibration.examples=16", "--method", "sensitivity-lora", "--output", str(scores)],
+            ["score", str(recipe), "measure.examples=16", "--method", "sensitivity-lora", "--output", str(scores)],
         )
         assert said.exit_code == 0, said.output
         assert "sensitivity-lora, 16 examples" in said.output
@@ -229,9 +232,7 @@ class TestCommands:
         assert re.search(r"adapter parameters\s+│", said.output)
 
     def test_another_method_than_the_recipes_is_scored_with(self, tiny_recipe: Any, tmp_path: Path) -> None:
-        recipe = recipe_file(
-            tmp_path, tiny_recipe, method="igu-lora", pruning={"every": 2}, allocation={"scope": "layer"}
-        )
+        recipe = recipe_file(tmp_path, tiny_recipe, method="igu-lora", measure={"every": 2}, ranks={"scope": "layer"})
         output = str(tmp_path / "scores.safetensors")
         said = CliRunner().invoke(app, ["score", str(recipe), "--method", "magnitude", "--output", output])
         assert said.exit_code == 0, said.output

@@ -14,7 +14,7 @@ from transformers import GPT2Config, GPT2Model
 from lorank.errors import BudgetError, DataError, RecipeError
 from lorank.findings import Findings, SeveralFindings
 from lorank.models.pretrained import Pretrained
-from lorank.recipe.recipe import make_recipe
+from lorank.recipe.files import make_recipe
 from lorank.runs.prepare import prepare
 from lorank.runs.run import run
 from lorank.runs.score_recipe import score_recipe
@@ -40,12 +40,18 @@ def test_every_finding_of_a_recipe_is_said_at_once(tiny_recipe: Any, tiny_folder
     folder = save_tiny(GPT2Model(gpt), tiny_folder, tmp_path / "gpt", pad_token="[NEW]")
     recipe = tiny_recipe(
         model=str(folder), budget="r=3", metrics=["bleu"], report_to="wandbb", data={"max_length": 64},
-        scoring={"batch_size": 64}, baselines=["igu-lora"], stage1={"max_steps": 1},
+        measure={"scoring_batch_size": 64}, baselines=["igu-lora"], train={"max_steps": 1},
     )  # fmt: skip
     with pytest.raises(SeveralFindings) as caught:
         run(recipe, tmp_path / "out", Console(quiet=True))
     wanted = (
-        *("allowed: accuracy", "allowed: none", "has 16 positions", "raise stage1.initial_rank", "less than one batch"),
+        *(
+            "allowed: accuracy",
+            "allowed: none",
+            "has 16 positions",
+            "raise triplets.initial_rank",
+            "less than one batch",
+        ),
         *("the first scores need", r"pads with '[NEW]'"),
     )
     said = [str(error) for error in caught.value.errors]
@@ -53,7 +59,7 @@ def test_every_finding_of_a_recipe_is_said_at_once(tiny_recipe: Any, tiny_folder
     assert all(any(part in one for one in said) for part in wanted), said
     assert not (tmp_path / "out").exists()
     with pytest.raises(SeveralFindings, match=r"pads with '\[NEW\]'"):
-        score_recipe(recipe.model_copy(update={"method": "magnitude"}), tmp_path / "scores.safetensors")
+        score_recipe(recipe.of("magnitude"), tmp_path / "scores.safetensors")
 
 
 def test_what_depends_on_a_finding_is_not_said_besides(tiny_recipe: Any) -> None:
@@ -69,11 +75,12 @@ def test_a_seed_that_numpy_cannot_take_is_refused(seed: int) -> None:
     assert make_recipe({"model": "tiny", "budget": "r=1", "data": files, "seed": 2**32 - 1}).seed == 2**32 - 1
 
 
-def test_stages_get_the_values_of_the_recipe(tiny_recipe: Any) -> None:
-    changes = {"seed": 7, "scale": 3.0, "lora_dropout": 0.2, "model_dropout": 0.3, "precision": "bf16", "log_every": 9}
+def test_stages_get_the_values_of_the_recipe(tiny_recipe: Any, tiny_folder: Path) -> None:
+    changes = {"seed": 7, "scale": 3.0, "lora_dropout": 0.2, "precision": "bf16", "log_every": 9}
     others = {"checkpoint_every": 11, "gradient_checkpointing": True, "group_by_length": False, "metrics": ["matthews"]}
-    recipe, prepared = prepare(tiny_recipe(**changes, **others), ("lora",))
-    assert prepared.base == Pretrained(recipe.model, False, 0.3)
+    model = {"name": str(tiny_folder), "dropout": 0.3}
+    recipe, prepared = prepare(tiny_recipe(model=model, **changes, **others), ("lora",))
+    assert prepared.base == Pretrained(recipe.model.name, False, 0.3)
     assert prepared.task_type == TaskType.SEQ_CLS
     assert (prepared.section, prepared.metrics) == (recipe.data, ("matthews",))
     for name, value in asdict(prepared.settings).items():

@@ -23,25 +23,29 @@ STEPS = 10
 DURING = {
     "preset": "loss-per-parameter",
     "lora_dropout": 0.2,
-    "stage1": {
-        "max_steps": STEPS,
-        "gradient_accumulation": 2,
-        "stop_when_stable": {"share": 0.001, "window": 2, "windows": 2},
-    },
-    "stage2": {"max_steps": STEPS, "gradient_accumulation": 2},
+    "cut": {"stop_when_stable": {"share": 0.001, "window": 2, "windows": 2}},
+    "train": {"max_steps": STEPS, "gradient_accumulation": 2},
 }
-# What follows a finished stage 1 must find device and autocast as if it had just been trained.
-AFTER = {"preset": "loss-per-parameter", "precision": "bf16", "scoring": {"when": "after", "batch_size": 4}}
+# What follows a finished search must find device and autocast as if it had just been trained.
+AFTER = {
+    "preset": "loss-per-parameter",
+    "precision": "bf16",
+    "measure": {"scoring_batch_size": 4},
+    "expert": {"measure": {"when": "after"}},
+}
 # Cut while training: killed in it, in writing a checkpoint, the plan, the adapter.
 PRUNED = {
     "method": "igu-lora",
     "lora_dropout": 0.2,
-    "pruning": {"every": 1, "shrink": "every", "estimator": "one-sample", "state": "element"},
-    "stage1": {"initial_rank": 3, "max_steps": STEPS, "gradient_accumulation": 2},
+    "triplets": {"initial_rank": 3},
+    "measure": {"every": 1, "estimator": "one-sample"},
+    "smooth": {"state": "element"},
+    "expert": {"cut": {"shrink": "every"}},
+    "train": {"max_steps": STEPS, "gradient_accumulation": 2},
 }
 CASES = [
-    (DURING, ("stage 1", "checkpoint", "cut", "plan", "stage 2", "adapter")),
-    (AFTER, ("scores", "stage 2")),
+    (DURING, ("search", "checkpoint", "cut", "plan", "train", "adapter")),
+    (AFTER, ("scores", "train")),
     (PRUNED, ("igu-lora", "checkpoint", "plan", "adapter")),
 ]
 
@@ -84,7 +88,7 @@ def test_a_killed_run_ends_as_the_uninterrupted_one(tiny_recipe, changes, points
 
 def _latest(point: str) -> int:
     """Last count at which a kill can happen: micro-batches, or checkpoints written."""
-    return STEPS if point.startswith(("stage", "igu-lora")) else 3
+    return STEPS if point in ("search", "train", "igu-lora") else 3
 
 
 def artefacts(directory: Path) -> tuple[dict[str, int], dict[str, np.ndarray]]:

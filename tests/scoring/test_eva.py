@@ -60,17 +60,16 @@ def test_layers_with_one_input_share_their_directions() -> None:
 def test_a_fresh_adapter_starts_at_them_and_does_nothing_yet() -> None:
     from lorank.methods import METHODS
     from lorank.scoring.one_shot import ScoringInput
-    from lorank.scoring.options import CalibrationOptions
+    from lorank.scoring.options import InputVarianceOptions
 
     model = tiny_bert(torch.float32)
     before = model(**BATCHES[0]).logits
     plan = lorank.allocate(lorank.score(model, BATCHES, "eva", components=8), "r=2")
     found, _ = principal_inputs(model, find_targets(model), BATCHES, 8)
     peft_model = get_peft_model(model, plan.lora_config(task_type="SEQ_CLS"))
-    start = METHODS["eva"].start
-    assert start is not None
     inside = peft_model.get_base_model()
-    start(peft_model, ScoringInput(inside, find_targets(tiny_bert()), BATCHES, CalibrationOptions(components=8)))
+    scoring = ScoringInput(inside, find_targets(tiny_bert()), BATCHES, InputVarianceOptions(components=8))
+    METHODS["eva"].set_start(peft_model, scoring)
     for name, rank in plan.ranks.items():
         if rank:
             torch.testing.assert_close(

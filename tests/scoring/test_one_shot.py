@@ -180,7 +180,7 @@ class TestTheDoor:
             (
                 {"estimater": "gram"},
                 RecipeError,
-                r"estimater: no option .*did you mean estimator\?.*allowed: estimator, trace",
+                r"estimater: no option .*did you mean estimator\?.*allowed: folds, estimator, trace",
             ),
             ({"method": "gradient", "estimator": "gram"}, RecipeError, r"estimator: no option of method 'gradient'"),
             ({"target_modules": ["query"]}, RecipeError, r"did you mean targets\?"),

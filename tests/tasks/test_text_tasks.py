@@ -17,7 +17,8 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from lorank.errors import DataError, LorankWarning, RecipeError
 from lorank.models.loading import load_tokenizer
-from lorank.recipe.recipe import Recipe, make_recipe
+from lorank.recipe.files import make_recipe
+from lorank.recipe.recipe import Recipe
 from lorank.runs.recipe_values import pretrained_of
 from lorank.runs.run import run
 from lorank.tasks.data import load_task_data
@@ -58,11 +59,12 @@ def section(task: str, path: str, **options: Any) -> DataSection:
 
 
 def recipe_of(model: Path, data: dict[str, Any], **changes: Any) -> Recipe:
-    stage = {"max_steps": 6, "batch_size": 8, "learning_rate": 1e-2}
-    content = {
-        "model": str(model), "budget": "r=1", "data": data, "checkpoint_every": 4, "scoring": {"batch_size": 8},
-        "stage1": {"initial_rank": 2, **stage}, "stage2": stage,
+    content: dict[str, Any] = {
+        "model": str(model), "budget": "r=1", "data": data, "checkpoint_every": 4, "triplets": {"initial_rank": 2},
+        "train": {"max_steps": 6, "batch_size": 8, "learning_rate": 1e-2},
     }  # fmt: skip
+    if changes.get("method", "i-lora") == "i-lora":
+        content["measure"] = {"scoring_batch_size": 8}
     return make_recipe({**content, **changes})
 
 
@@ -238,12 +240,10 @@ def test_a_whole_run(kind: str, method: str, tiny_folder: Path, tmp_path: Path) 
     model = tiny_writer(kind, tiny_folder, tmp_path / "model")
     steps = 100 if method == "sensitivity-lora" else 12
     stage = {"max_steps": steps, "batch_size": 16, "learning_rate": 3e-2}
-    more: dict[str, Any] = {"calibration": {"examples": 32}} if method == "sensitivity-lora" else {}
+    more: dict[str, Any] = {"measure": {"examples": 32}} if method == "sensitivity-lora" else {}
     if method == "igu-lora":
-        more = {"pruning": {"every": 2}}
-    recipe = recipe_of(
-        model, data, method=method, stage2=stage, stage1={**stage, "initial_rank": 3}, budget="r=2", **more
-    )
+        more = {"measure": {"every": 2}}
+    recipe = recipe_of(model, data, method=method, train=stage, triplets={"initial_rank": 3}, budget="r=2", **more)
     result = run(recipe, tmp_path / "out", QUIET)
     found = result.results[method]
     assert set(found["metrics"]) == {"exact_match"}

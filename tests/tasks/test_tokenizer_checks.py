@@ -89,7 +89,7 @@ def test_answers_are_read_too(tiny_recipe: Any, tiny_folder: Path, tmp_path: Pat
         path = tmp_path / "rows.jsonl"
         path.write_text(f'{{"document": "the day", "summary": "fine {answer}"}}\n' * 2)
         files = {"train": str(path), "test": str(path), "task": "summarization", "max_target_length": 8}
-        recipe = tiny_recipe(model=str(folder), data=files, method="lora", scoring={})
+        recipe = tiny_recipe(model=str(folder), data=files, method="lora")
         base, section = Pretrained(str(folder)), recipe.data
         data, tokenizer = load_task_data(section), load_tokenizer(base)
         arguments: Any = (data, tokenizer, section, TaskType.CAUSAL_LM, base, load_without_weights(base.name))

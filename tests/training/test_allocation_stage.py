@@ -15,21 +15,19 @@ from transformers import AutoModelForSequenceClassification
 
 from lorank import ImportanceScores, LorankError, RankPlan
 from lorank.errors import BudgetError, RecipeError
-from lorank.runs.choices import choices_of
+from lorank.runs.choices import chosen_by
 from lorank.runs.run import run
 
 QUIET = Console(quiet=True)
-SMALL = {"budget": "r=1", "pruning": {"every": 1}, "stage1": {"initial_rank": 3, "max_steps": 10}}
+SMALL = {"budget": "r=1", "measure": {"every": 1}, "triplets": {"initial_rank": 3}}
 
 
 @pytest.mark.parametrize(
-    ("method", "ending"),
-    [("igu-lora", "continue"), ("igu-lora", "retrain"), ("adalora", "continue"), ("adalora", "retrain")],
+    ("method", "factors"),
+    [("igu-lora", "kept"), ("igu-lora", "fresh"), ("adalora", "kept"), ("adalora", "fresh")],
 )
-def test_a_recipe_run_ends_as_any_other(method: str, ending: str, tiny_recipe, tiny_folder, tmp_path: Path) -> None:
-    recipe = tiny_recipe(
-        **{**SMALL, "method": method, "pruning": {"every": 1, "ending": ending}, "baselines": ["lora"]}
-    )
+def test_a_recipe_run_ends_as_any_other(method: str, factors: str, tiny_recipe, tiny_folder, tmp_path: Path) -> None:
+    recipe = tiny_recipe(**{**SMALL, "method": method, "start": {"factors": factors}, "baselines": ["lora"]})
     out = tmp_path / "out"
     result = run(recipe, out, QUIET)
     plan = RankPlan.load(out / "plan.json")
@@ -41,10 +39,11 @@ def test_a_recipe_run_ends_as_any_other(method: str, ending: str, tiny_recipe, t
     metrics = json.loads((out / "metrics.json").read_text())["results"]
     assert set(metrics) == {method, "lora"}
     assert metrics[method]["steps"] == 10
-    assert ("stage1" in metrics[method]) == (ending == "retrain")
-    assert any((out / "stage2").glob("checkpoint-*")) == (ending == "retrain")
-    if ending == "retrain":
-        assert metrics[method]["stage1"]["steps"] == 6  # the last cut, at 0.6 of 10
+    assert ("search" in metrics[method]) == (factors == "fresh")
+    assert any((out / "search").glob("checkpoint-*")) == (factors == "fresh")
+    assert any((out / "train").glob("checkpoint-*"))
+    if factors == "fresh":
+        assert metrics[method]["search"]["steps"] == 6  # the last cut, at 0.6 of 10
     base = AutoModelForSequenceClassification.from_pretrained(tiny_folder, num_labels=2)
     PeftModel.from_pretrained(base, str(out / "adapter"))
     assert result.plan == plan
@@ -53,31 +52,31 @@ def test_a_recipe_run_ends_as_any_other(method: str, ending: str, tiny_recipe, t
 
 
 def test_the_preset_fills_in_and_the_recipe_overrides(tiny_recipe) -> None:
-    recipe = tiny_recipe(method="igu-lora", preset="official", pruning={"begin": 0.3})
-    assert recipe.pruning.train_on_path
-    assert recipe.pruning.ending == "retrain"
-    assert recipe.pruning.begin == 0.3
+    recipe = tiny_recipe(method="igu-lora", preset="official", cut={"begin": 0.3}, baselines=["adalora"])
+    assert recipe.triplets.train_on_path
+    assert recipe.start.factors == "fresh"
+    assert recipe.cut.begin == 0.3
     # A baseline has its own default preset, not what the recipe says of its method.
-    assert choices_of(recipe, "adalora").preset == "paper"
-    assert choices_of(recipe, "adalora").options.score == "product"
-    assert choices_of(recipe, "igu-lora").options == recipe.pruning
+    assert chosen_by(recipe.of("adalora")).preset == "paper"
+    assert chosen_by(recipe.of("adalora")).choices.smooth.score == "product"
+    assert chosen_by(recipe).choices.cut.model_dump() == recipe.cut.model_dump()
 
 
 @pytest.mark.parametrize(
     ("changes", "error", "said"),
     [
-        ({"pruning": {"begn": 0.1}}, RecipeError, r"did you mean pruning\.begin\?"),
-        ({"pruning": {"curve": "square"}}, RecipeError, "curve"),
+        ({"cut": {"begn": 0.1}}, RecipeError, r"did you mean cut\.begin\?"),
+        ({"cut": {"curve": "square"}}, RecipeError, "curve"),
         ({"preset": "loss-per-parameter"}, RecipeError, "preset 'loss-per-parameter' of igu-lora"),
-        ({"preset": "paper", "allocation": {"max_rank": 2}}, RecipeError, "budget_in: parameters"),
-        ({"budget": "r=5", "pruning": {"every": 2}}, BudgetError, "at most rank 2"),
+        ({"preset": "paper", "ranks": {"max_rank": 2}}, RecipeError, "budget_in: parameters"),
+        ({"budget": "r=5", "measure": {"every": 2}}, BudgetError, "at most rank 2"),
         (
             {"budget": "r=5"},
             RecipeError,
             r"2 things have to be mended:\n- budget .* at most rank 2.*\n- the last cut is",
         ),
         (
-            {"budget": "r=2", "stage1": {"initial_rank": 4, "max_steps": 1}},
+            {"budget": "r=2", "triplets": {"initial_rank": 4}, "train": {"max_steps": 1}},
             LorankError,
             "the last cut is at step 1 of 1",
         ),
@@ -86,7 +85,7 @@ def test_the_preset_fills_in_and_the_recipe_overrides(tiny_recipe) -> None:
 def test_bad_recipes_are_refused(changes, error, said, tiny_recipe, tmp_path: Path) -> None:
     with pytest.raises(error, match=said):
         run(tiny_recipe(method="igu-lora", **changes), tmp_path / "out", QUIET)
-    assert not list(tmp_path.glob("out/stage1/checkpoint-*"))
+    assert not list(tmp_path.glob("out/*/checkpoint-*"))
 
 
 def test_the_trainer_script_of_the_examples(tiny_folder: Path, tiny_data, tmp_path: Path) -> None:

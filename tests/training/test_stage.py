@@ -20,4 +20,4 @@ def test_in_a_terminal_losses_are_lines_of_the_console_and_the_bar_is_a_bar(
     printed = capsys.readouterr()
     assert "10/10" in printed.err
     assert "{" not in printed.out + printed.err  # transformers' dictionaries
-    assert "stage 2, lora: step 8/10  loss" in console.file.getvalue()  # type: ignore[attr-defined]
+    assert "train, lora: step 8/10  loss" in console.file.getvalue()  # type: ignore[attr-defined]

@@ -36,9 +36,9 @@ def test_examples_of_similar_length_share_a_batch() -> None:
 def stage_inputs(tiny_recipe, tmp_path: Path, **changes):
     recipe, prepared = prepare(tiny_recipe(**changes), ("i-lora",))
     return {
-        "name": "stage 1",
+        "name": "search",
         "prepared": prepared,
-        "section": recipe.stage1,
+        "section": recipe.search,
         "directory": tmp_path / "stage",
         "rows": prepared.tokenize(prepared.data.train),
         "console": Console(quiet=True),
@@ -55,7 +55,7 @@ def test_a_loss_that_is_not_finite_stops_and_keeps_the_last_checkpoint(tiny_reci
         return found * float("nan") if self.state.global_step == 5 else found
 
     monkeypatch.setattr(StageTrainer, "compute_loss", diverging)
-    with pytest.raises(LorankError, match="stage 1: the loss is not finite at step 6"):
+    with pytest.raises(LorankError, match="search: the loss is not finite at step 6"):
         train_stage(**inputs, model=model)
     checkpoint = latest_checkpoint(tmp_path / "stage")
     assert checkpoint is not None
@@ -67,7 +67,7 @@ def test_accumulated_gradients_train_as_one_large_batch(tiny_recipe, tmp_path) -
     weights = []
     for k, (size, accumulation) in enumerate([(8, 1), (4, 2)]):
         stage = {"batch_size": size, "gradient_accumulation": accumulation, "max_steps": 4}
-        inputs = stage_inputs(tiny_recipe, tmp_path / str(k), stage1=stage, group_by_length=False)
+        inputs = stage_inputs(tiny_recipe, tmp_path / str(k), train=stage, group_by_length=False)
         model, adapter = triplet_model(dtype=torch.float64)
         train_stage(**inputs, model=model)
         weights.append(copy.deepcopy([f.detach() for f in adapter.factors("all")]))

@@ -16,7 +16,7 @@ from lorank.report.rank_map import draw_rank_map
 from lorank.scores import ImportanceScores
 
 STATE = "rank_allocation.safetensors"
-VERSION = "2"
+VERSION = "3"
 
 
 def write_state(state: Mapping[str, Any], args: TrainingArguments, step: int) -> None:

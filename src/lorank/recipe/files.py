@@ -10,7 +10,9 @@ import yaml
 
 from lorank.artefact import write_text
 from lorank.errors import LorankWarning, OutputError, RecipeError, one_line
+from lorank.methods import METHODS
 from lorank.recipe.format1 import KEYS, SECTIONS, is_format_1, upgraded
+from lorank.recipe.method_sections import inherited
 from lorank.recipe.recipe import Recipe
 
 
@@ -25,6 +27,29 @@ def load_recipe(path: str | Path, overrides: Iterable[str] = ()) -> Recipe:
 
     """
     return make_recipe(read_recipe(path, overrides))
+
+
+def load_to_score(path: str | Path, method: str | None, overrides: Iterable[str] = ()) -> Recipe:
+    """A recipe to score a frozen model by: without its budget and its limits of ranks, which scores do not depend on.
+
+    Another method than the recipe's takes from it what a baseline would; overrides are for this method.
+
+    Raises:
+        RecipeError: as `load_recipe`.
+
+    """
+    if method is None:
+        content = read_recipe(path, overrides)
+    else:
+        content = read_recipe(path)
+        if method in METHODS and method != content.get("method", "i-lora"):
+            baselines = content.get("baselines")
+            own = baselines.get(method) if isinstance(baselines, Mapping) else None
+            content = inherited(content, method, own or {})
+        content["method"] = method
+        for override in overrides:
+            _set(content, *read_override(override))
+    return make_recipe({**content, "budget": "r=1", "ranks": {}})
 
 
 def read_recipe(path: str | Path, overrides: Iterable[str] = ()) -> dict[str, Any]:

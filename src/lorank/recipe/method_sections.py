@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 from typing import Any
 
-from pydantic import BaseModel, ValidationError
+from pydantic import BaseModel, ValidationError, create_model
 
 from lorank.methods import METHODS, Method
 from lorank.methods.choose import choices_in, preset_of
@@ -33,22 +33,20 @@ def filled_sections(method: Method, content: Mapping[str, Any]) -> tuple[dict[st
     filled, problems = dict(content), list[str]()
     filled["preset"] = preset = preset_of(method, content.get("preset"))
     presets, kinds = choices_in(method.presets[preset]), section_kinds(method)
-    own = _own_values(filled, problems)
+    own, made = _own_values(filled, problems), dict[str, dict[str, Any]]()
     for name in CHOICES:
         values = own.get(name)
         if name not in kinds:
             if values:
                 problems.append(f"{name}: method {method.name} has no such choice; it has {', '.join(kinds)}")
             continue
-        made = {} if name not in presets else presets[name].model_dump(exclude_unset=True)
-        try:
-            filled[name] = kinds[name](**{**made, **(values or {})})
-        except ValidationError as error:
-            # A finding about the section as a whole begins with "recipe".
-            lines = explain(error, kinds[name]).splitlines()
-            problems += [
-                name + line.removeprefix("recipe") if line.startswith("recipe:") else f"{name}.{line}" for line in lines
-            ]
+        preset_values = {} if name not in presets else presets[name].model_dump(exclude_unset=True)
+        made[name] = {**preset_values, **(values or {})}
+    whole: Any = create_model("Choices", **{name: (kind, ...) for name, kind in kinds.items()})  # type: ignore[call-overload]
+    try:
+        filled |= dict(whole(**made))
+    except ValidationError as error:
+        problems.append(explain(error, whole))
     _fill_search(method, filled)
     return filled, problems
 

@@ -81,18 +81,18 @@ def fit_to_data(recipe: Recipe, data: TaskData, methods: tuple[str, ...], say: C
 
     """
     for method in methods:
-        own = recipe.of(method)
+        own, baseline = recipe.of(method), method != recipe.method
         changes = [*_calibration_changes(own, data), *_scoring_changes(own, data)]
         for section, key, value, why in changes:
-            prefix = "" if own is recipe else f"baselines.{method}."
+            prefix = f"baselines.{method}." if baseline else ""
             before = getattr(getattr(own, section) or TrainingSection(), key)
             say(f"{prefix}{section}.{key}: {value} in place of {before}, {why}")
-            if own is recipe:
-                part = getattr(recipe, section) or TrainingSection()
-                recipe = recipe.model_copy(update={section: part.model_copy(update={key: value})})
-            else:
+            if baseline:
                 sections = merged(recipe.baselines, {method: {section: {key: value}}})
                 recipe = recipe.model_copy(update={"baselines": sections})
+            else:
+                part = getattr(recipe, section) or TrainingSection()
+                recipe = recipe.model_copy(update={section: part.model_copy(update={key: value})})
     return recipe
 
 

@@ -14,6 +14,8 @@ from lorank.artefact import make_folder, write_atomically
 from lorank.errors import LorankWarning, OutputError
 from lorank.models.base_fingerprint import base_fingerprint
 from lorank.processes import processes
+from lorank.recipe.files import make_recipe
+from lorank.recipe.format1 import is_format_1
 from lorank.recipe.recipe import Recipe
 from lorank.runs.recipe_values import pretrained_of
 from lorank.tasks.data import TaskData
@@ -80,6 +82,8 @@ def _check_or_write(directory: Path, recipe: Recipe, data: TaskData, provenance:
         hashes, versions = before["data"], before["versions"]
     except (yaml.YAMLError, AttributeError, KeyError, TypeError, UnicodeDecodeError):
         raise OutputError(f"{path} was not written by lorank or was damaged; give another --output-dir") from None
+    if is_format_1(stands):
+        stands, content = _with_baselines(make_recipe(stands)), _with_baselines(recipe)
     if difference := first_difference(stands, content):
         raise OutputError(
             f"{directory} belongs to another recipe: {difference}; give another --output-dir, or remove it"
@@ -97,3 +101,9 @@ def _check_or_write(directory: Path, recipe: Recipe, data: TaskData, provenance:
         )
     if difference := first_difference(versions, resolved["versions"]):
         warnings.warn(f"{directory}: versions changed since this run began: {difference}", LorankWarning, stacklevel=4)
+
+
+def _with_baselines(recipe: Recipe) -> dict[str, Any]:
+    """All that a recipe says, its baselines written out: what they give themselves and what they take over is one."""
+    baselines = {name: recipe.of(name).model_dump(mode="json") for name in recipe.baselines}
+    return {**recipe.model_dump(mode="json", exclude={"resolved", "baselines"}), "baselines": baselines}
