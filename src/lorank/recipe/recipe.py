@@ -81,7 +81,7 @@ class Recipe(Section):
         except ValidationError as error:
             problems = [*problems, explain(error, Recipe)]
         else:
-            problems += self._disagreements(method)
+            problems += self._disagreements(None if problems else method)
         if problems:
             raise RecipeError("\n".join(problems))
 
