@@ -39,9 +39,9 @@ def _names_or_pattern(targets: str | None) -> str | list[str] | None:
 
 
 def score_command(
-    recipe: Annotated[Path, typer.Argument(help="YAML recipe: model, data, targets, calibration")],
+    recipe: Annotated[Path, typer.Argument(help="YAML recipe: model, data, target_modules, measure")],
     overrides: Annotated[
-        list[str] | None, typer.Argument(metavar="[KEY=VALUE]...", help="overrides, calibration.examples=128")
+        list[str] | None, typer.Argument(metavar="[KEY=VALUE]...", help="overrides, measure.examples=128")
     ] = None,
     method: Annotated[
         str | None, typer.Option(help="sensitivity-lora, gradient, magnitude or eva; default: the recipe's")
@@ -57,10 +57,11 @@ def score_command(
         from lorank.runs.score_recipe import score_recipe
 
         check_unwritten(output, overwrite=overwrite)  # before the work: what it would be is not known yet
-        # Scores depend on no budget, and with another method the recipe's own sections for its method do not apply.
-        chosen = ["budget=r=1", "allocation={}"]
-        chosen += [f"method={method}", "preset=null", "pruning={}"] if method is not None else []
-        scores = score_recipe(load_recipe(recipe, [*(overrides or ()), *chosen]), output, progress)
+        chosen = [] if method is None else [f"method={method}"]
+        # Scores depend on no budget and on no limits.
+        scores = score_recipe(
+            load_recipe(recipe, [*chosen, *(overrides or ()), "budget=r=1", "ranks={}"]), output, progress
+        )
         made = scores.provenance
         out.print(
             f"{made['method']}, {made.get('examples', 'no')} examples, {made.get('seconds', 0):.1f} s", highlight=False
