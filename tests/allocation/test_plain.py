@@ -10,8 +10,10 @@ from hypothesis import strategies as st
 import lorank
 from lorank import ImportanceScores
 from lorank.allocation import budgeted
-from lorank.allocation.plain import top_b_ranks_plain, top_ranks_plain
+from lorank.allocation.plain import proportional_ranks_plain, top_b_ranks_plain, top_ranks_plain
+from lorank.allocation.proportional import proportional_ranks
 from lorank.allocation.top_b import top_b_ranks, top_ranks
+from lorank.errors import AllocationError
 
 pytestmark = pytest.mark.filterwarnings("ignore::lorank.errors.LorankWarning")
 NAMES = [f"model.layers.{k}.{part}" for k in (10, 2, 0, 1) for part in ("self_attn.q_proj", "mlp.up_proj")]
@@ -129,3 +131,23 @@ def test_means_of_blocks_are_those_of_the_plain_form_to_the_last_bit(multiple_of
     for budget in range(multiple_of, 3 * len(values) + 1, multiple_of):
         found = top_b_ranks(scores, budget, multiple_of=multiple_of)
         assert found == top_b_ranks_plain(scores, budget, multiple_of=multiple_of)
+
+
+@settings(max_examples=250, deadline=None)
+@given(st.data(), st.integers(1, 4), st.integers(0, 2))
+def test_proportional_ranks_are_the_plain_ones(data: st.DataObject, multiple_of: int, blocks: int) -> None:
+    names = data.draw(st.lists(st.sampled_from(NAMES), min_size=1, max_size=9, unique=True))
+    values = st.one_of(st.sampled_from([-1.0, 0.0, 1e-300, 0.5, 1.0, 1.0]), st.floats(1e-6, 1e6))
+    scores = {name: data.draw(values) for name in names}
+    costs = {name: data.draw(st.one_of(st.just(8), st.integers(1, 40))) for name in names}
+    caps = {name: data.draw(st.one_of(st.just(16), st.integers(1, 40))) for name in names}
+    limits = {"min_rank": multiple_of * blocks, "multiple_of": multiple_of}
+    least = limits["min_rank"] * sum(costs.values())
+    problem = (scores, costs, least + data.draw(st.integers(1, 3000)), caps)
+    if max(scores.values()) <= 0:
+        with pytest.raises(AllocationError, match="no module has a score above zero"):
+            proportional_ranks(*problem, **limits)
+        return
+    ranks = proportional_ranks(*problem, **limits)
+    assert ranks == proportional_ranks_plain(*problem, **limits)
+    assert list(ranks) == names

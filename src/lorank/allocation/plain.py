@@ -3,12 +3,14 @@
 Arguments and results are those of the functions without `_plain`.
 """
 
+import heapq
 from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
 
 from lorank.allocation.top_b import RankBy, Scope, floor_of
+from lorank.errors import AllocationError
 from lorank.module_names import natural_order, places
 from lorank.scores import ImportanceScores
 
@@ -66,6 +68,42 @@ def top_ranks_plain(
     return ranks
 
 
+def proportional_ranks_plain(
+    scores: Mapping[str, float],
+    costs: Mapping[str, int],
+    budget: int,
+    max_ranks: Mapping[str, int],
+    *,
+    min_rank: int = 0,
+    multiple_of: int = 1,
+) -> dict[str, int]:
+    """See `lorank.allocation.proportional.proportional_ranks`."""
+    caps = {name: limit // multiple_of * multiple_of for name, limit in max_ranks.items()}
+    floors = {name: min(min_rank, cap) for name, cap in caps.items()}
+    worth = {name: max(0.0, score) for name, score in scores.items()}
+    highest = max(worth.values())
+    if highest <= 0:
+        raise AllocationError("no module has a score above zero, so there are no proportions; score again")
+    shares = _shares({name: value / highest for name, value in worth.items()}, costs, budget, caps, floors)
+    ranks = {
+        name: min(caps[name], max(floors[name], int(share) // multiple_of * multiple_of))
+        for name, share in shares.items()
+    }
+    left = budget - sum(rank * costs[name] for name, rank in ranks.items())
+    # Those furthest below their share first, worthless ones last. What cannot be paid for now cannot be later either.
+    waiting = [(worth[name] <= 0, 0, ranks[name] - shares[name], natural_order(name), name) for name in ranks]
+    heapq.heapify(waiting)
+    while waiting:
+        worthless, got, _, order, name = heapq.heappop(waiting)
+        cost = costs[name] * multiple_of
+        if cost > left or ranks[name] + multiple_of > caps[name]:
+            continue
+        ranks[name] += multiple_of
+        left -= cost
+        heapq.heappush(waiting, (worthless, got + 1, ranks[name] - shares[name], order, name))
+    return ranks
+
+
 # A block of `multiple_of` units: module, rank of the module before the block, cost.
 _Block = tuple[str, int, float]
 
@@ -99,3 +137,26 @@ def _take(blocks: list[_Block], ranks: dict[str, int], budget: float, multiple_o
         if cost <= budget:
             ranks[name] += multiple_of
             budget -= cost
+
+
+def _shares(
+    worth: Mapping[str, float],
+    costs: Mapping[str, int],
+    budget: float,
+    caps: Mapping[str, int],
+    floors: Mapping[str, int],
+) -> dict[str, float]:
+    """`clip(t S_m, floor_m, cap_m)` with the `t` at which they cost the budget, exactly: the cost is piecewise linear in t."""
+    if sum(cap * costs[name] for name, cap in caps.items()) <= budget:
+        return {name: float(cap) for name, cap in caps.items()}
+    # Where a module leaves its floor and where it reaches its cap: between two such points the cost is a straight line.
+    events = [(floors[name] / s, costs[name] * s) for name, s in worth.items() if s > 0 and floors[name] < caps[name]]
+    events += [(caps[name] / s, -costs[name] * s) for name, s in worth.items() if s > 0 and floors[name] < caps[name]]
+    spent, slope, at = float(sum(floors[name] * costs[name] for name in worth)), 0.0, 0.0
+    for t, change in sorted(events):
+        if spent + slope * (t - at) >= budget:
+            break
+        spent += slope * (t - at)
+        slope, at = slope + change, t
+    t = at + (budget - spent) / slope if slope > 0 else at
+    return {name: min(float(caps[name]), max(float(floors[name]), t * score)) for name, score in worth.items()}
