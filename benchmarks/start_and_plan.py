@@ -5,7 +5,7 @@ usage: OMP_NUM_THREADS=1 python benchmarks/start_and_plan.py [--rounds 5] [--ski
 Plans: `lorank.allocate` from beginning to end for 1,000 and 5,000 modules of 64 units (a Llama's names and costs, budget r=8),
 and for as many scores of modules, without and with resamples (two halves, 100 draws). Milliseconds, best of the rounds; beside
 them, in the same run, once, the same call with the loops that specify the rules (`lorank.allocation.plain`), whose plan must be
-the same, and for scale one stable argsort of all scores.
+the same, and for scale one stable argsort of all scores. Most of the time goes into the loops: minutes.
 
 Commands: each in a process of its own, in a temporary folder with a random Llama of two small layers, a LoRA adapter for it,
 scores of it, a plan, and a recipe with a typing error. Wall time, best of the rounds, beside `import torch` alone. Nothing is
