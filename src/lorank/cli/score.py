@@ -57,10 +57,11 @@ def score_command(
         from lorank.runs.score_recipe import score_recipe
 
         check_unwritten(output, overwrite=overwrite)  # before the work: what it would be is not known yet
-        # Scores depend on no budget, and with another method the recipe's own sections for its method do not apply.
-        chosen = ["budget=r=1", "allocation={}"]
-        chosen += [f"method={method}", "preset=null", "pruning={}"] if method is not None else []
-        scores = score_recipe(load_recipe(recipe, [*(overrides or ()), *chosen]), output, progress)
+        chosen = [] if method is None else [f"method={method}"]
+        # Scores depend on no budget and on no limits.
+        scores = score_recipe(
+            load_recipe(recipe, [*chosen, *(overrides or ()), "budget=r=1", "ranks={}"]), output, progress
+        )
         made = scores.provenance
         out.print(
             f"{made['method']}, {made.get('examples', 'no')} examples, {made.get('seconds', 0):.1f} s", highlight=False

@@ -10,6 +10,7 @@ from lorank.artefact import checksum, write_json
 from lorank.errors import ComparisonError
 from lorank.methods import METHODS
 from lorank.recipe.files import make_recipe
+from lorank.recipe.format1 import is_format_1
 from lorank.recipe.method_sections import inherited, merged
 from lorank.recipe.recipe import Recipe
 from lorank.recipe.sections import CHOICES
@@ -152,6 +153,10 @@ def recipe_of(
     """
     first = str(content.get("method", "i-lora"))
     if strange := [key for key in own or {} if key not in _OWN_KEYS]:
+        if is_format_1(own or {}):
+            raise ComparisonError(
+                f"{cell.method}:{strange[0]} is of recipe format 1; its new name is in docs/recipe.md"
+            )
         raise ComparisonError(
             f"{cell.method}:{strange[0]} would make this method's cells unequal to the others'; allowed: {', '.join(_OWN_KEYS)}"
         )
@@ -160,7 +165,8 @@ def recipe_of(
         kept = dict(content)
     else:
         baselines = content.get("baselines") or {}
-        kept = inherited(content, method, (baselines.get(method) or {}) if isinstance(baselines, Mapping) else {})
+        shared = {key: value for key, value in content.items() if key != "ranks"}
+        kept = inherited(shared, method, (baselines.get(method) or {}) if isinstance(baselines, Mapping) else {})
     if cell.method in FROM_PLAN and isinstance(kept.get("start"), Mapping):
         kept["start"] = {key: value for key, value in kept["start"].items() if key != "factors"}
     chosen: dict[str, Any] = {**kept, "method": method, "seed": cell.seed, "baselines": []}
@@ -168,7 +174,10 @@ def recipe_of(
     if allocates_in_training(method):
         # Counted in ranks, as the papers do, a budget is spent to within some percent of parameters only.
         chosen["cut"] = merged(kept.get("cut") or {}, {"budget_in": "parameters", "fill": True})
-    return make_recipe(merged(merged(chosen, _OWN_CHOICES.get(cell.method, {})), own or {}))
+    made = merged(merged(chosen, _OWN_CHOICES.get(cell.method, {})), own or {})
+    if isinstance(made.get("start"), Mapping) and made["start"].get("factors") == "kept":
+        made.pop("search", None)  # with the triplets kept, `train` trains them
+    return make_recipe(made)
 
 
 def source_of(content: Mapping[str, Any], name: str) -> str:

@@ -147,3 +147,15 @@ def inherited(content: Mapping[str, Any], method: str, own: Mapping[str, Any]) -
 def _keeps_triplets(method: Method, own: Mapping[str, Any]) -> bool:
     start: Any = choices_in(method.presets[preset_of(method, own.get("preset"))])["start"]
     return (own.get("start") or {}).get("factors", start.factors) == "kept"
+
+
+def with_method(content: Mapping[str, Any], method: str) -> dict[str, Any]:
+    """The keys of a recipe for another method: what all share, what it gives that one as a baseline, and its other baselines."""
+    if method == content.get("method", "i-lora") or method not in METHODS:
+        return dict(content)
+    baselines = content.get("baselines") or {}
+    own = baselines.get(method) if isinstance(baselines, Mapping) else None
+    kept = inherited(content, method, own or {})
+    if isinstance(baselines, Mapping):
+        return {**kept, "baselines": {name: sections for name, sections in baselines.items() if name != method}}
+    return {**kept, "baselines": [name for name in baselines if name != method]}
