@@ -96,8 +96,10 @@ def test_overrides_of_commands_are_read(page: Path, words: list[str]) -> None:
 def test_keys_in_the_text_are_keys_of_a_recipe(page: Path) -> None:
     text = page.read_text(encoding="utf-8")
     known = known_keys()
-    codes = re.findall(r"`([^`\n]+)`", text)
-    for code in (part for code in codes for part in (code.split() if re.fullmatch(r"(\S+=\S+ ?)+", code) else [code])):
+    codes = []
+    for code in re.findall(r"`([^`\n]+)`", text):
+        codes += code.split() if re.fullmatch(r"(\S+=\S+ ?)+", code) else [code]
+    for code in codes:
         if match := re.fullmatch(rf"({KEY})(?:(?:=|: )(.+))?", code):
             key, value = match.groups()
             if key.endswith((".csv", ".json", ".png", ".tsv")):  # names of files
