@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from peft.utils.other import get_pattern_key
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 
@@ -15,6 +14,7 @@ from lorank.artefact import write_atomically, write_json
 from lorank.errors import AdapterError, LorankWarning
 from lorank.module_names import PEFT_PREFIX, in_base_model, is_adapter_tensor, parent_of
 from lorank.serving.adapter_config import CONFIG, NotPlainError, read_config
+from lorank.serving.peft_rules import pattern_key
 
 WEIGHTS = "adapter_model.safetensors"
 _NOTHING = 1e-30
@@ -126,7 +126,7 @@ class AdapterFiles:
     def pattern(self, field: str, module: str, default: Any) -> Any:
         """What `rank_pattern` or `alpha_pattern` says for a module, as PEFT reads it, else the default of the config."""
         pattern = self.config.get(field) or {}
-        return pattern.get(get_pattern_key(list(pattern), module), default)
+        return pattern.get(pattern_key(pattern, module), default)
 
     def peft_scales(self) -> dict[str, float]:
         """The factor of `B A` of every module under PEFT's rule, `alpha_m / r_m`, or `alpha_m / sqrt(r_m)` with rsLoRA."""
