@@ -275,16 +275,34 @@ def test_weights_that_are_not_the_layers_of_the_config(change: Any, bases: dict[
     assert stored_layers(name, "CAUSAL_LM", [QUERY]) is None
 
 
+UNUSUAL: list[dict[str, Any]] = [
+    {"add_cross_attention": True},
+    {"pruned_heads": {"0": [1]}},
+    {"num_labels": 4},
+    {"_num_labels": 4},
+    {"is_encoder_decoder": True},
+]
+
+
 def test_an_encoder_with_layers_for_another_model(bases: dict[str, Path], tmp_path: Path) -> None:
     query = "bert.encoder.layer.0.attention.self.query"
     assert stored_layers(str(bases["encoder"]), "SEQ_CLS", [query]) is not None
-    for number, options in enumerate(({"add_cross_attention": True}, {"pruned_heads": {"0": [1]}}, {"num_labels": 4})):
+    for number, options in enumerate(UNUSUAL):
         name = edited_base(bases["encoder"], tmp_path / str(number), options, lambda tensors: None)
         assert stored_layers(name, "SEQ_CLS", [query]) is None
     for task in ("CAUSAL_LM", "TOKEN_CLS", "POETRY"):
         assert stored_layers(str(bases["encoder"]), task, [query]) is None
     for module in ("encoder.layer.0.attention.self.query", "bert.pooler.dense", "classifier", "bert"):
         assert stored_layers(str(bases["encoder"]), "SEQ_CLS", [query, module]) is None
+
+
+def test_an_encoder_and_decoder_that_share_no_embedding(bases: dict[str, Path], tmp_path: Path) -> None:
+    key = "model.encoder.layers.0.self_attn.q_proj"
+    assert stored_layers(str(bases["encoder-decoder"]), "SEQ_2_SEQ_LM", [key]) is not None
+    changes: list[dict[str, Any]] = [{"share_encoder_decoder_embeddings": False}, {"decoder_vocab_size": 40}]
+    for number, config in enumerate([*changes, {"is_encoder_decoder": False}]):
+        name = edited_base(bases["encoder-decoder"], tmp_path / str(number), config, lambda tensors: None)
+        assert stored_layers(name, "SEQ_2_SEQ_LM", [key]) is None
 
 
 def test_weights_in_shards(bases: dict[str, Path], tmp_path: Path) -> None:

@@ -11,6 +11,7 @@ from typing import Any
 
 Config = Mapping[str, Any]
 Shapes = dict[str, tuple[int, int]]
+OUTPUT = "lm_head"  # what all of them call the output layer
 
 
 @dataclass(frozen=True)
@@ -24,6 +25,7 @@ class Architecture:
         layers: config -> linear layers of the pretrained model that all of its classes have; names without the prefix.
         heads: PEFT's task type -> config, number of labels -> the other linear layers; names with the prefix.
         embedding: name of the input embedding, without the prefix.
+        table: name that the weights have it under, where that is another one.
         width: key of the config for the number of its columns.
         others: further modules with matrices that a file may have in the pretrained model, without the prefix.
         head_first: whether the class has its head before the pretrained model.
@@ -36,11 +38,17 @@ class Architecture:
     layers: Callable[[Config], Shapes]
     heads: Mapping[str, Callable[[Config, int], Shapes]]
     embedding: str
+    table: str = ""
     width: str = "hidden_size"
     others: tuple[str, ...] = ()
     head_first: bool = False
     tied: bool = False
     padding: int | None = None
+
+    @property
+    def encodes_and_decodes(self) -> bool:
+        """Whether it is an encoder with a decoder."""
+        return "SEQ_2_SEQ_LM" in self.heads
 
 
 def whole_number(config: Config, key: str) -> int:
@@ -104,14 +112,6 @@ def _decoder(*, head_dim: int | None = None, fused: bool = False) -> Callable[[C
     return layers
 
 
-_DECODER_HEADS: Mapping[str, Callable[[Config, int], Shapes]] = {
-    "CAUSAL_LM": lambda config, labels: {
-        "lm_head": (whole_number(config, "vocab_size"), whole_number(config, "hidden_size"))
-    },
-    "SEQ_CLS": lambda config, labels: {"score": (labels, whole_number(config, "hidden_size"))},
-}
-
-
 def _bert(config: Config) -> Shapes:
     width, inner = whole_number(config, "hidden_size"), whole_number(config, "intermediate_size")
     _heads(config, "hidden_size", "num_attention_heads")
@@ -129,6 +129,27 @@ def _distilbert(config: Config) -> Shapes:
     return _blocks(config, "transformer.layer", "n_layers", block)
 
 
+def _bart(config: Config) -> Shapes:
+    found: Shapes = {}
+    width = whole_number(config, "d_model")
+    if (config.get("decoder_vocab_size") or config["vocab_size"]) != config["vocab_size"]:
+        raise ValueError("decoder_vocab_size")
+    if not config.get("share_encoder_decoder_embeddings", True):
+        raise ValueError("share_encoder_decoder_embeddings")
+    for part, attentions in {"encoder": ("self_attn",), "decoder": ("self_attn", "encoder_attn")}.items():
+        inner = whole_number(config, f"{part}_ffn_dim")
+        _heads(config, "d_model", f"{part}_attention_heads")
+        block = {f"{a}.{name}_proj": (width, width) for a in attentions for name in ("k", "v", "q", "out")}
+        block |= {"fc1": (inner, width), "fc2": (width, inner)}
+        found |= _blocks(config, f"{part}.layers", f"{part}_layers", block)
+    return found
+
+
+def _output(width: str) -> Callable[[Config, int], Shapes]:
+    """The output layer of a model that writes."""
+    return lambda config, labels: {OUTPUT: (whole_number(config, "vocab_size"), whole_number(config, width))}
+
+
 def _two_layers(first: str, last: str, width: str = "hidden_size") -> Callable[[Config, int], Shapes]:
     """A classifier's head of a square layer and one that has a row for each label."""
 
@@ -139,7 +160,21 @@ def _two_layers(first: str, last: str, width: str = "hidden_size") -> Callable[[
     return head
 
 
+_DECODER_HEADS: Mapping[str, Callable[[Config, int], Shapes]] = {
+    "CAUSAL_LM": _output("hidden_size"),
+    "SEQ_CLS": lambda config, labels: {"score": (labels, whole_number(config, "hidden_size"))},
+}
 _TABLES = tuple(f"embeddings.{name}_embeddings" for name in ("position", "token_type"))
+_BART = Architecture(
+    "model",
+    _bart,
+    {"SEQ_2_SEQ_LM": _output("d_model")},
+    "shared",
+    width="d_model",
+    others=tuple(f"{part}.embed_{what}" for part in ("encoder", "decoder") for what in ("tokens", "positions")),
+    tied=True,
+    padding=1,
+)
 _ROBERTA = Architecture(
     "roberta",
     _bert,
@@ -167,6 +202,8 @@ ARCHITECTURES: Mapping[str, Architecture] = {
     ),
     "roberta": _ROBERTA,
     "xlm-roberta": replace(_ROBERTA, head_first=True),
+    "bart": _BART,
+    "marian": replace(_BART, embedding="encoder.embed_tokens", table="shared", padding=58100),
     "distilbert": Architecture(
         "distilbert",
         _distilbert,

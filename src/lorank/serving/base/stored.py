@@ -11,13 +11,13 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
-from lorank.serving.base.architectures import ARCHITECTURES, Architecture, Config, Shapes, whole_number
+from lorank.serving.base.architectures import ARCHITECTURES, OUTPUT, Architecture, Config, Shapes, whole_number
 
 _WEIGHTS, _INDEX = "model.safetensors", "model.safetensors.index.json"
 _PLAIN = {"F16", "BF16", "F32", "F64"}
 # Under these keys a config asks for other layers, other names, or weights that are packed.
 _UNUSUAL: tuple[str, ...] = ("quantization_config", "compression_config", "auto_map", "add_cross_attention")
-_UNUSUAL += ("is_encoder_decoder", "pruned_heads", "text_config", "num_labels", "_num_labels")
+_UNUSUAL += ("pruned_heads", "text_config", "num_labels")
 
 
 @dataclass(frozen=True)
@@ -48,6 +48,9 @@ def stored_layers(name: str, task_type: str, modules: Iterable[str]) -> StoredLa
         architecture = ARCHITECTURES.get(config["model_type"])
         if architecture is None or task_type not in architecture.heads or any(config.get(key) for key in _UNUSUAL):
             return None
+        two = architecture.encodes_and_decodes
+        if config.get("is_encoder_decoder", two) is not two:
+            return None
         layers = architecture.layers(config)
         embedding = (whole_number(config, "vocab_size"), whole_number(config, architecture.width))
         if (config.get("pad_token_id", architecture.padding) or 0) >= embedding[0]:
@@ -70,21 +73,23 @@ def _confirmed(
     if any(name.startswith(start) for name in matrices):  # beside them are those of some head
         matrices = {name.removeprefix(start): shape for name, shape in matrices.items() if name.startswith(start)}
     needed = {f"{module}.weight": shape for module, shape in layers.items()}
-    needed[f"{architecture.embedding}.weight"] = embedding
+    needed[f"{architecture.table or architecture.embedding}.weight"] = embedding
     allowed = {f"{module}.weight" for module in architecture.others}
     return {name: shape for name, shape in matrices.items() if name not in allowed} == needed
 
 
 def _described(
     task_type: str, layers: Shapes, embedding: tuple[int, int], architecture: Architecture, config: Config
-) -> StoredLayers:
+) -> StoredLayers | None:
     names = config.get("id2label")
+    if task_type == "SEQ_CLS" and config.get("_num_labels") is not None:
+        return None  # labels as configs of long ago say them
     head = architecture.heads[task_type](config, 2 if names is None else len(names))
     shapes = head | layers if architecture.head_first else layers | head
     vocabulary: dict[str, tuple[int, ...]] = {f"{architecture.prefix}.{architecture.embedding}": embedding}
-    output = "lm_head" if task_type == "CAUSAL_LM" else None
+    output = OUTPUT if OUTPUT in head else None
     if output is not None:
-        vocabulary[output] = shapes[output]
+        vocabulary[output] = head[output]
     tied = config.get("tie_word_embeddings", architecture.tied)
     return StoredLayers(shapes, SimpleNamespace(**config), vocabulary, output, output if tied else None)
 
