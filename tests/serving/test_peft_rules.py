@@ -10,7 +10,7 @@ from peft import LoraConfig
 from peft.tuners.tuners_utils import check_target_module_exists
 from peft.utils.other import get_pattern_key
 
-from lorank.serving.peft_rules import check_choice, is_adapted, pattern_key
+from lorank.serving.peft_rules import adapted_by, check_choice, pattern_key
 
 PARTS = ["model", "layers", "experts", "h", "0", "1", "11", "q_proj", "proj", "lm_head", "a.b", "x+y"]
 names = st.lists(st.sampled_from(PARTS), min_size=1, max_size=7).map(".".join)
@@ -49,8 +49,7 @@ def test_a_choice_of_modules_is_refused_and_read_as_peft_does(choice: dict[str, 
             check_choice(choice)
         return
     check_choice(choice)
-    for module in modules:
-        assert is_adapted(choice, module) == bool(check_target_module_exists(config, module)), module
+    assert adapted_by(choice, modules) == [name for name in modules if check_target_module_exists(config, name)]
 
 
 @settings(max_examples=400, deadline=None)
@@ -60,8 +59,7 @@ def test_layers_are_chosen_as_peft_does(layers: Any, pattern: Any, modules: list
     choice = {"target_modules": PARTS, "layers_to_transform": layers}
     choice |= {"layers_pattern": pattern} if layers is not None else {}
     config = of_peft(choice)
-    for module in modules:
-        assert is_adapted(choice, module) == bool(check_target_module_exists(config, module)), module
+    assert adapted_by(choice, modules) == [name for name in modules if check_target_module_exists(config, name)]
 
 
 @pytest.mark.parametrize("pattern", [None, [], "", "layers", ["layers"], ["h", "layers"], ["h"]])
@@ -79,8 +77,7 @@ def test_layers_of_blocks_and_of_experts(layers: Any, pattern: Any) -> None:
         return
     choice["layers_pattern"] = pattern
     config = of_peft(choice)
-    for module in modules:
-        assert is_adapted(choice, module) == bool(check_target_module_exists(config, module)), module
+    assert adapted_by(choice, modules) == [name for name in modules if check_target_module_exists(config, name)]
 
 
 @settings(max_examples=400, deadline=None)

@@ -3,6 +3,7 @@
 import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
+from functools import reduce
 from pathlib import Path
 from typing import Any
 
@@ -97,11 +98,8 @@ class AdapterFiles:
     @property
     def dtype(self) -> torch.dtype:
         """The widest dtype among the tensors of the adapter."""
-        found = [tensor.dtype for pair in self.pairs.values() for tensor in (pair.a, pair.b)]
-        widest = found[0]
-        for dtype in found[1:]:
-            widest = torch.promote_types(widest, dtype)
-        return widest
+        found = {tensor.dtype for pair in self.pairs.values() for tensor in (pair.a, pair.b)}
+        return reduce(torch.promote_types, found)
 
     @property
     def largest_rank(self) -> int:

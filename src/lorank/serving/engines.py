@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from lorank.module_names import expert_of, leaf_of, sibling
 from lorank.serving.adapter_files import AdapterFiles
 from lorank.serving.base_layers import BaseLayers
-from lorank.serving.peft_rules import is_adapted
+from lorank.serving.peft_rules import adapted_by
 from lorank.serving.projections import projections_of
 
 # vLLM allows these for --max-lora-rank, and no others.
@@ -61,7 +61,7 @@ def peft(adapter: AdapterFiles, base: BaseLayers | None) -> Loading:
     if targets == "all-linear":
         output = None if base is None else base.output_layer
         return Loading({module: scale for module, scale in scales.items() if module != output})
-    return Loading({module: scale for module, scale in scales.items() if is_adapted(config, module)})
+    return Loading({module: scales[module] for module in adapted_by(config, scales)})
 
 
 def vllm(adapter: AdapterFiles, base: BaseLayers | None) -> Loading:

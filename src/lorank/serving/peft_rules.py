@@ -7,6 +7,8 @@ import re
 from collections.abc import Iterable, Mapping
 from typing import Any
 
+from lorank.module_names import shorter_ends
+
 
 def pattern_key(keys: Iterable[str], module: str) -> str:
     """The first key of `rank_pattern` or `alpha_pattern` that means a module; the module's own name where none does.
@@ -36,36 +38,38 @@ def check_choice(config: Mapping[str, Any]) -> None:
         raise ValueError("When `layers_pattern` is specified, `layers_to_transform` must also be specified. ")
 
 
-def is_adapted(config: Mapping[str, Any], module: str) -> bool:
-    """Whether a config's choice means a module; as `peft.tuners.tuners_utils.check_target_module_exists`.
+def adapted_by(config: Mapping[str, Any], modules: Iterable[str]) -> list[str]:
+    """Those of the modules that a config's choice means; as `peft.tuners.tuners_utils.check_target_module_exists`.
 
     A string is a regular expression for the whole name. An entry of a list is a name, or its end from a dot on. What
     `modules_to_save` names is not looked at.
 
     Args:
         config: with `target_modules`; `exclude_modules`, `layers_to_transform` and `layers_pattern` may be there.
-        module: its full name.
+        modules: full names.
 
     """
-    targets, excluded = config["target_modules"], config.get("exclude_modules")
-    if excluded and _means(excluded, module):
-        return False
-    if isinstance(targets, str) or module in targets:
-        return _means(targets, module)
-    return _means(targets, module) and _is_in_layers(config.get("layers_to_transform"), config, module)
+    targets, excluded = (
+        entries if isinstance(entries, str) else frozenset(entries or ())
+        for entries in (config["target_modules"], config.get("exclude_modules") or ())
+    )
+    found = [module for module in modules if _means(targets, module) and not _means(excluded, module)]
+    if isinstance(targets, str):
+        return found
+    return [module for module in found if module in targets or _is_in_layers(config, module)]
 
 
-def _means(entries: str | Iterable[str], module: str) -> bool:
+def _means(entries: str | frozenset[str], module: str) -> bool:
     if isinstance(entries, str):
         return re.fullmatch(entries, module) is not None
-    return any(module == entry or module.endswith(f".{entry}") for entry in entries)
+    return module in entries or any(end in entries for end in shorter_ends(module))
 
 
-def _is_in_layers(layers: int | list[int] | None, config: Mapping[str, Any], module: str) -> bool:
+def _is_in_layers(config: Mapping[str, Any], module: str) -> bool:
     """Whether a module is in one of the layers that are given by their numbers; without any, every module is."""
+    layers, given = config.get("layers_to_transform"), config.get("layers_pattern") or []
     if layers is None or layers == []:
         return True
-    given = config.get("layers_pattern") or []
     starts = [rf"(?:^|.*?\.){pattern}" for pattern in ([given] if isinstance(given, str) else given)]
     for start in starts or [r".*?\.[^.]*"]:
         if found := re.match(rf"{start}\.(?P<idx>\d+)\.", module):
