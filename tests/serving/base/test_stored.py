@@ -296,6 +296,14 @@ def test_an_encoder_with_layers_for_another_model(bases: dict[str, Path], tmp_pa
         assert stored_layers(str(bases["encoder"]), "SEQ_CLS", [query, module]) is None
 
 
+def test_numbers_of_positions_in_old_files_are_no_layer(bases: dict[str, Path], tmp_path: Path) -> None:
+    positions = {"bert.embeddings.position_ids": torch.arange(8)[None]}
+    name = edited_base(bases["encoder"], tmp_path / "base", {}, lambda tensors: tensors.update(positions))
+    found = stored_layers(name, "SEQ_CLS", ["bert.encoder.layer.0.attention.self.query"])
+    assert found is not None
+    assert list(found.shapes.items()) == list(BaseLayers.read(name, "SEQ_CLS").shapes.items())
+
+
 def test_an_encoder_and_decoder_that_share_no_embedding(bases: dict[str, Path], tmp_path: Path) -> None:
     key = "model.encoder.layers.0.self_attn.q_proj"
     assert stored_layers(str(bases["encoder-decoder"]), "SEQ_2_SEQ_LM", [key]) is not None

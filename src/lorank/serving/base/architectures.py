@@ -27,7 +27,7 @@ class Architecture:
         embedding: name of the input embedding, without the prefix.
         table: name that the weights have it under, where that is another one.
         width: key of the config for the number of its columns.
-        others: further modules with matrices that a file may have in the pretrained model, without the prefix.
+        others: names of further matrices that a file may have in the pretrained model, without the prefix.
         head_first: whether the class has its head before the pretrained model.
         tied: whether the output layer shares the weight of the input embedding where the config does not say it.
         padding: number of the padding token where the config does not say it.
@@ -164,14 +164,15 @@ _DECODER_HEADS: Mapping[str, Callable[[Config, int], Shapes]] = {
     "CAUSAL_LM": _output("hidden_size"),
     "SEQ_CLS": lambda config, labels: {"score": (labels, whole_number(config, "hidden_size"))},
 }
-_TABLES = tuple(f"embeddings.{name}_embeddings" for name in ("position", "token_type"))
+_BERT_OTHERS = tuple(f"embeddings.{name}_embeddings.weight" for name in ("position", "token_type"))
+_BERT_OTHERS += ("embeddings.position_ids", "pooler.dense.weight")  # numbers of positions: of old files
 _BART = Architecture(
     "model",
     _bart,
     {"SEQ_2_SEQ_LM": _output("d_model")},
     "shared",
     width="d_model",
-    others=tuple(f"{part}.embed_{what}" for part in ("encoder", "decoder") for what in ("tokens", "positions")),
+    others=tuple(f"{part}.embed_{what}.weight" for part in ("encoder", "decoder") for what in ("tokens", "positions")),
     tied=True,
     padding=1,
 )
@@ -180,7 +181,7 @@ _ROBERTA = Architecture(
     _bert,
     {"SEQ_CLS": _two_layers("classifier.dense", "classifier.out_proj")},
     "embeddings.word_embeddings",
-    others=(*_TABLES, "pooler.dense"),
+    others=_BERT_OTHERS,
     padding=1,
 )
 # model_type of a config -> its layers.
@@ -197,7 +198,7 @@ ARCHITECTURES: Mapping[str, Architecture] = {
         _bert,
         {"SEQ_CLS": _two_layers("bert.pooler.dense", "classifier")},
         "embeddings.word_embeddings",
-        others=(*_TABLES, "pooler.dense"),
+        others=_BERT_OTHERS,
         padding=0,
     ),
     "roberta": _ROBERTA,
@@ -210,7 +211,7 @@ ARCHITECTURES: Mapping[str, Architecture] = {
         {"SEQ_CLS": _two_layers("pre_classifier", "classifier", "dim")},
         "embeddings.word_embeddings",
         width="dim",
-        others=("embeddings.position_embeddings",),
+        others=("embeddings.position_embeddings.weight",),
         padding=0,
     ),
 }

@@ -14,6 +14,7 @@ from typing import Any
 from lorank.serving.base.architectures import ARCHITECTURES, OUTPUT, Architecture, Config, Shapes, whole_number
 
 _WEIGHTS, _INDEX = "model.safetensors", "model.safetensors.index.json"
+Matrix = tuple[str, tuple[int, ...]]  # dtype and shape
 _PLAIN = {"F16", "BF16", "F32", "F64"}
 # Under these keys a config asks for other layers, other names, or weights that are packed.
 _UNUSUAL: tuple[str, ...] = ("quantization_config", "compression_config", "auto_map", "add_cross_attention")
@@ -66,16 +67,17 @@ def stored_layers(name: str, task_type: str, modules: Iterable[str]) -> StoredLa
 
 
 def _confirmed(
-    layers: Shapes, embedding: tuple[int, int], architecture: Architecture, matrices: Mapping[str, tuple[int, ...]]
+    layers: Shapes, embedding: tuple[int, int], architecture: Architecture, matrices: Mapping[str, Matrix]
 ) -> bool:
     """Whether the matrices of the pretrained model in the weights are these layers and tables, and no others."""
     start = f"{architecture.prefix}."
     if any(name.startswith(start) for name in matrices):  # beside them are those of some head
-        matrices = {name.removeprefix(start): shape for name, shape in matrices.items() if name.startswith(start)}
+        matrices = {name.removeprefix(start): each for name, each in matrices.items() if name.startswith(start)}
     needed = {f"{module}.weight": shape for module, shape in layers.items()}
     needed[f"{architecture.table or architecture.embedding}.weight"] = embedding
-    allowed = {f"{module}.weight" for module in architecture.others}
-    return {name: shape for name, shape in matrices.items() if name not in allowed} == needed
+    found = {name: matrix for name, matrix in matrices.items() if name not in architecture.others}
+    plain = all(dtype in _PLAIN for dtype, _ in found.values())
+    return plain and {name: shape for name, (_, shape) in found.items()} == needed
 
 
 def _described(
@@ -117,12 +119,12 @@ def _json(path: Path) -> dict[str, Any]:
     return content
 
 
-def _matrices(folder: Path) -> dict[str, tuple[int, ...]]:
-    """Names and shapes of all tensors of two and more dimensions, by the headers.
+def _matrices(folder: Path) -> dict[str, Matrix]:
+    """All tensors of two and more dimensions, by the headers.
 
     Raises:
         OSError: no such file.
-        ValueError: damaged, packed, or not what the index says.
+        ValueError: damaged, or not what the index says.
         KeyError: damaged.
 
     """
@@ -131,10 +133,10 @@ def _matrices(folder: Path) -> dict[str, tuple[int, ...]]:
     placed: dict[str, set[str]] = {}
     for name, file in _json(folder / _INDEX)["weight_map"].items():
         placed.setdefault(file, set()).add(name)
-    return {name: shape for file, names in placed.items() for name, shape in _header(folder / file, names).items()}
+    return {name: each for file, names in placed.items() for name, each in _header(folder / file, names).items()}
 
 
-def _header(path: Path, names: Collection[str] | None) -> dict[str, tuple[int, ...]]:
+def _header(path: Path, names: Collection[str] | None) -> dict[str, Matrix]:
     with path.open("rb") as file:
         length = int.from_bytes(file.read(8), "little")
         if not 0 < length < path.stat().st_size:
@@ -144,7 +146,4 @@ def _header(path: Path, names: Collection[str] | None) -> dict[str, tuple[int, .
     if names is not None and set(names) != set(tensors):
         raise ValueError(path)
     found = {name: (each["dtype"], tuple(each["shape"])) for name, each in tensors.items()}
-    matrices = {name: shape for name, (_, shape) in found.items() if len(shape) > 1}
-    if any(found[name][0] not in _PLAIN for name in matrices):
-        raise ValueError(path)
-    return matrices
+    return {name: (dtype, shape) for name, (dtype, shape) in found.items() if len(shape) > 1}
