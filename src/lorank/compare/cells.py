@@ -13,7 +13,7 @@ from lorank.recipe.files import make_recipe
 from lorank.recipe.format1 import is_format_1
 from lorank.recipe.method_sections import inherited, merged
 from lorank.recipe.recipe import Recipe
-from lorank.recipe.sections import CHOICES
+from lorank.recipe.sections import OWN_KEYS
 from lorank.validation import nearest
 
 # What is compared beside rank-allocation methods, and what for.
@@ -33,10 +33,6 @@ BORROWING = (*FROM_PLAN, "uniform-triplets")
 ORDER, RESULT, ERROR = "cell.json", "result.json", "error.txt"
 # Every weight is trained, so a rate that suits adapters is too high by far.
 _OWN_CHOICES: Mapping[str, Mapping[str, Any]] = {"full": {"train": {"learning_rate": 5e-5}}}
-
-
-# What may be a method's own; anything else decides what has to be equal.
-_OWN_KEYS = ("preset", *CHOICES, "expert", "search", "train")
 
 
 # Of the training that is judged: the same for every method of a task.
@@ -152,13 +148,13 @@ def recipe_of(
 
     """
     first = str(content.get("method", "i-lora"))
-    if strange := [key for key in own or {} if key not in _OWN_KEYS]:
+    if strange := [key for key in own or {} if key not in OWN_KEYS]:
         if is_format_1(own or {}):
             raise ComparisonError(
                 f"{cell.method}:{strange[0]} is of recipe format 1; its new name is in docs/recipe.md"
             )
         raise ComparisonError(
-            f"{cell.method}:{strange[0]} would make this method's cells unequal to the others'; allowed: {', '.join(_OWN_KEYS)}"
+            f"{cell.method}:{strange[0]} would make this method's cells unequal to the others'; allowed: {', '.join(OWN_KEYS)}"
         )
     method = source_of(content, cell.method)
     if method == first:
