@@ -95,7 +95,7 @@ def test_the_command_that_is_printed_continues_the_run(
         mode="json", exclude={"resolved"}
     )
     (tmp_path / "a recipe.yaml").write_text(yaml.safe_dump(content))
-    command = [sys.executable, "-m", "lorank", "run", "a recipe.yaml", "--output-dir", "out"]
+    command = [sys.executable, "-m", "lorank", "run", "a recipe.yaml", "--output", "out"]
     pipe = subprocess.PIPE
     process = subprocess.Popen(command, cwd=tmp_path, stderr=pipe, stdout=pipe, text=True, preexec_fn=heed_ctrl_c)
     assert process.stderr is not None

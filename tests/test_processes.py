@@ -36,7 +36,7 @@ def test_two_processes_share_one_run(method: str, tiny_recipe, tmp_path: Path) -
     more = {"measure": {"every": 1}, "gradient_checkpointing": True} if method == "igu-lora" else {}
     recipe = tiny_recipe(method=method, baselines=["lora"], **more)
     (tmp_path / "recipe.yaml").write_text(yaml.safe_dump(recipe.model_dump(mode="json", exclude={"resolved"})))
-    done = launched("lorank.cli", "run", str(tmp_path / "recipe.yaml"), "--output-dir", str(tmp_path / "out"))
+    done = launched("lorank.cli", "run", str(tmp_path / "recipe.yaml"), "--output", str(tmp_path / "out"))
     assert done.stdout.count("rank by layer and projection") == 1  # the first process prints, the other does not
     # What they left is a finished run like any other.
     result = run(recipe, tmp_path / "out", Console(quiet=True))

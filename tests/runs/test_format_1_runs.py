@@ -72,7 +72,7 @@ def test_a_finished_run_of_format_1_is_read(tiny_recipe: Any, tmp_path: Path) ->
     old.write_text(yaml.safe_dump({key: value for key, value in yaml.safe_load(written).items() if key != "resolved"}))
     with warnings.catch_warnings():
         warnings.simplefilter("default", LorankWarning)
-        said = CliRunner().invoke(app, ["run", str(old), "--output-dir", str(out)])
+        said = CliRunner().invoke(app, ["run", str(old), "--output", str(out)])
     assert said.exit_code == 0, said.output
     assert "recipe format 1" in said.output
     assert stamps == {each: each.stat().st_mtime_ns for each in unchanged}

@@ -217,7 +217,7 @@ class TestCommands:
         assert "halves of the calibration set" in said.output
         plan = tmp_path / "plan-r-2.json"
         assert max(RankPlan.load(plan).ranks.values()) <= 6
-        said = runner.invoke(app, ["train", str(recipe), "--plan", str(plan), "--output-dir", str(tmp_path / "run")])
+        said = runner.invoke(app, ["train", str(recipe), "--plan", str(plan), "--output", str(tmp_path / "run")])
         assert said.exit_code == 0, said.output
         assert json.loads((tmp_path / "run" / "metrics.json").read_text())["method"] == "sensitivity-lora"
         assert (tmp_path / "run" / "ranks.png").exists()

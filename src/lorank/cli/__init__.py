@@ -7,6 +7,7 @@ import typer
 from lorank.cli.compare import compare_command
 from lorank.cli.plan import allocate_command, plan_app
 from lorank.cli.prune import prune_command
+from lorank.cli.recipe import recipe_app
 from lorank.cli.run import run_command, train_command
 from lorank.cli.score import inspect_command, score_command
 from lorank.cli.serve import export_command, merge_command, verify_command
@@ -50,3 +51,4 @@ app.command("verify")(verify_command)
 app.command("merge")(merge_command)
 app.add_typer(plan_app, name="plan")
 app.command("compare")(compare_command)
+app.add_typer(recipe_app, name="recipe")

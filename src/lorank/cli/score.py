@@ -52,12 +52,16 @@ def score_command(
     """Score the modules of a model before training. `lorank allocate` then makes plans for any budget of it."""
     with clear_errors():
         from lorank.artefact import check_unwritten
-        from lorank.recipe.files import load_to_score
+        from lorank.recipe.files import load_recipe
         from lorank.report.tables import score_table
         from lorank.runs.score_recipe import score_recipe
 
         check_unwritten(output, overwrite=overwrite)  # before the work: what it would be is not known yet
-        scores = score_recipe(load_to_score(recipe, method, overrides or ()), output, progress)
+        chosen = [] if method is None else [f"method={method}"]
+        # Scores depend on no budget and on no limits.
+        scores = score_recipe(
+            load_recipe(recipe, [*chosen, *(overrides or ()), "budget=r=1", "ranks={}"]), output, progress
+        )
         made = scores.provenance
         out.print(
             f"{made['method']}, {made.get('examples', 'no')} examples, {made.get('seconds', 0):.1f} s", highlight=False

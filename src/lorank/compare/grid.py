@@ -134,7 +134,7 @@ class Grid:
                 measured, fingerprint = read_measured(path)
                 if fingerprint != self.fingerprint(cell):
                     raise OutputError(
-                        f"{path.parent} was run by another recipe; give another --output-dir, or remove that folder"
+                        f"{path.parent} was run by another recipe; give another --output, or remove that folder"
                     )
                 source = self.source(cell)
                 plan = self.folder / "cells" / source.folder / "run" / "plan.json"

@@ -10,9 +10,8 @@ import yaml
 
 from lorank.artefact import write_text
 from lorank.errors import LorankWarning, OutputError, RecipeError, one_line
-from lorank.methods import METHODS
 from lorank.recipe.format1 import KEYS, SECTIONS, is_format_1, upgraded
-from lorank.recipe.method_sections import inherited
+from lorank.recipe.method_sections import with_method
 from lorank.recipe.recipe import Recipe
 
 
@@ -29,31 +28,10 @@ def load_recipe(path: str | Path, overrides: Iterable[str] = ()) -> Recipe:
     return make_recipe(read_recipe(path, overrides))
 
 
-def load_to_score(path: str | Path, method: str | None, overrides: Iterable[str] = ()) -> Recipe:
-    """A recipe to score a frozen model by: without its budget and its limits of ranks, which scores do not depend on.
-
-    Another method than the recipe's takes from it what a baseline would; overrides are for this method.
-
-    Raises:
-        RecipeError: as `load_recipe`.
-
-    """
-    if method is None:
-        content = read_recipe(path, overrides)
-    else:
-        content = read_recipe(path)
-        if method in METHODS and method != content.get("method", "i-lora"):
-            baselines = content.get("baselines")
-            own = baselines.get(method) if isinstance(baselines, Mapping) else None
-            content = inherited(content, method, own or {})
-        content["method"] = method
-        for override in overrides:
-            _set(content, *read_override(override))
-    return make_recipe({**content, "budget": "r=1", "ranks": {}})
-
-
 def read_recipe(path: str | Path, overrides: Iterable[str] = ()) -> dict[str, Any]:
     """The content of a YAML recipe with its overrides, in the keys of format 2: presets are not filled in, nothing is validated.
+
+    Where an override names another method, the file's choices for its own method do not apply, as for a baseline.
 
     Raises:
         RecipeError: no such file, not YAML, or an override that cannot be read.
@@ -62,11 +40,22 @@ def read_recipe(path: str | Path, overrides: Iterable[str] = ()) -> dict[str, An
         LorankWarning: as `load_recipe`.
 
     """
-    content = read_yaml(path)
-    for override in overrides:
-        _set(content, *read_override(override))
-    if not is_format_1(content):
-        return content
+    content, read = read_yaml(path), [read_override(override) for override in overrides]
+    if is_format_1(content) or any(keys[0] in SECTIONS for keys, _ in read):
+        return _of_format_1(path, content, read)
+    method = next((value for keys, value in reversed(read) if keys == ["method"]), None)
+    if method is not None:
+        content = with_method(content, str(method))
+    for keys, value in read:
+        _set(content, keys, value)
+    return content
+
+
+def _of_format_1(
+    path: str | Path, content: dict[str, Any], overrides: Iterable[tuple[list[str], Any]]
+) -> dict[str, Any]:
+    for keys, value in overrides:
+        _set(content, keys, value)
     new = upgraded(content)
     old_keys = [key for key in content if key in (*SECTIONS, *KEYS)]
     new_keys = [key for key in new if new[key] != content.get(key)]
@@ -74,16 +63,16 @@ def read_recipe(path: str | Path, overrides: Iterable[str] = ()) -> dict[str, An
         f"{path}: recipe format 1; {', '.join(old_keys)} are now {', '.join(new_keys)}; to convert it: "
         f"lorank recipe upgrade {path}",
         LorankWarning,
-        stacklevel=3,
+        stacklevel=4,
     )
     return new
 
 
-def upgrade_file(path: Path) -> tuple[dict[str, Any], Path]:
+def upgrade_file(path: Path) -> Path:
     """Convert a recipe of format 1 where it stands; the comment at its top stays, the old file is kept beside it.
 
     Returns:
-        The new content, and where the old file is.
+        Where the old file is.
 
     Raises:
         RecipeError: it is not of format 1, or no recipe.
@@ -103,7 +92,7 @@ def upgrade_file(path: Path) -> tuple[dict[str, Any], Path]:
     body = yaml.safe_dump(new, sort_keys=False, allow_unicode=True, default_flow_style=None, width=120)
     write_text(kept, text)
     write_text(path, head + body)
-    return new, kept
+    return kept
 
 
 def read_yaml(path: str | Path) -> dict[str, Any]:
