@@ -6,9 +6,9 @@ from typing import Any
 from lorank.errors import RecipeError
 from lorank.methods import METHODS, Method
 from lorank.methods.choose import choices_in, preset_of
+from lorank.methods.registry import unknown_method
 from lorank.recipe.method_sections import merged
 from lorank.recipe.sections import CHOICES, EXPERT, TrainingSection, section_kinds
-from lorank.validation import nearest
 
 # Sections and keys that only format 1 has.
 SECTIONS = ("scoring", "calibration", "allocation", "pruning", "stage1", "stage2")
@@ -48,8 +48,7 @@ def upgraded(content: Mapping[str, Any]) -> dict[str, Any]:
             raise RecipeError(f"{key}: give keys and values (got {content[key]!r})")
     method = METHODS.get(str(content.get("method", "i-lora")))
     if method is None:
-        name = str(content.get("method"))
-        raise RecipeError(f"method: method {name!r} is unknown{nearest(name, METHODS)}; allowed: {', '.join(METHODS)}")
+        raise RecipeError(f"method: {unknown_method(str(content.get('method')))}")
     made: dict[str, Any] = {}
     for key, value in content.items():
         if key == "model":

@@ -11,10 +11,11 @@ from lorank.engine.options import RankOptions, ScoringSetChoices, TrainingBatchC
 from lorank.errors import BudgetError, RecipeError
 from lorank.methods import METHODS, Method
 from lorank.methods.choose import choices_in
+from lorank.methods.registry import unknown_method
 from lorank.recipe.method_sections import filled_sections, inherited, without_expert
 from lorank.recipe.sections import InitialRank, ModelSection, PlanScale, TrainingSection
 from lorank.tasks.section import DataSection
-from lorank.validation import Section, explain, nearest
+from lorank.validation import Section, explain
 
 
 class Recipe(Section):
@@ -112,7 +113,7 @@ class Recipe(Section):
     def _disagreements(self, method: Method | None) -> list[str]:
         """What is wrong though every key is right."""
         problems = [
-            f"{key}: method {name!r} is unknown{nearest(name, METHODS)}; allowed: {', '.join(METHODS)}"
+            f"{key}: {unknown_method(name)}"
             for key, name in (("method", self.method), *(("baselines", name) for name in self.baselines))
             if name not in METHODS
         ]
