@@ -13,7 +13,7 @@ from lorank.methods import METHODS, Method
 from lorank.methods.choose import choices_in
 from lorank.methods.registry import unknown_method
 from lorank.recipe.method_sections import filled_sections, inherited, without_expert
-from lorank.recipe.sections import InitialRank, ModelSection, PlanScale, TrainingSection
+from lorank.recipe.sections import CHOICES, InitialRank, ModelSection, PlanScale, TrainingSection
 from lorank.tasks.section import DataSection
 from lorank.validation import Section, explain
 
@@ -74,13 +74,17 @@ class Recipe(Section):
 
     def __init__(self, **content: Any) -> None:
         problems: list[str] = []
-        method = METHODS.get(str(content.get("method", "i-lora")))
+        name = content.get("method", "i-lora")
+        method = METHODS.get(str(name))
         if method is not None:
             content, problems = filled_sections(method, content)
+        else:  # what its sections may say is not known either
+            content = {key: value for key, value in content.items() if key not in (*CHOICES, "expert")}
         try:
             super().__init__(**content)
         except ValidationError as error:
-            problems = [*problems, explain(error, Recipe)]
+            unknown = [f"method: {unknown_method(name)}"] if method is None and isinstance(name, str) else []
+            problems = [*problems, *unknown, explain(error, Recipe)]
         else:
             problems += self._disagreements(method)
         if problems:
