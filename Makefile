@@ -8,7 +8,7 @@ export TOKENIZERS_PARALLELISM := false
 
 quickstart: .venv/installed
 	$(BIN)/python examples/prepare_quickstart.py downloads
-	HF_HUB_OFFLINE=1 $(BIN)/lorank run examples/quickstart.yaml --output-dir runs/quickstart
+	HF_HUB_OFFLINE=1 $(BIN)/lorank run examples/quickstart.yaml --output runs/quickstart
 
 # Two processes with a thread each: most tests keep one core busy. Threads that wait sleep, so that more threads than cores are slow at most.
 test: .venv/installed

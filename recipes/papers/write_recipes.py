@@ -89,23 +89,24 @@ def data_of(name: str) -> dict[str, Any]:
 
 
 def i_lora(name: str) -> tuple[list[str], dict[str, Any]]:
-    """I-LoRA on DeBERTaV3-base: adapters of rank 2 in stage 1, half of them pruned."""
+    """I-LoRA on DeBERTaV3-base: adapters of rank 2 in its first stage, half of them pruned."""
     rate1, epochs1, rate2, epochs2 = I_LORA[name]
     notes = [
-        f"I-LoRA, DeBERTaV3-base on GLUE {name}: Table 6 (rates, epochs), batch 32, rank 2 in stage 1, pruning ratio 50 %.",
+        f"I-LoRA, DeBERTaV3-base on GLUE {name}: Table 6 (rates, epochs), batch 32, rank 2 in search, pruning ratio 50 %.",
         "Not in the paper, and lorank's defaults here: alpha / r, schedule, warm-up, weight decay, longest input (AdaLoRA's).",
-        "The paper's 0.33M is the size of stage 1; after pruning about half of it is left.",
+        "The paper's 0.33M is the size of search; after pruning about half of it is left.",
     ]
     return notes, {
         "model": "microsoft/deberta-v3-base",
         "method": "i-lora",
         "preset": "paper",
-        "budget": "beta=0.5",
+        "budget": "keep=50%",
         "baselines": ["lora"],
         "data": data_of(name),
         "metrics": TASKS[name].metrics,
-        "stage1": {"initial_rank": 2, "epochs": epochs1, "learning_rate": rate1, "batch_size": 32},
-        "stage2": {"epochs": epochs2, "learning_rate": rate2, "batch_size": 32},
+        "triplets": {"initial_rank": 2},
+        "search": {"epochs": epochs1, "learning_rate": rate1},
+        "train": {"epochs": epochs2, "learning_rate": rate2, "batch_size": 32},
     }
 
 
@@ -127,9 +128,9 @@ def adalora(name: str) -> tuple[list[str], dict[str, Any]]:
         "data": data_of(name),
         "metrics": TASKS[name].metrics,
         "scale": alpha / 4,
-        "pruning": {"begin": first, "interval": between, "end": steps - last, "orthogonality": weight},
-        "stage1": {"initial_rank": 4, "epochs": epochs, "learning_rate": rate, "batch_size": 32, "weight_decay": decay},
-        "stage2": {"epochs": epochs, "learning_rate": rate, "batch_size": 32, "weight_decay": decay},
+        "triplets": {"initial_rank": 4, "orthogonality": weight},
+        "cut": {"begin": first, "interval": between, "end": steps - last},
+        "train": {"epochs": epochs, "learning_rate": rate, "batch_size": 32, "weight_decay": decay},
     }
 
 
@@ -148,8 +149,9 @@ def i_lora_xsum() -> tuple[list[str], dict[str, Any]]:
         "baselines": ["adalora"],
         "data": data,
         "metrics": ["rouge1", "rouge2", "rougeL"],
-        "stage1": {"initial_rank": 1, "epochs": 50, "learning_rate": 2e-4, "batch_size": 24},
-        "stage2": {"epochs": 50, "learning_rate": 4e-4, "batch_size": 24},
+        "triplets": {"initial_rank": 1},
+        "search": {"learning_rate": 2e-4},
+        "train": {"epochs": 50, "learning_rate": 4e-4, "batch_size": 24},
     }
 
 
@@ -162,7 +164,6 @@ def adalora_xsum() -> tuple[list[str], dict[str, Any]]:
         f"Its schedule in steps, t_i = 6000, Delta_T = 100, t_f = 50000 of {steps:,}, as steps of this run.",
         "Not known: lengths, beams, alpha, weight decay. Schedule and warm-up are lorank's.",
     ]
-    stage = {"epochs": epochs, "learning_rate": 5e-4, "batch_size": batch}
     return notes, {
         "model": "facebook/bart-large",
         "method": "adalora",
@@ -171,9 +172,9 @@ def adalora_xsum() -> tuple[list[str], dict[str, Any]]:
         "baselines": ["lora"],
         "data": {**XSUM, "test_split": "test"},
         "metrics": ["rouge1", "rouge2", "rougeL"],
-        "pruning": {"begin": 6000, "interval": 100, "end": steps - 50000, "orthogonality": 0.1},
-        "stage1": {"initial_rank": 12, **stage},
-        "stage2": stage,
+        "triplets": {"initial_rank": 12, "orthogonality": 0.1},
+        "cut": {"begin": 6000, "interval": 100, "end": steps - 50000},
+        "train": {"epochs": epochs, "learning_rate": 5e-4, "batch_size": batch},
     }
 
 
@@ -194,9 +195,10 @@ def igu_lora_glue(name: str) -> tuple[list[str], dict[str, Any]]:
         "baselines": ["lora"],
         "data": data_of(name),
         "metrics": TASKS[name].metrics,
-        "pruning": {"intervals": 20, "begin": 0.2, "end": 0.5, "interval": 0.02},
-        "stage1": {"initial_rank": 2, **stage},
-        "stage2": stage,
+        "triplets": {"initial_rank": 2},
+        "measure": {"intervals": 20},
+        "cut": {"begin": 0.2, "end": 0.5, "interval": 0.02},
+        "train": stage,
     }
 
 
@@ -218,9 +220,10 @@ def igu_lora_reasoning(name: str) -> tuple[list[str], dict[str, Any]]:
         "data": {**data, "max_length": read, "max_target_length": written_tokens, "beams": 3},
         "metrics": ["exact_match"],
         "precision": "bf16",
-        "pruning": {"intervals": 20, "begin": 0.2, "end": 0.5, "interval": 0.02},
-        "stage1": {"initial_rank": 32, **stage},
-        "stage2": stage,
+        "triplets": {"initial_rank": 32},
+        "measure": {"intervals": 20},
+        "cut": {"begin": 0.2, "end": 0.5, "interval": 0.02},
+        "train": stage,
     }
 
 

@@ -40,7 +40,7 @@ class Budget:
     | `"0.06%"`    | that share of the base model's parameters, see `lorank.models.base_size.base_parameters`             |
     | `"r=2"`      | what uniform rank 2 costs on the same modules: `2 Σ c_m`                                       |
     | `"rank=144"` | what a total rank of 144 costs at the mean unit cost: `144/n Σ c_m`                            |
-    | `"keep=50%"` | what that share of the units costs, at the mean unit cost, that an adapter starts with         |
+    | `"keep=50%"` | what that share of the units that an adapter starts with costs, at the mean unit cost         |
     | `"beta=0.5"` | the same in the paper's word: the pruning ratio β is what goes, `keep=75%` is `beta=0.25`      |
 
     β drops `floor(β t)` of the `t = n r_init` units that the adapter starts with (I-LoRA, section 1.3: threshold index
@@ -102,7 +102,7 @@ class Budget:
         Args:
             unit_costs: module name -> `d_in + d_out`.
             base_parameters: parameters of the base model; needed for `%`, and if given also the upper limit.
-            initial_rank: rank per module that stage 1 starts with; needed for `keep` and `beta`.
+            initial_rank: rank per module before ranks are decided; needed for `keep` and `beta`.
 
         Raises:
             BudgetError: below one unit of rank of the cheapest module, above the base model, or a form whose

@@ -177,10 +177,10 @@ def test_score_allocate_and_train_are_the_run(recipe_file: Path, own_file: Path,
         tmp_path / "s.safetensors",
         tmp_path / "p.json",
     )
-    command("run", recipe_file, "--output-dir", whole, *plugin)
+    command("run", recipe_file, "--output", whole, *plugin)
     command("score", recipe_file, "--output", scores, *plugin)
     command("allocate", scores, "--budget", "r=1", "--output", plan)
-    command("train", recipe_file, "--plan", plan, "--output-dir", tmp_path / "trained", *plugin)
+    command("train", recipe_file, "--plan", plan, "--output", tmp_path / "trained", *plugin)
     made = RankPlan.load(whole / "plan.json")
     assert made.provenance["method"] == "gora"
     assert made.ranks == RankPlan.load(plan).ranks
@@ -196,9 +196,9 @@ def test_score_allocate_and_train_are_the_run(recipe_file: Path, own_file: Path,
     assert resolved["plugins"] == {"gora.py": loaded_plugins()[str(own_file)]}
     assert "calibration" in json.loads((whole / "metrics.json").read_text())["results"]["gora"]
     own_file.write_text(own_file.read_text() + "# more\n")
-    said = refusal("run", recipe_file, "--output-dir", whole, *plugin)
+    said = refusal("run", recipe_file, "--output", whole, *plugin)
     assert "a plugin is missing or changed since this run began" in said
-    said = refusal("run", recipe_file, "--output-dir", whole)
+    said = refusal("run", recipe_file, "--output", whole)
     assert "method 'gora' is unknown" in said
     assert "give --plugin FILE, if it is in a file" in said
 
@@ -215,7 +215,7 @@ def test_a_recipe_of_another_method_is_scored_by_it(recipe_file: Path, own_file:
 
 def test_a_comparison_hands_the_file_to_its_cells(recipe_file: Path, own_file: Path, tmp_path: Path) -> None:
     folder = tmp_path / "grid"
-    asked = ("compare", recipe_file, "--methods", "lora,gora", "--seeds", "1", "--output-dir", folder)
+    asked = ("compare", recipe_file, "--methods", "lora,gora", "--seeds", "1", "--output", folder)
     command(*asked, "--plugin", own_file)
     cells = {
         name: json.loads((folder / "cells/mood/r=1" / name / "seed-0/result.json").read_text())
@@ -228,6 +228,6 @@ def test_a_comparison_hands_the_file_to_its_cells(recipe_file: Path, own_file: P
     own_file.write_text(own_file.read_text() + "# more\n")
     said = refusal(*asked, "--plugin", own_file)
     assert "gora/seed-0 was run by a method of" in said
-    assert "gora.py as it was before; give another --output-dir, or remove that folder" in said
+    assert "gora.py as it was before; give another --output, or remove that folder" in said
     assert "give --plugin FILE" in refusal(*asked)
     assert "lora" in command(*asked[:3], "lora", *asked[4:])  # cells of other methods stay done without the file

@@ -5,10 +5,13 @@ import pytest
 import yaml
 
 from lorank import LorankError
-from lorank.engine.options import RankOptions
+from lorank.engine.options import RankOptions, ScoringSetChoices
 from lorank.errors import RecipeError
 from lorank.methods import METHODS
-from lorank.recipe.recipe import Recipe, load_recipe, make_recipe, sections_of
+from lorank.methods.choose import choices_in
+from lorank.recipe.files import load_recipe, make_recipe
+from lorank.recipe.recipe import Recipe
+from lorank.recipe.sections import EXPERT, SCHEDULERS, section_kinds
 
 MINIMAL = {"model": "some/model", "budget": "r=2", "data": {"train": "a.tsv", "test": "b.tsv"}}
 
@@ -20,41 +23,57 @@ def written(tmp_path: Path, content=MINIMAL) -> Path:
 
 def test_overrides_are_applied_as_yaml(tmp_path: Path) -> None:
     overrides = [
-        "stage2.epochs=0.5",
-        "targets=[query, value]",
-        "stage1.stop_when_stable.share=0.2",
+        "train.epochs=0.5",
+        "target_modules=[query, value]",
+        "cut.stop_when_stable.share=0.2",
+        "model.dropout=0.1",
+        "baselines.eva.measure.examples=5",
         "budget=0.33M",
         "seed=7",
     ]
-    recipe = load_recipe(written(tmp_path), overrides)
-    assert recipe.stage2.epochs == 0.5
-    assert recipe.targets == ("query", "value")
-    assert recipe.stage1.stop_when_stable is not None
-    assert recipe.stage1.stop_when_stable.share == 0.2
+    recipe = load_recipe(written(tmp_path, {**MINIMAL, "baselines": ["lora", "eva"]}), overrides)
+    assert recipe.train.epochs == 0.5
+    assert recipe.target_modules == ("query", "value")
+    choices = recipe.choices()
+    assert isinstance(choices, ScoringSetChoices)
+    assert choices.cut.stop_when_stable is not None
+    assert choices.cut.stop_when_stable.share == 0.2
+    assert (recipe.model.name, recipe.model.dropout) == ("some/model", 0.1)
+    assert recipe.baselines == {"lora": {}, "eva": {"measure": {"examples": 5}}}
     assert (recipe.budget, recipe.seed) == ("0.33M", 7)
 
 
 @pytest.mark.parametrize(
     ("override", "message"),
     [
-        ("stage2.epoch=1", r"did you mean stage2\.epochs\?"),
-        ("stge2.epochs=1", r"did you mean stage2\?"),
-        ("learning_rate=1", r"did you mean stage\d\.learning_rate\?"),
-        ("stage1.stop_when_stable.shar=1", r"did you mean stage1\.stop_when_stable\.share\?"),
-        ("scoring.paramter_factor=signed", r"did you mean scoring\.parameter_factor\?"),
+        ("train.epoch=1", r"did you mean train\.epochs\?"),
+        ("trian.epochs=1", r"did you mean train\?"),
+        ("learning_rate=1", r"did you mean (search|train)\.learning_rate\?"),
+        ("cut.stop_when_stable.shar=1", r"cut\.stop_when_stable\.shar: .*did you mean stop_when_stable\.share\?"),
+        ("measure.paramter_factor=signed", r"measure\.paramter_factor: .*did you mean parameter_factor\?"),
         ("method=ilora", r"did you mean i-lora\?"),
         ("preset=papr", r"did you mean paper\?"),
-        ("stage2.epochs=soon", "valid number"),
-        ("stage2.epochs=0", "greater than 0"),
-        ("scoring.fraction=1", "less than 1"),
+        ("train.epochs=soon", "valid number"),
+        ("train.epochs=0", "greater than 0"),
+        ("measure.fraction=1", "less than 1"),
         ("budget=0", "above zero"),
         ("budget=plenty", "cannot be read"),
-        ("allocation={max_rank: 1, min_rank: 2}", "below allocation.min_rank"),
+        ("ranks={max_rank: 1, min_rank: 2}", "below ranks.min_rank"),
         ("data.test=null", "test file is missing"),
         ("data.name=glue", "not both"),
-        ("stage2", "key=value"),
-        ("stage2.scheduler=cosin", r"did you mean cosine\?"),
-        ("stage2.epochs=[", "not YAML"),
+        ("train", "key=value"),
+        ("train.scheduler=cosin", r"did you mean cosine\?"),
+        ("train.epochs=[", "not YAML"),
+        ("smooth.ema_decay=0.5", r"write it as expert\.smooth\.ema_decay"),
+        ("expert.smooth.emma_decay=0.5", r"did you mean ema_decay\?"),
+        ("expert.smoth.ema_decay=0.5", r"did you mean smooth\?"),
+        ("expert.measure.folds=4", r"measure\.folds: unknown key"),
+        ("measure=3", "give keys and values"),
+        ("baselines={eva: {measure: {exmples: 3}}}", r"baselines\.eva\.measure\.exmples: .*did you mean examples\?"),
+        ("baselines=[i-lora]", "is the recipe's method already"),
+        ("baselines=[evva]", r"did you mean eva\?"),
+        ("format=3", "format"),
+        ("model.nme=x", r"did you mean model\.name\?"),
     ],
 )
 def test_mistakes_name_the_key_and_what_is_allowed(tmp_path: Path, override: str, message: str) -> None:
@@ -70,10 +89,10 @@ def test_files_that_are_no_recipe_are_refused(tmp_path: Path, content: str) -> N
         load_recipe(tmp_path / "other.yaml")
 
 
-@pytest.mark.parametrize("stage1", [{"stop_when_stable": {}}, {"pruning": "cubic"}])
-def test_scores_after_stage_1_can_neither_end_nor_prune_it(stage1) -> None:
+@pytest.mark.parametrize("cut", [{"stop_when_stable": {}}, {"curve": "cubic"}])
+def test_scores_after_a_stage_can_neither_end_nor_prune_it(cut) -> None:
     with pytest.raises(LorankError, match="use 'during'"):
-        make_recipe({**MINIMAL, "scoring": {"when": "after"}, "stage1": stage1})
+        make_recipe({**MINIMAL, "expert": {"measure": {"when": "after"}}, "cut": cut})
 
 
 def test_a_missing_key_is_named() -> None:
@@ -85,10 +104,11 @@ def test_a_missing_key_is_named() -> None:
 def test_a_preset_fills_in_and_the_recipe_overrides_it(method: str, preset: str) -> None:
     content = {**MINIMAL, "method": method, "preset": preset}
     recipe = make_recipe(content)
-    for section, choices in sections_of(METHODS[method], METHODS[method].presets[preset]).items():
-        for key, value in choices.items():
-            assert getattr(getattr(recipe, section), key) == value
-    assert make_recipe({**content, "scoring": {"intervals": 3}}).scoring.intervals == 3
+    for section, options in choices_in(METHODS[method].presets[preset]).items():
+        for key, value in options:
+            if key in options.model_fields_set:
+                assert getattr(getattr(recipe, section), key) == value
+    assert make_recipe({**content, "ranks": {"min_rank": 1}}).ranks == recipe.ranks.model_copy(update={"min_rank": 1})
 
 
 def test_without_a_preset_the_methods_own_default_is_used_and_recorded() -> None:
@@ -118,13 +138,103 @@ def test_the_recipe_page_is_the_one_that_the_code_writes() -> None:
 def test_a_recipe_made_in_python_has_its_preset_too(method: str, preset: str | None) -> None:
     content = {**MINIMAL, "method": method, "preset": preset}
     assert Recipe(**content) == make_recipe(content)
-    assert (
-        Recipe(**content, allocation=RankOptions(min_rank=1)).allocation.rank_by
-        == make_recipe(content).allocation.rank_by
-    )
+    assert Recipe(**content, ranks=RankOptions(min_rank=1)).ranks.rank_by == make_recipe(content).ranks.rank_by
     with pytest.raises(RecipeError, match="preset 'nonsense' of"):
         Recipe(**{**content, "preset": "nonsense"})
-    with pytest.raises(
-        RecipeError, match=r"stage1\.learnin_rate: unknown key \(did you mean stage1\.learning_rate\?\)"
-    ):
-        Recipe(**content, stage1={"learnin_rate": 1.0})
+    with pytest.raises(RecipeError, match=r"train\.learnin_rate: unknown key \(did you mean train\.learning_rate\?\)"):
+        Recipe(**content, train={"learnin_rate": 1.0})
+
+
+def test_schedules_are_those_of_transformers() -> None:
+    from transformers import SchedulerType
+
+    assert set(SCHEDULERS) == {one.value for one in SchedulerType} - {"reduce_lr_on_plateau", "greedy"}
+
+
+def test_what_search_leaves_out_is_as_in_train() -> None:
+    recipe = make_recipe({**MINIMAL, "train": {"epochs": 1, "batch_size": 4}, "search": {"epochs": 2}})
+    assert recipe.search is not None
+    assert (recipe.search.epochs, recipe.search.batch_size, recipe.train.epochs) == (2, 4, 1)
+    assert make_recipe({**MINIMAL, "train": {"epochs": 1}}).deciding_stage.epochs == 1
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ({"method": "lora", "search": {"epochs": 1}}, "search: no method here has a first stage"),
+        ({"method": "igu-lora", "search": {"epochs": 1}}, "search: no method here has a first stage"),
+        (
+            {"method": "lora", "smooth": {"window": 1}},
+            "smooth: method lora has no such choice; it has triplets, start, ranks",
+        ),
+        ({"method": "sensitivity-lora", "triplets": {"orthogonality": 1.0}}, r"triplets\.orthogonality: unknown key"),
+        (
+            {"method": "adalora", "cut": {"begin": 9, "end": 1.0}, "ranks": {"max_rank": 2}},
+            "are for budget_in: parameters",
+        ),
+    ],
+)
+def test_sections_that_the_method_does_not_have_are_refused(content, message: str) -> None:
+    with pytest.raises(RecipeError, match=message):
+        make_recipe({**MINIMAL, **content})
+
+
+class TestBaselines:
+    def test_what_all_share_and_what_is_the_methods_own(self) -> None:
+        recipe = make_recipe(
+            {
+                **MINIMAL,
+                "baselines": ["lora", "adalora", "eva", "sensitivity-lora"],
+                "ranks": {"rank_by": "score-per-parameter", "max_rank": 4},
+                "triplets": {"initial_rank": 5, "orthogonality": 0.5},
+                "start": {"scale_by": "target"},
+                "train": {"epochs": 2, "learning_rate": 1e-3},
+                "search": {"learning_rate": 1e-2},
+                "seed": 3,
+            }
+        )
+        for name in recipe.baselines:
+            own = recipe.of(name)
+            assert (own.method, own.preset) == (name, METHODS[name].default_preset)
+            assert (own.seed, own.triplets.initial_rank, own.train.epochs) == (3, 5, 2)
+            assert own.ranks.rank_by == "score"
+            assert own.baselines == {}
+            assert own.search is None
+            assert getattr(own.start, "scale_by", None) == "target"
+        assert recipe.of("lora").ranks.max_rank == recipe.of("eva").ranks.max_rank == 4
+        assert recipe.of("adalora").ranks.max_rank is None  # it counts in ranks
+        # Triplets that are kept need the rate of triplets.
+        assert recipe.of("adalora").train.learning_rate == 1e-2
+        assert recipe.of("lora").train.learning_rate == 1e-3
+        assert recipe.of(recipe.method) is recipe
+
+    def test_sections_of_their_own(self) -> None:
+        baselines = {"eva": {"measure": {"examples": 5}, "expert": {"measure": {"components": 3}}}, "lora": None}
+        recipe = make_recipe({**MINIMAL, "baselines": {**baselines, "adalora": {"train": {"learning_rate": 1.0}}}})
+        assert recipe.of("eva").measure.examples == 5
+        assert recipe.of("eva").measure.components == 3
+        assert recipe.of("adalora").train.learning_rate == 1.0
+        assert make_recipe(recipe.model_dump(mode="json")) == recipe
+
+    def test_a_search_of_a_baseline(self) -> None:
+        recipe = make_recipe({**MINIMAL, "method": "lora", "baselines": ["i-lora"], "search": {"epochs": 9}})
+        assert recipe.of("i-lora").deciding_stage.epochs == 9
+
+
+def test_experts_options_are_those_that_no_preset_and_no_recipe_sets() -> None:
+    """`triplets`, `measure`, `smooth`, `cut`: what is set somewhere is a key, what is not is under `expert`."""
+    every, used = set(), set()
+    for method in METHODS.values():
+        for name, kind in section_kinds(method).items():
+            every |= {(name, key) for key in kind.model_fields}
+        for preset in method.presets.values():
+            used |= {(name, key) for name, options in choices_in(preset).items() for key in options.model_fields_set}
+    for path in [*Path("examples").glob("*.yaml"), *Path("recipes").rglob("*.yaml")]:
+        content = yaml.safe_load(path.read_text())
+        used |= {(name, key) for name in EXPERT for key in content.get(name) or ()}
+    in_question = {(name, key) for name, key in every if name in EXPERT}
+    expert = {(name, key) for name, keys in EXPERT.items() for key in keys}
+    assert expert <= in_question
+    assert not expert & used
+    # Where a method looks, and at how much, is for everybody.
+    assert in_question - expert - used == {("measure", "batch_size")}

@@ -9,6 +9,7 @@ from lorank.cli.methods import methods_command
 from lorank.cli.options import NamesMethods
 from lorank.cli.plan import allocate_command, plan_app
 from lorank.cli.prune import prune_command
+from lorank.cli.recipe import recipe_app
 from lorank.cli.run import run_command, train_command
 from lorank.cli.score import inspect_command, score_command
 from lorank.cli.serve import export_command, merge_command, verify_command
@@ -53,3 +54,4 @@ app.command("merge")(merge_command)
 app.add_typer(plan_app, name="plan")
 app.command("compare", cls=NamesMethods)(compare_command)
 app.command("methods")(methods_command)
+app.add_typer(recipe_app, name="recipe")

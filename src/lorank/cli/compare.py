@@ -19,7 +19,7 @@ def compare_command(
         typer.Option(
             help="of {methods}, and the controls shuffled, uniform-triplets, equal-compute, svd-truncate, full; "
             "default: lora,adalora,i-lora,igu-lora,sensitivity-lora,eva,svd-truncate,shuffled, the recipes' methods, and "
-            "equal-compute where these have two stages"
+            "equal-compute where these have a search"
         ),
     ] = None,
     seeds: Annotated[str, typer.Option(help='how many, "5", or which, "0,1,7"')] = "5",
@@ -40,7 +40,7 @@ def compare_command(
     engine: Annotated[
         str, typer.Option(help="local: processes of this machine; ray: a Ray cluster, lorank[ray]")
     ] = "local",
-    output_dir: Annotated[Path | None, typer.Option(help="default: runs/compare-NAMES_OF_RECIPES")] = None,
+    output: Annotated[Path | None, typer.Option(help="default: runs/compare-NAMES_OF_RECIPES")] = None,
     plugin: Plugin = None,
 ) -> None:
     """Compare methods on tasks: equal parameters, scale, data order and tokens; paired statistics; plain words.
@@ -60,7 +60,7 @@ def compare_command(
             raise ComparisonError(f"engine {engine!r} is unknown; allowed: local, ray")
         if test not in ("t", "wilcoxon"):
             raise ComparisonError(f"test {test!r} is unknown; allowed: t, wilcoxon")
-        folder = output_dir or Path("runs") / f"compare-{'-'.join(path.stem for path in paths)}"
+        folder = output or Path("runs") / f"compare-{'-'.join(path.stem for path in paths)}"
         if processes < 1 or tries < 1 or not 0 < level < 1:
             raise ComparisonError("--processes and --tries start at 1, --level is a probability between 0 and 1")
         asked = [one.strip() for one in budgets.split(",")] if budgets else None

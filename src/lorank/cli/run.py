@@ -15,9 +15,9 @@ if TYPE_CHECKING:
 def run_command(
     recipe: Annotated[Path, typer.Argument(help="YAML recipe")],
     overrides: Annotated[
-        list[str] | None, typer.Argument(metavar="[KEY=VALUE]...", help="overrides, stage2.epochs=1")
+        list[str] | None, typer.Argument(metavar="[KEY=VALUE]...", help="overrides, train.epochs=1")
     ] = None,
-    output_dir: Annotated[Path | None, typer.Option(help="default: runs/NAME_OF_RECIPE")] = None,
+    output: Annotated[Path | None, typer.Option(help="default: runs/NAME_OF_RECIPE")] = None,
     push_to_hub: PushToHub = None,
     private: Private = False,
     plugin: Plugin = None,
@@ -30,16 +30,16 @@ def run_command(
         from lorank.runs.run import run
 
         _check_hub(push_to_hub)
-        result = run(read, output_dir or Path("runs") / recipe.stem, progress)
+        result = run(read, output or Path("runs") / recipe.stem, progress)
         _print_result(result)
         _push(result, push_to_hub, private)
 
 
 def train_command(
-    recipe: Annotated[Path, typer.Argument(help="YAML recipe: model, data, stage2, baselines")],
+    recipe: Annotated[Path, typer.Argument(help="YAML recipe: model, data, train, baselines")],
     plan: Annotated[Path, typer.Option(help="plan.json of `lorank allocate` or of a run")],
-    overrides: Annotated[list[str] | None, typer.Argument(metavar="[KEY=VALUE]...", help="stage2.epochs=1")] = None,
-    output_dir: Annotated[Path | None, typer.Option(help="default: runs/NAME_OF_RECIPE-NAME_OF_PLAN")] = None,
+    overrides: Annotated[list[str] | None, typer.Argument(metavar="[KEY=VALUE]...", help="train.epochs=1")] = None,
+    output: Annotated[Path | None, typer.Option(help="default: runs/NAME_OF_RECIPE-NAME_OF_PLAN")] = None,
     push_to_hub: PushToHub = None,
     private: Private = False,
     plugin: Plugin = None,
@@ -52,7 +52,7 @@ def train_command(
         read, ranks = load_recipe(recipe, overrides or ()), RankPlan.load(plan)
         from lorank.runs.run import run_plan
 
-        directory = output_dir or Path("runs") / f"{recipe.stem}-{plan.stem}"
+        directory = output or Path("runs") / f"{recipe.stem}-{plan.stem}"
         _check_hub(push_to_hub)
         result = run_plan(read, ranks, directory, progress)
         _print_result(result)

@@ -40,9 +40,9 @@ def _names_or_pattern(targets: str | None) -> str | list[str] | None:
 
 
 def score_command(
-    recipe: Annotated[Path, typer.Argument(help="YAML recipe: model, data, targets, calibration")],
+    recipe: Annotated[Path, typer.Argument(help="YAML recipe: model, data, target_modules, measure")],
     overrides: Annotated[
-        list[str] | None, typer.Argument(metavar="[KEY=VALUE]...", help="overrides, calibration.examples=128")
+        list[str] | None, typer.Argument(metavar="[KEY=VALUE]...", help="overrides, measure.examples=128")
     ] = None,
     method: Annotated[str | None, typer.Option(help="one of {scorers}; default: the recipe's")] = None,
     output: Annotated[Path, typer.Option(help="where the scores go")] = Path("scores.safetensors"),

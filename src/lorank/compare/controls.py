@@ -86,7 +86,7 @@ def steps_before(recipe: Recipe, result: Mapping[str, Any]) -> int:
 
 
 def check_shortened(recipe: Recipe, examples: int) -> None:
-    """Refuse a first stage that is as dear as the second, as far as it can be told before it is run.
+    """Refuse a first stage that is as expensive as the second, as far as it can be told before it is run.
 
     Raises:
         ComparisonError: nothing would be left of the second stage.

@@ -136,12 +136,12 @@ class Grid:
                 plugin = plugin_of(self.source(cell).method)
                 if measured.plugin is not None and plugin is not None and plugin.sha != measured.plugin:
                     raise OutputError(
-                        f"{path.parent} was run by a method of {plugin.path} as it was before; give another --output-dir, or "
+                        f"{path.parent} was run by a method of {plugin.path} as it was before; give another --output, or "
                         "remove that folder"
                     )
                 if fingerprint != self.fingerprint(cell):
                     raise OutputError(
-                        f"{path.parent} was run by another recipe; give another --output-dir, or remove that folder"
+                        f"{path.parent} was run by another recipe; give another --output, or remove that folder"
                     )
                 source = self.source(cell)
                 plan = self.folder / "cells" / source.folder / "run" / "plan.json"

@@ -67,7 +67,7 @@ def check_base(grid: Grid, done: Mapping[Cell, Measured]) -> None:
         if sums and sums != {base_sum(pretrained_of(recipe))}:
             raise OutputError(
                 f"{grid.folder}: the base model of {task}, or its tokenizer, changed since its first cells were run; give "
-                "another --output-dir"
+                "another --output"
             )
 
 

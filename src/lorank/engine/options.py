@@ -91,9 +91,9 @@ class ScoringSetOptions(PathScoreOptions):
     source: Literal["held-out", "training"] = Field(
         "held-out", description="A10: own part of the training data, or the training data itself (ablation)"
     )
-    when: Literal["during", "after"] = Field("during", description="A12: while stage 1 trains, or one pass at its end")
+    when: Literal["during", "after"] = Field("during", description="A12: while triplets train, or one pass after that")
     every: int = Field(1, ge=1, description="A12: score one batch every this many optimizer steps")
-    warmup: float = Field(0.1, ge=0, lt=1, description="A12: share of stage 1 before scores count")
+    warmup: float = Field(0.1, ge=0, lt=1, description="A12: share of that training before scores count")
     scoring_batch_size: int | None = Field(
         None, ge=1, description="examples in a scoring batch where scoring_data is rows; None: as in training"
     )
@@ -139,7 +139,7 @@ class CurveOptions(Section):
     cost_weights: Mapping[str, float] = Field(
         {}, description="budget_in ranks: cost of a unit by end of the module's name, others 1 (IGU-LoRA's code)"
     )
-    fill: bool = Field(True, description="after the first unit that does not fit, go on to cheaper ones")
+    fill: bool = Field(True, description="after the first unit that does not fit, continue with the next cheaper unit")
     begin: Steps | Share = Field(0.1, description="no cut before")
     end: Steps | Share = Field(0.6, description="the last cut; ranks stand from here on")
     interval: Steps | Share = Field(0.01, description="between cuts")
@@ -163,7 +163,7 @@ class CurveOptions(Section):
 
 
 class StopWhenStable(Section):
-    """End stage 1 when `windows` windows in a row each moved less than `share` of the plan's parameters."""
+    """End the stage early when `windows` windows in a row each moved less than `share` of the plan's parameters."""
 
     share: float = Field(0.05, gt=0, le=1, description="of the parameters of the cut that would be made now")
     window: int = Field(10, ge=1, description="scoring batches in a window")
@@ -212,7 +212,7 @@ class RetrainOptions(StartOptions):
     """Start of the adapter that is served, where the triplets are there to be scored."""
 
     factors: Literal["kept", "fresh"] = Field(
-        "fresh", description="train the plan from fresh factors, or keep the triplets as they are (ablation)"
+        "fresh", description="keep the triplets as they are (ablation), or train the plan from fresh factors"
     )
 
 
@@ -259,7 +259,7 @@ class ScoringSetChoices(Section):
     @model_validator(mode="after")
     def _scores_are_there(self) -> "ScoringSetChoices":
         if self.measure.when == "after" and (self.cut.stop_when_stable is not None or self.cut.curve != "one-shot"):
-            raise ValueError("when 'after' leaves no scores to stop or prune stage 1 by; use 'during'")
+            raise ValueError("when 'after' leaves no scores to stop or prune by; use 'during'")
         return self
 
 

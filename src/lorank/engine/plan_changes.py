@@ -88,7 +88,7 @@ def warn_of_noise(scores: ImportanceScores, rules: CutRules) -> dict[str, float]
         warnings.warn(
             f"the scoring set is small for this plan: after {looked} the standard error of a score is "
             f"{float(np.median(error / np.maximum(size, 1e-30))):.0%} of it (median), and scores that differ by as much would "
-            f"move {share:.0%} of the plan's parameters to other modules; score more examples, or train stage 1 longer",
+            f"move {share:.0%} of the plan's parameters to other modules; score more examples, or train longer before the cut",
             LorankWarning,
             stacklevel=4,
         )

@@ -184,7 +184,7 @@ class Allocation:
                 raise
 
     def _state(self) -> dict[str, Any]:
-        """The engine's state, and what stage 1 began with: a process that resumes may have drawn another start."""
+        """The engine's state, and what training began with: a process that resumes may have drawn another start."""
         assert self.allocator is not None
         state = self.allocator.state_dict()
         held = {f"beside/{name}": tensor for name, tensor in self._beside.items()}

@@ -16,7 +16,7 @@ I_LORA = Method(
         ),
         # Ours: with the parameter factor and a path of λ alone a unit's attribution is its share of the held-out loss
         # reduction, and the shares add up. Share per parameter is the greedy answer to where the next parameter buys
-        # most. Midpoint nodes, because {0.1..1.0} is biased towards α = 1. Scores count from the middle of stage 1 on: a
+        # most. Midpoint nodes, because {0.1..1.0} is biased towards α = 1. Scores count from the middle of the search on: a
         # share of a loss reduction means little before there is one.
         "loss-per-parameter": ScoringSetChoices(
             measure=ScoringSetOptions(

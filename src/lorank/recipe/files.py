@@ -54,11 +54,11 @@ def read_recipe(path: str | Path, overrides: Iterable[str] = ()) -> dict[str, An
     return new
 
 
-def upgrade_file(path: Path) -> tuple[dict[str, Any], Path]:
+def upgrade_file(path: Path) -> Path:
     """Convert a recipe of format 1 where it stands; the comment at its top stays, the old file is kept beside it.
 
     Returns:
-        The new content, and where the old file is.
+        Where the old file is.
 
     Raises:
         RecipeError: it is not of format 1, or no recipe.
@@ -78,7 +78,7 @@ def upgrade_file(path: Path) -> tuple[dict[str, Any], Path]:
     body = yaml.safe_dump(new, sort_keys=False, allow_unicode=True, default_flow_style=None, width=120)
     write_text(kept, text)
     write_text(path, head + body)
-    return new, kept
+    return kept
 
 
 def read_yaml(path: str | Path) -> dict[str, Any]:

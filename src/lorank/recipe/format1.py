@@ -3,12 +3,32 @@
 from collections.abc import Mapping
 from typing import Any
 
+from lorank.engine.options import (
+    CurveOptions,
+    DeviationOptions,
+    RankOptions,
+    RunningOptions,
+    ScoringSetOptions,
+    TrainingBatchOptions,
+    TripletOptions,
+)
 from lorank.errors import RecipeError
 from lorank.methods import METHODS, Method
 from lorank.methods.choose import choices_in, preset_of
 from lorank.methods.registry import unknown_method
 from lorank.recipe.method_sections import merged
-from lorank.recipe.sections import CHOICES, EXPERT, TrainingSection, section_kinds
+from lorank.recipe.sections import (
+    CHOICES,
+    EXPERT,
+    CalibrationSet,
+    InitialRank,
+    PlanScale,
+    ScoringSet,
+    TrainingSection,
+    section_kinds,
+)
+from lorank.scoring.options import HessianOptions, InputVarianceOptions
+from lorank.validation import Section, nearest
 
 # Sections and keys that only format 1 has.
 SECTIONS = ("scoring", "calibration", "allocation", "pruning", "stage1", "stage2")
@@ -16,6 +36,20 @@ KEYS = {"targets": "target_modules", "model_dropout": "model.dropout", "trust_re
 _DEFAULTS = {key: info.default for key, info in TrainingSection.model_fields.items()}
 _STAGE = tuple(_DEFAULTS)
 _FACTORS = {"continue": "kept", "retrain": "fresh"}
+_SECTION_KINDS: dict[str, tuple[type[Section], ...]] = {
+    "scoring": (ScoringSetOptions, RunningOptions, ScoringSet),
+    "calibration": (HessianOptions, InputVarianceOptions, CalibrationSet),
+    "allocation": (RankOptions,),
+    "pruning": (TripletOptions, TrainingBatchOptions, DeviationOptions, CurveOptions),
+    "stage1": (TrainingSection, InitialRank),
+    "stage2": (TrainingSection, PlanScale),
+}
+_MORE_KEYS = {
+    "scoring": ("batch_size",),
+    "pruning": ("ending",),
+    "stage1": ("orthogonality", "pruning", "train_on_path", "stop_when_stable"),
+    "stage2": ("skip",),
+}
 # Key of format 1 -> section and key of format 2, where the name changed.
 _SCORING = {"batch_size": "scoring_batch_size"}
 _STAGE1 = {"pruning": "curve"}
@@ -43,9 +77,8 @@ def upgraded(content: Mapping[str, Any]) -> dict[str, Any]:
         raise RecipeError(
             f"{both[0]} is of recipe format 2 and {old} of format 1; write all keys as one format has them, see docs/recipe.md"
         )
-    for key in SECTIONS:
-        if not isinstance(content.get(key) or {}, Mapping):
-            raise RecipeError(f"{key}: give keys and values (got {content[key]!r})")
+    if problems := _unknown_keys(content):
+        raise RecipeError("\n".join(problems))
     method = METHODS.get(str(content.get("method", "i-lora")))
     if method is None:
         raise RecipeError(f"method: {unknown_method(str(content.get('method')))}")
@@ -73,6 +106,19 @@ def upgraded(content: Mapping[str, Any]) -> dict[str, Any]:
     return made
 
 
+def _unknown_keys(content: Mapping[str, Any]) -> list[str]:
+    """A line for each key that no section of format 1 had."""
+    problems = []
+    for name, kinds in _SECTION_KINDS.items():
+        section = content.get(name) or {}
+        if not isinstance(section, Mapping):
+            problems.append(f"{name}: give keys and values (got {section!r})")
+            continue
+        known = [*_MORE_KEYS.get(name, ()), *(key for kind in kinds for key in kind.model_fields)]
+        problems += [f"{name}.{key}: unknown key{nearest(str(key), known)}" for key in section if key not in known]
+    return problems
+
+
 def _choices(content: Mapping[str, Any], method: Method, preset: str | None, *, of_recipe: bool) -> dict[str, Any]:
     """Sections of a method, from those of format 1 that are about it."""
     scoring, pruning, calibration = (content.get(key) or {} for key in ("scoring", "pruning", "calibration"))
@@ -96,8 +142,6 @@ def _choices(content: Mapping[str, Any], method: Method, preset: str | None, *, 
             section = home[key]
             at = found.setdefault("expert", {}).setdefault(section, {}) if key in EXPERT.get(section, ()) else None
             (found.setdefault(section, {}) if at is None else at)[key] = value
-        elif key not in home and method.allocates_in_training and of_recipe:
-            found.setdefault("measure", {})[key] = value  # a key that never was: to be refused with its name
     if of_recipe and content.get("allocation"):
         found["ranks"] = dict(content["allocation"])
     start: Any = choices_in(method.presets[preset_of(method, preset)]).get("start")

@@ -86,7 +86,7 @@ class Recipe(Section):
             unknown = [f"method: {unknown_method(name)}"] if method is None and isinstance(name, str) else []
             problems = [*problems, *unknown, explain(error, Recipe)]
         else:
-            problems += self._disagreements(method)
+            problems += self._disagreements(None if problems else method)
         if problems:
             raise RecipeError("\n".join(problems))
 

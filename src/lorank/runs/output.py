@@ -33,7 +33,7 @@ def locked_directory(directory: Path, recipe: Recipe, data: TaskData, provenance
 
     """
     if directory.exists() and not directory.is_dir():
-        raise OutputError(f"{directory} is a file; give a directory as --output-dir")
+        raise OutputError(f"{directory} is a file; give a directory as --output")
     if not processes().is_main_process:
         processes().wait_for_everyone()
         yield
@@ -47,7 +47,7 @@ def locked_directory(directory: Path, recipe: Recipe, data: TaskData, provenance
             yield
     except Timeout:
         raise OutputError(
-            f"{directory} is in use by another lorank process; wait for it, or give another --output-dir"
+            f"{directory} is in use by another lorank process; wait for it, or give another --output"
         ) from None
 
 
@@ -56,7 +56,7 @@ def _refuse_foreign(directory: Path) -> None:
         foreign = [entry.name for entry in directory.iterdir() if not entry.name.startswith(".")]
         if foreign:
             raise OutputError(
-                f"{directory} is not empty ({foreign[0]}) and holds no recipe.yaml; give another --output-dir"
+                f"{directory} is not empty ({foreign[0]}) and holds no recipe.yaml; give another --output"
             )
 
 
@@ -83,27 +83,23 @@ def _check_or_write(directory: Path, recipe: Recipe, data: TaskData, provenance:
         before = stands.pop("resolved")
         hashes, versions = before["data"], before["versions"]
     except (yaml.YAMLError, AttributeError, KeyError, TypeError, UnicodeDecodeError):
-        raise OutputError(f"{path} was not written by lorank or was damaged; give another --output-dir") from None
+        raise OutputError(f"{path} was not written by lorank or was damaged; give another --output") from None
     if difference := first_difference(stands, content):
-        raise OutputError(
-            f"{directory} belongs to another recipe: {difference}; give another --output-dir, or remove it"
-        )
+        raise OutputError(f"{directory} belongs to another recipe: {difference}; give another --output, or remove it")
     # Sums are over the numbers of classes: classes that were renamed give the same.
     seen = {**hashes, "labels": before.get("labels")}
     if difference := first_difference(seen, {**resolved["data"], "labels": resolved["labels"]}):
-        raise OutputError(
-            f"{directory}: the data changed since this run began: {difference}; give another --output-dir"
-        )
+        raise OutputError(f"{directory}: the data changed since this run began: {difference}; give another --output")
     # A folder of an earlier version does not say of which weights it is.
     if "base" in before and (difference := first_difference(before["base"], resolved["base"])):
         raise OutputError(
-            f"{directory}: the base model or its tokenizer changed since this run began: {difference}; give another --output-dir"
+            f"{directory}: the base model or its tokenizer changed since this run began: {difference}; give another --output"
         )
     known = before.get("plugins") or {}
     if difference := first_difference(known, {name: plugins.get(name) for name in known}):
         raise OutputError(
             f"{directory}: a plugin is missing or changed since this run began (SHA-256 of its file): {difference}; give the "
-            "--plugin as it was, or another --output-dir"
+            "--plugin as it was, or another --output"
         )
     if difference := first_difference(versions, resolved["versions"]):
         warnings.warn(f"{directory}: versions changed since this run began: {difference}", LorankWarning, stacklevel=4)

@@ -88,7 +88,7 @@ def run_plan(recipe: Recipe, plan: RankPlan, directory: str | Path, console: Con
     recipe = recipe.model_copy(update={"budget": str(plan.budget_parameters)})
     path = directory / "plan.json"
     if path.is_file() and RankPlan.load(path) != plan:
-        raise OutputError(f"{directory} belongs to another plan ({path}); give another --output-dir, or remove it")
+        raise OutputError(f"{directory} belongs to another plan ({path}); give another --output, or remove it")
     findings, prepared = Findings(), None
     with findings.check():
         check_plan(pretrained_of(recipe), plan, writes=recipe.data.writes)

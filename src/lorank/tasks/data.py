@@ -85,7 +85,7 @@ def content_hash(rows: Dataset) -> str:
 
 
 def hold_out(rows: Dataset, fraction: float, seed: int) -> tuple[Dataset, Dataset]:
-    """Split into what stage 1 trains on and the scoring set, disjoint by content (reading A10).
+    """Split into what triplets train on and the scoring set, disjoint by content (reading A10).
 
     Examples with the same texts go to the same side, so that no text is both trained on and scored.
 

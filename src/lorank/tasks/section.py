@@ -28,19 +28,20 @@ class DataSection(Section):
     label: str = Field("label", description="label column; of summarization: summary")
     task: Literal["classification", "regression", "summarization", "instruction", "boolq", "arc", "gsm8k", "aqua"] = (
         Field(
-            "classification", description="what the label is, or what is written; docs/tasks.md has columns and prompts"
+            "classification",
+            description="what the label is, or which text is generated; docs/tasks.md has columns and prompts",
         )
     )
     max_length: int = Field(128, ge=8, description="longer texts, or prompts, are cut, in tokens")
     prompt: str | None = Field(
-        None, description="of tasks that write: template with columns in braces; null: the task's"
+        None, description="of text-generation tasks: template with columns in braces; null: the task's"
     )
     max_target_length: int | None = Field(
         None,
         ge=2,
-        description="of tasks that write: longer targets are cut, and no more is written, in tokens; null: the task's",
+        description="of text-generation tasks: longer targets are cut, in tokens; also the generation limit; null: the task's",
     )
-    beams: int = Field(1, ge=1, description="of tasks that write: width of the beam search; 1 is greedy")
+    beams: int = Field(1, ge=1, description="of text-generation tasks: width of the beam search; 1 is greedy")
 
     @field_validator("text", mode="before")
     @classmethod

@@ -67,7 +67,7 @@ def training_arguments(settings: StageSettings, section: TrainingSection, direct
 def initial_config(
     targets: Sequence[Target], task: TaskModel, *, rank: int, scale: float, dropout: float
 ) -> LoraConfig:
-    """What stage 1 starts from: every target at `rank`, or at all that it can have; heads trained whole.
+    """What triplets are made of: every target at `rank`, or at all that it can have; heads trained whole.
 
     Args:
         targets: what is adapted.

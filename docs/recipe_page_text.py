@@ -1,0 +1,176 @@
+"""The prose of docs/recipe.md, in order, with its example recipes; docs/write_recipe_page.py puts the tables between."""
+
+from collections.abc import Mapping
+
+I_LORA = """model: microsoft/deberta-v3-base     # hub name or folder
+method: i-lora
+preset: loss-per-parameter           # values for the choices that this recipe leaves out
+budget: keep=50%                     # half of the triplets that the search starts with
+data: {name: nyu-mll/glue, config: cola, text: sentence}
+baselines: [lora]                    # uniform LoRA at the same number of parameters
+triplets: {initial_rank: 4}          # in every module
+measure: {fraction: 0.1}             # of the training data, held out to score on
+cut:
+  stop_when_stable: {share: 0.05}    # the search may end early
+search:                              # decides the ranks; its adapter is thrown away
+  epochs: 5
+  learning_rate: 2.0e-3
+train:                               # trains the adapter that is served, and the baseline's
+  epochs: 10
+  learning_rate: 5.0e-4
+"""
+
+IGU_LORA = """model: HuggingFaceTB/SmolLM2-135M-Instruct
+method: igu-lora
+budget: 0.5%                         # of the base model's parameters
+data: {name: openai/gsm8k, config: main, test_split: test, task: gsm8k}
+triplets: {initial_rank: 8}
+cut: {begin: 0.1, end: 0.6}          # shares of the training; whole numbers are steps
+train:                               # decides the ranks and trains the adapter that is served
+  epochs: 3
+  learning_rate: 2.0e-3
+"""
+
+SENSITIVITY_LORA = """model: microsoft/deberta-v3-base
+method: sensitivity-lora
+budget: 0.33M
+data: {train: train.tsv, test: dev.tsv, text: sentence, label: label}
+measure: {estimator: gram, examples: 256}
+ranks: {max_rank: 16}
+baselines:                           # names alone, [lora, eva], or each with sections of its own
+  lora: {}
+  eva:
+    measure: {examples: 64}
+train:
+  epochs: 10
+  learning_rate: 5.0e-4
+"""
+
+HEAD = f"""# Recipes
+
+A recipe is a YAML file that describes a whole run: `lorank run recipe.yaml --output runs/mine`. Three complete ones:
+
+**I-LoRA**: a first stage, `search`, decides the ranks. A second stage, `train`, trains the adapter.
+
+```yaml
+{I_LORA}```
+
+**IGU-LoRA** (and AdaLoRA): ranks are decided in `train`, and the adapter of that stage is kept.
+
+```yaml
+{IGU_LORA}```
+
+**Sensitivity-LoRA** (and `gradient`, `magnitude`, `eva`): ranks are decided before training, from the frozen model.
+
+```yaml
+{SENSITIVITY_LORA}```
+
+Recipes that run on a CPU, with data that `make quickstart` downloads, are in [examples](../examples/quickstart.yaml). The
+papers' are in [recipes/papers](../recipes/papers/README.md).
+
+## Sections
+
+**A method is a set of six choices, and a recipe has a section for each of them.** The preset of the method fills in what
+the recipe leaves out. Not every method has all six. A key that the recipe's method does not have is refused.
+
+| section | what is chosen | methods that have it |
+|---|---|---|
+"""
+
+MEANINGS: Mapping[str, str] = {
+    "triplets": "how many units of rank every module starts with, where they start, and how they are regularised",
+    "measure": "which number is the score of a unit or of a module, on which examples, and how often",
+    "smooth": "how the scores of many batches become one score",
+    "cut": "when units are cut, and how fast the budget falls",
+    "ranks": "how scores become ranks, and the limits of a module's rank",
+    "start": "whether the served adapter keeps the trained triplets or starts fresh, and its scale",
+}
+
+STAGES = """
+Two sections are stages of training, with the same keys:
+
+- **`train` is always the stage whose adapter is served.** Every method has it.
+- **`search` is a first stage that decides the ranks and whose adapter is thrown away.** A method has it if it decides ranks
+  while triplets train and then starts fresh (`start: {factors: fresh}`): I-LoRA, and the preset `official` of IGU-LoRA.
+  These are the two stages of I-LoRA's paper. What `search` leaves out is as in `train`.
+
+With `start: {factors: kept}` (the default of IGU-LoRA and AdaLoRA) there is no `search`: triplets train in `train` and are
+kept.
+
+**`baselines`** are methods that are trained and evaluated beside the recipe's, at the same budget: a list of names, or
+names with sections of their own, as in the third recipe. A baseline has its default preset, unless its own sections have
+`preset`. It takes over `model`, `data`, `budget`, `train`, `search`, `triplets.initial_rank`, `start.scale_by` and the
+limits in `ranks` (IGU-LoRA and AdaLoRA do not take these limits). Methods that score the frozen model share
+`measure.examples` and `measure.batch_size`. A baseline that keeps its triplets trains at the learning rate of `search`, if
+there is one: triplets need another learning rate than the factors of a LoRA.
+
+## Budgets
+
+`budget` is a number of adapter parameters, in one of these forms ([budgets.md](budgets.md) says what is counted):
+
+| budget | parameters, with `c_m = d_in + d_out` the cost of one unit of rank of module m, and n modules |
+|---|---|
+"""
+
+AFTER_BUDGETS = """
+`keep` says what stays, `beta` says what goes. `beta` is the word of I-LoRA's paper, its pruning ratio β: `keep=75%` and
+`beta=0.25` are the same budget. With 36 modules of initial rank 8 there are 288 units, and `keep=75%` pays for 216 of them.
+
+## What is checked
+
+Any key can be overridden on the command line: `lorank run recipe.yaml train.epochs=1 measure.every=2`. Values are YAML.
+Unknown keys are refused with the nearest valid one. Paths are relative to the folder in which `lorank` runs. The resolved
+recipe, with versions, seed and hashes of data and base model, is written into the output directory, and can be run again.
+
+Everything that can be checked is checked before weights are loaded, and all findings are reported at once. Where a recipe
+leaves them out, `data.max_length` and `data.max_target_length` shrink to the positions of a short model, and
+`measure.scoring_batch_size`, `measure.examples` and the `batch_size` of a stage to small data, with a line that says so. A
+value that the recipe gives is never changed: what does not fit is refused.
+
+A run is not continued with other data or another base model. For a model from the hub its commit is compared; for a folder
+the SHA-256 of its weights, config and tokenizer. Weights in files above 512 MiB are sampled: names, shapes, types, and the
+first and last 4 KiB of each tensor. Training, merging or converting a model changes these; an edit of single entries in the
+middle of a large tensor can go unnoticed.
+
+## Keys of every recipe
+
+These tables are written from the code by `python docs/write_recipe_page.py`.
+"""
+
+STAGE_KEYS = """
+## Keys of `search` and `train`
+
+As in transformers' `TrainingArguments`.
+"""
+
+CHOICE_KEYS = """
+## Keys of the six choices
+
+The first table has the values of the default preset, and a second table shows where the presets of a method differ. A1 to
+A15 are the open points of I-LoRA's text ([i-lora.md](i-lora.md)). In Python the same options are keywords of
+`RankAllocation` and `AllocationLoop` ([in-training.md](in-training.md#options)).
+"""
+
+EXPERT_KEYS = """
+## For experts
+
+No preset sets these, and few runs need them. In a recipe they are under `expert`, by the section that they belong to
+(`expert: {measure: {baseline: initial}}`).
+"""
+
+FORMAT_1 = """
+## Format 1
+
+Recipes of earlier versions run as they are, with one line that names the new keys. `lorank recipe upgrade FILE` converts a
+file where it is. The old file is kept beside it (`recipe.yaml` as `recipe.format-1.yaml`). The comment at the top of the
+file is kept; other comments are lost. Finished runs of format 1 are read as well.
+
+| format 1 | format 2 |
+|---|---|
+"""
+
+AFTER_FORMAT_1 = """
+In the output directory the stages are `search/` and `train/` where they were `stage1/` and `stage2/`, and `search` in
+`metrics.json` is what was `stage1`. In Python, the keyword `ending="continue"` is now `factors="kept"`, and
+`ending="retrain"` is `factors="fresh"`.
+"""

@@ -1,0 +1,133 @@
+"""Recipes of format 1: every one that the repository had, as it was then, and what it meant then."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from lorank.errors import LorankWarning, OutputError, RecipeError
+from lorank.methods import METHODS
+from lorank.methods.choose import choices_in
+from lorank.recipe.files import load_recipe, make_recipe, upgrade_file
+from lorank.recipe.format1 import is_format_1, upgraded
+from lorank.recipe.recipe import Recipe
+from lorank.recipe.sections import ScoringSet, TrainingSection
+
+# Path -> the recipe of format 1, and for one of each kind `chosen`: what each of its methods made of it, and `alpha`: scale,
+# initial rank, scale_by. Written by the last version that had format 1.
+OLD: dict[str, Any] = json.loads(Path(__file__).with_name("format1.json").read_text(encoding="utf-8"))
+MINIMAL = {"model": "some/model", "budget": "r=2", "data": {"train": "a.tsv", "test": "b.tsv"}}
+
+
+@pytest.mark.parametrize("path", OLD)
+def test_the_converted_recipe_is_the_one_that_the_repository_has_now(path: str) -> None:
+    assert is_format_1(OLD[path]["recipe"])
+    converted, stands = (
+        recipe.model_dump(mode="json") for recipe in (make_recipe(OLD[path]["recipe"]), load_recipe(path))
+    )
+    if converted["budget"] == "beta=0.5":
+        converted["budget"] = "keep=50%"
+    assert converted == stands
+
+
+@pytest.mark.parametrize(
+    ("path", "method"), [(path, name) for path, one in OLD.items() for name in one.get("chosen", ())]
+)
+def test_it_means_what_it_meant(path: str, method: str) -> None:
+    """Choices, limits, stages and data of each method are those of format 1: scores and plan cannot differ."""
+    recipe = make_recipe(OLD[path]["recipe"])
+    assert [recipe.scale, recipe.triplets.initial_rank, getattr(recipe.start, "scale_by", None)] == OLD[path]["alpha"]
+    assert meaning(recipe.of(method)) == OLD[path]["chosen"][method]
+
+
+def meaning(recipe: Recipe) -> dict[str, Any]:
+    """What format 1 called the same."""
+    found: dict[str, Any] = {"preset": recipe.preset, "ranks": recipe.ranks.model_dump()}
+    choices, measure = recipe.choices(), recipe.measure
+    if choices is not None:
+        found["options"] = {
+            key: value
+            for name, options in choices_in(choices).items()
+            if name != "ranks"
+            for key, value in options.model_dump(mode="json").items()
+        }
+        found["options"]["ending"] = {"kept": "continue", "fresh": "retrain"}[found["options"].pop("factors")]
+        found |= {"initial_rank": recipe.triplets.initial_rank, "allocates": stage(recipe.deciding_stage)}
+        if isinstance(measure, ScoringSet):
+            found["options"]["scoring_batch_size"] = measure.scoring_batch_size
+            found |= {"fraction": measure.fraction, "batch_size": measure.scoring_batch_size}
+    elif measure is not None:
+        values = measure.model_dump()
+        found |= {key: values.pop(key) for key in ("examples", "batch_size")}
+        found["options"] = values
+    if not recipe.keeps_triplets:
+        found["trains"] = stage(recipe.train)
+    return found
+
+
+def stage(section: TrainingSection) -> dict[str, Any]:
+    return section.model_dump(mode="json")
+
+
+def test_a_file_runs_with_one_line_that_names_the_new_keys(tmp_path: Path) -> None:
+    path = tmp_path / "old.yaml"
+    path.write_text(yaml.safe_dump({**MINIMAL, "stage1": {"max_steps": 5}, "targets": ["query"]}))
+    with pytest.warns(
+        LorankWarning, match=r"format 1; .*stage1.* are now .*target_modules, search, train.*recipe upgrade"
+    ) as told:
+        recipe = load_recipe(path, ["stage2.max_steps=7"])
+    assert len(told) == 1
+    assert "\n" not in str(told[0].message)
+    assert recipe.search is not None
+    assert (recipe.search.max_steps, recipe.train.max_steps, recipe.target_modules) == (5, 7, ("query",))
+
+
+def test_a_file_is_converted_where_it_stands(tmp_path: Path) -> None:
+    path = tmp_path / "old.yaml"
+    content = {**MINIMAL, "method": "igu-lora", "model_dropout": 0.0, "pruning": {"ending": "retrain", "epsilon": 0.1}}
+    text = f"# What this is.\n# And why.\n{yaml.safe_dump(content)}# lost\n"
+    path.write_text(text)
+    kept = upgrade_file(path)
+    assert kept.read_text() == text
+    assert path.read_text().startswith("# What this is.\n# And why.\nformat: 2\n")
+    assert load_recipe(path) == make_recipe(content)
+    new = yaml.safe_load(path.read_text())
+    assert new["model"] == {"name": "some/model", "dropout": 0.0}
+    assert new["start"] == {"factors": "fresh"}
+    assert new["expert"] == {"smooth": {"epsilon": 0.1}}
+    with pytest.raises(RecipeError, match="nothing is to be converted"):
+        upgrade_file(path)
+    path.write_text(text)
+    with pytest.raises(OutputError, match="is there already"):
+        upgrade_file(path)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"stage1": {}, "search": {}}, "search is of recipe format 2 and stage1 of format 1"),
+        ({"stage1": 3}, "stage1: give keys and values"),
+        ({"stage1": {"epoch": 1}}, r"stage1\.epoch: unknown key \(did you mean epochs\?\)"),
+        ({"scoring": {"nodse": "paper"}}, r"scoring\.nodse: unknown key \(did you mean nodes\?\)"),
+        ({"stage2": {}, "method": "ilora"}, "did you mean i-lora"),
+        ({"stage2": {}, "preset": "papr"}, "did you mean paper"),
+    ],
+)
+def test_what_cannot_be_converted_is_said(changes: dict[str, Any], message: str) -> None:
+    with pytest.raises(RecipeError, match=message):
+        make_recipe({**MINIMAL, **changes})
+
+
+def test_sections_of_other_methods_are_left_out() -> None:
+    """A recipe that a run of format 1 wrote has every section, at its defaults."""
+    content = {
+        **MINIMAL,
+        "method": "lora",
+        "calibration": {"examples": 256},
+        "pruning": {"every": 10},
+        "scoring": {"every": 1},
+    }
+    assert upgraded(content) == {**MINIMAL, "method": "lora"}
+    assert METHODS["lora"].scorer is None
