@@ -155,7 +155,7 @@ def names_recipe(annotation: ast.expr | None) -> bool:
 # Files that take something else apart at its dots.
 NO_MODULE_NAMES = {
     "validation.py": "keys of recipes",
-    "recipe/recipe.py": "keys of recipes",
+    "recipe/files.py": "keys of recipes",
     "tasks/labels.py": "decimal numbers",
     "unsuitable.py": "the Python module of a class",
     "in_training/trainer_snapshot.py": "the Python module of a class",
