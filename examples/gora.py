@@ -67,9 +67,10 @@ def gradient_scores(scoring: "ScoringInput") -> "lorank.ImportanceScores":
 
 def projected(gradient: "torch.Tensor", a: "torch.Tensor") -> "torch.Tensor":
     """`G Aᵀ (A Aᵀ)⁻¹`, `(d_out, r)`: of all B that for which `B A` is nearest to `G` in the Frobenius norm."""
-    from torch.linalg import lstsq
+    from torch.linalg import solve
 
-    return lstsq(a.T, gradient.T).solution.T
+    wide, rows = gradient.double(), a.double()
+    return solve(rows @ rows.T, rows @ wide.T).T.to(a.dtype)  # lstsq does not give the same bits each time
 
 
 def start_at_projected_gradient(model: "PeftModel", scoring: "ScoringInput") -> None:
@@ -81,7 +82,7 @@ def start_at_projected_gradient(model: "PeftModel", scoring: "ScoringInput") -> 
             a, b = lora_a.weight.detach(), layer.lora_B[adapter].weight.detach()
             # A projection on r random directions of d_in keeps about √(r / d_in) of the norm.
             size = step * (a.shape[1] / a.shape[0]) ** 0.5 / layer.scaling[adapter]
-            b.copy_(-size * projected(gradient.to(a.dtype), a))
+            b.copy_(-size * projected(gradient, a))
 
 
 lorank.register(
