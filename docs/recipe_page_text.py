@@ -119,6 +119,7 @@ AFTER_BUDGETS = """
 ## What is checked
 
 Any key can be overridden on the command line: `lorank run recipe.yaml train.epochs=1 measure.every=2`. Values are YAML.
+With `method=NAME` the choices that the file makes for its own method do not apply, as for a baseline.
 Unknown keys are refused with the nearest valid one. Paths are relative to the folder in which `lorank` runs. The resolved
 recipe, with versions, seed and hashes of data and base model, is written into the output directory, and can be run again.
 

@@ -34,12 +34,10 @@ KINDS: Mapping[tuple[str, str], tuple[str, ...]] = {
 }
 
 
-def key_rows(section: type[BaseModel], prefix: str = "", leave_out: Iterable[str] = ()) -> list[str]:
+def key_rows(section: type[BaseModel], prefix: str = "") -> list[str]:
     """One table row for each key of a section."""
     return [
-        f"| `{prefix}{name}` | {shown(info.default)} | {meaning(info)} |"
-        for name, info in section.model_fields.items()
-        if name not in leave_out
+        f"| `{prefix}{name}` | {shown(info.default)} | {meaning(info)} |" for name, info in section.model_fields.items()
     ]
 
 

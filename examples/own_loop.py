@@ -1,4 +1,4 @@
-"""I-LoRA in a loop of your own: stage 1 with AllocationLoop, which goes on where it was stopped; stage 2 as usual."""
+"""I-LoRA in a loop of your own: a first stage with AllocationLoop, which goes on where it was stopped, then one as usual."""
 
 import sys
 from pathlib import Path

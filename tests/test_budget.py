@@ -22,6 +22,9 @@ COSTS = {"query": 768, "up": 1920}
         ("rank=3", 4032),
         ("beta=0.5", 8 * 2688 // 2),
         ("beta=0.3", 12 * 1344),  # floor(0.3 * 16) = 4 of 16 units are dropped
+        ("keep=50%", 8 * 2688 // 2),
+        ("keep=70%", 12 * 1344),  # what beta=0.3 leaves
+        ("keep=100%", 16 * 1344),
         (" R = 2 ", 2 * 2688),
     ],
 )
@@ -46,14 +49,25 @@ def test_every_form_means_the_number_of_parameters_it_says(text: str | int, para
         "beta=1",
         "beta=1.5",
         "r=2M",
+        "keep=0%",
+        "keep=0.5",
+        "keep=101%",
+        "keep=50",
+        "keep=50M",
         "nan",
         "inf",
         "1e99999",
     ],
 )
 def test_a_budget_that_cannot_be_read_says_what_is_allowed(text: str) -> None:
-    with pytest.raises(LorankError, match=r"(allowed|between)"):
+    with pytest.raises(LorankError, match=r"keep=50%"):
         Budget.parse(text)
+
+
+@given(st.integers(1, 99), st.integers(1, 64))
+def test_keep_is_what_beta_leaves(percent: int, rank: int) -> None:
+    kept, dropped = Budget.parse(f"keep={percent}%"), Budget.parse(f"beta=0.{100 - percent:02d}")
+    assert kept.parameters(COSTS, initial_rank=rank) == dropped.parameters(COSTS, initial_rank=rank)
 
 
 def test_a_truth_value_is_no_budget() -> None:
@@ -71,13 +85,13 @@ def test_a_truth_value_is_no_budget() -> None:
     ],
 )
 def test_a_budget_outside_of_the_model_is_refused(text: str, message: str) -> None:
-    with pytest.raises(LorankError, match=message):
+    with pytest.raises(LorankError, match=f"{message}.*keep=50%"):
         Budget.parse(text).parameters(COSTS, base_parameters=1_000_000)
 
 
-@pytest.mark.parametrize("text", ["1%", "beta=0.5"])
+@pytest.mark.parametrize("text", ["1%", "beta=0.5", "keep=50%"])
 def test_a_share_needs_what_it_is_a_share_of(text: str) -> None:
-    with pytest.raises(LorankError, match=r"not known|no initial rank"):
+    with pytest.raises(LorankError, match=r"not known.*keep=50%"):
         Budget.parse(text).parameters(COSTS)
 
 

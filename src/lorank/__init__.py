@@ -29,7 +29,7 @@ if TYPE_CHECKING:
     from lorank.findings import SeveralFindings
     from lorank.in_training.loop import AllocationLoop
     from lorank.in_training.rank_allocation import RankAllocation
-    from lorank.methods.method import Method, Preset
+    from lorank.methods.method import Method
     from lorank.methods.registry import register
     from lorank.methods.score import score
     from lorank.plan import RankPlan
@@ -57,7 +57,6 @@ __all__ = [
     "Method",
     "OutputError",
     "PlanError",
-    "Preset",
     "RankAllocation",
     "RankPlan",
     "Recipe",
@@ -89,7 +88,6 @@ _HOME = {
     "Budget": "lorank.budget",
     "ImportanceScores": "lorank.scores",
     "Method": "lorank.methods.method",
-    "Preset": "lorank.methods.method",
     "RankAllocation": "lorank.in_training.rank_allocation",
     "RankPlan": "lorank.plan",
     "Recipe": "lorank.recipe.recipe",

@@ -15,10 +15,6 @@ from lorank.errors import BudgetError
 
 BudgetKind = Literal["parameters", "base fraction", "uniform rank", "total rank", "kept share", "pruning ratio"]
 
-FORMS = (
-    '"0.33M" or 330000 (adapter parameters), "0.06%" (of the base model), "r=2", "rank=144" or "keep=50%" (of the initial '
-    "ranks)"
-)
 _SUFFIXES = {"": 1, "k": 10**3, "m": 10**6, "b": 10**9, "g": 10**9}
 _PREFIXES: dict[str, BudgetKind] = {
     **{"r": "uniform rank", "rank": "total rank"},
@@ -71,23 +67,23 @@ class Budget:
         text = str(budget).strip()
         match = _FORM.fullmatch(text) if not isinstance(budget, bool) else None
         if match is None:
-            raise BudgetError(f"budget {text!r} cannot be read; allowed: {FORMS}, always above zero")
+            raise BudgetError(f"budget {text!r} cannot be read, or is not above zero")
         value, suffix = Fraction(match["number"].replace("_", "")), match["suffix"].lower()
         kind: BudgetKind = _PREFIXES[match["prefix"].lower()] if match["prefix"] else "parameters"
         if kind == "kept share" and suffix != "%":
-            raise BudgetError(f"budget {text!r} says no percentage, as keep=50% does; allowed: {FORMS}")
+            raise BudgetError(f"budget {text!r} says no percentage, as keep=50% does")
         if match["prefix"] and suffix and kind != "kept share":
-            raise BudgetError(f"budget {text!r} mixes two forms; allowed: {FORMS}")
+            raise BudgetError(f"budget {text!r} mixes two forms")
         if suffix == "%":
             kind, value = kind if kind == "kept share" else "base fraction", value / 100
         else:
             value *= _SUFFIXES[suffix]
         if value <= 0:
-            raise BudgetError(f"budget {text!r} is not above zero; allowed: {FORMS}")
+            raise BudgetError(f"budget {text!r} is not above zero")
         if kind == "pruning ratio" and value >= 1:
-            raise BudgetError(f"budget {text!r} would prune everything; beta lies between 0 and 1; allowed: {FORMS}")
+            raise BudgetError(f"budget {text!r} would prune everything; beta lies between 0 and 1")
         if kind == "kept share" and value > 1:
-            raise BudgetError(f"budget {text!r} is more than there is; keep is up to 100%; allowed: {FORMS}")
+            raise BudgetError(f"budget {text!r} is more than there is; keep is up to 100%")
         return cls(kind, value, text)
 
     def parameters(
@@ -111,7 +107,7 @@ class Budget:
         """
         if not unit_costs:
             raise BudgetError(
-                f"budget {self.text!r} has no modules to be spent on: unit_costs is empty; give the cost of each, then {FORMS}"
+                f"budget {self.text!r} has no modules to be spent on: unit_costs is empty; give the cost of each"
             )
         uniform = sum(unit_costs.values())
         if self.kind == "parameters":
@@ -122,15 +118,11 @@ class Budget:
             parameters = math.floor(self.value * uniform / len(unit_costs))
         elif self.kind == "base fraction":
             if base_parameters is None:
-                raise BudgetError(
-                    f"budget {self.text!r} is a share of the base model, whose size is not known here; allowed: {FORMS}"
-                )
+                raise BudgetError(f"budget {self.text!r} is a share of the base model, whose size is not known here")
             parameters = math.floor(self.value * base_parameters)
         else:
             if initial_rank is None:
-                raise BudgetError(
-                    f"budget {self.text!r} is a share of the initial ranks, which are not known here; allowed: {FORMS}"
-                )
+                raise BudgetError(f"budget {self.text!r} is a share of the initial ranks, which are not known here")
             units = initial_rank * len(unit_costs)
             share = 1 - self.value if self.kind == "pruning ratio" else self.value
             kept = math.ceil(share * units)
@@ -139,12 +131,12 @@ class Budget:
         if parameters < cheapest:
             raise BudgetError(
                 f"budget {self.text!r} is {parameters:,} parameters, below one unit of rank: "
-                f"the cheapest module costs {cheapest:,}; ask for at least that, as {FORMS}"
+                f"the cheapest module costs {cheapest:,}; ask for at least that"
             )
         if base_parameters is not None and parameters > base_parameters:
             raise BudgetError(
                 f"budget {self.text!r} is {parameters:,} adapter parameters, above the base model's {base_parameters:,}; "
-                f"train the full model, or ask for less, as {FORMS}"
+                f"train the full model, or ask for less"
             )
         return parameters
 

@@ -6,7 +6,13 @@ class LorankError(Exception):
 
 
 class BudgetError(LorankError):
-    """A budget that cannot be read, or that this model cannot honour."""
+    """A budget that cannot be read, or that this model cannot honour. Every message ends with the forms that there are."""
+
+    FORMS = '"0.33M" (adapter parameters), "0.06%" (of the base model), "r=2", "rank=144" or "keep=50%" (of the initial ranks)'
+
+    def __init__(self, message: str) -> None:
+        # What was pickled is whole already.
+        super().__init__(message if self.FORMS in message else f"{message}; a budget is {self.FORMS}")
 
 
 class TargetError(LorankError):

@@ -4,7 +4,8 @@ Here, in `targets.py` and in the rules of `serving/` a name is taken apart, and 
 """
 
 import re
-from collections.abc import Iterable, Iterator
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 
 # What PEFT puts in front of the names of the base model's modules, in memory and in its files.
@@ -53,15 +54,15 @@ def places(names: Iterable[str]) -> dict[str, Place]:
             inner = inner[:-1]
         split[name] = (stack, layer, tuple(inner))
     inners = {(stack, inner) for stack, _, inner in split.values()}
-    short = {(stack, inner): _shortest_tail(inner, {i for s, i in inners if s == stack}) for stack, inner in inners}
+    tails = Counter((stack, inner[k:]) for stack, inner in inners for k in range(len(inner)))
+    short = {(stack, inner): _shortest_tail(stack, inner, tails) for stack, inner in inners}
     return {name: Place(stack, layer, short[stack, inner]) for name, (stack, layer, inner) in split.items()}
 
 
-def _shortest_tail(inner: tuple[str, ...], siblings: set[tuple[str, ...]]) -> str:
+def _shortest_tail(stack: str, inner: tuple[str, ...], tails: Mapping[tuple[str, tuple[str, ...]], int]) -> str:
     for length in range(1, len(inner)):
-        tail = inner[-length:]
-        if sum(sibling[-length:] == tail for sibling in siblings) == 1:
-            return ".".join(tail)
+        if tails[stack, inner[-length:]] == 1:
+            return ".".join(inner[-length:])
     return ".".join(inner)
 
 
@@ -85,7 +86,7 @@ def natural_order(name: str) -> tuple[tuple[int, str | int], ...]:
         ['layer.2', 'layer.10']
 
     """
-    return tuple((0, int(part)) if part.isdigit() else (1, part) for part in name.split("."))
+    return tuple([(0, int(part)) if part.isdigit() else (1, part) for part in name.split(".")])
 
 
 def leaf_of(name: str) -> str:

@@ -1,5 +1,6 @@
 import numpy as np
 import pytest
+from scipy.stats import spearmanr
 
 import lorank
 from lorank.scores import ImportanceScores
@@ -46,6 +47,14 @@ def test_equal_scores_have_no_rank_correlation() -> None:
     found = lorank.allocate(scores(np.ones((2, 6)), np.ones((3, 6))), 210).provenance["stability"]
     assert found["halves"]["spearman"] is None
     assert found["bootstrap"]["spearman"] is None
+
+
+def test_the_rank_correlation_is_scipys() -> None:
+    source = np.random.default_rng(0)
+    for _ in range(20):
+        one, other = source.integers(1, 5, size=(2, 6)).astype(float)  # with ties
+        found = lorank.allocate(scores(np.stack([one, other]), np.ones((1, 6))), 210).provenance["stability"]
+        assert found["halves"]["spearman"] == pytest.approx(spearmanr(one, other).statistic)
 
 
 def test_scores_without_resamples_say_nothing_about_it() -> None:

@@ -59,10 +59,10 @@ def test_outputs_and_recipes_that_cannot_be(tiny_recipe, tiny_folder: Path, tmp_
     (tmp_path / "recipe.yaml").write_text(yaml.safe_dump(content))
     recipe, below = str(tmp_path / "recipe.yaml"), str(tmp_path / "file" / "out")
     for arguments, message in (
-        (["run", recipe, "--output-dir", below], "cannot be made"),
-        (["compare", recipe, "--methods", "lora", "--seeds", "1", "--output-dir", below], "cannot be made"),
+        (["run", recipe, "--output", below], "cannot be made"),
+        (["compare", recipe, "--methods", "lora", "--seeds", "1", "--output", below], "cannot be made"),
         (
-            ["compare", recipe, "--methods", "lora", "--seeds", "1", "--output-dir", str(tmp_path / "file")],
+            ["compare", recipe, "--methods", "lora", "--seeds", "1", "--output", str(tmp_path / "file")],
             "cannot be made",
         ),
         (["score", recipe, "--method", "magnitude", "--output", below], "cannot be written"),

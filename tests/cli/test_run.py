@@ -17,7 +17,7 @@ def lorank(*arguments: Any) -> Result:
 def test_run_prints_results_ranks_and_where_things_are(tiny_recipe, tmp_path: Path) -> None:
     content = tiny_recipe(baselines=["lora"]).model_dump(mode="json", exclude={"resolved"})
     (tmp_path / "recipe.yaml").write_text(yaml.safe_dump(content))
-    result = lorank("run", str(tmp_path / "recipe.yaml"), "seed=3", "--output-dir", str(tmp_path / "out"))
+    result = lorank("run", str(tmp_path / "recipe.yaml"), "seed=3", "--output", str(tmp_path / "out"))
     assert result.exit_code == 0, result.output
     for expected in (
         "i-lora",

@@ -98,7 +98,7 @@ def test_push_to_hub_asks_for_the_login_before_any_work(
     assert (result.exit_code, "hf auth login" in result.output, (tmp_path / "served").exists()) == (1, True, False)
     content = tiny_recipe().model_dump(mode="json", exclude={"resolved"})
     (tmp_path / "recipe.yaml").write_text(json.dumps(content))
-    result = lorank("run", tmp_path / "recipe.yaml", "--output-dir", tmp_path / "out", "--push-to-hub", "me/adapter")
+    result = lorank("run", tmp_path / "recipe.yaml", "--output", tmp_path / "out", "--push-to-hub", "me/adapter")
     assert (result.exit_code, "hf auth login" in result.output, (tmp_path / "out").exists()) == (1, True, False)
 
 

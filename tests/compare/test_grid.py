@@ -35,13 +35,13 @@ CELLS = Path("cells") / "mood" / "r=1"
 
 @pytest.fixture
 def recipe_file(tiny_recipe: Callable[..., Any], tmp_path: Path) -> Path:
-    recipe = tiny_recipe(stage1={"initial_rank": 2, "max_steps": 12}, stage2={"max_steps": 12})
+    recipe = tiny_recipe(train={"max_steps": 12})
     content = {
-        "model": recipe.model, "budget": "r=1", "data": {**recipe.data.model_dump(include={"train", "test", "max_length"})},
+        "model": recipe.model.name, "budget": "r=1", "data": {**recipe.data.model_dump(include={"train", "test", "max_length"})},
         "metrics": ["accuracy", "matthews"], "checkpoint_every": 4,
-        "stage1": {"initial_rank": 2, "max_steps": 3, "batch_size": 8, "learning_rate": 1e-2},
-        "stage2": {"max_steps": 12, "batch_size": 8, "learning_rate": 1e-2},
-        "calibration": {"examples": 32}, "scoring": {"batch_size": 8},
+        "triplets": {"initial_rank": 2}, "search": {"max_steps": 3}, "measure": {"scoring_batch_size": 8},
+        "train": {"max_steps": 12, "batch_size": 8, "learning_rate": 1e-2},
+        "baselines": {name: {"measure": {"examples": 32}} for name in ("sensitivity-lora", "eva")},
     }  # fmt: skip
     path = tmp_path / "mood.yaml"
     path.write_text(yaml.safe_dump(content))
@@ -62,7 +62,7 @@ METHOD_NAMES = ("lora", "i-lora", "igu-lora", "sensitivity-lora", "shuffled", "e
 def grid(
     recipe: Path, folder: Path, methods: tuple[str, ...] = METHOD_NAMES, seeds: tuple[int, ...] = (0,), *more: str
 ) -> Grid:
-    overrides = ["igu-lora:pruning.every=2", "full:stage2.learning_rate=1e-3", *more]
+    overrides = ["igu-lora:measure.every=2", "full:train.learning_rate=1e-3", *more]
     return read_grid(
         [recipe], [o for o in overrides if o.partition(":")[0] in (*methods, "mood")], methods, seeds, None, folder
     )
@@ -171,7 +171,7 @@ def test_learning_rates_are_searched_on_training_data_alone(recipe_file: Path, t
     texts = [{json.loads(line)["text_1"] for line in part} for part in held]
     assert not texts[0] & texts[1]
     recipe = found.recipe(Cell("mood", "r=1", "igu-lora", 0))
-    assert recipe.stage1.learning_rate == rates["igu-lora"] == rates["uniform-triplets"]
+    assert recipe.train.learning_rate == rates["igu-lora"] == rates["uniform-triplets"]
     record = json.loads((tmp_path / "grid" / "search.json").read_text())
     assert [len(one["tried"]) for one in record["found"]] == [2, 2, 2]
     # The same question is not asked again, also where an answer was missing; another one is.
@@ -214,8 +214,8 @@ def test_equal_compute_is_among_the_defaults_where_it_can_be(recipe_file: Path, 
     assert methods() == (*DEFAULT, "equal-compute")
     assert methods("method=igu-lora") == DEFAULT
     assert methods("method=magnitude") == (*DEFAULT, "magnitude")
-    assert methods("stage1.max_steps=9") == DEFAULT
-    assert "mood: equal-compute: stage 1 and scoring cost at least as much as 22" in (tmp_path / "said.txt").read_text()
+    assert methods("search.max_steps=9") == DEFAULT
+    assert "mood: equal-compute: search and scoring cost at least as much as 22" in (tmp_path / "said.txt").read_text()
 
 
 def test_no_cell_waits_for_one_that_it_does_not_need(recipe_file: Path, tmp_path: Path) -> None:
@@ -241,10 +241,10 @@ def test_no_cell_waits_for_one_that_it_does_not_need(recipe_file: Path, tmp_path
 
 @pytest.mark.long
 def test_controls_of_a_method_whose_second_stage_is_skipped(recipe_file: Path, tmp_path: Path) -> None:
-    skip = ("i-lora:stage2.skip=true", "i-lora:scoring.source=training")
+    skip = ("i-lora:start.factors=kept", "i-lora:expert.measure.source=training")
     asked = grid(recipe_file, tmp_path / "grid", ("lora", "i-lora", "shuffled"), (0,), *skip)
-    assert asked.recipe(Cell("mood", "r=1", "i-lora", 0)).stage2.skip
-    assert not asked.recipe(Cell("mood", "r=1", "shuffled", 0)).stage2.skip
+    assert asked.recipe(Cell("mood", "r=1", "i-lora", 0)).keeps_triplets
+    assert not asked.recipe(Cell("mood", "r=1", "shuffled", 0)).keeps_triplets
     results = run_grid(asked, launch=in_this_process)
     assert {cell.method: one.steps for cell, one in results.items()} == {"lora": 12, "i-lora": 12, "shuffled": 12}
     with pytest.raises(ComparisonError, match="for methods of two stages, i-lora of mood has one"):
@@ -256,9 +256,9 @@ def test_triplets_that_end_at_the_uniform_rank(recipe_file: Path, tmp_path: Path
     asked = grid(recipe_file, tmp_path / "grid", methods, (0,), "mood:method=igu-lora")
     theirs, mine = (asked.recipe(Cell("mood", "r=1", name, 0)) for name in methods[1:])
     limits = {"min_rank": 1, "max_rank": 1}
-    assert mine == theirs.model_copy(update={"allocation": theirs.allocation.model_copy(update=limits)})
-    assert theirs.pruning.every == 2
-    assert theirs.allocation.max_rank is None
+    assert mine == theirs.model_copy(update={"ranks": theirs.ranks.model_copy(update=limits)})
+    assert theirs.choices().measure.every == 2
+    assert theirs.ranks.max_rank is None
     results = run_grid(asked, launch=in_this_process)
     plan = RankPlan.load(tmp_path / "grid" / CELLS / "uniform-triplets" / "seed-0" / "run" / "plan.json")
     assert set(plan.ranks.values()) == {1}
@@ -268,7 +268,7 @@ def test_triplets_that_end_at_the_uniform_rank(recipe_file: Path, tmp_path: Path
     # Where the recipe's method allocates before the training, AdaLoRA's training is what is looked at.
     asked = grid(recipe_file, tmp_path / "other", ("lora", "adalora", "uniform-triplets"), (0,), "mood:budget=700")
     recipe = asked.recipe(Cell("mood", "700", "uniform-triplets", 0))
-    assert (recipe.method, recipe.allocation.min_rank, recipe.allocation.max_rank) == ("adalora", 1, 2)
+    assert (recipe.method, recipe.ranks.min_rank, recipe.ranks.max_rank) == ("adalora", 1, 2)
 
 
 def test_a_control_of_a_plan_that_has_changed_is_refused(recipe_file: Path, tmp_path: Path) -> None:
@@ -310,7 +310,7 @@ def test_a_grid_on_ray_gives_the_same_numbers(recipe_file: Path, tmp_path: Path)
 
 def test_another_recipe_in_the_same_folder_is_refused(recipe_file: Path, tmp_path: Path) -> None:
     run_grid(grid(recipe_file, tmp_path / "grid", ("lora",)), launch=in_this_process)
-    other = grid(recipe_file, tmp_path / "grid", ("lora",), (0,), "lora:stage2.learning_rate=2e-2")
+    other = grid(recipe_file, tmp_path / "grid", ("lora",), (0,), "lora:train.learning_rate=2e-2")
     with pytest.raises(OutputError, match="was run by another recipe"):
         run_grid(other, launch=in_this_process)
     result = tmp_path / "grid" / CELLS / "lora" / "seed-0" / RESULT
@@ -320,17 +320,17 @@ def test_another_recipe_in_the_same_folder_is_refused(recipe_file: Path, tmp_pat
 
 
 def test_recipes_of_cells(recipe_file: Path, tmp_path: Path) -> None:
-    content = {**yaml.safe_load(recipe_file.read_text()), "method": "i-lora", "allocation": {"max_rank": 2}}
+    content = {**yaml.safe_load(recipe_file.read_text()), "method": "i-lora", "ranks": {"max_rank": 2}}
     for method in (*METHODS, *CONTROLS):
         recipe = recipe_of(content, Cell("mood", "r=1", method, 3), parameters=448)
-        assert (recipe.seed, recipe.budget, recipe.baselines) == (3, "448", ())
+        assert (recipe.seed, recipe.budget, recipe.baselines) == (3, "448", {})
         # Limits are for the recipe's own method.
-        assert (recipe.allocation.max_rank == 2) == (method in ("i-lora", *FROM_PLAN))
-    assert recipe_of(content, Cell("mood", "r=1", "adalora", 0)).pruning.budget_in == "parameters"
-    assert recipe_of(content, Cell("mood", "r=1", "full", 0)).stage2.learning_rate == 5e-5
-    own = grid(recipe_file, tmp_path / "grid", ("lora", "i-lora", "shuffled"), (0,), "i-lora:stage2.learning_rate=0.5")
-    assert own.recipe(Cell("mood", "r=1", "shuffled", 0)).stage2.learning_rate == 0.5
-    assert recipe_of({**content, "stage2": {"max_steps": 7}}, Cell("mood", "r=1", "igu-lora", 0)).stage1.max_steps == 7
+        assert (recipe.ranks.max_rank == 2) == (method in ("i-lora", *FROM_PLAN))
+    assert recipe_of(content, Cell("mood", "r=1", "adalora", 0)).choices().cut.budget_in == "parameters"
+    assert recipe_of(content, Cell("mood", "r=1", "full", 0)).train.learning_rate == 5e-5
+    own = grid(recipe_file, tmp_path / "grid", ("lora", "i-lora", "shuffled"), (0,), "i-lora:train.learning_rate=0.5")
+    assert own.recipe(Cell("mood", "r=1", "shuffled", 0)).train.learning_rate == 0.5
+    assert recipe_of({**content, "train": {"max_steps": 7}}, Cell("mood", "r=1", "igu-lora", 0)).train.max_steps == 7
 
 
 def test_refusals_come_first(recipe_file: Path, tmp_path: Path) -> None:
@@ -338,34 +338,35 @@ def test_refusals_come_first(recipe_file: Path, tmp_path: Path) -> None:
     for overrides, methods, error, message in (
         ([], ("eva",), ComparisonError, "add lora to the methods"),
         ([], ("lora", "evaa"), ComparisonError, r"'evaa' is unknown \(did you mean eva\?\)"),
-        (["eva:stage2.epochs=1"], ("lora",), ComparisonError, "'eva' has choices of its own"),
-        (["mod:stage2.epochs=1"], ("lora",), ComparisonError, r"did you mean mood\?"),
-        (["mood:stage2.epoch=1"], ("lora",), RecipeError, "stage2.epoch: unknown key"),
+        (["eva:train.epochs=1"], ("lora",), ComparisonError, "'eva' has choices of its own"),
+        (["mod:train.epochs=1"], ("lora",), ComparisonError, r"did you mean mood\?"),
+        (["mood:train.epoch=1"], ("lora",), RecipeError, "train.epoch: unknown key"),
         (
-            ["i-lora:stage2.batch_size=4"],
+            ["i-lora:train.batch_size=4"],
             ("lora", "i-lora"),
             ComparisonError,
-            r"stage2.batch_size of i-lora on mood is 4, of",
+            r"train.batch_size of i-lora on mood is 4, of",
         ),
         (["lora:seed=3"], ("lora",), ComparisonError, "lora:seed would make this method's cells unequal"),
         ([], ("lora", "shuffled"), ComparisonError, "add i-lora to the methods"),
         ([], ("lora", "uniform-triplets"), ComparisonError, "a control of adalora on mood; add adalora"),
         (
-            ["mood:stage1.max_steps=9"],
+            ["mood:search.max_steps=9"],
             ("lora", "i-lora", "equal-compute"),
             ComparisonError,
             "at least as much as 22 steps",
         ),
         (["mood:method=eva"], ("lora", "eva", "equal-compute"), ComparisonError, "for methods of two stages, eva"),
         (["mood:budget=r=2"], ("lora", "svd-truncate"), ComparisonError, "no larger than budget r=2"),
-        (["mood:stage2.scale_by=active"], ("lora",), ComparisonError, "scale_by must be initial"),
-        (["lora:stage2"], ("lora",), RecipeError, "not of the form key=value"),
-        (["lora:stage2={"], ("lora",), RecipeError, "the value is not YAML"),
-        (["mood:stage2.skip=true"], ("lora", "i-lora"), ComparisonError, "without the scoring set"),
-        (["lora:stage2.epoch=1"], ("lora",), RecipeError, "stage2.epoch: unknown key"),
+        (["mood:start.scale_by=active"], ("lora",), ComparisonError, "scale_by must be initial"),
+        (["lora:train"], ("lora",), RecipeError, "not of the form key=value"),
+        (["lora:train={"], ("lora",), RecipeError, "the value is not YAML"),
+        (["mood:start.factors=kept"], ("lora", "i-lora"), ComparisonError, "without the scoring set"),
+        (["lora:train.epoch=1"], ("lora",), RecipeError, "train.epoch: unknown key"),
+        (["lora:stage2.epochs=1"], ("lora",), ComparisonError, "lora:stage2 is of recipe format 1"),
         (["budgt=1"], ("lora",), RecipeError, "budgt: unknown key"),
-        (["i-lora:scoring.batch_size=64"], ("lora", "i-lora"), DataError, "less than one batch of 64"),
-        (["igu-lora:pruning.every=10"], ("lora", "igu-lora"), AllocationError, "the last cut is at step"),
+        (["i-lora:measure.scoring_batch_size=64"], ("lora", "i-lora"), DataError, "less than one batch of 64"),
+        (["igu-lora:measure.every=10"], ("lora", "igu-lora"), AllocationError, "the last cut is at step"),
     ):
         with pytest.raises(error, match=message):
             run_grid(read_grid([recipe_file], overrides, methods, (0,), None, folder), launch=in_this_process)
@@ -385,8 +386,8 @@ def test_a_grid_of_a_task_that_writes(tiny_folder: Path, tmp_path: Path) -> None
     stage = {"max_steps": 4, "batch_size": 8, "learning_rate": 1e-2}
     content = {
         "model": str(tiny_writer("decoder", tiny_folder, tmp_path / "model")), "budget": "r=1",
-        "data": {**data, "max_length": 12, "max_target_length": 4}, "scoring": {"batch_size": 4},
-        "stage1": {**stage, "initial_rank": 2}, "stage2": stage,
+        "data": {**data, "max_length": 12, "max_target_length": 4}, "measure": {"scoring_batch_size": 4},
+        "triplets": {"initial_rank": 2}, "train": stage,
     }  # fmt: skip
     (tmp_path / "sums.yaml").write_text(yaml.safe_dump(content))
     asked = read_grid([tmp_path / "sums.yaml"], [], ("lora", "svd-truncate", "full"), (0,), None, tmp_path / "grid")

@@ -15,7 +15,7 @@ from lorank.models.pretrained import Pretrained
 
 
 def grid(folder: Path, data: dict[str, str], out: Path, **contents: dict[str, Any]) -> Grid:
-    usual = {"model": str(folder), "budget": "r=1", "data": {**data, "max_length": 16}, "stage1": {"initial_rank": 2}}
+    usual = {"model": str(folder), "budget": "r=1", "data": {**data, "max_length": 16}, "triplets": {"initial_rank": 2}}
     tasks = {name: {**usual, **content} for name, content in (contents or {"mood": {}}).items()}
     return Grid(tasks, ("r=1",), ("lora", "i-lora"), (0, 1), {}, out)
 
@@ -39,7 +39,7 @@ def test_all_findings_of_all_tasks_are_said_at_once(
     asked = grid(
         tiny_folder, tiny_data, tmp_path / "grid",
         lost={"data": {"train": "/no/such.tsv", "test": "/no/such.tsv"}}, long={"data": {**tiny_data, "max_length": 64}},
-        few={"scoring": {"batch_size": 64}}, fine={},
+        few={"measure": {"scoring_batch_size": 64}}, fine={},
     )  # fmt: skip
     with pytest.raises(RecipeError, match="3 things have to be mended:") as caught:
         check_grid(asked)

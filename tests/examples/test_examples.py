@@ -26,7 +26,7 @@ def test_i_lora_with_trl(tiny_folder: Path, tiny_data: dict[str, str], tmp_path:
     assert len(script.read_text().splitlines()) <= 25
     model = tiny_writer("decoder", tiny_folder, tmp_path / "llama")
     run_script(script.name, model, tiny_data["train"], tmp_path / "out", 12)
-    plan = RankPlan.load(tmp_path / "out" / "stage1" / "plan.json")
+    plan = RankPlan.load(tmp_path / "out" / "search" / "plan.json")
     assert plan.provenance["method"] == "i-lora"
     assert plan.provenance["scoring_examples"] == 12  # a tenth of 120, tokenised by TRL
     assert 0 < plan.spent <= plan.budget_parameters

@@ -70,6 +70,8 @@ def test_overrides_are_applied_as_yaml(tmp_path: Path) -> None:
         ("expert.measure.folds=4", r"measure\.folds: unknown key"),
         ("measure=3", "give keys and values"),
         ("baselines={eva: {measure: {exmples: 3}}}", r"baselines\.eva\.measure\.exmples: .*did you mean examples\?"),
+        ("baselines={eva: {budget: r=4}}", r"baselines\.eva\.budget: is for all methods alike"),
+        ("baselines={eva: 3}", r"baselines\.eva: "),
         ("baselines=[i-lora]", "is the recipe's method already"),
         ("baselines=[evva]", r"did you mean eva\?"),
         ("format=3", "format"),
@@ -165,7 +167,7 @@ def test_what_search_leaves_out_is_as_in_train() -> None:
         ({"method": "igu-lora", "search": {"epochs": 1}}, "search: no method here has a first stage"),
         (
             {"method": "lora", "smooth": {"window": 1}},
-            "smooth: method lora has no such choice; it has triplets, start, ranks",
+            "smooth: method lora has no such choice; it has triplets, ranks, start",
         ),
         ({"method": "sensitivity-lora", "triplets": {"orthogonality": 1.0}}, r"triplets\.orthogonality: unknown key"),
         (

@@ -2,11 +2,13 @@
 
 import math
 import warnings
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from typing import Any, get_args
 
-from lorank.allocation.proportional import proportional_ranks
+import numpy as np
+
+from lorank.allocation.proportional import ProportionalRule
 from lorank.allocation.stability import plan_stability
 from lorank.allocation.top_b import EQUAL, RankBy, Scope, floor_of, top_b_ranks, warn_if_equal
 from lorank.budget import Budget
@@ -93,12 +95,16 @@ def allocate(
     if not scores.provenance.get(EQUAL):
         warn_if_equal(scores.scores)
     scale = float(scores.provenance.get("scale", 2.0)) if scale is None else scale
-    ranks = _ranks(scores, parameters, limits)
+    if scores.of_modules:
+        ranks_of = _proportional(scores, parameters, limits)
+        of_each = np.array([values[0] for values in scores.scores.values()])
+        ranks = dict(zip(scores.scores, ranks_of(of_each).tolist(), strict=True))
+    else:
+        ranks = top_b_ranks(scores, parameters, **limits)
     made_from = {**scores.provenance, "scores": scores.fingerprint, **limits}
     plan = RankPlan(ranks, costs, str(asked), parameters, scale, made_from)
-    if scores.resamples:
-        stability = plan_stability(scores, plan, lambda resample: _ranks(resample, parameters, limits))
-        plan = replace(plan, provenance={**made_from, "stability": stability})
+    if scores.of_modules and scores.resamples:
+        plan = replace(plan, provenance={**made_from, "stability": plan_stability(scores, plan, ranks_of)})
     cap = {name: _blocks_of(limit, max_rank, multiple_of) for name, limit in most.items()}
     if all(ranks[name] >= cap[name] for name in ranks) and parameters - plan.spent >= min(costs.values()):
         mend = "raise max_rank" if scores.of_modules else "raise max_rank, or score with a higher initial rank"
@@ -111,15 +117,16 @@ def allocate(
     return plan
 
 
-def _ranks(scores: ImportanceScores, parameters: int, limits: Mapping[str, Any]) -> dict[str, int]:
-    if scores.max_ranks is None:
-        return top_b_ranks(scores, parameters, **limits)
-    per = scores.unit_costs if limits["rank_by"] == "score-per-parameter" else dict.fromkeys(scores.unit_costs, 1)
-    worth = {name: float(values[0]) / per[name] for name, values in scores.scores.items()}
+def _proportional(
+    scores: ImportanceScores, parameters: int, limits: Mapping[str, Any]
+) -> Callable[[np.ndarray], np.ndarray]:
+    """The rule for scores of modules: any scores `(modules,)` of the same modules -> ranks `(modules,)`."""
+    assert scores.max_ranks is not None
+    costs = {name: scores.unit_costs[name] for name in scores.scores}
     cap = {name: min(limit, limits["max_rank"] or limit) for name, limit in scores.max_ranks.items()}
-    return proportional_ranks(
-        worth, scores.unit_costs, parameters, cap, min_rank=limits["min_rank"], multiple_of=limits["multiple_of"]
-    )
+    rule = ProportionalRule(costs, parameters, cap, min_rank=limits["min_rank"], multiple_of=limits["multiple_of"])
+    per = np.array(list(costs.values()), dtype=np.float64) if limits["rank_by"] == "score-per-parameter" else 1.0
+    return lambda worth: rule.ranks(worth / per)
 
 
 def _blocks_of(most: int, max_rank: int | None, multiple_of: int) -> int:

@@ -1,13 +1,15 @@
 """The cut: keep the most important units of rank that a parameter budget pays for."""
 
+import operator
 import warnings
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, Literal
 
 import numpy as np
 
+from lorank.allocation.walk import charge, places_by_name, taken
 from lorank.errors import LorankWarning
-from lorank.module_names import natural_order, places
+from lorank.module_names import places
 from lorank.scores import ImportanceScores
 
 RankBy = Literal["score", "score-per-parameter"]
@@ -25,22 +27,40 @@ def top_b_ranks(
     rank_by: RankBy = "score",
     scope: Scope = "global",
 ) -> dict[str, int]:
-    """Ranks of the most important units that `parameters` pay for: the walk that `lorank.allocate` describes."""
-    costs = dict(scores.unit_costs)
-    blocks = _blocks(scores.scores, costs, max_rank, min_rank, multiple_of, rank_by)
-    ranks = {name: floor_of(min_rank, len(values), multiple_of) for name, values in scores.scores.items()}
-    spent = sum(rank * costs[name] for name, rank in ranks.items())
+    """Ranks of the most important units that `parameters` pay for; the same as `top_b_ranks_plain`, in a few milliseconds."""
+    names, costs = tuple(scores.scores), [scores.unit_costs[name] for name in scores.scores]
+    module, start = _blocks(scores.scores, costs, max_rank, min_rank, multiple_of, rank_by)
+    floors = [floor_of(min_rank, len(values), multiple_of) for values in scores.scores.values()]
+    left = parameters - sum(map(operator.mul, floors, costs))
+    charged = charge(of_block := [cost * multiple_of for cost in costs], left)
+    ranks = np.array(floors)
     if scope == "layer":
-        whole = sum(cost for *_, cost in blocks)
-        layer_of = {name: (place.stack, place.layer) for name, place in places(costs).items()}
-        for layer in sorted(set(layer_of.values()), key=str):
-            own = [block for block in blocks if layer_of[block[0]] == layer]
-            share = int((parameters - spent) * sum(cost for *_, cost in own) // whole) if whole else 0
-            _take(own, ranks, share, multiple_of)
-    left = parameters - sum(rank * costs[name] for name, rank in ranks.items())
-    # What a layer's own share already took is the best part of it, so the walk goes on behind it.
-    _take([b for b in blocks if b[1] >= ranks[b[0]]], ranks, left, multiple_of)
-    return ranks
+        shares = _layers(names, module, of_block, left)
+        firsts = np.concatenate([own[taken(own, [(charged[0], share)])[0]] for own, share in shares])
+        ranks += multiple_of * np.bincount(firsts, minlength=len(names))
+        left = parameters - sum(map(operator.mul, ranks.tolist(), costs))
+        # What a layer's own share already took is the best part of it, so the walk goes on behind it.
+        module = module[start >= ranks[module]]
+    ranks += multiple_of * np.bincount(module[taken(module, [(charged[0], left)])[0]], minlength=len(names))
+    return dict(zip(names, ranks.tolist(), strict=True))
+
+
+def _layers(
+    names: tuple[str, ...], module: np.ndarray, costs: Sequence[int], budget: int
+) -> Iterator[tuple[np.ndarray, int]]:
+    """Blocks of each transformer block, in order, and its share of the budget: that of its blocks in what all cost."""
+    numbers: dict[tuple[str, int | None], int] = {}
+    placed = places(names).values()
+    layer_of = np.array([numbers.setdefault((place.stack, place.layer), len(numbers)) for place in placed])
+    counts = np.bincount(module, minlength=len(names)).tolist()
+    whole, of_layer = sum(map(operator.mul, counts, costs)), [0] * len(numbers)
+    for layer, count, cost in zip(layer_of.tolist(), counts, costs, strict=True):
+        of_layer[layer] += count * cost
+    in_order = layer_of[module]
+    together = np.argsort(in_order, kind="stable")
+    ends = np.cumsum(np.bincount(in_order, minlength=len(numbers)))
+    for own, cost in zip(np.split(module[together], ends[:-1]), of_layer, strict=True):
+        yield own, int(budget * cost // whole) if whole else 0
 
 
 def top_ranks(
@@ -66,18 +86,16 @@ def top_ranks(
         within: other costs and another budget besides; a unit that it does not pay for is passed over.
 
     """
-    ranks = {name: min(min_rank, len(values)) for name, values in scores.items()}
-    left = budget - sum(rank * costs[name] for name, rank in ranks.items())
-    besides, beside_left = within or (dict.fromkeys(costs, 0.0), 0.0)
-    beside_left -= sum(rank * besides[name] for name, rank in ranks.items())
-    for name, _, cost in _blocks(scores, costs, None, min_rank, 1, rank_by):
-        if cost > left and not fill:
-            break
-        if cost <= left and besides[name] <= beside_left:
-            ranks[name] += 1
-            left -= cost
-            beside_left -= besides[name]
-    return ranks
+    names, price = tuple(scores), [costs[name] for name in scores]
+    floors = {name: min(min_rank, len(values)) for name, values in scores.items()}
+    charges = [charge(price, budget - sum(rank * costs[name] for name, rank in floors.items()))]
+    if within is not None:
+        besides, limit = within
+        left = limit - sum(rank * besides[name] for name, rank in floors.items())
+        charges.append(charge([besides[name] for name in names], left))
+    module, _ = _blocks(scores, price, None, min_rank, 1, rank_by)
+    more = np.bincount(module[taken(module, charges, fill=fill)[0]], minlength=len(names)).tolist()
+    return {name: rank + one for (name, rank), one in zip(floors.items(), more, strict=True)}
 
 
 def best_units(scores: np.ndarray, rank: int) -> np.ndarray:
@@ -85,39 +103,40 @@ def best_units(scores: np.ndarray, rank: int) -> np.ndarray:
     return np.sort(np.argsort(-scores, kind="stable")[:rank])
 
 
-# A block of `multiple_of` units: module, rank of the module before the block, cost.
-_Block = tuple[str, int, float]
-
-
 def _blocks(
     scores: Mapping[str, np.ndarray],
-    costs: Mapping[str, float],
+    costs: Sequence[float],
     max_rank: int | None,
     min_rank: int,
     multiple_of: int,
     rank_by: RankBy,
-) -> list[_Block]:
-    """All blocks above `min_rank`, most important first."""
-    found: list[tuple[float, int, Any, str, float]] = []
-    for name, values in scores.items():
-        best_first = np.sort(values)[::-1]
-        top = len(best_first) if max_rank is None else min(max_rank, len(best_first))
-        cost, order = costs[name], natural_order(name)
-        for start in range(min_rank, top - multiple_of + 1, multiple_of):
-            worth = float(best_first[start : start + multiple_of].mean())
-            if rank_by == "score-per-parameter":
-                worth = worth / cost if worth > 0 else worth * cost  # a loss is no smaller for costing more
-            found.append((-worth, start, order, name, cost * multiple_of))
-    found.sort()
-    return [(name, start, cost) for _, start, _, name, cost in found]
+) -> tuple[np.ndarray, np.ndarray]:
+    """All blocks of `multiple_of` units above `min_rank`, most important first.
 
+    Returns:
+        Two arrays `(blocks,)`: the module of each block, by its position in `scores`, and the module's rank before the block.
 
-def _take(blocks: list[_Block], ranks: dict[str, int], budget: float, multiple_of: int) -> None:
-    """Walk the blocks in order; take each that still fits. A module's blocks cost the same, so none is skipped over."""
-    for name, _, cost in blocks:
-        if cost <= budget:
-            ranks[name] += multiple_of
-            budget -= cost
+    """
+    values, price = list(scores.values()), np.array(costs, dtype=np.float64)
+    lengths = np.array([len(each) for each in values])
+    worths, modules, starts = [np.zeros(0)], [np.zeros(0, dtype=np.intp)], [np.zeros(0, dtype=np.intp)]
+    for length in np.unique(lengths).tolist():
+        top = length if max_rank is None else min(max_rank, length)
+        count = max(0, (top - min_rank) // multiple_of)
+        alike = np.flatnonzero(lengths == length)
+        best_first = np.sort(np.array([values[k] for k in alike]), axis=1)[:, ::-1]
+        blocks = best_first[:, min_rank : min_rank + count * multiple_of].reshape(len(alike), count, multiple_of)
+        worths.append(np.ascontiguousarray(blocks).mean(axis=2).ravel())
+        modules.append(np.repeat(alike, count))
+        starts.append(np.tile(min_rank + multiple_of * np.arange(count), len(alike)))
+    worth, module, start = np.concatenate(worths), np.concatenate(modules), np.concatenate(starts)
+    if rank_by == "score-per-parameter":
+        # A loss is no smaller for costing more.
+        worth = np.where(worth > 0, worth / price[module], worth * price[module])
+    # Equal worth: the lower unit of a module first, then the module that comes first by name.
+    by_unit = np.argsort(start * len(values) + places_by_name(tuple(scores))[module], kind="stable")
+    order = by_unit[np.argsort(-worth[by_unit], kind="stable")]
+    return module[order], start[order]
 
 
 def floor_of(min_rank: int, most: int, multiple_of: int = 1) -> int:
@@ -140,10 +159,10 @@ def uniform_scores(
 
 def warn_if_equal(scores: Mapping[str, np.ndarray]) -> None:
     """Say so where every score of several modules is the same: the ranks are then decided by the order of the modules."""
-    every = np.concatenate([np.ravel(values) for values in scores.values()])
-    if len(scores) > 1 and len(every) and (every == every[0]).all():
+    first = next((values[0] for values in scores.values() if len(values)), None)
+    if len(scores) > 1 and first is not None and all((values == first).all() for values in scores.values()):
         warnings.warn(
-            f"every score is equal ({every[0]:g}), so the plan says nothing about the layers; look at what was scored, or use "
+            f"every score is equal ({first:g}), so the plan says nothing about the layers; look at what was scored, or use "
             "method lora for equal ranks",
             LorankWarning,
             stacklevel=3,

@@ -52,11 +52,13 @@ def score_command(
     """Score the modules of a model before training. `lorank allocate` then makes plans for any budget of it."""
     with clear_errors():
         from lorank.artefact import check_unwritten
-        from lorank.recipe.scoring import load_for_scoring
+        from lorank.recipe.files import load_recipe
         from lorank.report.tables import score_table
 
         check_unwritten(output, overwrite=overwrite)  # before the work: what it would be is not known yet
-        read = load_for_scoring(recipe, overrides or (), method)
+        chosen = [] if method is None else [f"method={method}"]
+        # Scores depend on no budget and on no limits.
+        read = load_recipe(recipe, [*chosen, *(overrides or ()), "budget=r=1", "ranks={}"])
         from lorank.runs.score_recipe import score_recipe
 
         scores = score_recipe(read, output, progress)

@@ -30,11 +30,12 @@ def export_command(
     with clear_errors():
         choose("form", form, FORMS)
         choose("dtype", dtype or "fp32", DTYPES)
-        from lorank.serving.export import export
-        from lorank.serving.hub import check_hub, push
-
         if push_to_hub:
+            from lorank.serving.hub import check_hub, push
+
             check_hub(push_to_hub)
+        from lorank.serving.export import export
+
         exported = export(adapter, output, form, base=base, dtype=dtype, gguf=gguf, trust_remote_code=trust_remote_code)
         _print_export(exported)
         if push_to_hub:

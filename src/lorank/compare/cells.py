@@ -12,9 +12,10 @@ from lorank.methods import METHODS
 from lorank.methods.plugins import plugin_of
 from lorank.methods.registry import unknown_method
 from lorank.recipe.files import make_recipe
+from lorank.recipe.format1 import is_format_1
 from lorank.recipe.method_sections import inherited, merged
 from lorank.recipe.recipe import Recipe
-from lorank.recipe.sections import CHOICES
+from lorank.recipe.sections import OWN_KEYS
 
 # What is compared beside rank-allocation methods, and what for.
 CONTROLS: Mapping[str, str] = {
@@ -33,10 +34,6 @@ BORROWING = (*FROM_PLAN, "uniform-triplets")
 ORDER, RESULT, ERROR = "cell.json", "result.json", "error.txt"
 # Every weight is trained, so a rate that suits adapters is too high by far.
 _OWN_CHOICES: Mapping[str, Mapping[str, Any]] = {"full": {"train": {"learning_rate": 5e-5}}}
-
-
-# What may be a method's own; anything else decides what has to be equal.
-_OWN_KEYS = ("preset", *CHOICES, "expert", "search", "train")
 
 
 # Of the training that is judged: the same for every method of a task.
@@ -154,16 +151,21 @@ def recipe_of(
 
     """
     first = str(content.get("method", "i-lora"))
-    if strange := [key for key in own or {} if key not in _OWN_KEYS]:
+    if strange := [key for key in own or {} if key not in OWN_KEYS]:
+        if is_format_1(own or {}):
+            raise ComparisonError(
+                f"{cell.method}:{strange[0]} is of recipe format 1; its new name is in docs/recipe.md"
+            )
         raise ComparisonError(
-            f"{cell.method}:{strange[0]} would make this method's cells unequal to the others'; allowed: {', '.join(_OWN_KEYS)}"
+            f"{cell.method}:{strange[0]} would make this method's cells unequal to the others'; allowed: {', '.join(OWN_KEYS)}"
         )
     method = source_of(content, cell.method)
     if method == first:
         kept = dict(content)
     else:
         baselines = content.get("baselines") or {}
-        kept = inherited(content, method, (baselines.get(method) or {}) if isinstance(baselines, Mapping) else {})
+        shared = {key: value for key, value in content.items() if key != "ranks"}
+        kept = inherited(shared, method, (baselines.get(method) or {}) if isinstance(baselines, Mapping) else {})
     if cell.method in FROM_PLAN and isinstance(kept.get("start"), Mapping):
         kept["start"] = {key: value for key, value in kept["start"].items() if key != "factors"}
     chosen: dict[str, Any] = {**kept, "method": method, "seed": cell.seed, "baselines": []}
@@ -171,7 +173,10 @@ def recipe_of(
     if allocates_in_training(method):
         # Counted in ranks, as the papers do, a budget is spent to within some percent of parameters only.
         chosen["cut"] = merged(kept.get("cut") or {}, {"budget_in": "parameters", "fill": True})
-    return make_recipe(merged(merged(chosen, _OWN_CHOICES.get(cell.method, {})), own or {}))
+    made = merged(merged(chosen, _OWN_CHOICES.get(cell.method, {})), own or {})
+    if isinstance(made.get("start"), Mapping) and made["start"].get("factors") == "kept":
+        made.pop("search", None)  # with the triplets kept, `train` trains them
+    return make_recipe(made)
 
 
 def source_of(content: Mapping[str, Any], name: str) -> str:

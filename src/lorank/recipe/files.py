@@ -11,6 +11,7 @@ import yaml
 from lorank.artefact import write_text
 from lorank.errors import LorankWarning, OutputError, RecipeError, one_line
 from lorank.recipe.format1 import KEYS, SECTIONS, is_format_1, upgraded
+from lorank.recipe.method_sections import with_method
 from lorank.recipe.recipe import Recipe
 
 
@@ -30,6 +31,8 @@ def load_recipe(path: str | Path, overrides: Iterable[str] = ()) -> Recipe:
 def read_recipe(path: str | Path, overrides: Iterable[str] = ()) -> dict[str, Any]:
     """The content of a YAML recipe with its overrides, in the keys of format 2: presets are not filled in, nothing is validated.
 
+    Where an override names another method, the file's choices for its own method do not apply, as for a baseline.
+
     Raises:
         RecipeError: no such file, not YAML, or an override that cannot be read.
 
@@ -37,11 +40,22 @@ def read_recipe(path: str | Path, overrides: Iterable[str] = ()) -> dict[str, An
         LorankWarning: as `load_recipe`.
 
     """
-    content = read_yaml(path)
-    for override in overrides:
-        _set(content, *read_override(override))
-    if not is_format_1(content):
-        return content
+    content, read = read_yaml(path), [read_override(override) for override in overrides]
+    if is_format_1(content) or any(keys[0] in SECTIONS for keys, _ in read):
+        return _of_format_1(path, content, read)
+    method = next((value for keys, value in reversed(read) if keys == ["method"]), None)
+    if method is not None:
+        content = with_method(content, str(method))
+    for keys, value in read:
+        _set(content, keys, value)
+    return content
+
+
+def _of_format_1(
+    path: str | Path, content: dict[str, Any], overrides: Iterable[tuple[list[str], Any]]
+) -> dict[str, Any]:
+    for keys, value in overrides:
+        _set(content, keys, value)
     new = upgraded(content)
     old_keys = [key for key in content if key in (*SECTIONS, *KEYS)]
     new_keys = [key for key in new if new[key] != content.get(key)]
@@ -49,7 +63,7 @@ def read_recipe(path: str | Path, overrides: Iterable[str] = ()) -> dict[str, An
         f"{path}: recipe format 1; {', '.join(old_keys)} are now {', '.join(new_keys)}; to convert it: "
         f"lorank recipe upgrade {path}",
         LorankWarning,
-        stacklevel=3,
+        stacklevel=4,
     )
     return new
 

@@ -5,9 +5,10 @@ from typing import Any
 
 from pydantic import BaseModel, ValidationError
 
+from lorank.errors import RecipeError
 from lorank.methods import METHODS, Method
 from lorank.methods.choose import choices_in, preset_of
-from lorank.recipe.sections import CHOICES, EXPERT, CalibrationSet, section_kinds
+from lorank.recipe.sections import CHOICES, EXPERT, OWN_KEYS, CalibrationSet, section_kinds
 from lorank.validation import Section, explain, nearest
 
 
@@ -116,7 +117,14 @@ def inherited(content: Mapping[str, Any], method: str, own: Mapping[str, Any]) -
         method: the baseline.
         own: keys that are the baseline's own.
 
+    Raises:
+        RecipeError: a key that would make the baseline unequal.
+
     """
+    if strange := [key for key in own if key not in OWN_KEYS]:
+        raise RecipeError(
+            f"{strange[0]}: is for all methods alike{nearest(strange[0], OWN_KEYS)}; allowed: {', '.join(OWN_KEYS)}"
+        )
     beside = ("preset", "baselines", "resolved", "search", "expert", *CHOICES)
     kept = {key: value for key, value in content.items() if key not in beside}
     kinds = section_kinds(METHODS[method])
@@ -132,13 +140,14 @@ def inherited(content: Mapping[str, Any], method: str, own: Mapping[str, Any]) -
         else ("max_rank", "min_rank", "multiple_of"),
     }
     for name, keys in shared.items():
-        section = content.get(name) or {}
-        if values := {key: section[key] for key in keys if key in section}:
+        section = content.get(name)
+        if isinstance(section, Mapping) and (values := {key: section[key] for key in keys if key in section}):
             kept[name] = values
-    if (search := content.get("search")) and METHODS[method].allocates_in_training:
+    search = content.get("search")
+    if isinstance(search, Mapping) and METHODS[method].allocates_in_training:
         if _keeps_triplets(METHODS[method], own):
             rate = {key: search[key] for key in ("learning_rate",) if key in search}
-            kept["train"] = {**kept.get("train", {}), **rate}
+            kept["train"] = {**(kept.get("train") or {}), **rate}
         else:
             kept["search"] = search
     return merged({**kept, "method": method}, own)
@@ -147,3 +156,15 @@ def inherited(content: Mapping[str, Any], method: str, own: Mapping[str, Any]) -
 def _keeps_triplets(method: Method, own: Mapping[str, Any]) -> bool:
     start: Any = choices_in(method.presets[preset_of(method, own.get("preset"))])["start"]
     return (own.get("start") or {}).get("factors", start.factors) == "kept"
+
+
+def with_method(content: Mapping[str, Any], method: str) -> dict[str, Any]:
+    """The keys of a recipe for another method: what all share, what it gives that one as a baseline, and its other baselines."""
+    if method == content.get("method", "i-lora") or method not in METHODS:
+        return dict(content)
+    baselines = content.get("baselines") or {}
+    own = baselines.get(method) if isinstance(baselines, Mapping) else None
+    kept = inherited(content, method, own or {})
+    if isinstance(baselines, Mapping):
+        return {**kept, "baselines": {name: sections for name, sections in baselines.items() if name != method}}
+    return {**kept, "baselines": [name for name in baselines if name != method]}

@@ -140,7 +140,8 @@ class Recipe(Section):
                 problems += [f"baselines.{name}.{line}" for line in str(error).splitlines()]
         if not problems and self.search is not None and not any(one.has_search for one in recipes):
             problems.append(
-                "search: no method here has a first stage that is thrown away; the stage of the adapter is `train`"
+                "search: no method here has a first stage that is thrown away; the stage of the adapter is `train`, leave search "
+                "out (search=null)"
             )
         return problems
 

@@ -30,6 +30,8 @@ EXPERT: dict[str, frozenset[str]] = {
     "cut": frozenset(("cost_weights", "shrink")),
 }
 CHOICES = ("triplets", "measure", "smooth", "cut", "ranks", "start")
+# What a baseline may have of its own; anything else decides what has to be equal.
+OWN_KEYS = ("preset", *CHOICES, "expert", "search", "train")
 
 
 class ModelSection(Section):
@@ -100,7 +102,8 @@ def section_kinds(method: Method) -> dict[str, type[Section]]:
     for name, options in choices_in(method.default).items():
         more = [own for kind, own in _BESIDE if isinstance(options, kind)]
         found[name] = _with(type(options), *more)
-    return {**{"triplets": InitialRank, "start": PlanScale}, **found}
+    found = {"triplets": InitialRank, "start": PlanScale, **found}
+    return {name: found[name] for name in CHOICES if name in found}
 
 
 # What a recipe says besides the options of a choice: on which data, and what a stage starts from.

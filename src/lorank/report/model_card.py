@@ -10,6 +10,7 @@ from huggingface_hub import ModelCard, ModelCardData
 
 from lorank.artefact import versions, write_atomically
 from lorank.plan import RankPlan
+from lorank.report.tables import named_values
 
 _PIPELINES = {"CAUSAL_LM": "text-generation", "SEQ_2_SEQ_LM": "text2text-generation"}
 _TEMPLATE = """\
@@ -126,8 +127,8 @@ def write_model_card(
         preset=preset,
         picture=picture is not None,
         data=data,
-        metrics=list(next(iter(results.values()))["metrics"]),
-        results=results,
+        metrics=list(named_values(next(iter(results.values())))),
+        results={name: {**result, "metrics": named_values(result)} for name, result in results.items()},
         seed=seed,
         family={"CAUSAL_LM": "AutoModelForCausalLM", "SEQ_2_SEQ_LM": "AutoModelForSeq2SeqLM"}.get(
             task_type, "AutoModelForSequenceClassification"

@@ -27,7 +27,8 @@ def _grid(title: str, cells: Mapping[str, str]) -> SplitTable:
 
 def result_table(results: Mapping[str, Mapping[str, Any]], asked: int) -> SplitTable:
     """One row for each method: adapter parameters asked and spent, metrics on the test part, training time."""
-    metrics = list(next(iter(results.values()))["metrics"])
+    values = {method: named_values(result) for method, result in results.items()}
+    metrics = list(next(iter(values.values())))
     work = ("before training", "training of the adapter")
     table = SplitTable("test results", ("method", "parameters asked", "spent", *metrics, *work), prose=work)
     for method, result in results.items():
@@ -36,11 +37,19 @@ def result_table(results: Mapping[str, Mapping[str, Any]], asked: int) -> SplitT
             method,
             f"{asked:,}",
             f"{result['adapter_parameters']:,}",
-            *(_number(result["metrics"][m]) for m in metrics),
+            *(_number(values[method][m]) for m in metrics),
             _before_training(result),
             f"{result['steps']} steps{beside}, {result['seconds']:.0f} s",
         )
     return table
+
+
+def named_values(result: Mapping[str, Any]) -> dict[str, float | None]:
+    """Name of a metric -> value on the first test part; `part: metric` -> value on a further one."""
+    found = dict(result["metrics"])
+    for name, part in (result.get("more") or {}).items():
+        found |= {f"{name}: {metric}": value for metric, value in part["metrics"].items()}
+    return found
 
 
 def _before_training(result: Mapping[str, Any]) -> str:

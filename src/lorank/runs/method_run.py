@@ -146,8 +146,11 @@ class MethodRun:
                 name = f"train, {self.method}"
                 self.console.print(f"{name}: training {plan.spent:,} adapter parameters", highlight=False)
                 train_plan(self.prepared, self.recipe.train, plan, self.folder, self.console, name, start)
-            count = len(self.prepared.data.test)
-            self.console.print(f"evaluating {self.method} on {count:,} test examples", highlight=False)
+            data = self.prepared.data
+            counts = ", ".join(
+                [f"{len(data.test):,}", *(f"{len(rows):,} ({name})" for name, rows in data.more.items())]
+            )
+            self.console.print(f"evaluating {self.method} on {counts} test examples", highlight=False)
             stage = stage_folder(self.folder, "train", "stage1" if kept else "stage2")
             evaluation = evaluate_adapter(self.prepared, plan, self.folder, stage)
             if processes().is_main_process:

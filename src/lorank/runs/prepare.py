@@ -53,8 +53,9 @@ def prepare(
     with findings.check():
         data = data or load_task_data(recipe.data)
     if data is not None:
-        if data.hashes["train"] == data.hashes["test"]:
-            say("the test part is the training part: test results say nothing about other examples")
+        for part, sum_ in data.hashes.items():
+            if part != "train" and sum_ == data.hashes["train"]:
+                say(f"the {part} part is the training part: its results say nothing about other examples")
         with findings.check():
             recipe = fit_to_data(recipe, data, tuple(methods), say)
         for method in methods:

@@ -107,8 +107,8 @@ def prune_adapter(
                 console.print(
                     f"evaluating {when} pruning on {len(prepared.data.test):,} test examples", highlight=False
                 )
-                metrics, loss = evaluate_saved(prepared, folder, partial / "work")
-                measured[when] |= {"metrics": metrics, "loss": loss}
+                metrics, loss, more = evaluate_saved(prepared, folder, partial / "work")
+                measured[when] |= {"metrics": metrics, "loss": loss, **({"more": more} if more else {})}
             shutil.rmtree(partial / "work", ignore_errors=True)
         spent = f"{held:,} parameters, now {pruned.plan.spending}"
         draw_rank_map(pruned.plan, partial / "ranks.png", f"{adapter.name}: {by_what}\n{spent}")

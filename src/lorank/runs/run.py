@@ -170,19 +170,28 @@ def _write_results(main_run: MethodRun, preset: Any, plan: RankPlan, results: Ma
 
 def _data_described(section: DataSection, data: TaskData) -> str:
     """What the adapter was trained and tested on, in Markdown."""
+    parts = section.test_parts
     if section.name is not None:
         named = " ".join(filter(None, [section.name, section.config]))
-        train, test = f"`{named}` ({section.train_split})", f"`{named}` ({section.test_split})"
+        train, tests = f"`{named}` ({section.train_split})", [f"`{named}` ({split})" for split in parts.values()]
     else:
-        train, test = (f"`{Path(str(path)).name}`" for path in (section.train, section.test))
+        train, *tests = (f"`{Path(str(path)).name}`" for path in (section.train, *parts.values()))
     labels = f", {len(data.label_names)} labels" if data.label_names else f", {section.task}"
-    same = data.hashes["train"] == data.hashes["test"]
-    use = (
-        "which are the same: it was tested on what it was trained on" if same else "never used for scoring or stopping"
+    sums = {name: sum_ for name, sum_ in data.hashes.items() if name != "train"}
+    use = "never used for scoring or stopping"
+    if data.hashes["train"] in sums.values():
+        use = (
+            "of which one is what it was trained on"
+            if data.more
+            else "which are the same: it was tested on what it was trained on"
+        )
+    tested = "; ".join(
+        f"{len(data.parts[name]):,} of {test}, SHA-256 {sum_[:12]}…"
+        for (name, sum_), test in zip(sums.items(), tests, strict=True)
     )
     return (
         f"Trained on {len(data.train):,} examples of {train}{labels}, SHA-256 {data.hashes['train'][:12]}…; tested on "
-        f"{len(data.test):,} of {test}, SHA-256 {data.hashes['test'][:12]}…, {use}."
+        f"{tested}, {use}."
     )
 
 

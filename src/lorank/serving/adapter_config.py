@@ -5,11 +5,11 @@ import re
 from pathlib import Path
 from typing import Annotated, Any
 
-from peft import LoraConfig
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, StrictFloat, StrictInt, ValidationError
 
 from lorank.errors import AdapterError, one_line
 from lorank.links import check_links
+from lorank.serving.peft_rules import check_choice
 
 CONFIG = "adapter_config.json"
 # Starts after which the base model is the one that was loaded; others (PiSSA, OLoRA, CorDA, LoftQ) change it on loading.
@@ -88,13 +88,12 @@ def read_config(folder: Path) -> dict[str, Any]:
         )
     try:
         _Fields(**config)
-        keys = ("target_modules", "exclude_modules", "layers_to_transform", "layers_pattern")
-        LoraConfig(**{key: config[key] for key in keys if config.get(key) is not None})
+        check_choice(config)
     except ValidationError as error:
         first = error.errors()[0]
         where = ".".join(map(str, first["loc"][:2] if "pattern" in str(first["loc"][0]) else first["loc"][:1]))
         raise AdapterError(f"{path}: {where} is {_short(first['input'])}: {first['msg']}; put it right") from None
-    except (ValueError, TypeError) as error:
+    except ValueError as error:
         raise AdapterError(f"{path}: {one_line(error)}") from None
     for key, what in _FEATURES.items():
         if config.get(key):

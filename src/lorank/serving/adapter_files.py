@@ -3,11 +3,11 @@
 import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
+from functools import reduce
 from pathlib import Path
 from typing import Any
 
 import torch
-from peft.utils.other import get_pattern_key
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 
@@ -15,6 +15,7 @@ from lorank.artefact import write_atomically, write_json
 from lorank.errors import AdapterError, LorankWarning
 from lorank.module_names import PEFT_PREFIX, in_base_model, is_adapter_tensor, parent_of
 from lorank.serving.adapter_config import CONFIG, NotPlainError, read_config
+from lorank.serving.peft_rules import pattern_key
 
 WEIGHTS = "adapter_model.safetensors"
 _NOTHING = 1e-30
@@ -97,11 +98,8 @@ class AdapterFiles:
     @property
     def dtype(self) -> torch.dtype:
         """The widest dtype among the tensors of the adapter."""
-        found = [tensor.dtype for pair in self.pairs.values() for tensor in (pair.a, pair.b)]
-        widest = found[0]
-        for dtype in found[1:]:
-            widest = torch.promote_types(widest, dtype)
-        return widest
+        found = {tensor.dtype for pair in self.pairs.values() for tensor in (pair.a, pair.b)}
+        return reduce(torch.promote_types, found)
 
     @property
     def largest_rank(self) -> int:
@@ -126,7 +124,7 @@ class AdapterFiles:
     def pattern(self, field: str, module: str, default: Any) -> Any:
         """What `rank_pattern` or `alpha_pattern` says for a module, as PEFT reads it, else the default of the config."""
         pattern = self.config.get(field) or {}
-        return pattern.get(get_pattern_key(list(pattern), module), default)
+        return pattern.get(pattern_key(pattern, module), default)
 
     def peft_scales(self) -> dict[str, float]:
         """The factor of `B A` of every module under PEFT's rule, `alpha_m / r_m`, or `alpha_m / sqrt(r_m)` with rsLoRA."""

@@ -1,19 +1,14 @@
-"""The linear layers of an adapter's base model, from its config alone: what an adapter can name, and of which shape."""
+"""The linear layers of an adapter's base model, without its weights: what an adapter can name, and of which shape."""
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from pathlib import Path
+from functools import partial
 from typing import Any
 
-import torch
-from transformers import AutoConfig
-from transformers.pytorch_utils import Conv1D
-
-from lorank.errors import AdapterError, one_line
-from lorank.models.adapted_model import class_of, labels_of, model_class, on_meta
-from lorank.models.loading import NOT_LOADABLE
+from lorank.errors import AdapterError
 from lorank.module_names import expert_of, in_base_model, is_within
 from lorank.serving.adapter_files import AdapterFiles
+from lorank.serving.base.stored import stored_layers
 from lorank.targets import linear_layers
 from lorank.validation import nearest
 
@@ -25,13 +20,13 @@ class BaseLayers:
     Attributes:
         name: hub name or folder.
         shapes: full module name, as the adapter's task class has it, -> `(d_out, d_in)`.
-        config: the model's config.
+        config: the model's config, or what is in its file.
         transposed: layers that store their weight as `(d_in, d_out)` (GPT-2's Conv1D).
         vocabulary: names of the input embedding and of the output layer, as far as a model has them, -> shape of the weight.
         output_layer: name of the output layer; None without one.
         tied_output: name of the output layer, where it shares the input embedding's weight; else None.
         fused_experts: names of modules that hold routed experts, all of them in one tensor.
-        model: what these were read from, on the meta device.
+        build: gives the model on the meta device; None where it is not known.
 
     """
 
@@ -43,11 +38,14 @@ class BaseLayers:
     output_layer: str | None = None
     tied_output: str | None = None
     fused_experts: frozenset[str] = frozenset()
-    model: Any = field(default=None, repr=False)
+    build: Callable[[], Any] | None = field(default=None, repr=False, compare=False)
 
     @classmethod
     def of(cls, adapter: AdapterFiles, name: str | None = None, *, trust_remote_code: bool = False) -> "BaseLayers":
-        """Read the config of the base model (the one that the adapter names, or `name`); no weights are read.
+        """Layers of the base model, the one that the adapter names, or `name`; no weights are read.
+
+        They come from the model's files where these are certain to say what the built model would (`stored_layers`), and
+        from the model that is built otherwise (`read`).
 
         Raises:
             AdapterError: no base model is named, or it has no config that can be read.
@@ -56,27 +54,37 @@ class BaseLayers:
         name = name or adapter.config.get("base_model_name_or_path")
         if not name:
             raise AdapterError(f"{adapter.folder} names no base model; give --base")
-        task, saved_class = adapter.config.get("task_type"), class_of(adapter.config)
+        name, task = str(name), adapter.config.get("task_type")
+        if task is not None and (stored := stored_layers(name, task, adapter.pairs)) is not None:
+            build = partial(_built, name, task, {"trust_remote_code": trust_remote_code})
+            return cls(name, **vars(stored), build=build)
+        from lorank.models.adapted_model import class_of, labels_of, model_class
+
+        saved_class = class_of(adapter.config)
         options: dict[str, Any] = {"saved_class": saved_class, "trust_remote_code": trust_remote_code}
-        layers = cls.read(str(name), task, **options)
+        layers = cls.read(name, task, **options)
         if any(layers.shapes.get(module, pair.shape) != pair.shape for module, pair in adapter.pairs.items()):
             # An adapted head may be for another number of labels than the base model's.
             saved = {in_base_model(key): tuple(tensor.shape) for key, tensor in adapter.saved_modules.items()}
             saved |= {f"{module}.weight": pair.shape for module, pair in adapter.pairs.items()}
             family = model_class(task, layers.config, saved_class)
             labels = labels_of(family, layers.config, saved, trust_remote_code=trust_remote_code)
-            layers = layers if labels is None else cls.read(str(name), task, num_labels=labels, **options)
+            layers = layers if labels is None else cls.read(name, task, num_labels=labels, **options)
         return layers
 
     @classmethod
     def read(cls, name: str, task_type: str | None, **options: Any) -> "BaseLayers":
         """Build the model of a task on the meta device and list its layers; options are those of `without_weights`.
 
+        What `of` reads from files is the same for every model that it can be read of.
+
         Raises:
             AdapterError: as `of`, or an unknown task type.
 
         """
-        model = without_weights(name, task_type, **options)
+        from transformers.pytorch_utils import Conv1D
+
+        model = _built(name, task_type, options)
         modules = dict(model.named_modules())
         named = {id(module): full for full, module in modules.items()}
         first, last = (
@@ -94,7 +102,7 @@ class BaseLayers:
             fused_experts=frozenset(
                 full for full, module in modules.items() if full.endswith(".experts") and not any(module.children())
             ),
-            model=model,
+            build=lambda: model,
         )
 
     @classmethod
@@ -142,30 +150,10 @@ class BaseLayers:
                 )
 
 
-def without_weights(
-    name: str,
-    task_type: str | None,
-    *,
-    saved_class: str | None = None,
-    num_labels: int | None = None,
-    trust_remote_code: bool = False,
-) -> Any:
-    """The base model of a task on the meta device: names and shapes, from its config; no weights are read.
+def _built(name: str, task_type: str | None, options: Mapping[str, Any]) -> Any:
+    from lorank.serving.base.built import without_weights
 
-    `saved_class` is the class that an adapter was saved from, where PEFT recorded it (`model_class`).
-
-    Raises:
-        AdapterError: no config that can be read, or an unknown task type.
-
-    """
-    try:
-        labels = {} if num_labels is None else {"num_labels": num_labels}
-        config = AutoConfig.from_pretrained(name, trust_remote_code=trust_remote_code, **labels)
-        return on_meta(model_class(task_type, config, saved_class), config, trust_remote_code=trust_remote_code)
-    except (*NOT_LOADABLE, AttributeError, TypeError) as error:  # the last two: fields that a config lacks
-        raise AdapterError(
-            f"the base model {name!r} cannot be read: {_reason(name, error)}; give its hub name or folder as --base"
-        ) from None
+    return without_weights(name, task_type, **options)
 
 
 def _table(getter: Callable[[], Any]) -> Any:
@@ -174,12 +162,7 @@ def _table(getter: Callable[[], Any]) -> Any:
         found = getter()
     except (NotImplementedError, AttributeError):
         return None
+    import torch
+
     weight = getattr(found, "weight", None)
     return found if isinstance(weight, torch.Tensor) and weight.ndim == 2 else None
-
-
-def _reason(name: str, error: Exception) -> str:
-    if not Path(name).exists() and (name.count("/") != 1 or name.startswith((".", "~")) or Path(name).parent.is_dir()):
-        return f"no such folder (looked in {Path.cwd()})"
-    reason = (one_line(error) or type(error).__name__).rstrip(".")
-    return reason if Path(name).exists() else f"it is no folder in {Path.cwd()}, and as a hub name: {reason}"

@@ -9,12 +9,10 @@ import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
-from peft import LoraConfig
-from peft.tuners.tuners_utils import check_target_module_exists
-
 from lorank.module_names import expert_of, leaf_of, sibling
 from lorank.serving.adapter_files import AdapterFiles
 from lorank.serving.base_layers import BaseLayers
+from lorank.serving.peft_rules import adapted_by
 from lorank.serving.projections import projections_of
 
 # vLLM allows these for --max-lora-rank, and no others.
@@ -63,9 +61,7 @@ def peft(adapter: AdapterFiles, base: BaseLayers | None) -> Loading:
     if targets == "all-linear":
         output = None if base is None else base.output_layer
         return Loading({module: scale for module, scale in scales.items() if module != output})
-    keys = ("exclude_modules", "layers_to_transform", "layers_pattern")
-    chosen = LoraConfig(target_modules=targets, **{key: config[key] for key in keys if config.get(key) is not None})
-    return Loading({m: s for m, s in scales.items() if check_target_module_exists(chosen, m)})
+    return Loading({module: scales[module] for module in adapted_by(config, scales)})
 
 
 def vllm(adapter: AdapterFiles, base: BaseLayers | None) -> Loading:

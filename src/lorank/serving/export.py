@@ -75,7 +75,8 @@ def export(
         adapter: folder of a LoRA adapter, from whatever tool.
         output: a new folder.
         form: "any", "vllm", "llama.cpp" or "peft" (`lorank.serving.forms`).
-        base: hub name or folder of the base model, of which the config is read; None: the one that the adapter names.
+        base: hub name or folder of the base model, of which the config is read, and which weights it has; None: the one that
+            the adapter names.
         dtype: "float32", "bfloat16" or "float16" (or fp32, bf16, fp16); None keeps the adapter's.
         gguf: also write `adapter.gguf` for llama.cpp and Ollama.
         trust_remote_code: let the base model's own code run.

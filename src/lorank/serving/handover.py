@@ -16,7 +16,7 @@ from torch import nn
 from lorank.artefact import check_new_folder, check_unwritten, new_folder, write_text
 from lorank.errors import PlanError
 from lorank.plan import RankPlan, exactly, whole
-from lorank.serving.base_layers import without_weights
+from lorank.serving.base.built import without_weights
 from lorank.serving.names import choose
 
 SEED_ADAPTER = "seed-adapter"

@@ -4,10 +4,6 @@ from collections.abc import Iterable
 from dataclasses import replace
 from typing import Any
 
-import torch
-from peft import LoraConfig
-from peft.utils.transformers_weight_conversion import convert_peft_adapter_state_dict_for_transformers
-
 from lorank.errors import AdapterError
 from lorank.module_names import PEFT_PREFIX, expert_of, in_base_model
 from lorank.serving.adapter_files import AdapterFiles
@@ -25,7 +21,7 @@ def with_present_names(adapter: AdapterFiles, base: BaseLayers) -> AdapterFiles:
 
     """
     unknown = [module for module in adapter.pairs if module not in base.shapes and not expert_of(module)]
-    present = _present_names(unknown, base.model) if unknown and base.model is not None else {}
+    present = _present_names(unknown, base.build()) if unknown and base.build is not None else {}
     present = {old: new for old, new in present.items() if new in base.shapes and new not in adapter.pairs}
     if not present:
         return adapter
@@ -43,6 +39,10 @@ def with_present_names(adapter: AdapterFiles, base: BaseLayers) -> AdapterFiles:
 
 def _present_names(modules: Iterable[str], model: Any) -> dict[str, str]:
     """Name in the file -> name in the model, by the conversion that PEFT itself applies when it loads an adapter."""
+    import torch
+    from peft import LoraConfig
+    from peft.utils.transformers_weight_conversion import convert_peft_adapter_state_dict_for_transformers
+
     names = {}
     for module in modules:
         weights = {f"{PEFT_PREFIX}{module}.lora_{part}.weight": torch.empty(1, 1) for part in "AB"}

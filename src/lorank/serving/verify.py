@@ -76,7 +76,8 @@ def verify(
         adapter: folder of a LoRA adapter, from whatever tool.
         against: folder of the trained adapter that it should compute; None: itself, by PEFT's rule.
         engines: a name out of `lorank.serving.names.ENGINES`, or several; None takes all.
-        base: hub name or folder of the base model, of which the config is read; None: the one that the adapter names.
+        base: hub name or folder of the base model, of which the config is read, and which weights it has; None: the one that
+            the adapter names.
         trust_remote_code: let the base model's own code run.
 
     Raises:
@@ -140,6 +141,7 @@ class _Comparison:
         self.adapter, self.truth, self.scales = adapter, truth, truth.peft_scales()
         self.norms = {module: product_norm(pair, self.scales[module]) for module, pair in truth.pairs.items()}
         self.modules = list(dict.fromkeys([*truth.pairs, *adapter.pairs]))
+        self._dtype = adapter.dtype
         self._errors: dict[tuple[str, float | None], tuple[float, bool]] = {}
 
     def error(self, module: str, scale: float | None) -> tuple[float, bool]:
@@ -159,7 +161,7 @@ class _Comparison:
         else:
             distance = difference_norm(served, scale, trained, self.scales[module])
             # Twice float64's own noise in sums of many products.
-            allowed = rounding(trained, self.scales[module], self.adapter.dtype) + 1e-12 * norm
+            allowed = rounding(trained, self.scales[module], self._dtype) + 1e-12 * norm
         relative = distance / norm if norm else (math.inf if distance else 0.0)
         return relative, distance <= allowed
 

@@ -5,7 +5,7 @@ import json
 import random
 import sys
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -27,9 +27,10 @@ class TaskData:
     Attributes:
         train: text columns `text_1` (and `text_2`), `labels`, and `content`, a hash of the texts; of tasks that write, `prompt`,
             `cue` (its end), `target` and `content`.
-        test: the same, evaluated once at the end.
+        test: the same, evaluated once at the end; of several parts the first.
         label_names: name of each class in order; empty for regression and tasks that write.
-        hashes: SHA-256 over the content of each part, for the record and for resuming.
+        hashes: SHA-256 over the content of each part, for the record and for resuming; the first test part is `test`.
+        more: further test parts, by name.
 
     """
 
@@ -37,10 +38,16 @@ class TaskData:
     test: Dataset
     label_names: tuple[str, ...]
     hashes: Mapping[str, str]
+    more: Mapping[str, Dataset] = field(default_factory=dict)
+
+    @property
+    def parts(self) -> dict[str, Dataset]:
+        """All parts by name; the first test part is `test`."""
+        return {"train": self.train, "test": self.test, **self.more}
 
 
 def load_task_data(section: DataSection) -> TaskData:
-    """Load both parts and check them.
+    """Load all parts and check them.
 
     Raises:
         DataError: missing file or column, a text or label that is missing, labels that do not fit the task or that
@@ -48,9 +55,10 @@ def load_task_data(section: DataSection) -> TaskData:
 
     """
     raw, wrong = dict[str, Rows](), list[str]()
-    for part in ("train", "test"):
+    first, *others = section.test_parts
+    for part in ("train", first, *others):
         try:
-            raw[part] = load_rows(section, part)
+            raw["test" if part == first else part] = load_rows(section, part)
         except DataError as error:
             wrong.append(str(error))
     if wrong:
@@ -63,8 +71,10 @@ def load_task_data(section: DataSection) -> TaskData:
         labels: dict[str, Any] = {}
         if section.task == "regression":
             labels = {part: regression_labels(column) for part, column in columns.items()}
-            if len(set(labels["test"])) < 2:
-                raise DataError("data.test: correlation needs at least two different labels; these are all the same")
+            if same := [part for part in ("test", *others) if len(set(labels[part])) < 2]:
+                raise DataError(
+                    f"data.{same[0]}: correlation needs at least two different labels; these are all the same"
+                )
         else:
             classes = Classes.of(columns["train"])
             names, labels = classes.names, {part: classes.numbers(column) for part, column in columns.items()}
@@ -72,7 +82,8 @@ def load_task_data(section: DataSection) -> TaskData:
             part: Dataset.from_dict({**_texts(part, rows, section), "labels": labels[part]})
             for part, rows in raw.items()
         }
-    return TaskData(parts["train"], parts["test"], names, {part: content_hash(rows) for part, rows in parts.items()})
+    hashes = {part: content_hash(rows) for part, rows in parts.items()}
+    return TaskData(parts["train"], parts["test"], names, hashes, {name: parts[name] for name in others})
 
 
 def content_hash(rows: Dataset) -> str:
@@ -146,14 +157,14 @@ def _needed(section: DataSection) -> dict[str, str]:
 
 def _from_file(section: DataSection, part: str, needed: Iterable[str]) -> Rows:
     try:
-        return read_rows(Path(str(section.train if part == "train" else section.test)), needed)
+        return read_rows(Path(str(section.train if part == "train" else section.test_parts[part])), needed)
     except DataError as error:
         raise DataError(f"data.{part}: {error}") from error.__cause__
 
 
 def _from_hub(section: DataSection, part: str, needed: Iterable[str]) -> Rows:
     """Rows with the types that `datasets` gives them. A folder of this machine is read anew: its cache goes by time stamps."""
-    split = section.train_split if part == "train" else section.test_split
+    split = section.train_split if part == "train" else section.test_parts[part]
     try:
         if Path(str(section.name)).exists():
             with TemporaryDirectory() as cache:

@@ -15,13 +15,17 @@ class DataSection(Section):
     train: str | None = Field(
         None, description="csv, tsv (quotes are part of the text), json, jsonl or parquet file to train on"
     )
-    test: str | None = Field(
-        None, description="file that is evaluated once at the end; never used for scoring or early stopping"
+    test: str | Mapping[str, str] | None = Field(
+        None,
+        description="file that is evaluated once at the end, never used for scoring or stopping; several: names with files, the "
+        "first is the one that methods are compared on",
     )
     name: str | None = Field(None, description="hub name instead of files, for example nyu-mll/glue")
     config: str | None = Field(None, description="configuration of the hub data set, for example cola")
     train_split: str = Field("train", description="split of the hub data set to train on")
-    test_split: str = Field("validation", description="split that is evaluated once at the end")
+    test_split: str | Mapping[str, str] = Field(
+        "validation", description="split that is evaluated once at the end; several: names with splits"
+    )
     text: tuple[str, ...] = Field(
         ("text",), min_length=1, max_length=2, description="one or two text columns; of summarization: document"
     )
@@ -56,6 +60,12 @@ class DataSection(Section):
         return content
 
     @property
+    def test_parts(self) -> dict[str, str]:
+        """Name of each part that is evaluated -> its file or split, the first one first; a single one is called test."""
+        given = self.test if self.name is None else self.test_split
+        return dict(given) if isinstance(given, Mapping) else {"test": str(given)}
+
+    @property
     def target_length(self) -> int:
         """Most tokens of a target."""
         return self.max_target_length or TEXT_TASKS[self.task].tokens
@@ -86,4 +96,7 @@ class DataSection(Section):
             raise ValueError("give either train and test (files) or name (hub), not both and not neither")
         if self.name is None and self.test is None:
             raise ValueError("a test file is missing: it is what the run is judged on")
+        for key, parts in (("test", self.test), ("test_split", self.test_split)):
+            if isinstance(parts, Mapping) and (not parts or not {"train", ""}.isdisjoint(parts)):
+                raise ValueError(f"{key}: give at least one part, and names other than train (got {dict(parts)!r})")
         return self

@@ -52,7 +52,7 @@ def check_tokens(
     """
     findings = Findings()
     rows = embeddings_of(model)
-    parts = {"train": data.train, "test": data.test}
+    parts = data.parts
     encode = partial(_encoded, parts, tokenizer, section, task_type)
     with findings.check():
         if rows is not None:

@@ -2,8 +2,9 @@
 
 import shutil
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from peft import PeftModel, get_peft_model
@@ -33,6 +34,7 @@ class Evaluation:
         adapter_parameters: counted in the adapter's file, heads left out.
         steps: optimizer steps of the stage that trained it.
         seconds: training time of that stage.
+        more: name of each further test part -> its `metrics` and `loss`.
 
     """
 
@@ -41,6 +43,7 @@ class Evaluation:
     adapter_parameters: int
     steps: int
     seconds: float
+    more: dict[str, dict[str, Any]] = field(default_factory=dict)
 
 
 def scaled_plan(plan: RankPlan, alpha: float, scale_by: str) -> RankPlan:
@@ -127,17 +130,20 @@ def evaluate_adapter(prepared: Prepared, plan: RankPlan, directory: Path, stage:
         raise PlanError(
             f"{directory / 'adapter'} holds {parameters:,} adapter parameters, the plan spends {plan.spent:,}"
         )
-    metrics, loss = evaluate_saved(prepared, directory / "adapter", stage)
+    metrics, loss, more = evaluate_saved(prepared, directory / "adapter", stage)
     checkpoint = latest_checkpoint(stage)
     assert checkpoint is not None, "a stage leaves a checkpoint when it ends"
     progress = read_progress(checkpoint)
-    return Evaluation(metrics, loss, parameters, progress.step, progress.seconds)
+    return Evaluation(metrics, loss, parameters, progress.step, progress.seconds, more)
 
 
-def evaluate_saved(prepared: Prepared, adapter: Path, directory: Path) -> tuple[dict[str, float | None], float | None]:
-    """Metrics and mean loss, on the test part, of an adapter that plain PEFT loads; `directory` is Trainer's to work in."""
+def evaluate_saved(
+    prepared: Prepared, adapter: Path, directory: Path
+) -> tuple[dict[str, float | None], float | None, dict[str, dict[str, Any]]]:
+    """Metrics and mean loss of an adapter that plain PEFT loads, and on further test parts; Trainer works in `directory`."""
     model = PeftModel.from_pretrained(prepared.load_model().model, str(adapter))
-    return prepared.evaluate(model, directory)
+    metrics, loss = prepared.evaluate(model, directory)
+    return metrics, loss, prepared.evaluate_more(model, directory)
 
 
 def adapter_parameters(directory: Path) -> int:

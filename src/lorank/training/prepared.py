@@ -1,7 +1,7 @@
 """What stages of training need of a run, as values: checked before anything is trained."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -93,3 +93,12 @@ class Prepared:
         """Metrics and mean loss of a model on the test part; as `lorank.tasks.evaluation.evaluate`."""
         settings = EvaluationSettings(self.section, self.task_type, self.metrics, self.settings.precision)
         return evaluate(model, self.data, self.tokenizer, settings, directory)
+
+    def evaluate_more(self, model: nn.Module, directory: Path) -> dict[str, dict[str, Any]]:
+        """Name of each further test part -> its `metrics` and `loss`."""
+        found = {}
+        for name, rows in self.data.more.items():
+            part = replace(self, data=replace(self.data, test=rows))
+            metrics, loss = part.evaluate(model, directory / name)
+            found[name] = {"metrics": metrics, "loss": loss}
+        return found
