@@ -59,6 +59,6 @@ class LorankWarning(UserWarning):
     """Something legal that is probably not what was meant."""
 
 
-def one_line(error: Exception, most: int = 300) -> str:
+def one_line(error: BaseException, most: int = 300) -> str:
     """What another package said, as part of a message of ours: in one line, and not endless."""
     return " ".join(str(error).split())[:most]

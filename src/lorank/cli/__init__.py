@@ -5,6 +5,8 @@ from typing import Annotated
 import typer
 
 from lorank.cli.compare import compare_command
+from lorank.cli.methods import methods_command
+from lorank.cli.options import NamesMethods
 from lorank.cli.plan import allocate_command, plan_app
 from lorank.cli.prune import prune_command
 from lorank.cli.recipe import recipe_app
@@ -41,7 +43,7 @@ def _options(
 
 # In the order of `lorank --help`.
 app.command("run")(run_command)
-app.command("score")(score_command)
+app.command("score", cls=NamesMethods)(score_command)
 app.command("allocate")(allocate_command)
 app.command("train")(train_command)
 app.command("prune")(prune_command)
@@ -50,5 +52,6 @@ app.command("export")(export_command)
 app.command("verify")(verify_command)
 app.command("merge")(merge_command)
 app.add_typer(plan_app, name="plan")
-app.command("compare")(compare_command)
+app.command("compare", cls=NamesMethods)(compare_command)
+app.command("methods")(methods_command)
 app.add_typer(recipe_app, name="recipe")

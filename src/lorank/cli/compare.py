@@ -5,6 +5,7 @@ from typing import Annotated
 
 import typer
 
+from lorank.cli.options import Plugin
 from lorank.console import clear_errors, out, progress, say
 
 
@@ -16,7 +17,7 @@ def compare_command(
     methods: Annotated[
         str | None,
         typer.Option(
-            help="rank-allocation methods, and the controls shuffled, uniform-triplets, equal-compute, svd-truncate, full; "
+            help="of {methods}, and the controls shuffled, uniform-triplets, equal-compute, svd-truncate, full; "
             "default: lora,adalora,i-lora,igu-lora,sensitivity-lora,eva,svd-truncate,shuffled, the recipes' methods, and "
             "equal-compute where these have a search"
         ),
@@ -40,6 +41,7 @@ def compare_command(
         str, typer.Option(help="local: processes of this machine; ray: a Ray cluster, lorank[ray]")
     ] = "local",
     output: Annotated[Path | None, typer.Option(help="default: runs/compare-NAMES_OF_RECIPES")] = None,
+    plugin: Plugin = None,
 ) -> None:
     """Compare methods on tasks: equal parameters, scale, data order and tokens; paired statistics; plain words.
 

@@ -5,6 +5,7 @@ from typing import Annotated, Any
 
 import typer
 
+from lorank.cli.options import Plugin
 from lorank.console import clear_errors, out, progress, say
 
 
@@ -21,14 +22,16 @@ def prune_command(
     rank_by: Annotated[str, typer.Option(help="score, or score-per-parameter")] = "score",
     max_rank: Annotated[int | None, typer.Option(help="upper limit for every module")] = None,
     output: Annotated[Path, typer.Option(help="new folder")] = Path("pruned"),
+    plugin: Plugin = None,
 ) -> None:
     """Make a trained adapter smaller, without training: cut its triplets to a budget, and say what that cost."""
     with clear_errors():
         from lorank.recipe.files import load_recipe
         from lorank.report.tables import cost_table, rank_table
-        from lorank.runs.prune_adapter import prune_adapter
 
         recipe = load_recipe(data, overrides or ()) if data is not None else None
+        from lorank.runs.prune_adapter import prune_adapter
+
         limits: dict[str, Any] = {"rank_by": rank_by, "max_rank": max_rank}
         plan, measured = prune_adapter(adapter, budget, output, recipe, by=by, console=progress, **limits)
         out.print(rank_table(plan))

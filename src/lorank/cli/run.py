@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from lorank.cli.options import Private, PushToHub
+from lorank.cli.options import Plugin, Private, PushToHub
 from lorank.console import clear_errors, out, progress, say
 
 if TYPE_CHECKING:
@@ -20,14 +20,17 @@ def run_command(
     output: Annotated[Path | None, typer.Option(help="default: runs/NAME_OF_RECIPE")] = None,
     push_to_hub: PushToHub = None,
     private: Private = False,
+    plugin: Plugin = None,
 ) -> None:
     """Score, allocate, train, evaluate and save. The same command again continues a run that was stopped."""
     with clear_errors():
         from lorank.recipe.files import load_recipe
+
+        read = load_recipe(recipe, overrides or ())  # before torch is loaded: a typing error shows at once
         from lorank.runs.run import run
 
         _check_hub(push_to_hub)
-        result = run(load_recipe(recipe, overrides or ()), output or Path("runs") / recipe.stem, progress)
+        result = run(read, output or Path("runs") / recipe.stem, progress)
         _print_result(result)
         _push(result, push_to_hub, private)
 
@@ -39,16 +42,19 @@ def train_command(
     output: Annotated[Path | None, typer.Option(help="default: runs/NAME_OF_RECIPE-NAME_OF_PLAN")] = None,
     push_to_hub: PushToHub = None,
     private: Private = False,
+    plugin: Plugin = None,
 ) -> None:
     """Train, evaluate and save the adapter of a plan. The same command again continues what was stopped."""
     with clear_errors():
         from lorank.plan import RankPlan
         from lorank.recipe.files import load_recipe
+
+        read, ranks = load_recipe(recipe, overrides or ()), RankPlan.load(plan)
         from lorank.runs.run import run_plan
 
         directory = output or Path("runs") / f"{recipe.stem}-{plan.stem}"
         _check_hub(push_to_hub)
-        result = run_plan(load_recipe(recipe, overrides or ()), RankPlan.load(plan), directory, progress)
+        result = run_plan(read, ranks, directory, progress)
         _print_result(result)
         _push(result, push_to_hub, private)
 

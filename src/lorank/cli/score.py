@@ -6,6 +6,7 @@ from typing import Annotated
 
 import typer
 
+from lorank.cli.options import Plugin
 from lorank.console import clear_errors, out, progress, say
 
 
@@ -43,25 +44,24 @@ def score_command(
     overrides: Annotated[
         list[str] | None, typer.Argument(metavar="[KEY=VALUE]...", help="overrides, measure.examples=128")
     ] = None,
-    method: Annotated[
-        str | None, typer.Option(help="sensitivity-lora, gradient, magnitude or eva; default: the recipe's")
-    ] = None,
+    method: Annotated[str | None, typer.Option(help="one of {scorers}; default: the recipe's")] = None,
     output: Annotated[Path, typer.Option(help="where the scores go")] = Path("scores.safetensors"),
     overwrite: Annotated[bool, typer.Option(help="replace the output if it is there already")] = False,
+    plugin: Plugin = None,
 ) -> None:
     """Score the modules of a model before training. `lorank allocate` then makes plans for any budget of it."""
     with clear_errors():
         from lorank.artefact import check_unwritten
         from lorank.recipe.files import load_recipe
         from lorank.report.tables import score_table
-        from lorank.runs.score_recipe import score_recipe
 
         check_unwritten(output, overwrite=overwrite)  # before the work: what it would be is not known yet
         chosen = [] if method is None else [f"method={method}"]
         # Scores depend on no budget and on no limits.
-        scores = score_recipe(
-            load_recipe(recipe, [*chosen, *(overrides or ()), "budget=r=1", "ranks={}"]), output, progress
-        )
+        read = load_recipe(recipe, [*chosen, *(overrides or ()), "budget=r=1", "ranks={}"])
+        from lorank.runs.score_recipe import score_recipe
+
+        scores = score_recipe(read, output, progress)
         made = scores.provenance
         out.print(
             f"{made['method']}, {made.get('examples', 'no')} examples, {made.get('seconds', 0):.1f} s", highlight=False

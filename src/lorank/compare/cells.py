@@ -9,12 +9,13 @@ from typing import Any
 from lorank.artefact import checksum, write_json
 from lorank.errors import ComparisonError
 from lorank.methods import METHODS
+from lorank.methods.plugins import plugin_of
+from lorank.methods.registry import unknown_method
 from lorank.recipe.files import make_recipe
 from lorank.recipe.format1 import is_format_1
 from lorank.recipe.method_sections import inherited, merged
 from lorank.recipe.recipe import Recipe
 from lorank.recipe.sections import OWN_KEYS
-from lorank.validation import nearest
 
 # What is compared beside rank-allocation methods, and what for.
 CONTROLS: Mapping[str, str] = {
@@ -84,6 +85,7 @@ class Measured:
         base: sum of the base model's files or commit; empty in results of earlier versions.
         plan: of controls that train a plan: SHA-256 of its file.
         uncut: metrics before the cut, of what is cut after its training.
+        plugin: SHA-256 of the file that its method is from; None for a method of lorank or of an installed package.
 
     """
 
@@ -101,6 +103,7 @@ class Measured:
     base: str = ""
     plan: str | None = None
     uncut: Mapping[str, float | None] | None = None
+    plugin: str | None = None
 
 
 def cells_of(
@@ -116,7 +119,7 @@ def cells_of(
     methods, budgets = list(dict.fromkeys(methods)), list(dict.fromkeys(budgets))
     for name in methods:
         if name not in known:
-            raise ComparisonError(f"method {name!r} is unknown{nearest(name, known)}; allowed: {', '.join(known)}")
+            raise ComparisonError(unknown_method(name, known))
     if BASELINE not in methods:
         raise ComparisonError(f"differences are to uniform LoRA; add {BASELINE} to the methods")
     order = sorted(methods, key=lambda name: name in FROM_PLAN)
@@ -219,10 +222,11 @@ def read_measured(path: Path) -> tuple[Measured, str]:
 
 
 def fingerprint_of(recipe: Recipe, cell: Cell) -> str:
-    """What decides a cell's numbers, as one sum: the resolved recipe and which cell it is.
+    """What decides a cell's numbers, as one sum: the resolved recipe, which cell it is, and the file that its method is from.
 
     Defaults are left out, so that a key which a later version adds does not make finished cells another recipe's. A default that
     a later version changes goes unnoticed: a grid should be finished by the version that began it.
     """
     content = recipe.model_dump(mode="json", exclude={"resolved"}, exclude_defaults=True)
-    return checksum({"cell": asdict(cell), "recipe": content})
+    from_file = {"plugin": plugin.sha} if (plugin := plugin_of(recipe.method)) else {}
+    return checksum({"cell": asdict(cell), "recipe": content, **from_file})

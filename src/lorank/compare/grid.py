@@ -22,6 +22,7 @@ from lorank.compare.cells import (
     source_of,
 )
 from lorank.errors import OutputError
+from lorank.methods.plugins import plugin_of
 from lorank.recipe.method_sections import merged
 from lorank.recipe.recipe import Recipe
 from lorank.runs.checks import check_model
@@ -132,6 +133,12 @@ class Grid:
             path = self.folder / "cells" / cell.folder / RESULT
             if path.is_file():
                 measured, fingerprint = read_measured(path)
+                plugin = plugin_of(self.source(cell).method)
+                if measured.plugin is not None and plugin is not None and plugin.sha != measured.plugin:
+                    raise OutputError(
+                        f"{path.parent} was run by a method of {plugin.path} as it was before; give another --output, or "
+                        "remove that folder"
+                    )
                 if fingerprint != self.fingerprint(cell):
                     raise OutputError(
                         f"{path.parent} was run by another recipe; give another --output, or remove that folder"

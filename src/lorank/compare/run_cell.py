@@ -36,6 +36,7 @@ from lorank.compare.cells import (
 )
 from lorank.compare.controls import shortened, shuffled, steps_before
 from lorank.errors import ComparisonError, LorankError, one_line
+from lorank.methods.plugins import load_plugin, loaded_plugins, plugin_of
 from lorank.models.base_fingerprint import base_sum
 from lorank.models.loading import load_tokenizer, task_type_of
 from lorank.plan import RankPlan
@@ -70,7 +71,8 @@ def run_cell(recipe: Recipe, cell: Cell, folder: Path, plan_of: Path | None, con
     """
     data = load_task_data(recipe.data)
     recipe = fitted(recipe, data, (recipe.method,), console.print)
-    return replace(_measured(recipe, cell, folder, plan_of, data, console), base=base_sum(pretrained_of(recipe)))
+    measured, plugin = _measured(recipe, cell, folder, plan_of, data, console), plugin_of(recipe.method)
+    return replace(measured, base=base_sum(pretrained_of(recipe)), plugin=plugin.sha if plugin else None)
 
 
 def _measured(
@@ -194,6 +196,7 @@ def main(folder: Path) -> int:
     order: Mapping[str, Any] = json.loads((folder / ORDER).read_text(encoding="utf-8"))
     cell = Cell(**order["cell"])
     try:
+        _load_plugins(order.get("plugins", {}))
         recipe = recipe_of(order["content"], cell, order["own"], order["parameters"])
         set_seed(recipe.seed)
         plan_of = Path(order["plan_of"]) if order["plan_of"] else None
@@ -211,6 +214,14 @@ def main(folder: Path) -> int:
             shutil.rmtree(checkpoint)
     (folder / ERROR).unlink(missing_ok=True)
     return 0
+
+
+def _load_plugins(plugins: Mapping[str, str]) -> None:
+    """Load the files with methods that the grid has loaded: path -> SHA-256."""
+    for path, sha in plugins.items():
+        load_plugin(path)
+        if loaded_plugins()[path] != sha:
+            raise ComparisonError(f"plugin {path} changed since this comparison began; run it again")
 
 
 def end_with(parent: int) -> None:

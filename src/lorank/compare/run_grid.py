@@ -13,6 +13,7 @@ from lorank.compare.grid import Grid
 from lorank.compare.grid_checks import check_base, check_grid
 from lorank.compare.launch import Launch, on_this_machine, stop_cells
 from lorank.errors import OutputError, one_line
+from lorank.methods.plugins import loaded_plugins
 
 
 def run_grid(
@@ -58,6 +59,7 @@ def _run(grid: Grid, cells: Sequence[Cell], processes: int, tries: int, console:
             "content": dict(grid.contents[cell.task]),
             "own": grid.own_of(cell),
             "parameters": grid.parameters(cell.task, cell.budget),
+            "plugins": loaded_plugins(),
             "plan_of": str((grid.folder / "cells" / source.folder).resolve()) if cell.method in FROM_PLAN else None,
         }
         write_json(folder / ORDER, content)

@@ -76,6 +76,15 @@ class Method:
         """Whether triplets are scored on examples that they are not trained on."""
         return isinstance(self.default, ScoringSetChoices)
 
+    @property
+    def looks_at(self) -> str:
+        """What decides the ranks."""
+        if self.has_scoring_set:
+            return "a scoring set"
+        if self.allocates_in_training:
+            return "training batches"
+        return "nothing" if self.scorer is None else "the frozen model"
+
     def score(self, scoring: "ScoringInput") -> "ImportanceScores":
         """Call the scorer, of a method that has one."""
         return _loaded(self.scorer)(scoring)

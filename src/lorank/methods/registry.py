@@ -1,5 +1,7 @@
 """Every method that there is, by name."""
 
+from collections.abc import Iterable
+
 from lorank.errors import RecipeError
 from lorank.methods.adalora import ADALORA
 from lorank.methods.eva import EVA
@@ -10,9 +12,17 @@ from lorank.methods.magnitude import MAGNITUDE
 from lorank.methods.method import Method, Preset
 from lorank.methods.sensitivity_lora import SENSITIVITY_LORA
 from lorank.methods.uniform import UNIFORM
+from lorank.validation import nearest
 
 _ALL = (I_LORA, IGU_LORA, ADALORA, SENSITIVITY_LORA, GRADIENT, MAGNITUDE, EVA, UNIFORM)
 METHODS: dict[str, Method] = {method.name: method for method in _ALL}
+
+
+def unknown_method(name: str, known: Iterable[str] = METHODS) -> str:
+    """What to say of a name that no method has: the nearest, all that there are, and how files with methods are given."""
+    names = list(known)
+    hint = nearest(name, names)
+    return f"method {name!r} is unknown{hint}; allowed: {', '.join(names)}; give --plugin FILE, if it is in a file"
 
 
 def register(method: Method) -> Method:

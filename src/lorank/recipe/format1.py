@@ -15,6 +15,7 @@ from lorank.engine.options import (
 from lorank.errors import RecipeError
 from lorank.methods import METHODS, Method
 from lorank.methods.choose import choices_in, preset_of
+from lorank.methods.registry import unknown_method
 from lorank.recipe.method_sections import merged
 from lorank.recipe.sections import (
     CHOICES,
@@ -80,8 +81,7 @@ def upgraded(content: Mapping[str, Any]) -> dict[str, Any]:
         raise RecipeError("\n".join(problems))
     method = METHODS.get(str(content.get("method", "i-lora")))
     if method is None:
-        name = str(content.get("method"))
-        raise RecipeError(f"method: method {name!r} is unknown{nearest(name, METHODS)}; allowed: {', '.join(METHODS)}")
+        raise RecipeError(f"method: {unknown_method(str(content.get('method')))}")
     made: dict[str, Any] = {}
     for key, value in content.items():
         if key == "model":

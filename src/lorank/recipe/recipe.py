@@ -11,10 +11,11 @@ from lorank.engine.options import RankOptions, ScoringSetChoices, TrainingBatchC
 from lorank.errors import BudgetError, RecipeError
 from lorank.methods import METHODS, Method
 from lorank.methods.choose import choices_in
+from lorank.methods.registry import unknown_method
 from lorank.recipe.method_sections import filled_sections, inherited, without_expert
-from lorank.recipe.sections import InitialRank, ModelSection, PlanScale, TrainingSection
+from lorank.recipe.sections import CHOICES, InitialRank, ModelSection, PlanScale, TrainingSection
 from lorank.tasks.section import DataSection
-from lorank.validation import Section, explain, nearest
+from lorank.validation import Section, explain
 
 
 class Recipe(Section):
@@ -73,13 +74,17 @@ class Recipe(Section):
 
     def __init__(self, **content: Any) -> None:
         problems: list[str] = []
-        method = METHODS.get(str(content.get("method", "i-lora")))
+        name = content.get("method", "i-lora")
+        method = METHODS.get(str(name))
         if method is not None:
             content, problems = filled_sections(method, content)
+        else:  # what its sections may say is not known either
+            content = {key: value for key, value in content.items() if key not in (*CHOICES, "expert")}
         try:
             super().__init__(**content)
         except ValidationError as error:
-            problems = [*problems, explain(error, Recipe)]
+            unknown = [f"method: {unknown_method(name)}"] if method is None and isinstance(name, str) else []
+            problems = [*problems, *unknown, explain(error, Recipe)]
         else:
             problems += self._disagreements(None if problems else method)
         if problems:
@@ -112,7 +117,7 @@ class Recipe(Section):
     def _disagreements(self, method: Method | None) -> list[str]:
         """What is wrong though every key is right."""
         problems = [
-            f"{key}: method {name!r} is unknown{nearest(name, METHODS)}; allowed: {', '.join(METHODS)}"
+            f"{key}: {unknown_method(name)}"
             for key, name in (("method", self.method), *(("baselines", name) for name in self.baselines))
             if name not in METHODS
         ]

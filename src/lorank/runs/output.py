@@ -12,6 +12,7 @@ from filelock import FileLock, Timeout
 
 from lorank.artefact import make_folder, write_atomically
 from lorank.errors import LorankWarning, OutputError
+from lorank.methods.plugins import loaded_plugins
 from lorank.models.base_fingerprint import base_fingerprint
 from lorank.processes import processes
 from lorank.recipe.files import make_recipe
@@ -72,6 +73,9 @@ def _check_or_write(directory: Path, recipe: Recipe, data: TaskData, provenance:
         "versions": provenance["versions"],
         "python": platform.python_version(),
     }
+    plugins = {Path(file).name: sha for file, sha in loaded_plugins().items()}
+    if plugins:
+        resolved["plugins"] = plugins
     if not path.exists():
         text = yaml.safe_dump({**content, "resolved": resolved}, sort_keys=False, allow_unicode=True)
         write_atomically(path, lambda temporary: temporary.write_text(text, encoding="utf-8"))
@@ -94,6 +98,12 @@ def _check_or_write(directory: Path, recipe: Recipe, data: TaskData, provenance:
     if "base" in before and (difference := first_difference(before["base"], resolved["base"])):
         raise OutputError(
             f"{directory}: the base model or its tokenizer changed since this run began: {difference}; give another --output"
+        )
+    known = before.get("plugins") or {}
+    if difference := first_difference(known, {name: plugins.get(name) for name in known}):
+        raise OutputError(
+            f"{directory}: a plugin is missing or changed since this run began (SHA-256 of its file): {difference}; give the "
+            "--plugin as it was, or another --output"
         )
     if difference := first_difference(versions, resolved["versions"]):
         warnings.warn(f"{directory}: versions changed since this run began: {difference}", LorankWarning, stacklevel=4)

@@ -1,0 +1,22 @@
+"""`lorank methods`: what there is to choose from."""
+
+from lorank.cli.options import Plugin
+from lorank.console import clear_errors, out
+
+
+def methods_command(plugin: Plugin = None) -> None:
+    """List the methods: presets, the default first, what decides the ranks, and where each is published.
+
+    Methods of installed packages (entry points of the group lorank.methods) and of --plugin are among them.
+    """
+    with clear_errors():
+        from lorank.methods import METHODS
+        from lorank.report.split_table import SplitTable
+
+        table = SplitTable(
+            "methods", ("method", "presets", "looks at", "reference"), prose=("presets", "looks at", "reference")
+        )
+        for method in METHODS.values():
+            presets = sorted(method.presets, key=lambda name: name != method.default_preset)
+            table.add_row(method.name, ", ".join(presets), method.looks_at, method.reference)
+        out.print(table)
