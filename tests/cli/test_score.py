@@ -2,8 +2,11 @@ import re
 from pathlib import Path
 from typing import Any
 
+import pytest
+import yaml
 from typer.testing import CliRunner, Result
 
+from lorank import ImportanceScores
 from lorank.cli import app
 
 
@@ -23,3 +26,19 @@ def test_inspect_needs_a_config_alone(tiny_folder: Path, tmp_path: Path) -> None
         shown = lorank("inspect", str(tmp_path), "--targets", select)
         assert (shown.exit_code, shown.output.count("query")) == (0, 1), select
     assert lorank("inspect", str(tmp_path / "nothing")).exit_code == 1
+
+
+@pytest.mark.filterwarnings("ignore::lorank.errors.LorankWarning")
+def test_a_recipe_of_format_1_scores_by_another_method(tiny_folder, tiny_data, tmp_path: Path) -> None:
+    content = {
+        "model": str(tiny_folder),
+        "budget": "r=1",
+        "data": tiny_data,
+        "method": "i-lora",
+        "stage2": {"epochs": 1},
+    }
+    (tmp_path / "old.yaml").write_text(yaml.safe_dump(content))
+    output = tmp_path / "scores.safetensors"
+    result = lorank("score", str(tmp_path / "old.yaml"), "--method", "magnitude", "--output", str(output))
+    assert result.exit_code == 0, result.output
+    assert ImportanceScores.load(output).provenance["method"] == "magnitude"
