@@ -52,13 +52,14 @@ def score_command(
     """Score the modules of a model before training. `lorank allocate` then makes plans for any budget of it."""
     with clear_errors():
         from lorank.artefact import check_unwritten
-        from lorank.recipe.files import load_recipe
+        from lorank.recipe.files import make_recipe, read_recipe
         from lorank.report.tables import score_table
 
         check_unwritten(output, overwrite=overwrite)  # before the work: what it would be is not known yet
         chosen = [] if method is None else [f"method={method}"]
+        content = read_recipe(recipe, [*chosen, *(overrides or ())])
         # Scores depend on no budget and on no limits.
-        read = load_recipe(recipe, [*chosen, *(overrides or ()), "budget=r=1", "ranks={}"])
+        read = make_recipe({**content, "budget": "r=1", "ranks": {}})
         from lorank.runs.score_recipe import score_recipe
 
         scores = score_recipe(read, output, progress)
