@@ -69,7 +69,12 @@ def files(tmp_path: Path) -> Path:
         tmp_path / "s.safetensors"
     )
     content: dict[str, Any] = {"model": "x", "budget": "r=1", "data": {"name": "y"}}
-    for name, more in {"key": {"trian": {"epochs": 1}}, "method": {"method": "mine", "measure": {"every": 2}}}.items():
+    wrong = {
+        "key": {"trian": {"epochs": 1}},
+        "method": {"method": "mine", "measure": {"every": 2}},
+        "old": {"method": "gradient", "calibration": {"exampels": 8}, "allocation": {"max_rank": 4}},
+    }
+    for name, more in wrong.items():
         (tmp_path / f"{name}.yaml").write_text(yaml.safe_dump({**content, **more}))
     return tmp_path
 
@@ -98,6 +103,7 @@ def test_what_is_wrong_with_a_recipe_is_said_before_anything_heavy_is_loaded(fil
         "run method.yaml": "method: method 'mine' is unknown; allowed: i-lora",
         "run nothing.yaml": "nothing.yaml: no such recipe",
         "score key.yaml": key,
+        "score old.yaml": "exampels: unknown key",
         "score key.yaml --method gradient": key,
         "train key.yaml --plan plan.json": key,
         "prune adapter --budget r=1 --data key.yaml": key,
