@@ -41,11 +41,12 @@ def read_recipe(path: str | Path, overrides: Iterable[str] = ()) -> dict[str, An
 
     """
     content, read = read_yaml(path), [read_override(override) for override in overrides]
+    method = next((str(value) for keys, value in reversed(read) if keys == ["method"]), content.get("method", "i-lora"))
     if is_format_1(content) or any(keys[0] in SECTIONS for keys, _ in read):
+        if method != content.get("method", "i-lora"):
+            content.pop("preset", None)  # of another method
         return _of_format_1(path, content, read)
-    method = next((value for keys, value in reversed(read) if keys == ["method"]), None)
-    if method is not None:
-        content = with_method(content, str(method))
+    content = with_method(content, method)
     for keys, value in read:
         _set(content, keys, value)
     return content
