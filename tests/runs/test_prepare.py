@@ -11,7 +11,7 @@ from rich.console import Console
 from tests.conftest import save_tiny
 from transformers import GPT2Config, GPT2Model
 
-from lorank.errors import BudgetError, DataError, RecipeError
+from lorank.errors import AllocationError, DataError, RecipeError
 from lorank.findings import Findings, SeveralFindings
 from lorank.models.pretrained import Pretrained
 from lorank.recipe.files import make_recipe
@@ -28,7 +28,7 @@ def test_one_finding_is_raised_as_it_is_and_several_together() -> None:
     with pytest.raises(DataError, match=r"^no rows$"):
         findings.raise_all()
     with findings.check():
-        raise SeveralFindings([BudgetError("too much"), DataError("no rows")])
+        raise SeveralFindings([AllocationError("too much"), DataError("no rows")])
     with pytest.raises(RecipeError, match=r"^2 things have to be mended:\n- no rows\n- too much$"):
         findings.raise_all()
     with pytest.raises(ZeroDivisionError), findings.check():
