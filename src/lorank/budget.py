@@ -122,7 +122,9 @@ class Budget:
             parameters = math.floor(self.value * base_parameters)
         else:
             if initial_rank is None:
-                raise BudgetError(f"budget {self.text!r} is a share of the initial ranks, which are not known here")
+                raise BudgetError(
+                    f"budget {self.text!r} is a share of the initial ranks, and none are known; give another form"
+                )
             units = initial_rank * len(unit_costs)
             share = 1 - self.value if self.kind == "pruning ratio" else self.value
             kept = math.ceil(share * units)

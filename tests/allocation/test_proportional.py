@@ -151,5 +151,5 @@ class TestThroughTheDoor:
             lorank.allocate("scores.safetensors", 39)  # type: ignore[arg-type]
 
     def test_a_pruning_ratio_needs_an_initial_rank(self) -> None:
-        with pytest.raises(BudgetError, match="a share of the initial ranks, which are not known here"):
+        with pytest.raises(BudgetError, match="a share of the initial ranks, and none are known"):
             lorank.allocate(module_scores(), "beta=0.5")

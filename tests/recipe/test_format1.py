@@ -81,7 +81,7 @@ def test_a_file_runs_with_one_line_that_names_the_new_keys(tmp_path: Path) -> No
     assert len(told) == 1
     assert "\n" not in str(told[0].message)
     assert recipe.search is not None
-    assert (recipe.search.max_steps, recipe.train.max_steps, recipe.target_modules) == (5, 7, ("query",))
+    assert (recipe.deciding_stage.max_steps, recipe.train.max_steps, recipe.target_modules) == (5, 7, ("query",))
 
 
 def test_a_file_is_converted_where_it_stands(tmp_path: Path) -> None:
@@ -107,10 +107,17 @@ def test_a_file_is_converted_where_it_stands(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"stage1": {}, "search": {}}, "search is of recipe format 2 and stage1 of format 1"),
+        ({"stage1": {}, "search": {}}, "stage1 is of recipe format 1; it is search now"),
+        ({"stage2": {"epochs": 1}, "train": {}}, r"stage2\.epochs is of recipe format 1; it is train\.epochs now"),
+        ({"stage2": {"skip": True}, "train": {}}, r"stage2\.skip .* it is start\.factors now"),
+        ({"scoring": {"source": "training"}, "train": {}}, r"it is expert\.measure\.source now"),
+        (
+            {"stage1": {}, "stage2": {}, "train": {}},
+            r"train is of recipe format 2, this recipe is of format 1; convert it",
+        ),
         ({"stage1": 3}, "stage1: give keys and values"),
-        ({"stage1": {"epoch": 1}}, r"stage1\.epoch: unknown key \(did you mean epochs\?\)"),
-        ({"scoring": {"nodse": "paper"}}, r"scoring\.nodse: unknown key \(did you mean nodes\?\)"),
+        ({"stage1": {"epoch": 1}}, r"stage1\.epoch: unknown key \(did you mean stage1\.epochs\?\)"),
+        ({"scoring": {"nodse": "paper"}}, r"scoring\.nodse: unknown key \(did you mean scoring\.nodes\?\)"),
         ({"stage2": {}, "method": "ilora"}, "did you mean i-lora"),
         ({"stage2": {}, "preset": "papr"}, "did you mean paper"),
     ],
@@ -131,3 +138,29 @@ def test_sections_of_other_methods_are_left_out() -> None:
     }
     assert upgraded(content) == {**MINIMAL, "method": "lora"}
     assert METHODS["lora"].scorer is None
+
+
+def test_uniform_ranks_stay_uniform_and_baselines_are_ranked_as_they_were() -> None:
+    limits = {"rank_by": "score-per-parameter", "scope": "layer", "max_rank": 4}
+    assert make_recipe({**MINIMAL, "method": "lora", "allocation": limits}).ranks.rank_by == "score"
+    recipe = make_recipe({**MINIMAL, "method": "igu-lora", "baselines": ["i-lora"], "stage1": {"epochs": 1}})
+    assert recipe.of("i-lora").ranks.rank_by == "score-per-parameter"
+    looked = {"examples": 10, "batch_size": 3}
+    recipe = make_recipe({**MINIMAL, "method": "magnitude", "baselines": ["gradient"], "calibration": looked})
+    assert {key: getattr(recipe.of("gradient").measure, key) for key in looked} == looked
+
+
+def test_the_record_of_a_run_is_not_converted(tmp_path: Path) -> None:
+    (tmp_path / "recipe.yaml").write_text(yaml.safe_dump({**MINIMAL, "stage2": {}, "resolved": {}}))
+    with pytest.raises(RecipeError, match="is the record of a run"):
+        upgrade_file(tmp_path / "recipe.yaml")
+
+
+def test_links_line_ends_and_marks(tmp_path: Path) -> None:
+    old = f"\ufeff---\n# Why.\n{yaml.safe_dump({**MINIMAL, 'stage2': {}})}".replace("\n", "\r\n").encode()
+    (tmp_path / "real.yaml").write_bytes(old)
+    (tmp_path / "link.yaml").symlink_to(tmp_path / "real.yaml")
+    kept = upgrade_file(tmp_path / "link.yaml")
+    assert kept.read_bytes() == old
+    assert (tmp_path / "link.yaml").is_symlink()
+    assert (tmp_path / "real.yaml").read_text().startswith("# Why.\nformat: 2\n")

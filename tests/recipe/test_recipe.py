@@ -5,13 +5,13 @@ import pytest
 import yaml
 
 from lorank import LorankError
-from lorank.engine.options import RankOptions, ScoringSetChoices
+from lorank.engine.options import RankOptions, ScoringSetChoices, StartOptions
 from lorank.errors import RecipeError
 from lorank.methods import METHODS
 from lorank.methods.choose import choices_in
 from lorank.recipe.files import load_recipe, make_recipe
 from lorank.recipe.recipe import Recipe
-from lorank.recipe.sections import EXPERT, SCHEDULERS, section_kinds
+from lorank.recipe.sections import EXPERT, SCHEDULERS, TrainingSection, section_kinds
 
 MINIMAL = {"model": "some/model", "budget": "r=2", "data": {"train": "a.tsv", "test": "b.tsv"}}
 
@@ -65,9 +65,15 @@ def test_overrides_are_applied_as_yaml(tmp_path: Path) -> None:
         ("train.scheduler=cosin", r"did you mean cosine\?"),
         ("train.epochs=[", "not YAML"),
         ("smooth.ema_decay=0.5", r"write it as expert\.smooth\.ema_decay"),
-        ("expert.smooth.emma_decay=0.5", r"did you mean ema_decay\?"),
+        ("expert.smooth.emma_decay=0.5", r"did you mean expert\.smooth\.ema_decay\?"),
         ("expert.smoth.ema_decay=0.5", r"did you mean smooth\?"),
-        ("expert.measure.folds=4", r"measure\.folds: unknown key"),
+        (
+            "expert.measure.folds=4",
+            r"expert\.measure\.folds: method i-lora has no such key, it is of sensitivity-lora, gradient",
+        ),
+        ("expert.measure.fraction=0.2", r"is no option for experts; write it as measure\.fraction"),
+        ("measure.estimator=gram", r"method i-lora has no such key, it is of igu-lora, adalora, sensitivity-lora"),
+        ("methd=igu-lora", r"^methd: unknown key \(did you mean method\?\)$"),
         ("measure=3", "give keys and values"),
         (
             "baselines={eva: {measure: {exmples: 3}}}",
@@ -158,8 +164,9 @@ def test_schedules_are_those_of_transformers() -> None:
 
 def test_what_search_leaves_out_is_as_in_train() -> None:
     recipe = make_recipe({**MINIMAL, "train": {"epochs": 1, "batch_size": 4}, "search": {"epochs": 2}})
-    assert recipe.search is not None
-    assert (recipe.search.epochs, recipe.search.batch_size, recipe.train.epochs) == (2, 4, 1)
+    stage = recipe.deciding_stage
+    assert (stage.epochs, stage.batch_size, recipe.train.epochs) == (2, 4, 1)
+    assert make_recipe(recipe.model_dump(mode="json")).deciding_stage == stage
     assert make_recipe({**MINIMAL, "train": {"epochs": 1}}).deciding_stage.epochs == 1
 
 
@@ -172,7 +179,10 @@ def test_what_search_leaves_out_is_as_in_train() -> None:
             {"method": "lora", "smooth": {"window": 1}},
             "smooth: method lora has no such choice; it has triplets, ranks, start",
         ),
-        ({"method": "sensitivity-lora", "triplets": {"orthogonality": 1.0}}, r"triplets\.orthogonality: unknown key"),
+        (
+            {"method": "sensitivity-lora", "triplets": {"orthogonality": 1.0}},
+            "has no such key, it is of i-lora",
+        ),
         (
             {"method": "adalora", "cut": {"begin": 9, "end": 1.0}, "ranks": {"max_rank": 2}},
             "are for budget_in: parameters",
@@ -221,6 +231,19 @@ class TestBaselines:
         assert recipe.of("adalora").train.learning_rate == 1.0
         assert make_recipe(recipe.model_dump(mode="json")) == recipe
 
+    def test_what_is_written_means_the_same(self) -> None:
+        own = {"i-lora": {"train": {"batch_size": 8, "learning_rate": 0.01}}}
+        recipe = make_recipe({**MINIMAL, "method": "eva", "search": {"epochs": 2.5}, "baselines": own})
+        again = make_recipe(recipe.model_dump(mode="json"))
+        assert again.of("i-lora").deciding_stage == recipe.of("i-lora").deciding_stage
+        assert recipe.of("i-lora").deciding_stage.learning_rate == 0.01
+
+    def test_sections_may_be_objects(self) -> None:
+        own = {"lora": {"train": TrainingSection(batch_size=8)}, "igu-lora": {"start": StartOptions(factors="kept")}}
+        recipe = Recipe(**MINIMAL, train={"epochs": 7}, search={"learning_rate": 0.5}, baselines=own)
+        assert (recipe.of("lora").train.epochs, recipe.of("lora").train.batch_size) == (7, 8)
+        assert recipe.of("igu-lora").train.learning_rate == 0.5
+
     def test_a_search_of_a_baseline(self) -> None:
         recipe = make_recipe({**MINIMAL, "method": "lora", "baselines": ["i-lora"], "search": {"epochs": 9}})
         assert recipe.of("i-lora").deciding_stage.epochs == 9
@@ -243,3 +266,49 @@ def test_experts_options_are_those_that_no_preset_and_no_recipe_sets() -> None:
     assert not expert & used
     # Where a method looks, and at how much, is for everybody.
     assert in_question - expert - used == {("measure", "batch_size")}
+
+
+def test_what_train_has_wrong_is_said_once() -> None:
+    with pytest.raises(RecipeError) as told:
+        make_recipe({**MINIMAL, "train": {"learningrate": 1.0}})
+    assert str(told.value) == "train.learningrate: unknown key (did you mean train.learning_rate?)"
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        {"format": 1, "train": {"epochs": 1}}, {"stage2": {}, "baselines": 5}, {"stage2": {}, "baselines": [["a"]]},
+        {"preset": ["a"]}, {"stage2": {}, "preset": ["a"]}, {"expert": {5: {}}}, {"expert": {"measure": {5: 1}}},
+        {"baselines": [["lora"]]}, {"baselines": [{"lora": {}}]}, {"baselines": {"eva": {5: 1}}},
+        {"baselines": {"igu-lora": {"start": "kept"}}, "search": {"epochs": 1}}, {"train": 5}, {"search": 5}, {"format": 3},
+        {"format": 2, "stage1": {}}, {"train": {"epochs": float("inf")}}, {"scale": float("nan")},
+        {"method": "lora", "ranks": {"rank_by": "score-per-parameter"}}, {"method": "adalora", "cut": {"begin": 5, "end": 2}},
+    ],
+)  # fmt: skip
+def test_odd_content_is_an_error_of_recipes(content) -> None:
+    with pytest.raises(RecipeError):
+        make_recipe({**MINIMAL, **content})
+
+
+@pytest.mark.parametrize(
+    "content", [{"train": None}, {"expert": None}, {"expert": {"measure": None}}, {"measure": None}]
+)
+def test_nothing_is_as_if_it_were_left_out(content) -> None:
+    assert make_recipe({**MINIMAL, **content}) == make_recipe(MINIMAL)
+
+
+def test_a_key_given_twice_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(RecipeError, match="the key 'budget' is given twice"):
+        load_recipe(written(tmp_path, "model: m\nbudget: r=2\nbudget: r=4\n"))
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        {"baselines": "lora"}, {"baselines": 5}, {"baselines": {"igu-lora": [1]}}, {"train": 5, "search": {"learning_rate": 1}},
+        {"baselines": {"igu-lora": {"start": "kept"}}, "search": {"epochs": 1}},
+    ],
+)  # fmt: skip
+def test_odd_content_with_another_method(tmp_path: Path, content) -> None:
+    with pytest.raises(RecipeError):
+        load_recipe(written(tmp_path, {**MINIMAL, **content}), ["method=igu-lora", "baselines.x=1"])

@@ -47,9 +47,20 @@ def test_parts_are_checked_as_the_first_one_is(tiny_recipe: Any, tiny_data: dict
         load_task_data(tiny_recipe(data={"test": {"usual": tiny_data["test"], "hard": "/no/such.tsv"}}).data)
 
 
-@pytest.mark.parametrize("parts", [{}, {"train": "x.tsv"}])
+@pytest.mark.parametrize(
+    "parts",
+    [
+        {},
+        {"train": "x.tsv"},
+        {"a": "x.tsv", "test": "x.tsv"},
+        {"../a": "x.tsv"},
+        {".": "x"},
+        {"a|b": "x"},
+        {"checkpoint-9": "x"},
+    ],
+)
 def test_names_that_cannot_be(tiny_recipe: Any, parts: dict[str, str]) -> None:
-    with pytest.raises(RecipeError, match="names other than train"):
+    with pytest.raises(RecipeError, match=r"data\.?.*(at least one part|a part is called)"):
         tiny_recipe(data={"test": parts})
 
 

@@ -24,7 +24,7 @@ def allocate(
     max_rank: int | None = None,
     min_rank: int = 0,
     multiple_of: int = 1,
-    rank_by: RankBy = "score",
+    rank_by: RankBy | None = None,
     scope: Scope = "global",
     scale: float | None = None,
 ) -> RankPlan:
@@ -54,7 +54,7 @@ def allocate(
         min_rank: every module gets at least this, or all that it can have if that is less (a gate with one output has rank 1).
         multiple_of: every rank is a multiple of this; a block of units is worth the mean of its scores.
         rank_by: `"score"` (the papers), or `"score-per-parameter"`: divided by the cost of the unit, so that a unit of
-            a wide matrix must be worth more to be kept.
+            a wide matrix must be worth more to be kept. None is that of the run that the scores were made in, or `"score"`.
         scope: `"global"` (one threshold for all, reading A6) or, for scores of units, `"layer"`: each transformer block
             gets the share of the budget that it has of all units' cost; what this leaves over is spent globally.
         scale: `alpha / r` that the plan records; None is that of the recipe that the scores were made by, or 2.
@@ -73,6 +73,8 @@ def allocate(
         raise AllocationError(f"scale is {scale}; allowed: numbers above 0")
     costs = dict(scores.unit_costs)
     limits: dict[str, Any] = {"max_rank": max_rank, "min_rank": min_rank, "multiple_of": multiple_of}
+    made_in = scores.provenance.get("choices") or {}
+    rank_by = rank_by or made_in.get("ranks", {}).get("rank_by", "score")
     limits |= {"rank_by": rank_by, "scope": scope}
     most = scores.max_ranks or {name: len(values) for name, values in scores.scores.items()}
     _check_limits(scores, most, **limits)

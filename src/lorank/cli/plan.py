@@ -17,7 +17,10 @@ def allocate_command(
     max_rank: Annotated[int | None, typer.Option(help="upper limit for every module")] = None,
     min_rank: Annotated[int, typer.Option(help="lower limit for every module")] = 0,
     multiple_of: Annotated[int, typer.Option(help="every rank is a multiple of this")] = 1,
-    rank_by: Annotated[str, typer.Option(help="score, or score-per-parameter")] = "score",
+    rank_by: Annotated[
+        str | None,
+        typer.Option(help="score, or score-per-parameter; default: that of the run that was scored in, or score"),
+    ] = None,
     scale: Annotated[
         float | None, typer.Option(help="alpha / r of every adapter; default: the recipe's that was scored, or 2")
     ] = None,

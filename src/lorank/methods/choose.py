@@ -86,7 +86,7 @@ def preset_of(method: Method, preset: str | None) -> str:
 
     """
     chosen = preset or method.default_preset
-    if chosen not in method.presets:
+    if not isinstance(chosen, str) or chosen not in method.presets:
         hint = nearest(str(chosen), method.presets)
         raise RecipeError(f"preset {chosen!r} of {method.name} is unknown{hint}; allowed: {', '.join(method.presets)}")
-    return str(chosen)
+    return chosen

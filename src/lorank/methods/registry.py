@@ -1,5 +1,6 @@
 """Every method that there is, by name."""
 
+import re
 from collections.abc import Iterable
 
 from lorank.errors import RecipeError
@@ -47,6 +48,8 @@ def register(method: Method) -> Method:
     """
     if not isinstance(method, Method):
         raise RecipeError(f"register got {type(method).__name__}; give a lorank.Method")
+    if not isinstance(method.name, str) or not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9_-]*", method.name):
+        raise RecipeError(f"a method is called {method.name!r}; allowed: letters, digits, - and _ (it names folders)")
     if method.default_preset not in method.presets:
         raise RecipeError(
             f"default_preset {method.default_preset!r} of {method.name} is none of its presets: {', '.join(method.presets)}"

@@ -1,5 +1,7 @@
 """Recipes as YAML files, with `key=value` overrides."""
 
+import os
+import shutil
 import warnings
 from collections.abc import Iterable, Mapping
 from itertools import takewhile
@@ -80,18 +82,25 @@ def upgrade_file(path: Path) -> Path:
         OutputError: there is an old file beside it already.
 
     """
+    path = path.resolve()  # of a link, what it leads to
     content = read_yaml(path)
     if not is_format_1(content):
         raise RecipeError(f"{path}: has no key of recipe format 1; nothing is to be converted")
+    if "resolved" in content:
+        raise RecipeError(
+            f"{path}: is the record of a run, which is read as it is; convert the recipe that it was run by"
+        )
     new = {"format": 2, **upgraded(content)}
     make_recipe(new)
     kept = path.with_name(f"{path.stem}.format-1{path.suffix}")
     if kept.exists():
         raise OutputError(f"{kept} is there already; move it away first")
-    text = path.read_text(encoding="utf-8")
+    if not os.access(path, os.W_OK):
+        raise OutputError(f"{path} cannot be written; change its permissions, or convert a copy")
+    text = path.read_text(encoding="utf-8-sig").removeprefix("---\n")
     head = "".join(takewhile(lambda line: line.startswith("#"), text.splitlines(keepends=True)))
     body = yaml.safe_dump(new, sort_keys=False, allow_unicode=True, default_flow_style=None, width=120)
-    write_text(kept, text)
+    shutil.copy2(path, kept)
     write_text(path, head + body)
     return kept
 
@@ -109,7 +118,7 @@ def read_yaml(path: str | Path) -> dict[str, Any]:
     if not path.is_file():
         raise RecipeError(f"{path}: no such recipe; give a YAML file, for example examples/quickstart.yaml")
     try:
-        content = yaml.safe_load(path.read_text(encoding="utf-8"))
+        content = yaml.load(path.read_text(encoding="utf-8"), _Loader)
     except UnicodeDecodeError as error:
         raise RecipeError(f"{path}: not UTF-8, at byte {error.start:,}; save it as UTF-8") from None
     except yaml.YAMLError as error:
@@ -117,6 +126,19 @@ def read_yaml(path: str | Path) -> dict[str, Any]:
     if not isinstance(content, dict):
         raise RecipeError(f"{path}: a recipe is a mapping of keys to values, this is {type(content).__name__}")
     return content
+
+
+class _Loader(yaml.SafeLoader):
+    """YAML of which a key that is given twice is no silent choice of the last."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+        """The mapping of a node."""
+        keys = [self.construct_object(key, deep=True) for key, _ in node.value if isinstance(key, yaml.ScalarNode)]
+        for key in keys:
+            if keys.count(key) > 1:
+                problem = f"the key {key!r} is given twice"
+                raise yaml.constructor.ConstructorError(None, None, problem, node.start_mark)
+        return super().construct_mapping(node, deep)
 
 
 def read_override(override: str) -> tuple[list[str], Any]:

@@ -50,6 +50,10 @@ _MORE_KEYS = {
     "stage1": ("orthogonality", "pruning", "train_on_path", "stop_when_stable"),
     "stage2": ("skip",),
 }
+_SECTION_NOW = {
+    **{"scoring": "measure", "calibration": "measure", "allocation": "ranks", "pruning": "measure, smooth or cut"},
+    **{"stage1": "search", "stage2": "train"},
+}
 # Key of format 1 -> section and key of format 2, where the name changed.
 _SCORING = {"batch_size": "scoring_batch_size"}
 _STAGE1 = {"pruning": "curve"}
@@ -57,7 +61,8 @@ _STAGE1 = {"pruning": "curve"}
 
 def is_format_1(content: Mapping[str, Any]) -> bool:
     """Whether a recipe has keys that only format 1 has."""
-    return content.get("format") == 1 or any(key in content for key in (*SECTIONS, *KEYS))
+    given = content.get("format")
+    return given == 1 or (given is None and any(key in content for key in (*SECTIONS, *KEYS)))
 
 
 def upgraded(content: Mapping[str, Any]) -> dict[str, Any]:
@@ -70,13 +75,7 @@ def upgraded(content: Mapping[str, Any]) -> dict[str, Any]:
         RecipeError: keys of both formats, or a section that is none.
 
     """
-    if both := [
-        key for key in ("search", "train", "measure", "smooth", "cut", "ranks", "start", "triplets") if key in content
-    ]:
-        old = next(key for key in (*SECTIONS, *KEYS) if key in content)
-        raise RecipeError(
-            f"{both[0]} is of recipe format 2 and {old} of format 1; write all keys as one format has them, see docs/recipe.md"
-        )
+    _refuse_both_formats(content)
     if problems := _unknown_keys(content):
         raise RecipeError("\n".join(problems))
     method = METHODS.get(str(content.get("method", "i-lora")))
@@ -98,12 +97,55 @@ def upgraded(content: Mapping[str, Any]) -> dict[str, Any]:
         elif key not in (*SECTIONS, *KEYS, "format"):
             made[key] = value
     made |= _choices(content, method, content.get("preset"), of_recipe=True)
-    baselines = {}
-    for name in content.get("baselines") or ():
+    baselines, names = {}, content.get("baselines")
+    for name in names if isinstance(names, list | tuple) and all(isinstance(one, str) for one in names) else ():
         baselines[name] = _of_baseline(content, method, made, METHODS[name]) if name in METHODS else {}
     if any(baselines.values()):
         made["baselines"] = baselines
     return made
+
+
+def _refuse_both_formats(content: Mapping[str, Any]) -> None:
+    new = [key for key in ("search", "train", *CHOICES, "expert", *KEYS.values()) if key in content]
+    old = [key for key in (*SECTIONS, *KEYS) if key in content]
+    if not new:
+        return
+    if not old:
+        raise RecipeError(f"format is 1, which has no key {new[0]}; leave format out")
+    if len(old) > len(new):
+        raise RecipeError(
+            f"{new[0]} is of recipe format 2, this recipe is of format 1; convert it first (lorank recipe upgrade FILE), or use "
+            "its own words"
+        )
+    lines = []
+    for name in old:
+        section = content[name]
+        keys = [f"{name}.{key}" for key in section] if name in SECTIONS and isinstance(section, Mapping) else []
+        lines += [f"{key} is of recipe format 1; it is {_new_name(key)} now" for key in keys or [name]]
+    raise RecipeError("\n".join(lines))
+
+
+def _new_name(old: str) -> str:
+    """What a key of format 1 is called now, whatever the method."""
+    section, _, key = old.partition(".")
+    if section not in SECTIONS:
+        return KEYS[section]
+    if not key:
+        return _SECTION_NOW[section]
+    key = (
+        {"ending": "factors", "skip": "factors", **_SCORING, **_STAGE1}.get(key, key)
+        if section != "calibration"
+        else key
+    )
+    if section == "allocation":
+        return f"ranks.{key}"
+    if section in ("stage1", "stage2") and key in _STAGE:
+        return f"train.{key}" if section == "stage2" else f"search.{key} (train.{key} where its adapter is served)"
+    for method in METHODS.values():
+        for name, kind in section_kinds(method).items():
+            if key in kind.model_fields:
+                return f"{'expert.' if key in EXPERT.get(name, ()) else ''}{name}.{key}"
+    return "not known"
 
 
 def _unknown_keys(content: Mapping[str, Any]) -> list[str]:
@@ -115,7 +157,11 @@ def _unknown_keys(content: Mapping[str, Any]) -> list[str]:
             problems.append(f"{name}: give keys and values (got {section!r})")
             continue
         known = [*_MORE_KEYS.get(name, ()), *(key for kind in kinds for key in kind.model_fields)]
-        problems += [f"{name}.{key}: unknown key{nearest(str(key), known)}" for key in section if key not in known]
+        problems += [
+            f"{name}.{key}: unknown key{nearest(f'{name}.{key}', [f'{name}.{one}' for one in known])}"
+            for key in section
+            if key not in known
+        ]
     return problems
 
 
@@ -144,6 +190,8 @@ def _choices(content: Mapping[str, Any], method: Method, preset: str | None, *, 
             (found.setdefault(section, {}) if at is None else at)[key] = value
     if of_recipe and content.get("allocation"):
         found["ranks"] = dict(content["allocation"])
+        if method.scorer is None and not method.allocates_in_training:  # equal ranks, whatever they said
+            found["ranks"] = {key: value for key, value in found["ranks"].items() if key not in ("rank_by", "scope")}
     start: Any = choices_in(method.presets[preset_of(method, preset)]).get("start")
     factors = found.get("start", {}).get("factors", getattr(start, "factors", None))
     first, second = ({key: value for key, value in stage.items() if key in _STAGE} for stage in (stage1, stage2))
@@ -153,7 +201,7 @@ def _choices(content: Mapping[str, Any], method: Method, preset: str | None, *, 
         found["train"] = second
         if factors == "fresh":
             # What search leaves out is as in train, what stage1 left out was a default.
-            found["search"] = {**_differing({**_DEFAULTS, **first}, {**_DEFAULTS, **second}), **first}
+            found["search"] = _differing({**_DEFAULTS, **first}, {**_DEFAULTS, **second})
     order = (*CHOICES, "expert", "search", "train")
     return {key: found[key] for key in order if found.get(key)}
 
@@ -166,9 +214,14 @@ def _of_baseline(
     given = {name: dict(section) for name, section in own.items() if name not in ("train", "search")}
     given.get("triplets", {}).pop("initial_rank", None)
     given.get("start", {}).pop("scale_by", None)
-    if first.scorer is not None and baseline.scorer is not None:
+    if issubclass(section_kinds(first).get("measure", Section), CalibrationSet):
         for key in ("examples", "batch_size"):
             given.get("measure", {}).pop(key, None)
+    if baseline.has_scoring_set:  # ranked as the recipe's method is
+        preset = first.presets[preset_of(first, content.get("preset"))]
+        asked = {**preset.ranks.model_dump(), **(content.get("allocation") or {})}
+        own_ranks = baseline.default.ranks.model_dump()
+        given["ranks"] = {key: asked[key] for key in ("rank_by", "scope") if asked[key] != own_ranks[key]}
     stages, shared = {}, made.get("train") or {}
     if baseline.allocates_in_training and "search" not in own and "learning_rate" in made.get("search", {}):
         shared = {**shared, "learning_rate": made["search"]["learning_rate"]}

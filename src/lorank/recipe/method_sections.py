@@ -42,27 +42,34 @@ def filled_sections(method: Method, content: Mapping[str, Any]) -> tuple[dict[st
                 problems.append(f"{name}: method {method.name} has no such choice; it has {', '.join(kinds)}")
             continue
         preset_values = {} if name not in presets else presets[name].model_dump(exclude_unset=True)
-        made[name] = {**preset_values, **(values or {})}
+        known = {key: value for key, value in (values or {}).items() if key in kinds[name].model_fields}
+        problems += [_unknown(method, name, str(key), kinds) for key in values or () if key not in known]
+        made[name] = {**preset_values, **known}
     whole: Any = create_model("Choices", **{name: (kind, ...) for name, kind in kinds.items()})  # type: ignore[call-overload]
     try:
         filled |= dict(whole(**made))
     except ValidationError as error:
         problems.append(explain(error, whole))
-    _fill_search(method, filled)
     return filled, problems
 
 
-def _fill_search(method: Method, filled: dict[str, Any]) -> None:
-    """What `search` leaves out is as in `train`."""
-    stages: dict[str, Any] = {}
-    for name in ("train", "search"):
-        section = filled.get(name)
-        stages[name] = section.model_dump(exclude_unset=True) if isinstance(section, BaseModel) else section
-    searches = method.allocates_in_training and getattr(filled.get("start"), "factors", None) == "fresh"
-    if stages["search"] is None and not searches:
-        return
-    if all(section is None or isinstance(section, Mapping) for section in stages.values()):
-        filled["search"] = {**(stages["train"] or {}), **(stages["search"] or {})}
+def _unknown(method: Method, section: str, key: str, kinds: Mapping[str, type[Section]]) -> str:
+    """What is said of an option that the method does not have in this section."""
+    written = {f"{_path(name, one)}": one for name, kind in kinds.items() for one in kind.model_fields}
+    said = f"{_path(section, key)}: "
+    if elsewhere := [path for path, one in written.items() if one == key]:
+        return f"{said}unknown key (did you mean {elsewhere[0]}?)"
+    others = [
+        name for name, one in METHODS.items() if key in getattr(section_kinds(one).get(section), "model_fields", ())
+    ]
+    if others:
+        return f"{said}method {method.name} has no such key, it is of {', '.join(others)}; leave it out"
+    siblings = [path for path in written if path.startswith((f"{section}.", f"expert.{section}."))]
+    return f"{said}unknown key{nearest(_path(section, key), siblings) or nearest(key, written)}"
+
+
+def _path(section: str, key: str) -> str:
+    return f"{'expert.' if key in EXPERT.get(section, ()) else ''}{section}.{key}"
 
 
 def _own_values(filled: dict[str, Any], problems: list[str]) -> dict[str, dict[str, Any]]:
@@ -84,12 +91,22 @@ def _own_values(filled: dict[str, Any], problems: list[str]) -> dict[str, dict[s
         problems.append(f"expert: give sections of keys and values (got {expert!r})")
         return own
     for name, section in expert.items():
+        if section is None:
+            continue
         if name not in EXPERT or not isinstance(section, Mapping):
-            problems.append(f"expert.{name}: unknown section{nearest(name, EXPERT)}; allowed: {', '.join(EXPERT)}")
+            problems.append(f"expert.{name}: unknown section{nearest(str(name), EXPERT)}; allowed: {', '.join(EXPERT)}")
             continue
         for key in section:
             if key not in EXPERT[name]:
-                problems.append(f"expert.{name}.{key}: unknown key{nearest(key, EXPERT[name])}")
+                hint = nearest(f"expert.{name}.{key}", [f"expert.{name}.{one}" for one in EXPERT[name]])
+                every = any(
+                    key in getattr(section_kinds(one).get(name), "model_fields", ()) for one in METHODS.values()
+                )
+                problems.append(
+                    f"expert.{name}.{key}: is no option for experts; write it as {name}.{key}"
+                    if every
+                    else f"expert.{name}.{key}: unknown key{hint}"
+                )
         own[name] = {**own.get(name, {}), **{key: value for key, value in section.items() if key in EXPERT[name]}}
     return own
 
@@ -121,10 +138,10 @@ def inherited(content: Mapping[str, Any], method: str, own: Mapping[str, Any]) -
     """
     if strange := [key for key in own if key not in OWN_KEYS]:
         raise RecipeError(
-            f"{strange[0]}: is for all methods alike{nearest(strange[0], OWN_KEYS)}; allowed: {', '.join(OWN_KEYS)}"
+            f"{strange[0]}: is for all methods alike{nearest(str(strange[0]), OWN_KEYS)}; allowed: {', '.join(OWN_KEYS)}"
         )
     beside = ("preset", "baselines", "resolved", "search", "expert", *CHOICES)
-    kept = {key: value for key, value in content.items() if key not in beside}
+    kept = {key: value for key, value in content.items() if key not in beside and value is not None}
     kinds = section_kinds(METHODS[method])
     shared = {
         "triplets": ("initial_rank",),
@@ -142,7 +159,11 @@ def inherited(content: Mapping[str, Any], method: str, own: Mapping[str, Any]) -
         if isinstance(section, Mapping) and (values := {key: section[key] for key in keys if key in section}):
             kept[name] = values
     search = content.get("search")
-    if isinstance(search, Mapping) and METHODS[method].allocates_in_training:
+    if (
+        isinstance(search, Mapping)
+        and METHODS[method].allocates_in_training
+        and isinstance(kept.get("train", {}), Mapping)
+    ):
         if _keeps_triplets(METHODS[method], own):
             rate = {key: search[key] for key in ("learning_rate",) if key in search}
             kept["train"] = {**(kept.get("train") or {}), **rate}
@@ -153,7 +174,8 @@ def inherited(content: Mapping[str, Any], method: str, own: Mapping[str, Any]) -
 
 def _keeps_triplets(method: Method, own: Mapping[str, Any]) -> bool:
     start: Any = choices_in(method.presets[preset_of(method, own.get("preset"))])["start"]
-    return (own.get("start") or {}).get("factors", start.factors) == "kept"
+    given = own.get("start")
+    return (given.get("factors", start.factors) if isinstance(given, Mapping) else start.factors) == "kept"
 
 
 def with_method(content: Mapping[str, Any], method: str) -> dict[str, Any]:
@@ -162,7 +184,9 @@ def with_method(content: Mapping[str, Any], method: str) -> dict[str, Any]:
         return dict(content)
     baselines = content.get("baselines") or {}
     own = baselines.get(method) if isinstance(baselines, Mapping) else None
-    kept = inherited(content, method, own or {})
+    kept = inherited(content, method, own if isinstance(own, Mapping) else {})
+    if not isinstance(baselines, Mapping | list | tuple):
+        return {**kept, "baselines": baselines}
     if isinstance(baselines, Mapping):
         return {**kept, "baselines": {name: sections for name, sections in baselines.items() if name != method}}
     return {**kept, "baselines": [name for name in baselines if name != method]}

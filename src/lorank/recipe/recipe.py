@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 from typing import Any, Literal
 
-from pydantic import Field, SerializeAsAny, ValidationError, field_validator, model_serializer
+from pydantic import BaseModel, Field, SerializeAsAny, ValidationError, field_validator, model_serializer
 from pydantic.functional_serializers import SerializerFunctionWrapHandler
 
 from lorank.budget import Budget
@@ -15,7 +15,7 @@ from lorank.methods.registry import unknown_method
 from lorank.recipe.method_sections import filled_sections, inherited, without_expert
 from lorank.recipe.sections import CHOICES, InitialRank, ModelSection, PlanScale, TrainingSection
 from lorank.tasks.section import DataSection
-from lorank.validation import Section, explain
+from lorank.validation import Section, explain, nearest
 
 
 class Recipe(Section):
@@ -73,7 +73,9 @@ class Recipe(Section):
     resolved: dict[str, Any] | None = Field(None, description="written by lorank into the recipe of a run; not read")
 
     def __init__(self, **content: Any) -> None:
-        problems: list[str] = []
+        if problems := _misspelt(content):
+            raise RecipeError("\n".join(problems))
+        content = {key: value for key, value in content.items() if value is not None or key not in ("train", "expert")}
         name = content.get("method", "i-lora")
         method = METHODS.get(str(name))
         if method is not None:
@@ -99,8 +101,12 @@ class Recipe(Section):
     @classmethod
     def _names_alone(cls, value: Any) -> Any:
         if isinstance(value, Mapping):
-            return {name: sections or {} for name, sections in value.items()}
-        return {name: {} for name in value} if isinstance(value, list | tuple) else value
+            return {name: _plain(sections) for name, sections in value.items()}
+        if isinstance(value, list | tuple):
+            if all(isinstance(name, str) for name in value):
+                return {name: {} for name in value}
+            raise ValueError("give names, or names with sections of their own: {eva: {measure: {examples: 64}}}")
+        return value
 
     @field_validator("budget", mode="before")
     @classmethod
@@ -112,7 +118,13 @@ class Recipe(Section):
 
     @model_serializer(mode="wrap")
     def _as_written(self, handler: SerializerFunctionWrapHandler) -> dict[str, Any]:
-        return without_expert(handler(self))
+        content = without_expert(handler(self))
+        if isinstance(content.get("search"), dict) and self.search is not None:
+            # What it leaves out is as in train.
+            content["search"] = {
+                key: content["search"][key] for key in self.search.model_fields_set if key in content["search"]
+            }
+        return content
 
     def _disagreements(self, method: Method | None) -> list[str]:
         """What is wrong though every key is right."""
@@ -124,6 +136,9 @@ class Recipe(Section):
         if self.method in self.baselines:
             problems.append(f"baselines: {self.method} is the recipe's method already; leave it out")
         limits = self.ranks
+        if method is not None and method.scorer is None and not method.allocates_in_training:
+            own = [key for key in ("rank_by", "scope") if getattr(limits, key) != RankOptions.model_fields[key].default]
+            problems += [f"ranks.{key}: method {self.method} gives equal ranks; leave it out" for key in own]
         if limits.max_rank is not None and limits.max_rank < limits.min_rank:
             problems.append(f"ranks.max_rank {limits.max_rank} is below ranks.min_rank {limits.min_rank}")
         if problems or method is None:
@@ -169,7 +184,10 @@ class Recipe(Section):
     @property
     def deciding_stage(self) -> TrainingSection:
         """The stage that decides the ranks, of a method that allocates while it trains."""
-        return self.search if self.has_search and self.search is not None else self.train
+        if not self.has_search or self.search is None:
+            return self.train
+        values = {**self.train.model_dump(exclude_unset=True), **self.search.model_dump(exclude_unset=True)}
+        return TrainingSection(**values)
 
     def of(self, method: str) -> "Recipe":
         """The recipe of a baseline: what all methods share, the default preset of this one, and its own sections.
@@ -190,3 +208,22 @@ class Recipe(Section):
     def read_budget(self) -> Budget:
         """The budget, read."""
         return Budget.parse(self.budget)
+
+
+def _misspelt(content: Mapping[str, Any]) -> list[str]:
+    """Keys of the recipe itself that are unknown: what else is wrong is said once these are right, as they may decide it."""
+    known = [*Recipe.model_fields, "expert"]
+    unknown = [key for key in content if key not in known]
+    inner = [f"{name}.{key}" for name in ("train", "search") for key in TrainingSection.model_fields]
+    inner += [f"data.{key}" for key in DataSection.model_fields]
+    return [f"{key}: unknown key{nearest(key, known) or nearest(key, inner)}" for key in unknown]
+
+
+def _plain(sections: Any) -> Any:
+    """Sections of a baseline as keys and values, also where they are objects."""
+    if not isinstance(sections, Mapping):
+        return sections or {}
+    return {
+        key: value.model_dump(exclude_unset=True) if isinstance(value, BaseModel) else value
+        for key, value in sections.items()
+    }

@@ -6,6 +6,7 @@ from typing import Any, Literal, cast
 from pydantic import Field, create_model, field_validator
 
 from lorank.engine.options import ScoringSetOptions, StartOptions, TripletOptions
+from lorank.errors import RecipeError
 from lorank.methods.choose import choices_in
 from lorank.methods.method import Method
 from lorank.scoring.options import CalibrationOptions
@@ -117,6 +118,11 @@ _BESIDE: tuple[tuple[type[Section], type[Section]], ...] = (
 
 @cache
 def _with(kind: type[Section], *more: type[Section]) -> type[Section]:
+    for own in more:
+        if taken := [key for key in kind.model_fields if key in own.model_fields and key != "scoring_batch_size"]:
+            raise RecipeError(
+                f"{kind.__name__}.{taken[0]} is a key that recipes have already; give the option another name"
+            )
     models: Any = (*more, kind)
     made: Any = create_model(kind.__name__, __base__=models, __doc__=kind.__doc__)
     return cast(type[Section], made)

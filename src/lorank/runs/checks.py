@@ -48,7 +48,7 @@ def check_model(recipe: Recipe, methods: Sequence[str]) -> tuple[tuple[Target, .
     with findings.check():
         choose_metrics(recipe.data.task, recipe.metrics)
     with findings.check():
-        stages = {"train": recipe.train} | ({} if recipe.search is None else {"search": recipe.search})
+        stages = {"train": recipe.train} | ({"search": recipe.deciding_stage} if recipe.has_search else {})
         _check_training_options(stage_settings_of(recipe), stages)
     model, targets_and_provenance = None, None
     with findings.check():
@@ -168,5 +168,5 @@ def allocate_for(recipe: Recipe, scores: ImportanceScores) -> RankPlan:
             # A share of the initial ranks, which scores of a method that trains no triplets do not know.
             size = scores.provenance["base_parameters"]
             budget = str(recipe.read_budget.parameters(scores.unit_costs, base_parameters=size, initial_rank=initial))
-        plan = allocate(scores, budget, scale=recipe.scale, **limits)
+        plan = replace(allocate(scores, budget, scale=recipe.scale, **limits), budget=recipe.budget)
     return scaled_plan(plan, recipe.scale * initial, getattr(recipe.start, "scale_by", "initial"))

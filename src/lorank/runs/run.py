@@ -149,6 +149,8 @@ def _write_results(main_run: MethodRun, preset: Any, plan: RankPlan, results: Ma
     budget = {"asked": plan.budget, "parameters": plan.budget_parameters, "spent": plan.spent}
     budget |= {} if plan.budget_units is None else {"units": plan.budget_units}
     content = {"budget": budget, "method": main_run.method, "preset": preset, "results": results}
+    if prepared.data.more:
+        content["test_parts"] = prepared.section.test_parts  # the first is the one of `metrics`
     write_json(main_run.folder / "metrics.json", content)
     draw_rank_map(plan, picture, _rank_map_title(prepared.base, prepared.section, plan, main_run.method, preset))
     write_model_card(
@@ -185,9 +187,10 @@ def _data_described(section: DataSection, data: TaskData) -> str:
             if data.more
             else "which are the same: it was tested on what it was trained on"
         )
+    names = [f"{name}: " for name in parts] if data.more else [""]
     tested = "; ".join(
-        f"{len(data.parts[name]):,} of {test}, SHA-256 {sum_[:12]}…"
-        for (name, sum_), test in zip(sums.items(), tests, strict=True)
+        f"{called}{len(data.parts[name]):,} of {test}, SHA-256 {sum_[:12]}…"
+        for called, (name, sum_), test in zip(names, sums.items(), tests, strict=True)
     )
     return (
         f"Trained on {len(data.train):,} examples of {train}{labels}, SHA-256 {data.hashes['train'][:12]}…; tested on "

@@ -138,11 +138,13 @@ def load_rows(section: DataSection, part: str) -> Rows:
     rows = _from_hub(section, part, needed) if section.name is not None else _from_file(section, part, needed)
     if len(rows) == 0 and not rows.names:
         raise DataError(f"data.{part} has no examples; it needs at least one")
-    for column, key in needed.items():
-        if column not in rows.columns:
-            raise DataError(
-                f"data.{key}: {part} has no column {column!r}; it has {', '.join(rows.names)}{nearest(column, rows.names)}"
-            )
+    missing = [
+        f"data.{key}: {part} has no column {column!r}; it has {', '.join(rows.names)}{nearest(column, rows.names)}"
+        for column, key in needed.items()
+        if column not in rows.columns
+    ]
+    if missing:
+        raise DataError("\n".join(missing))
     if len(rows) == 0:
         raise DataError(f"data.{part} has no examples; it needs at least one")
     return rows

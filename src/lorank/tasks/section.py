@@ -1,5 +1,6 @@
 """Where the examples of a task come from, and what the task is."""
 
+import re
 from collections.abc import Mapping
 from typing import Any, Literal
 
@@ -97,6 +98,20 @@ class DataSection(Section):
         if self.name is None and self.test is None:
             raise ValueError("a test file is missing: it is what the run is judged on")
         for key, parts in (("test", self.test), ("test_split", self.test_split)):
-            if isinstance(parts, Mapping) and (not parts or not {"train", ""}.isdisjoint(parts)):
-                raise ValueError(f"{key}: give at least one part, and names other than train (got {dict(parts)!r})")
+            if isinstance(parts, Mapping):
+                _check_names(key, list(parts))
         return self
+
+
+def _check_names(key: str, names: list[str]) -> None:
+    """Refuse names of test parts that are taken, or that cannot name a folder."""
+    if not names:
+        raise ValueError(f"{key}: give at least one part")
+    for place, name in enumerate(names):
+        if name == "train" or (name == "test" and place) or not re.fullmatch(r"[A-Za-z0-9_][\w -]*", name):
+            raise ValueError(
+                f"{key}: a part is called {name!r}; allowed: letters, digits, spaces, - and _, but for train, and test where it "
+                "is not the first"
+            )
+        if name.startswith("checkpoint-"):
+            raise ValueError(f"{key}: a part is called {name!r}, as checkpoints are; give it another name")
