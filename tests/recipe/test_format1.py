@@ -24,9 +24,7 @@ MINIMAL = {"model": "some/model", "budget": "r=2", "data": {"train": "a.tsv", "t
 @pytest.mark.parametrize("path", OLD)
 def test_the_converted_recipe_is_the_one_that_the_repository_has_now(path: str) -> None:
     assert is_format_1(OLD[path]["recipe"])
-    converted, stands = (
-        recipe.model_dump(mode="json") for recipe in (make_recipe(OLD[path]["recipe"]), load_recipe(path))
-    )
+    converted, stands = (written(recipe) for recipe in (make_recipe(OLD[path]["recipe"]), load_recipe(path)))
     if converted["budget"] == "beta=0.5":
         converted["budget"] = "keep=50%"
     assert converted == stands
