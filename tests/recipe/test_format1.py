@@ -30,6 +30,11 @@ def test_the_converted_recipe_is_the_one_that_the_repository_has_now(path: str) 
     assert converted == stands
 
 
+def written(recipe: Recipe) -> dict[str, Any]:
+    """All that it says, `search` with what it takes from `train`."""
+    return {**recipe.model_dump(mode="json"), "search": recipe.has_search and stage(recipe.deciding_stage)}
+
+
 @pytest.mark.parametrize(
     ("path", "method"), [(path, name) for path, one in OLD.items() for name in one.get("chosen", ())]
 )
