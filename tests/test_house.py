@@ -156,6 +156,8 @@ def names_recipe(annotation: ast.expr | None) -> bool:
 NO_MODULE_NAMES = {
     "validation.py": "keys of recipes",
     "recipe/files.py": "keys of recipes",
+    "recipe/format1.py": "keys of recipes",
+    "recipe/method_sections.py": "keys of recipes",
     "tasks/labels.py": "decimal numbers",
     "unsuitable.py": "the Python module of a class",
     "in_training/trainer_snapshot.py": "the Python module of a class",

@@ -282,7 +282,7 @@ def test_what_train_has_wrong_is_said_once() -> None:
         {"baselines": [["lora"]]}, {"baselines": [{"lora": {}}]}, {"baselines": {"eva": {5: 1}}},
         {"baselines": {"igu-lora": {"start": "kept"}}, "search": {"epochs": 1}}, {"train": 5}, {"search": 5}, {"format": 3},
         {"format": 2, "stage1": {}}, {"train": {"epochs": float("inf")}}, {"scale": float("nan")},
-        {"method": "lora", "ranks": {"rank_by": "score-per-parameter"}}, {"method": "adalora", "cut": {"begin": 5, "end": 2}},
+        {"method": "lora", "ranks": {"rank_by": "score-per-parameter"}},
     ],
 )  # fmt: skip
 def test_odd_content_is_an_error_of_recipes(content) -> None:

@@ -99,7 +99,7 @@ class TestRefusals:
             score_recipe(tiny_recipe(), tmp_path / "scores.safetensors")
 
     def test_calibration_for_nobody(self, tiny_recipe: Any, tmp_path: Path) -> None:
-        with pytest.raises(RecipeError, match=r"measure\.examples: unknown key"):
+        with pytest.raises(RecipeError, match=r"measure\.examples: method i-lora has no such key"):
             run(tiny_recipe(measure={"examples": 8}), tmp_path / "run")
 
     def test_a_folder_in_place_of_a_file_is_seen_before_anything_is_scored(

@@ -88,7 +88,7 @@ def test_without_a_second_stage_the_adapter_is_what_stage_1_trained(tiny_recipe,
     # `train` trains a plan that is there too, from fresh factors.
     again = run_plan(recipe, result.plan, tmp_path / "plan", QUIET).results["i-lora"]
     assert (again["steps"], again["adapter_parameters"]) == (10, result.plan.spent)
-    with pytest.raises(LorankError, match=r"start\.factors: unknown key"):
+    with pytest.raises(LorankError, match=r"start\.factors: method lora has no such key"):
         tiny_recipe(method="lora", start={"factors": "kept"})
 
 

@@ -38,7 +38,7 @@ def stage_inputs(tiny_recipe, tmp_path: Path, **changes):
     return {
         "name": "search",
         "prepared": prepared,
-        "section": recipe.search,
+        "section": recipe.deciding_stage,
         "directory": tmp_path / "stage",
         "rows": prepared.tokenize(prepared.data.train),
         "console": Console(quiet=True),

@@ -155,7 +155,7 @@ class CurveOptions(Section):
             raise ValueError("cost_weights must be above zero")
         if not self.fill and self.budget_in != "ranks":
             raise ValueError("fill: false is for budget_in: ranks; a budget in parameters is spent as far as units fit")
-        if type(self.begin) is type(self.end) and self.begin >= self.end:
+        if isinstance(self.begin, float) and isinstance(self.end, float) and self.begin >= self.end:
             raise ValueError(f"begin {self.begin} is not before end {self.end}")
         if self.interval in (0, 0.0):
             raise ValueError("interval is 0; it takes at least one step")
