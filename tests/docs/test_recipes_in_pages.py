@@ -64,7 +64,7 @@ def test_there_are_recipes_and_commands_to_test() -> None:
 @pytest.mark.parametrize(("page", "words"), COMMANDS, ids=lambda value: str(value)[:60])
 def test_options_of_commands_exist(page: Path, words: list[str]) -> None:
     command: Any = get_command(app)
-    known = {option for one in command.params for option in one.opts}
+    known = {option for one in command.params for option in one.opts} | {"--help"}
     while words and words[0] in getattr(command, "commands", {}):
         command, words = command.commands[words[0]], words[1:]
         known = {option for one in command.params for option in one.opts} | {"--help"}
