@@ -40,7 +40,7 @@ def _check_cell(grid: Grid, cell: Cell, data: TaskData) -> None:
             raise ComparisonError(
                 f"train.{key} of {cell.method} on {cell.task} is {mine}, of lora {theirs}; one for all is needed"
             )
-    if getattr(recipe.start, "scale_by", "initial") != "initial":
+    if recipe.start.scale_by != "initial":
         raise ComparisonError(f"{cell.task}: start.scale_by must be initial, or effective scales would differ")
     choices = recipe.choices()
     if recipe.keeps_triplets and isinstance(choices, ScoringSetChoices) and choices.measure.source == "held-out":

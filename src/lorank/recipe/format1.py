@@ -25,7 +25,9 @@ from lorank.recipe.sections import (
     PlanScale,
     ScoringSet,
     TrainingSection,
+    looks_at_calibration_set,
     section_kinds,
+    written_key,
 )
 from lorank.scoring.options import HessianOptions, InputVarianceOptions
 from lorank.validation import Section, nearest
@@ -144,7 +146,7 @@ def _new_name(old: str) -> str:
     for method in METHODS.values():
         for name, kind in section_kinds(method).items():
             if key in kind.model_fields:
-                return f"{'expert.' if key in EXPERT.get(name, ()) else ''}{name}.{key}"
+                return written_key(name, key)
     return "not known"
 
 
@@ -214,7 +216,7 @@ def _of_baseline(
     given = {name: dict(section) for name, section in own.items() if name not in ("train", "search")}
     given.get("triplets", {}).pop("initial_rank", None)
     given.get("start", {}).pop("scale_by", None)
-    if issubclass(section_kinds(first).get("measure", Section), CalibrationSet):
+    if looks_at_calibration_set(first):
         for key in ("examples", "batch_size"):
             given.get("measure", {}).pop(key, None)
     if baseline.has_scoring_set:  # ranked as the recipe's method is

@@ -3,12 +3,22 @@
 from collections.abc import Mapping
 from typing import Any
 
-from pydantic import BaseModel, ValidationError, create_model
+from pydantic import BaseModel, ValidationError
 
 from lorank.errors import RecipeError
 from lorank.methods import METHODS, Method
 from lorank.methods.choose import choices_in, preset_of
-from lorank.recipe.sections import CHOICES, EXPERT, OWN_KEYS, CalibrationSet, section_kinds
+from lorank.recipe.sections import (
+    CHOICES,
+    EXPERT,
+    OWN_KEYS,
+    CalibrationSet,
+    all_choices,
+    looks_at_calibration_set,
+    methods_with,
+    section_kinds,
+    written_key,
+)
 from lorank.validation import Section, explain, nearest
 
 
@@ -45,7 +55,7 @@ def filled_sections(method: Method, content: Mapping[str, Any]) -> tuple[dict[st
         known = {key: value for key, value in (values or {}).items() if key in kinds[name].model_fields}
         problems += [_unknown(method, name, str(key), kinds) for key in values or () if key not in known]
         made[name] = {**preset_values, **known}
-    whole: Any = create_model("Choices", **{name: (kind, ...) for name, kind in kinds.items()})  # type: ignore[call-overload]
+    whole = all_choices(tuple(kinds.items()))
     try:
         filled |= dict(whole(**made))
     except ValidationError as error:
@@ -55,21 +65,14 @@ def filled_sections(method: Method, content: Mapping[str, Any]) -> tuple[dict[st
 
 def _unknown(method: Method, section: str, key: str, kinds: Mapping[str, type[Section]]) -> str:
     """What is said of an option that the method does not have in this section."""
-    written = {f"{_path(name, one)}": one for name, kind in kinds.items() for one in kind.model_fields}
-    said = f"{_path(section, key)}: "
+    written = {written_key(name, one): one for name, kind in kinds.items() for one in kind.model_fields}
+    said = f"{written_key(section, key)}: "
     if elsewhere := [path for path, one in written.items() if one == key]:
         return f"{said}unknown key (did you mean {elsewhere[0]}?)"
-    others = [
-        name for name, one in METHODS.items() if key in getattr(section_kinds(one).get(section), "model_fields", ())
-    ]
-    if others:
+    if others := methods_with(section, key):
         return f"{said}method {method.name} has no such key, it is of {', '.join(others)}; leave it out"
     siblings = [path for path in written if path.startswith((f"{section}.", f"expert.{section}."))]
-    return f"{said}unknown key{nearest(_path(section, key), siblings) or nearest(key, written)}"
-
-
-def _path(section: str, key: str) -> str:
-    return f"{'expert.' if key in EXPERT.get(section, ()) else ''}{section}.{key}"
+    return f"{said}unknown key{nearest(written_key(section, key), siblings) or nearest(key, written)}"
 
 
 def _own_values(filled: dict[str, Any], problems: list[str]) -> dict[str, dict[str, Any]]:
@@ -99,12 +102,9 @@ def _own_values(filled: dict[str, Any], problems: list[str]) -> dict[str, dict[s
         for key in section:
             if key not in EXPERT[name]:
                 hint = nearest(f"expert.{name}.{key}", [f"expert.{name}.{one}" for one in EXPERT[name]])
-                every = any(
-                    key in getattr(section_kinds(one).get(name), "model_fields", ()) for one in METHODS.values()
-                )
                 problems.append(
                     f"expert.{name}.{key}: is no option for experts; write it as {name}.{key}"
-                    if every
+                    if methods_with(name, key)
                     else f"expert.{name}.{key}: unknown key{hint}"
                 )
         own[name] = {**own.get(name, {}), **{key: value for key, value in section.items() if key in EXPERT[name]}}
@@ -146,9 +146,7 @@ def inherited(content: Mapping[str, Any], method: str, own: Mapping[str, Any]) -
     shared = {
         "triplets": ("initial_rank",),
         "start": ("scale_by",),
-        "measure": tuple(CalibrationSet.model_fields)
-        if issubclass(kinds.get("measure", Section), CalibrationSet)
-        else (),
+        "measure": tuple(CalibrationSet.model_fields) if looks_at_calibration_set(METHODS[method]) else (),
         # A method that is cut along a curve has the limits of its preset: counted in ranks, there are none.
         "ranks": ()
         if "cut" in kinds and not METHODS[method].has_scoring_set

@@ -63,7 +63,7 @@ class Recipe(Section):
     smooth: SerializeAsAny[Section] | None = None
     cut: SerializeAsAny[Section] | None = None
     ranks: RankOptions = RankOptions()
-    start: SerializeAsAny[Section] = PlanScale()
+    start: SerializeAsAny[PlanScale] = PlanScale()
     train: TrainingSection = TrainingSection()
     search: TrainingSection | None = Field(
         None,

@@ -7,8 +7,8 @@ from pydantic import Field, create_model, field_validator
 
 from lorank.engine.options import ScoringSetOptions, StartOptions, TripletOptions
 from lorank.errors import RecipeError
+from lorank.methods import METHODS, Method
 from lorank.methods.choose import choices_in
-from lorank.methods.method import Method
 from lorank.scoring.options import CalibrationOptions
 from lorank.validation import Section, nearest
 
@@ -33,6 +33,11 @@ EXPERT: dict[str, frozenset[str]] = {
 CHOICES = ("triplets", "measure", "smooth", "cut", "ranks", "start")
 # What a baseline may have of its own; anything else decides what has to be equal.
 OWN_KEYS = ("preset", *CHOICES, "expert", "search", "train")
+
+
+def written_key(section: str, key: str) -> str:
+    """An option as a recipe writes it: `smooth.window`, `expert.smooth.epsilon`."""
+    return f"{'expert.' if key in EXPERT.get(section, ()) else ''}{section}.{key}"
 
 
 class ModelSection(Section):
@@ -107,6 +112,20 @@ def section_kinds(method: Method) -> dict[str, type[Section]]:
     return {name: found[name] for name in CHOICES if name in found}
 
 
+def methods_with(section: str, key: str) -> list[str]:
+    """Names of the methods that have an option in a section."""
+    return [
+        name
+        for name, method in METHODS.items()
+        if key in getattr(section_kinds(method).get(section), "model_fields", ())
+    ]
+
+
+def looks_at_calibration_set(method: Method) -> bool:
+    """Whether a recipe of the method says how many examples are looked at before training."""
+    return issubclass(section_kinds(method).get("measure", Section), CalibrationSet)
+
+
 # What a recipe says besides the options of a choice: on which data, and what a stage starts from.
 _BESIDE: tuple[tuple[type[Section], type[Section]], ...] = (
     (TripletOptions, InitialRank),
@@ -114,6 +133,12 @@ _BESIDE: tuple[tuple[type[Section], type[Section]], ...] = (
     (CalibrationOptions, CalibrationSet),
     (StartOptions, PlanScale),
 )
+
+
+@cache
+def all_choices(kinds: tuple[tuple[str, type[Section]], ...]) -> Any:
+    """A class of all sections of a method, so that all of them are validated at once."""
+    return create_model("Choices", **{name: (kind, ...) for name, kind in kinds})  # type: ignore[call-overload]
 
 
 @cache

@@ -169,4 +169,4 @@ def allocate_for(recipe: Recipe, scores: ImportanceScores) -> RankPlan:
             size = scores.provenance["base_parameters"]
             budget = str(recipe.read_budget.parameters(scores.unit_costs, base_parameters=size, initial_rank=initial))
         plan = replace(allocate(scores, budget, scale=recipe.scale, **limits), budget=recipe.budget)
-    return scaled_plan(plan, recipe.scale * initial, getattr(recipe.start, "scale_by", "initial"))
+    return scaled_plan(plan, recipe.scale * initial, recipe.start.scale_by)
