@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 from lorank.errors import OutputError
 
@@ -166,3 +166,18 @@ def new_folder(folder: Path) -> Iterator[Path]:
 def _real(folder: Path) -> Path:
     """The folder that a link stands for: a rename would replace the link, or fail on it."""
     return Path(os.path.realpath(folder))
+
+
+def tensors_described(file: BinaryIO, size: int) -> tuple[dict[str, Any], int]:
+    """What the header of a safetensors file of `size` bytes says of each tensor, and the first byte after the header.
+
+    Raises:
+        ValueError: no such header.
+        AttributeError: the same.
+
+    """
+    length = int.from_bytes(file.read(8), "little")
+    if not 0 < length < size:
+        raise ValueError("no header of safetensors")
+    described = json.loads(file.read(length))
+    return {name: tensor for name, tensor in described.items() if name != "__metadata__"}, 8 + length

@@ -1,12 +1,11 @@
 """What a base model is, to be recognised again: its commit on the hub, or sums over the files of its folder."""
 
 import hashlib
-import json
 from fnmatch import fnmatch
 from pathlib import Path
 from typing import Any, BinaryIO
 
-from lorank.artefact import checksum, file_checksum
+from lorank.artefact import checksum, file_checksum, tensors_described
 from lorank.models.loading import load_config
 from lorank.models.pretrained import Pretrained
 
@@ -63,12 +62,10 @@ def file_sum(path: Path, whole: int = WHOLE) -> str:
 
 def _spans(path: Path, file: BinaryIO, size: int) -> list[tuple[int, int]]:
     """First and last byte of each tensor, after the header; of other files than safetensors, of 4,096 equal parts."""
-    header = int.from_bytes(file.read(8), "little")
-    if path.suffix == ".safetensors" and 0 < header < size:
+    if path.suffix == ".safetensors":
         try:
-            described = json.loads(file.read(header))
-            offsets = sorted(tensor["data_offsets"] for name, tensor in described.items() if name != "__metadata__")
-            first = 8 + header
+            described, first = tensors_described(file, size)
+            offsets = sorted(tensor["data_offsets"] for tensor in described.values())
             head = [(k, min(k + _SAMPLE, first)) for k in range(0, first, _SAMPLE)]
             return [*head, *((first + start, first + end) for start, end in offsets)]
         except (ValueError, TypeError, KeyError, AttributeError):

@@ -192,7 +192,7 @@ def _choices(content: Mapping[str, Any], method: Method, preset: str | None, *, 
             (found.setdefault(section, {}) if at is None else at)[key] = value
     if of_recipe and content.get("allocation"):
         found["ranks"] = dict(content["allocation"])
-        if method.scorer is None and not method.allocates_in_training:  # equal ranks, whatever they said
+        if method.looks_at == "nothing":  # equal ranks, whatever they said
             found["ranks"] = {key: value for key, value in found["ranks"].items() if key not in ("rank_by", "scope")}
     start: Any = choices_in(method.presets[preset_of(method, preset)]).get("start")
     factors = found.get("start", {}).get("factors", getattr(start, "factors", None))

@@ -136,7 +136,7 @@ class Recipe(Section):
         if self.method in self.baselines:
             problems.append(f"baselines: {self.method} is the recipe's method already; leave it out")
         limits = self.ranks
-        if method is not None and method.scorer is None and not method.allocates_in_training:
+        if method is not None and method.looks_at == "nothing":
             own = [key for key in ("rank_by", "scope") if getattr(limits, key) != RankOptions.model_fields[key].default]
             problems += [f"ranks.{key}: method {self.method} gives equal ranks; leave it out" for key in own]
         if limits.max_rank is not None and limits.max_rank < limits.min_rank:

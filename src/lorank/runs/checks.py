@@ -161,12 +161,10 @@ def allocate_for(recipe: Recipe, scores: ImportanceScores) -> RankPlan:
 
     """
     limits, budget, initial = recipe.ranks.model_dump(), recipe.budget, recipe.triplets.initial_rank
-    if METHODS[recipe.method].allocates_in_training:
-        plan = allocate(scores, budget, scale=recipe.scale, **limits)
-    else:
-        if recipe.read_budget.kind in ("kept share", "pruning ratio"):
-            # A share of the initial ranks, which scores of a method that trains no triplets do not know.
-            size = scores.provenance["base_parameters"]
-            budget = str(recipe.read_budget.parameters(scores.unit_costs, base_parameters=size, initial_rank=initial))
-        plan = replace(allocate(scores, budget, scale=recipe.scale, **limits), budget=recipe.budget)
+    trains = METHODS[recipe.method].allocates_in_training
+    if not trains and recipe.read_budget.kind in ("kept share", "pruning ratio"):
+        # A share of the initial ranks, which scores of a method that trains no triplets do not know.
+        size = scores.provenance["base_parameters"]
+        budget = str(recipe.read_budget.parameters(scores.unit_costs, base_parameters=size, initial_rank=initial))
+    plan = replace(allocate(scores, budget, scale=recipe.scale, **limits), budget=recipe.budget)
     return scaled_plan(plan, recipe.scale * initial, recipe.start.scale_by)

@@ -11,6 +11,7 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+from lorank.artefact import tensors_described
 from lorank.serving.base.architectures import ARCHITECTURES, OUTPUT, Architecture, Config, Shapes, whole_number
 
 _WEIGHTS, _INDEX = "model.safetensors", "model.safetensors.index.json"
@@ -138,11 +139,7 @@ def _matrices(folder: Path) -> dict[str, Matrix]:
 
 def _header(path: Path, names: Collection[str] | None) -> dict[str, Matrix]:
     with path.open("rb") as file:
-        length = int.from_bytes(file.read(8), "little")
-        if not 0 < length < path.stat().st_size:
-            raise ValueError(path)
-        content = json.loads(file.read(length))
-    tensors = {name: each for name, each in content.items() if name != "__metadata__"}
+        tensors, _ = tensors_described(file, path.stat().st_size)
     if names is not None and set(names) != set(tensors):
         raise ValueError(path)
     found = {name: (each["dtype"], tuple(each["shape"])) for name, each in tensors.items()}
