@@ -97,12 +97,13 @@ Two sections are stages of training, with the same keys:
 With `start: {factors: kept}` (the default of IGU-LoRA and AdaLoRA) there is no `search`: triplets train in `train` and are
 kept.
 
-**`baselines`** are methods that are trained and evaluated beside the recipe's, at the same budget: a list of names, or
-names with sections of their own, as in the third recipe. A baseline has its default preset, unless its own sections have
-`preset`. It takes over `model`, `data`, `budget`, `train`, `search`, `triplets.initial_rank`, `start.scale_by` and the
-limits in `ranks` (IGU-LoRA and AdaLoRA do not take these limits). Methods that score the frozen model share
-`measure.examples` and `measure.batch_size`. A baseline that keeps its triplets trains at the learning rate of `search`, if
-there is one: triplets need another learning rate than the factors of a LoRA.
+**`baselines`** are methods that are trained and evaluated beside the recipe's, at the parameters of its plan: a list of
+names, or names with sections of their own, as in the third recipe. A baseline may have a `budget` of its own, as in the
+tables of papers. It has its default preset, unless its own sections have `preset`. It takes over `model`, `data`, `budget`,
+`train`, `search`, `triplets.initial_rank`, `start.scale_by` and the limits in `ranks` (IGU-LoRA and AdaLoRA do not take
+these limits). Methods that score the frozen model share `measure.examples` and `measure.batch_size`. A baseline that keeps
+its triplets trains at the learning rate of `search`, if there is one: triplets need another learning rate than the factors
+of a LoRA.
 
 ## Budgets
 
@@ -114,7 +115,8 @@ there is one: triplets need another learning rate than the factors of a LoRA.
 
 AFTER_BUDGETS = """
 `keep` says what stays, `beta` says what goes. `beta` is the word of I-LoRA's paper, its pruning ratio β: `keep=75%` and
-`beta=0.25` are the same budget. With 36 modules of initial rank 8 there are 288 units, and `keep=75%` pays for 216 of them.
+`beta=0.25` are the same budget. With 36 modules of initial rank 8 there are 288 units, and `keep=75%` keeps the best 216 of them,
+whatever they cost. Baselines get the parameters that these cost.
 
 ## What is checked
 

@@ -13,7 +13,9 @@ from typing import Literal
 
 from lorank.errors import BudgetError
 
-BudgetKind = Literal["parameters", "base fraction", "uniform rank", "total rank", "kept share", "pruning ratio"]
+BudgetKind = Literal[
+    "parameters", "base fraction", "uniform rank", "total rank", "kept share", "pruning ratio", "units"
+]
 
 _SUFFIXES = {"": 1, "k": 10**3, "m": 10**6, "b": 10**9, "g": 10**9}
 _PREFIXES: dict[str, BudgetKind] = {
@@ -28,7 +30,7 @@ _FORM = re.compile(
 
 @dataclass(frozen=True)
 class Budget:
-    """A number of adapter parameters, in one of these forms.
+    """A number of adapter parameters or a share of the units of rank, in one of these forms.
 
     | text         | meaning, with `c_m = d_in + d_out` the cost of one unit of rank of module m, n modules        |
     |--------------|------------------------------------------------------------------------------------------------|
@@ -36,17 +38,21 @@ class Budget:
     | `"0.06%"`    | that share of the base model's parameters, see `lorank.models.base_size.base_parameters`             |
     | `"r=2"`      | what uniform rank 2 costs on the same modules: `2 Σ c_m`                                       |
     | `"rank=144"` | what a total rank of 144 costs at the mean unit cost: `144/n Σ c_m`                            |
-    | `"keep=50%"` | what that share of the units that an adapter starts with costs, at the mean unit cost         |
+    | `"keep=50%"` | that share of the units of rank that an adapter starts with, whatever each of them costs      |
     | `"beta=0.5"` | the same in the paper's word: the pruning ratio β is what goes, `keep=75%` is `beta=0.25`      |
 
-    β drops `floor(β t)` of the `t = n r_init` units that the adapter starts with (I-LoRA, section 1.3: threshold index
-    `t·β`). Fractions of a parameter are rounded down.
+    `keep` and `beta` count units of rank, the others parameters. β drops exactly `floor(β t)` of the t units that the adapter
+    starts with (I-LoRA, section 1.3: threshold index `t·β`); `units` has the number, and what the units cost follows from
+    which they are. Where nothing says which units there are (uniform LoRA, scores of modules), `parameters` takes them at the
+    mean cost. Fractions of a parameter are rounded down.
 
     Example:
         >>> Budget.parse("r=2").parameters({"query": 768, "up": 1920})
         5376
         >>> Budget.parse("0.33M").parameters({"query": 768, "up": 1920})
         330000
+        >>> Budget.parse("beta=0.5").units(144)
+        72
 
     """
 
@@ -86,6 +92,21 @@ class Budget:
             raise BudgetError(f"budget {text!r} is more than there is; keep is up to 100%")
         return cls(kind, value, text)
 
+    @property
+    def counts_units(self) -> bool:
+        """Whether it counts units of rank, and not parameters."""
+        return self.kind in ("kept share", "pruning ratio", "units")
+
+    def units(self, initial: int) -> int:
+        """How many of `initial` units of rank stay: `t - floor(β t)`; of a budget that counts units."""
+        if self.kind == "units":
+            return int(self.value)
+        return math.ceil((1 - self.value if self.kind == "pruning ratio" else self.value) * initial)
+
+    def of_units(self, initial: int) -> "Budget":
+        """The same budget; one that counts units as their number, which no longer depends on how many are left."""
+        return Budget("units", Fraction(self.units(initial)), self.text) if self.counts_units else self
+
     def parameters(
         self,
         unit_costs: Mapping[str, int],
@@ -93,7 +114,7 @@ class Budget:
         base_parameters: int | None = None,
         initial_rank: int | None = None,
     ) -> int:
-        """How many adapter parameters this budget means.
+        """How many adapter parameters this budget means; of one that counts units, what they cost at the mean unit cost.
 
         Args:
             unit_costs: module name -> `d_in + d_out`.
@@ -125,9 +146,7 @@ class Budget:
                 raise BudgetError(
                     f"budget {self.text!r} is a share of the initial ranks, and none are known; give another form"
                 )
-            units = initial_rank * len(unit_costs)
-            share = 1 - self.value if self.kind == "pruning ratio" else self.value
-            kept = math.ceil(share * units)
+            kept = self.units(initial_rank * len(unit_costs))
             parameters = math.floor(Fraction(kept * uniform, len(unit_costs)))
         cheapest = min(unit_costs.values())
         if parameters < cheapest:

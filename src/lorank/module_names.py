@@ -181,6 +181,17 @@ def has_part(name: str, part: str) -> bool:
     return part in name.split(".")
 
 
+def is_attention(name: str) -> bool:
+    """Whether a module is part of an attention, by its name: one of its parts has `attn` or `attention` in it.
+
+    Example:
+        >>> is_attention("bert.encoder.layer.0.attention.output.dense"), is_attention("model.layers.0.mlp.up_proj")
+        (True, False)
+
+    """
+    return any(word in part.lower() for part in name.split(".") for word in ("attn", "attention"))
+
+
 def is_saved_by(name: str, entry: str) -> bool:
     """Whether an entry of PEFT's `modules_to_save` means this module, or one around it.
 

@@ -18,6 +18,7 @@ if TYPE_CHECKING:
 
 FORMAT = "lorank.rank_plan"
 VERSION = 1
+WEIGHTED = "weighted_units"  # in the provenance of a plan whose budget weighs units: what the kept ones take from it
 
 
 @dataclass(frozen=True, repr=False)
@@ -28,8 +29,7 @@ class RankPlan:
         ranks: full module name -> rank; 0 is legal and means no adapter.
         unit_costs: full module name -> `d_in + d_out`, the parameters of one unit of rank.
         budget: the budget as it was asked for.
-        budget_parameters: the adapter parameters that it means. With `budget_units` no limit: what the units cost where that is
-            more.
+        budget_parameters: the adapter parameters that it means. With `budget_units` what the kept units cost: `spent`.
         scale: `alpha / r`, the factor of `B A`; the same for every module, whatever its rank. Changing it with the
             rank that is left hurts (AdaLoRA's authors), so alpha follows the rank.
         alpha: None; or one alpha for every module, so that each is scaled by `alpha / r_m` in place of `scale`
@@ -82,7 +82,9 @@ class RankPlan:
         """In words: what is spent of what was asked for."""
         if self.budget_units is None:
             return f"{self.spent:,} of {self.budget_parameters:,} parameters"
-        return f"{self.total_rank:,} units of rank ({self.budget_units:,} asked for), {self.spent:,} parameters"
+        weighted = self.provenance.get(WEIGHTED)
+        kept = f"{self.total_rank:,} units of rank" if weighted is None else f"{weighted:,.2f} weighted units of rank"
+        return f"{kept} ({self.budget_units:,} asked for), {self.spent:,} parameters"
 
     @property
     def total_rank(self) -> int:

@@ -64,7 +64,8 @@ def test_the_cut_is_the_plain_one(data: st.DataObject, rank_by, scope, multiple_
     limits = {"rank_by": rank_by, "scope": scope, "multiple_of": multiple_of}
     limits["min_rank"] = multiple_of * data.draw(st.sampled_from([0, 0, 1, 2]))
     limits["max_rank"] = data.draw(st.none() | st.integers(max(multiple_of, limits["min_rank"]), 13))
-    budget = math.floor(budget_of(data, values, costs))
+    limits["price"] = dict.fromkeys(values, 1) if data.draw(st.booleans()) else None
+    budget = math.floor(budget_of(data, values, limits["price"] or costs))
     ranks = top_b_ranks(scores, budget, **limits)
     assert ranks == top_b_ranks_plain(scores, budget, **limits)
     assert list(ranks) == list(values)
@@ -74,16 +75,13 @@ def test_the_cut_is_the_plain_one(data: st.DataObject, rank_by, scope, multiple_
 @settings(max_examples=250, deadline=None)
 @given(st.data(), st.sampled_from(["score", "score-per-parameter"]), st.booleans(), st.booleans(), st.integers(0, 3))
 def test_a_cut_in_training_is_the_plain_one(
-    data: st.DataObject, rank_by, fill: bool, two_budgets: bool, min_rank: int
+    data: st.DataObject, rank_by, fill: bool, own_price: bool, min_rank: int
 ) -> None:
     scores = data.draw(scores_of_ragged_modules())
-    costs = costs_of(data, scores, data.draw(st.sampled_from([whole_costs, weights])))
-    within = None
-    if two_budgets:
-        besides = costs_of(data, scores, data.draw(st.sampled_from([whole_costs, weights])))
-        within = (besides, budget_of(data, scores, besides))
-    options = {"min_rank": min_rank, "rank_by": rank_by, "fill": fill, "within": within}
-    budget = budget_of(data, scores, costs)
+    costs = costs_of(data, scores, whole_costs)
+    price = costs_of(data, scores, data.draw(st.sampled_from([whole_costs, weights]))) if own_price else None
+    options = {"min_rank": min_rank, "rank_by": rank_by, "fill": fill, "price": price}
+    budget = budget_of(data, scores, price or costs)
     assert top_ranks(scores, costs, budget, **options) == top_ranks_plain(scores, costs, budget, **options)
 
 
@@ -107,19 +105,10 @@ def test_whole_numbers_above_those_of_float64_stay_exact() -> None:
     assert top_ranks(scores, costs, 2**54 + 1) == {"a": 1, "b": 1}
 
 
-def test_stopping_comes_before_a_unit_that_the_second_budget_would_pass_over() -> None:
-    """`two` costs too much of both: the walk stops there and never reaches `last`."""
-    scores = {"one": np.array([9.0, 8.0]), "two": np.array([7.0]), "last": np.array([6.0])}
-    costs, besides = {"one": 1, "two": 5, "last": 1}, {"one": 3, "two": 5, "last": 1}
-    for fill, ranks in ((False, {"one": 1, "two": 0, "last": 0}), (True, {"one": 1, "two": 0, "last": 1})):
-        options = {"fill": fill, "within": (besides, 4)}
-        assert top_ranks(scores, costs, 4, **options) == ranks == top_ranks_plain(scores, costs, 4, **options)
-
-
 def test_sums_of_weights_round_as_those_of_the_loop_do() -> None:
     """0.3 - 0.1 - 0.1 is less than 0.1, so the third unit does not fit; 0.1 + 0.1 + 0.1 would be more than 0.3."""
-    scores, costs = {"a": np.array([3.0, 2.0, 1.0])}, {"a": 0.1}
-    assert top_ranks(scores, costs, 0.3) == {"a": 2} == top_ranks_plain(scores, costs, 0.3)
+    scores, options = {"a": np.array([3.0, 2.0, 1.0])}, {"price": {"a": 0.1}}
+    assert top_ranks(scores, {"a": 1}, 0.3, **options) == {"a": 2} == top_ranks_plain(scores, {"a": 1}, 0.3, **options)
 
 
 @settings(deadline=None)

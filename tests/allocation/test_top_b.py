@@ -191,15 +191,6 @@ def test_stopping_at_the_first_unit_that_does_not_fit() -> None:
     assert top_ranks(scores, costs, 3, fill=True) == {"dear": 0, "cheap": 2}
 
 
-def test_two_budgets_at_once() -> None:
-    """A curve in ranks under a budget in parameters: what is too dear is passed over."""
-    scores = {"dear": np.array([5.0, 4.0]), "cheap": np.array([3.0, 2.0])}
-    ones = {"dear": 1.0, "cheap": 1.0}
-    within = ({"dear": 100, "cheap": 10}, 125)
-    assert top_ranks(scores, ones, 3, within=within) == {"dear": 1, "cheap": 2}
-    assert top_ranks(scores, ones, 3, within=({"dear": 100, "cheap": 10}, 15)) == {"dear": 0, "cheap": 1}
-
-
 def test_a_harmful_unit_is_no_better_for_costing_more() -> None:
     scores = ImportanceScores({"small": [-1.0, -1.0], "wide": [-1.5, -1.5]}, {"small": 10, "wide": 100})
     assert allocate(scores, 110, rank_by="score-per-parameter").ranks["small"] == 2

@@ -20,7 +20,7 @@ from safetensors.torch import load_file
 from tests.conftest import tiny_writer
 
 from lorank.compare.cells import CONTROLS, ERROR, FROM_PLAN, RESULT, Cell, recipe_of
-from lorank.compare.compare import DEFAULT, compare_recipes, read_grid, with_equal_compute
+from lorank.compare.compare import DEFAULT, compare_recipes, left_out_budgets, read_grid, with_equal_compute
 from lorank.compare.grid import Grid
 from lorank.compare.grid_checks import check_grid
 from lorank.compare.learning_rate import searched
@@ -66,6 +66,52 @@ def grid(
     return read_grid(
         [recipe], [o for o in overrides if o.partition(":")[0] in (*methods, "mood")], methods, seeds, None, folder
     )
+
+
+def test_a_share_of_the_units_is_what_the_plan_of_the_recipes_method_spends(recipe_file: Path, tmp_path: Path) -> None:
+    """Two modules of each layer have twice the cost of the others, so half of the units can cost more or less than half."""
+    methods = ("lora", "i-lora", "uniform-triplets")
+    asked = grid(recipe_file, tmp_path / "grid", methods, (0,), "mood:budget=keep=50%")
+    cells = {cell.method: cell for cell in asked.cells()}
+    assert asked.recipe(cells["i-lora"]).budget == "keep=50%"
+    assert {asked.needed(cell) for name, cell in cells.items() if name != "i-lora"} == {cells["i-lora"]}
+    results = {cell.method: one for cell, one in run_grid(asked, launch=in_this_process).items()}
+    plan = RankPlan.load(asked.plan_of(cells["i-lora"]))
+    assert (plan.total_rank, plan.budget_units) == (12, 12)
+    assert results["i-lora"].parameters == plan.spent == asked.parameters(cells["lora"])
+    assert {asked.recipe(cells[name]).budget for name in methods if name != "i-lora"} == {str(plan.spent)}
+    assert all(plan.spent - 48 < one.parameters <= plan.spent for one in results.values())
+    assert run_grid(asked, launch=never) == run_grid(
+        grid(recipe_file, tmp_path / "grid", methods, (0,), "mood:budget=keep=50%")
+    )
+    # Without that method there is no plan to follow: what so many units cost at the mean.
+    without = grid(recipe_file, tmp_path / "other", ("lora", "adalora"), (0,), "mood:budget=keep=50%")
+    assert {without.recipe(cell).budget for cell in without.cells()} == {"448"}
+
+
+def test_cells_say_so_where_the_plan_that_decides_their_parameters_was_not_made(
+    recipe_file: Path, tmp_path: Path
+) -> None:
+    asked = grid(recipe_file, tmp_path / "grid", ("lora", "i-lora"), (0,), "mood:budget=keep=50%")
+    assert run_grid(asked, tries=1, launch=lambda folder: 1) == {}
+    assert "made no plan, whose parameters this cell is to have" in asked.errors()[asked.cells()[0]]
+
+
+def test_unit_costs_of_one_method_are_no_budget_of_a_comparison(recipe_file: Path, tmp_path: Path) -> None:
+    asked = grid(
+        recipe_file, tmp_path / "grid", ("lora", "igu-lora"), (0,), "mood:budget=rank=5", "igu-lora:preset=official"
+    )
+    with pytest.raises(ComparisonError, match=r"rank=5 is a sum of the unit costs of igu-lora \(official\)"):
+        check_grid(asked)
+
+
+def test_a_budget_of_a_baseline_is_left_out_and_said(recipe_file: Path, tmp_path: Path) -> None:
+    content = yaml.safe_load(recipe_file.read_text())
+    content["baselines"] = {"lora": {"budget": "r=2"}, "eva": None}
+    recipe_file.write_text(yaml.safe_dump(content))
+    asked = grid(recipe_file, tmp_path / "grid", ("lora", "i-lora"))
+    assert asked.recipe(asked.cells()[0]).budget == "448"
+    assert left_out_budgets(asked) == ["mood: every method gets the same parameters; left out: budget r=2 of lora"]
 
 
 def test_every_kind_of_cell_is_equal_where_it_has_to_be(recipe_file: Path, tmp_path: Path) -> None:

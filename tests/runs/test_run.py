@@ -286,6 +286,21 @@ def test_every_reading_runs(tiny_recipe, tmp_path: Path, changes) -> None:
         assert set(config["alpha_pattern"].values()) == {4} == {result.plan.alpha}
 
 
+def test_baselines_get_what_the_units_cost_that_the_plan_keeps(tiny_recipe, tmp_path: Path) -> None:
+    baselines = {"lora": {}, "adalora": {"budget": "r=2"}}
+    result = run(tiny_recipe(budget="keep=50%", baselines=baselines), tmp_path, QUIET)
+    plan, budget = result.plan, json.loads((tmp_path / "metrics.json").read_text())["budget"]
+    units = 2 * len(plan.ranks)
+    assert plan.total_rank == units // 2
+    assert budget == {
+        **{"asked": "keep=50%", "parameters": plan.spent, "spent": plan.spent},
+        **{"units": units // 2, "units_kept": units // 2},
+    }
+    lora, adalora = (RankPlan.load(tmp_path / "baselines" / name / "plan.json") for name in baselines)
+    assert plan.spent - max(plan.unit_costs.values()) < lora.spent <= lora.budget_parameters == plan.spent
+    assert (adalora.budget, adalora.budget_units) == ("r=2", units)  # its own, as the paper's table has it
+
+
 def test_regression_runs(tiny_recipe, tiny_data, tmp_path: Path) -> None:
     paths = {}
     for part, path in tiny_data.items():

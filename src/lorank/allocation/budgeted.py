@@ -3,7 +3,7 @@
 import math
 import warnings
 from collections.abc import Callable, Mapping
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import Any, get_args
 
 import numpy as np
@@ -30,9 +30,11 @@ def allocate(
 ) -> RankPlan:
     """Give each module a rank, within the budget to the parameter; neither a model nor a GPU is needed.
 
-    Scores of units (I-LoRA) are cut at a quantile (I-LoRA, section 1.4: `S < τ` is dropped), made exact: units are walked
-    from the most important down and taken whenever they still fit. Scores of modules (Sensitivity-LoRA) are turned into
-    proportional ranks, see `lorank.allocation.proportional`. In both cases the plan
+    Scores of units are cut. Under `"beta=0.5"` or `"keep=50%"` this is I-LoRA's cut (section 1.3: scores sorted ascending,
+    `τ = G[t·β]`, `S < τ` is dropped): the `t - floor(β t)` best of the t units stay, whatever each costs, and the plan's
+    `budget_parameters` are what these cost. Under all other budgets units are walked from the most important down and taken
+    whenever they still fit. Scores of modules (Sensitivity-LoRA) are turned into proportional ranks, see
+    `lorank.allocation.proportional`. In all cases the plan
 
     - never spends more than the budget, and no unit more would fit (within the limits);
     - does not depend on the order of the modules, nor on the unit of the scores;
@@ -49,7 +51,8 @@ def allocate(
 
     Args:
         scores: of every unit, or of every module. A module cannot get more rank than it has scored units, or than its matrix.
-        budget: see `lorank.Budget`. `%` and `beta` use the base size and the number of scored units.
+        budget: see `lorank.Budget`. `%` uses the base size, `keep` and `beta` the number of scored units; scores of modules do
+            not know the latter.
         max_rank: upper limit for every module.
         min_rank: every module gets at least this, or all that it can have if that is less (a gate with one output has rank 1).
         multiple_of: every rank is a multiple of this; a block of units is worth the mean of its scores.
@@ -78,45 +81,69 @@ def allocate(
     limits |= {"rank_by": rank_by, "scope": scope}
     most = scores.max_ranks or {name: len(values) for name, values in scores.scores.items()}
     _check_limits(scores, most, **limits)
-    parameters = asked.parameters(
-        costs,
-        base_parameters=scores.provenance.get("base_parameters"),
-        initial_rank=None if scores.of_modules else max(most.values()),
-    )
-    if parameters < (cheapest := multiple_of * min(costs.values())):
-        raise BudgetError(
-            f"budget {asked} is {parameters:,} parameters, below {multiple_of} units of rank of the cheapest module, which cost "
-            f"{cheapest:,}; ask for at least that, or lower multiple_of"
-        )
-    floor = sum(floor_of(min_rank, limit, multiple_of) * costs[name] for name, limit in most.items())
-    if floor > parameters:
-        raise AllocationError(
-            f"min_rank {min_rank} alone costs {floor:,} parameters, above the budget {asked} = {parameters:,}; "
-            "lower min_rank or raise the budget"
-        )
+    counted = _counted(asked, scores)
+    counted.check_limits(asked, most, min_rank, multiple_of)
     if not scores.provenance.get(EQUAL):
         warn_if_equal(scores.scores)
     scale = float(scores.provenance.get("scale", 2.0)) if scale is None else scale
+    made_from = {**scores.provenance, "scores": scores.fingerprint, **limits}
     if scores.of_modules:
-        ranks_of = _proportional(scores, parameters, limits)
+        ranks_of = _proportional(scores, counted.amount, limits)
         of_each = np.array([values[0] for values in scores.scores.values()])
         ranks = dict(zip(scores.scores, ranks_of(of_each).tolist(), strict=True))
     else:
-        ranks = top_b_ranks(scores, parameters, **limits)
-    made_from = {**scores.provenance, "scores": scores.fingerprint, **limits}
-    plan = RankPlan(ranks, costs, str(asked), parameters, scale, made_from)
+        ranks = top_b_ranks(scores, counted.amount, price=counted.price, **limits)
+    spent = sum(rank * costs[name] for name, rank in ranks.items())
+    units, parameters = (counted.amount, spent) if counted.in_units else (None, counted.amount)
+    plan = RankPlan(ranks, costs, str(asked), parameters, scale, made_from, budget_units=units)
     if scores.of_modules and scores.resamples:
         plan = replace(plan, provenance={**made_from, "stability": plan_stability(scores, plan, ranks_of)})
+    left = counted.amount - sum(rank * counted.price[name] for name, rank in ranks.items())
     cap = {name: _blocks_of(limit, max_rank, multiple_of) for name, limit in most.items()}
-    if all(ranks[name] >= cap[name] for name in ranks) and parameters - plan.spent >= min(costs.values()):
+    if all(ranks[name] >= cap[name] for name in ranks) and left >= min(counted.price.values()):
         mend = "raise max_rank" if scores.of_modules else "raise max_rank, or score with a higher initial rank"
         warnings.warn(
-            f"the budget {asked} = {parameters:,} parameters pays for more units than there are within the limits; "
-            f"the plan spends {plan.spent:,}: {mend}",
+            f"the budget {asked} = {counted.amount:,} {counted.noun} pays for more units than there are within the limits; "
+            f"the plan spends {counted.amount - left:,}: {mend}",
             LorankWarning,
             stacklevel=2,
         )
     return plan
+
+
+@dataclass(frozen=True)
+class _Counted:
+    """A budget as a number, and what a unit of each module takes from it."""
+
+    amount: int
+    price: Mapping[str, int]
+    in_units: bool
+
+    @property
+    def noun(self) -> str:
+        return "units of rank" if self.in_units else "parameters"
+
+    def check_limits(self, asked: Budget, most: Mapping[str, int], min_rank: int, multiple_of: int) -> None:
+        """Refuse a budget below one block, or below what `min_rank` takes."""
+        if self.amount < (cheapest := multiple_of * min(self.price.values())):
+            raise BudgetError(
+                f"budget {asked} is {self.amount:,} {self.noun}, below {multiple_of} units of rank of the cheapest module, which "
+                f"take {cheapest:,}; ask for at least that, or lower multiple_of"
+            )
+        floor = sum(floor_of(min_rank, limit, multiple_of) * self.price[name] for name, limit in most.items())
+        if floor > self.amount:
+            raise AllocationError(
+                f"min_rank {min_rank} alone costs {floor:,} {self.noun}, above the budget {asked} = {self.amount:,}; lower "
+                "min_rank or raise the budget"
+            )
+
+
+def _counted(asked: Budget, scores: ImportanceScores) -> _Counted:
+    if asked.counts_units and not scores.of_modules:
+        units = asked.units(sum(len(values) for values in scores.scores.values()))
+        return _Counted(units, dict.fromkeys(scores.unit_costs, 1), in_units=True)
+    parameters = asked.parameters(scores.unit_costs, base_parameters=scores.provenance.get("base_parameters"))
+    return _Counted(parameters, scores.unit_costs, in_units=False)
 
 
 def _proportional(

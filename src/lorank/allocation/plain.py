@@ -17,8 +17,9 @@ from lorank.scores import ImportanceScores
 
 def top_b_ranks_plain(
     scores: ImportanceScores,
-    parameters: int,
+    budget: int,
     *,
+    price: Mapping[str, int] | None = None,
     max_rank: int | None = None,
     min_rank: int = 0,
     multiple_of: int = 1,
@@ -26,8 +27,9 @@ def top_b_ranks_plain(
     scope: Scope = "global",
 ) -> dict[str, int]:
     """See `lorank.allocation.top_b.top_b_ranks`: the walk that `lorank.allocate` describes."""
-    costs = dict(scores.unit_costs)
-    blocks = _blocks(scores.scores, costs, max_rank, min_rank, multiple_of, rank_by)
+    costs = dict(price or scores.unit_costs)
+    by_worth = _blocks(scores.scores, scores.unit_costs, max_rank, min_rank, multiple_of, rank_by)
+    blocks: list[_Block] = [(name, start, costs[name] * multiple_of) for name, start, _ in by_worth]
     ranks = {name: floor_of(min_rank, len(values), multiple_of) for name, values in scores.scores.items()}
     spent = sum(rank * costs[name] for name, rank in ranks.items())
     if scope == "layer":
@@ -35,9 +37,9 @@ def top_b_ranks_plain(
         layer_of = {name: (place.stack, place.layer) for name, place in places(costs).items()}
         for layer in sorted(set(layer_of.values()), key=str):
             own = [block for block in blocks if layer_of[block[0]] == layer]
-            share = int((parameters - spent) * sum(cost for *_, cost in own) // whole) if whole else 0
+            share = int((budget - spent) * sum(cost for *_, cost in own) // whole) if whole else 0
             _take(own, ranks, share, multiple_of)
-    left = parameters - sum(rank * costs[name] for name, rank in ranks.items())
+    left = budget - sum(rank * costs[name] for name, rank in ranks.items())
     # What a layer's own share already took is the best part of it, so the walk goes on behind it.
     _take([b for b in blocks if b[1] >= ranks[b[0]]], ranks, left, multiple_of)
     return ranks
@@ -45,26 +47,24 @@ def top_b_ranks_plain(
 
 def top_ranks_plain(
     scores: Mapping[str, np.ndarray],
-    costs: Mapping[str, float],
+    costs: Mapping[str, int],
     budget: float,
     *,
+    price: Mapping[str, float] | None = None,
     min_rank: int = 0,
     rank_by: RankBy = "score",
     fill: bool = True,
-    within: tuple[Mapping[str, float], float] | None = None,
 ) -> dict[str, int]:
     """See `lorank.allocation.top_b.top_ranks`: the walk of one cut while training goes on."""
+    of = price or costs
     ranks = {name: min(min_rank, len(values)) for name, values in scores.items()}
-    left = budget - sum(rank * costs[name] for name, rank in ranks.items())
-    besides, beside_left = within or (dict.fromkeys(costs, 0.0), 0.0)
-    beside_left -= sum(rank * besides[name] for name, rank in ranks.items())
-    for name, _, cost in _blocks(scores, costs, None, min_rank, 1, rank_by):
-        if cost > left and not fill:
+    left = budget - sum(rank * of[name] for name, rank in ranks.items())
+    for name, *_ in _blocks(scores, costs, None, min_rank, 1, rank_by):
+        if of[name] > left and not fill:
             break
-        if cost <= left and besides[name] <= beside_left:
+        if of[name] <= left:
             ranks[name] += 1
-            left -= cost
-            beside_left -= besides[name]
+            left -= of[name]
     return ranks
 
 

@@ -88,7 +88,7 @@ class ProportionalRule:
                 waiting = waiting[ranks[waiting] + self.multiple_of <= self.caps[waiting]]
                 furthest = np.lexsort((self.order[waiting], ranks[waiting] - shares[waiting]))
                 waiting = waiting[furthest]
-                paid, (left,) = taken(waiting, [(self.blocks, left)])
+                paid, left = taken(waiting, (self.blocks, left))
                 waiting = waiting[paid]
                 ranks[waiting] += self.multiple_of
         return ranks

@@ -19,29 +19,34 @@ EQUAL = "equal_scores"  # in the provenance of scores that are meant to be equal
 
 def top_b_ranks(
     scores: ImportanceScores,
-    parameters: int,
+    budget: int,
     *,
+    price: Mapping[str, int] | None = None,
     max_rank: int | None = None,
     min_rank: int = 0,
     multiple_of: int = 1,
     rank_by: RankBy = "score",
     scope: Scope = "global",
 ) -> dict[str, int]:
-    """Ranks of the most important units that `parameters` pay for; the same as `top_b_ranks_plain`, in a few milliseconds."""
-    names, costs = tuple(scores.scores), [scores.unit_costs[name] for name in scores.scores]
-    module, start = _blocks(scores.scores, costs, max_rank, min_rank, multiple_of, rank_by)
+    """Ranks of the most important units that the budget pays for; the same as `top_b_ranks_plain`, in a few milliseconds.
+
+    `price` is what a unit takes from the budget: its parameters, or 1 where units are counted.
+    """
+    names, costs = tuple(scores.scores), [(price or scores.unit_costs)[name] for name in scores.scores]
+    worth_by = [scores.unit_costs[name] for name in names]
+    module, start = _blocks(scores.scores, worth_by, max_rank, min_rank, multiple_of, rank_by)
     floors = [floor_of(min_rank, len(values), multiple_of) for values in scores.scores.values()]
-    left = parameters - sum(map(operator.mul, floors, costs))
+    left = budget - sum(map(operator.mul, floors, costs))
     charged = charge(of_block := [cost * multiple_of for cost in costs], left)
     ranks = np.array(floors)
     if scope == "layer":
         shares = _layers(names, module, of_block, left)
-        firsts = np.concatenate([own[taken(own, [(charged[0], share)])[0]] for own, share in shares])
+        firsts = np.concatenate([own[taken(own, (charged[0], share))[0]] for own, share in shares])
         ranks += multiple_of * np.bincount(firsts, minlength=len(names))
-        left = parameters - sum(map(operator.mul, ranks.tolist(), costs))
+        left = budget - sum(map(operator.mul, ranks.tolist(), costs))
         # What a layer's own share already took is the best part of it, so the walk goes on behind it.
         module = module[start >= ranks[module]]
-    ranks += multiple_of * np.bincount(module[taken(module, [(charged[0], left)])[0]], minlength=len(names))
+    ranks += multiple_of * np.bincount(module[taken(module, (charged[0], left))[0]], minlength=len(names))
     return dict(zip(names, ranks.tolist(), strict=True))
 
 
@@ -65,36 +70,33 @@ def _layers(
 
 def top_ranks(
     scores: Mapping[str, np.ndarray],
-    costs: Mapping[str, float],
+    costs: Mapping[str, int],
     budget: float,
     *,
+    price: Mapping[str, float] | None = None,
     min_rank: int = 0,
     rank_by: RankBy = "score",
     fill: bool = True,
-    within: tuple[Mapping[str, float], float] | None = None,
 ) -> dict[str, int]:
     """Ranks of one cut while training goes on: the walk of `allocate` over whatever costs the budget is counted in.
 
     Args:
         scores: module name -> scores of its units that are left.
-        costs: module name -> cost of a unit: parameters, or 1 for a budget in ranks, or any weight above zero.
-        budget: what the kept units may cost.
+        costs: module name -> parameters of a unit.
+        budget: what the kept units may take.
+        price: module name -> what a unit takes from the budget: its parameters (None), or 1 for a budget in ranks, or any
+            weight above zero.
         min_rank: every module keeps at least this, or all that it has.
         rank_by: as `allocate`.
         fill: go on behind the first unit that does not fit, so that no unit more would fit; False stops there, as the
             published codes do, which drop the least important until the rest fits.
-        within: other costs and another budget besides; a unit that it does not pay for is passed over.
 
     """
-    names, price = tuple(scores), [costs[name] for name in scores]
+    names, taken_by = tuple(scores), [(price or costs)[name] for name in scores]
     floors = {name: min(min_rank, len(values)) for name, values in scores.items()}
-    charges = [charge(price, budget - sum(rank * costs[name] for name, rank in floors.items()))]
-    if within is not None:
-        besides, limit = within
-        left = limit - sum(rank * besides[name] for name, rank in floors.items())
-        charges.append(charge([besides[name] for name in names], left))
-    module, _ = _blocks(scores, price, None, min_rank, 1, rank_by)
-    more = np.bincount(module[taken(module, charges, fill=fill)[0]], minlength=len(names)).tolist()
+    left = budget - sum(rank * one for rank, one in zip(floors.values(), taken_by, strict=True))
+    module, _ = _blocks(scores, [costs[name] for name in names], None, min_rank, 1, rank_by)
+    more = np.bincount(module[taken(module, charge(taken_by, left), fill=fill)[0]], minlength=len(names)).tolist()
     return {name: rank + one for (name, rank), one in zip(floors.items(), more, strict=True)}
 
 

@@ -23,8 +23,8 @@ def charge(costs: Sequence[float], budget: float) -> Charge:
     return np.array(costs, dtype=object if huge else np.float64), budget
 
 
-def taken(modules: np.ndarray, charges: Sequence[Charge], *, fill: bool = True) -> tuple[np.ndarray, list[float]]:
-    """Which blocks a walk from the first to the last takes, each whenever it fits into what is left of every budget.
+def taken(modules: np.ndarray, charged: Charge, *, fill: bool = True) -> tuple[np.ndarray, Any]:
+    """Which blocks a walk from the first to the last takes, each whenever it fits into what is left of the budget.
 
     The same as a loop over the blocks with `left -= cost`, to the last bit: differences are taken in that order. Blocks up
     to the first that does not fit are found at once; what no longer fits then is dropped, and the walk goes on behind. Each
@@ -32,28 +32,25 @@ def taken(modules: np.ndarray, charges: Sequence[Charge], *, fill: bool = True) 
 
     Args:
         modules: `(blocks,)`, the module that each block is of, the most important block first.
-        charges: budgets, with what a block costs of each.
-        fill: go on behind a block that the first budget does not pay for; False stops there.
+        charged: what a block of each module costs, and the budget.
+        fill: go on behind a block that the budget does not pay for; False stops there.
 
     Returns:
-        Positions of the blocks taken, ascending, and what is left of each budget.
+        Positions of the blocks taken, ascending, and what is left of the budget.
 
     """
-    costs = [each[modules] for each, _ in charges]
-    left: list[Any] = [budget for _, budget in charges]
+    costs = charged[0][modules]
+    left: Any = charged[1]
     waiting, found = np.arange(len(modules)), [np.zeros(0, dtype=np.intp)]
     while len(waiting):
-        after = [_sums(rest, each[waiting]) for each, rest in zip(costs, left, strict=True)]
-        # Sums only fall, so the blocks that fit stand at the front.
-        fitting = min(int((each[1:] >= 0).sum()) for each in after)
+        after = _sums(left, costs[waiting])
+        fitting = int((after[1:] >= 0).sum())  # sums only fall, so the blocks that fit stand at the front
         found.append(waiting[:fitting])
-        left = [each[fitting] for each in after]
-        waiting = waiting[fitting:]
+        left = after[fitting]
         if not fill:
-            too_dear = np.flatnonzero(costs[0][waiting] > left[0])
-            waiting = waiting[: too_dear[0]] if len(too_dear) else waiting
-        for each, rest in zip(costs, left, strict=True):
-            waiting = waiting[each[waiting] <= rest]
+            break
+        waiting = waiting[fitting:]
+        waiting = waiting[costs[waiting] <= left]
     return np.concatenate(found), left
 
 

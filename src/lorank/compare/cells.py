@@ -144,7 +144,7 @@ def recipe_of(
         cell: which one.
         own: keys and values for this method only, over the recipe's.
         parameters: what the budget means on this task: methods read `r=2` differently (an average rank, a uniform one), a
-            number they all read alike. None keeps the budget's own words.
+            number they all read alike. None keeps the budget's own words, for the method whose units `keep=50%` counts.
 
     Raises:
         RecipeError: a key or value that is not allowed.
@@ -172,7 +172,7 @@ def recipe_of(
     chosen["budget"] = str(parameters or cell.budget)
     if allocates_in_training(method):
         # Counted in ranks, as the papers do, a budget is spent to within some percent of parameters only.
-        chosen["cut"] = merged(kept.get("cut") or {}, {"budget_in": "parameters", "fill": True})
+        chosen["cut"] = merged(kept.get("cut") or {}, {"budget_in": "parameters", "fill": True, "cost_weights": {}})
     made = merged(merged(chosen, _OWN_CHOICES.get(cell.method, {})), own or {})
     if isinstance(made.get("start"), Mapping) and made["start"].get("factors") == "kept":
         made.pop("search", None)  # with the triplets kept, `train` trains them

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from lorank.artefact import file_checksum
+from lorank.budget import Budget
 from lorank.compare.cells import (
     BASELINE,
     BORROWING,
@@ -22,7 +23,9 @@ from lorank.compare.cells import (
     source_of,
 )
 from lorank.errors import OutputError
+from lorank.methods import METHODS
 from lorank.methods.plugins import plugin_of
+from lorank.plan import RankPlan
 from lorank.recipe.method_sections import merged
 from lorank.recipe.recipe import Recipe
 from lorank.runs.checks import check_model
@@ -42,6 +45,8 @@ class Grid:
         folder: where cells work and leave their results.
         rates: (task, budget, method) -> learning rate that was searched for it; empty without a search.
         known: (task, budget) -> parameters, and those of rank 1 everywhere, once they have been worked out.
+        counts: whether a budget that counts units waits for the plan that says what they cost; a search of learning rates takes
+            the mean cost, so that every factor of a rate is tried at the same number of parameters.
 
     """
 
@@ -53,6 +58,7 @@ class Grid:
     folder: Path
     rates: Mapping[tuple[str, str, str], float] = field(default_factory=dict)
     known: dict[tuple[str, str], tuple[int, int]] = field(default_factory=dict)
+    counts: bool = True
 
     def cells(self) -> list[Cell]:
         """All cells, in the order in which they run."""
@@ -64,7 +70,7 @@ class Grid:
 
     def recipe(self, cell: Cell) -> Recipe:
         """The recipe of a cell, its budget in parameters."""
-        return recipe_of(self.contents[cell.task], cell, self.own_of(cell), self.parameters(cell.task, cell.budget))
+        return recipe_of(self.contents[cell.task], cell, self.own_of(cell), self.asked_of(cell))
 
     def own_of(self, cell: Cell) -> dict[str, Any]:
         """The cell's choices over its task's recipe: its method's, and the learning rate that was searched for it."""
@@ -78,16 +84,46 @@ class Grid:
         rate = self.rates.get((cell.task, cell.budget, cell.method))
         return own if rate is None else merged(own, {"train": {"learning_rate": rate}})
 
-    def parameters(self, task: str, budget: str) -> int:
-        """What a budget means on a task: adapter parameters, the same for every method.
+    def _counter(self, cell: Cell) -> str | None:
+        """The method whose plan says what a budget that counts units costs: the recipe's, if it has units and is compared."""
+        first = source_of(self.contents[cell.task], FROM_PLAN[0])
+        has_units = first in METHODS and METHODS[first].allocates_in_training and first in self.methods
+        return first if self.counts and has_units and Budget.parse(cell.budget).counts_units else None
+
+    def counted_by(self, cell: Cell) -> Cell | None:
+        """The cell, of the same seed, that decides how many parameters this one has; None where nothing is to be waited for."""
+        counter = self._counter(cell)
+        return None if counter in (None, cell.method) else replace(cell, method=str(counter))
+
+    def asked_of(self, cell: Cell) -> int | None:
+        """What the cell is asked for in parameters; None where it counts units itself."""
+        return None if self._counter(cell) == cell.method else self.parameters(cell)
+
+    def needed(self, cell: Cell) -> Cell | None:
+        """The cell that has to be done before this one, for its plan or for what that spends."""
+        return self.source(cell) if cell.method in FROM_PLAN else self.counted_by(cell)
+
+    def plan_of(self, cell: Cell) -> Path:
+        """The file of a cell's plan, which is there when the cell has made it."""
+        return self.folder / "cells" / cell.folder / "run" / "plan.json"
+
+    def parameters(self, cell: Cell) -> int:
+        """What the budget of a cell means on its task: adapter parameters, the same for every method.
+
+        A share of the initial units (`keep=50%`) is what the plan of the recipe's method spends, for each seed. Until that is
+        there, and for that method, it is what so many units cost at the mean.
 
         Raises:
-            LorankError: a budget, model or targets that cannot be read.
+            LorankError: a budget, model or targets that cannot be read, or a damaged plan.
 
         """
-        return self._known(task, budget)[0]
+        counted = self.counted_by(cell)
+        if counted is not None and (path := self.plan_of(counted)).is_file():
+            return RankPlan.load(path).spent
+        return self.known_parameters(cell.task, cell.budget)[0]
 
-    def _known(self, task: str, budget: str) -> tuple[int, int]:
+    def known_parameters(self, task: str, budget: str) -> tuple[int, int]:
+        """What a budget costs on a task, units at their mean cost; and what rank 1 everywhere costs."""
         key = (task, budget)
         if key not in self.known:
             recipe = recipe_of(self.contents[task], Cell(task, budget, BASELINE, self.seeds[0]))
@@ -99,7 +135,7 @@ class Grid:
 
     def _uniform_ranks(self, cell: Cell) -> dict[str, int]:
         """Limits of the last cut that leave no choice between modules; where the budget is no whole rank, between two ranks."""
-        parameters, one = self._known(cell.task, cell.budget)
+        parameters, one = self.parameters(cell), self.known_parameters(cell.task, cell.budget)[1]
         return {"min_rank": parameters // one, "max_rank": -(-parameters // one), "multiple_of": 1}
 
     def controlled(self) -> dict[tuple[str, str], str]:
@@ -139,12 +175,15 @@ class Grid:
                         f"{path.parent} was run by a method of {plugin.path} as it was before; give another --output, or "
                         "remove that folder"
                     )
-                if fingerprint != self.fingerprint(cell):
+                counted = self.counted_by(cell)
+                if counted is not None and not self.plan_of(counted).is_file():
+                    pass  # what it should have spent is known again when that cell is done again
+                elif fingerprint != self.fingerprint(cell):
                     raise OutputError(
                         f"{path.parent} was run by another recipe; give another --output, or remove that folder"
                     )
                 source = self.source(cell)
-                plan = self.folder / "cells" / source.folder / "run" / "plan.json"
+                plan = self.plan_of(source)
                 if measured.plan is not None and plan.is_file() and file_checksum(plan) != measured.plan:
                     raise OutputError(f"{path.parent} trained another plan than {plan} holds now; remove that folder")
                 results[cell] = measured

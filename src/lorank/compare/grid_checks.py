@@ -3,13 +3,16 @@
 from collections.abc import Mapping
 from dataclasses import replace
 
+from lorank.budget import Budget
 from lorank.compare.cells import BASELINE, CONTROLS, SAME, Cell, Measured, recipe_of
 from lorank.compare.controls import check_shortened
 from lorank.compare.grid import Grid
 from lorank.engine.options import ScoringSetChoices
 from lorank.errors import ComparisonError, OutputError
 from lorank.findings import Findings
+from lorank.methods import METHODS
 from lorank.models.base_fingerprint import base_sum
+from lorank.recipe.recipe import Recipe
 from lorank.runs.prepare import prepare
 from lorank.runs.recipe_values import pretrained_of
 from lorank.tasks.data import TaskData, load_task_data
@@ -43,6 +46,11 @@ def _check_cell(grid: Grid, cell: Cell, data: TaskData) -> None:
     if recipe.start.scale_by != "initial":
         raise ComparisonError(f"{cell.task}: start.scale_by must be initial, or effective scales would differ")
     choices = recipe.choices()
+    if _weighs_units(recipe) and Budget.parse(cell.budget).kind == "total rank":
+        raise ComparisonError(
+            f"{cell.task}: budget {cell.budget} is a sum of the unit costs of {recipe.method} ({recipe.preset}), which the other "
+            "methods do not have; give parameters, or a share of the units such as keep=37.5%"
+        )
     if recipe.keeps_triplets and isinstance(choices, ScoringSetChoices) and choices.measure.source == "held-out":
         raise ComparisonError(
             f"{cell.task}: with start.factors kept, {cell.method} would be trained without the scoring set, and so on less than "
@@ -52,6 +60,11 @@ def _check_cell(grid: Grid, cell: Cell, data: TaskData) -> None:
         _check_control(grid, cell, recipe.triplets.initial_rank, len(data.train))
         return
     prepare(recipe, (recipe.method,), data=data)
+
+
+def _weighs_units(recipe: Recipe) -> bool:
+    cut = getattr(METHODS[recipe.method].presets[str(recipe.preset)], "cut", None)
+    return bool(getattr(cut, "cost_weights", None))
 
 
 def check_base(grid: Grid, done: Mapping[Cell, Measured]) -> None:
@@ -82,9 +95,7 @@ def _check_control(grid: Grid, cell: Cell, wide: int, examples: int) -> None:
                 f"equal-compute is for methods of two stages, {source} of {cell.task} has one; leave equal-compute out"
             )
         check_shortened(made_by, examples)
-    if cell.method == "svd-truncate" and grid.parameters(cell.task, cell.budget) >= grid.parameters(
-        cell.task, f"r={wide}"
-    ):
+    if cell.method == "svd-truncate" and grid.parameters(cell) >= grid.known_parameters(cell.task, f"r={wide}")[0]:
         raise ComparisonError(
             f"svd-truncate cuts an adapter of rank {wide} (triplets.initial_rank), which is no larger than budget "
             f"{cell.budget}; raise the initial rank, ask for less, or leave svd-truncate out"

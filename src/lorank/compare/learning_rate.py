@@ -95,7 +95,14 @@ def searched(
         }
         folder = grid.folder / "search" / f"factor-{factor:g}"
         part = replace(
-            grid, contents=contents, methods=methods, seeds=(SEARCH_SEED,), folder=folder, rates=rates, known={}
+            grid,
+            contents=contents,
+            methods=methods,
+            seeds=(SEARCH_SEED,),
+            folder=folder,
+            rates=rates,
+            known={},
+            counts=False,
         )
         if console is not None:
             console.print(f"learning rates times {factor:g}, on a part of the training data", highlight=False)

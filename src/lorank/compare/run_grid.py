@@ -53,12 +53,16 @@ def _run(grid: Grid, cells: Sequence[Cell], processes: int, tries: int, console:
         folder = grid.folder / "cells" / cell.folder
         folder.mkdir(parents=True, exist_ok=True)
         (folder / ERROR).unlink(missing_ok=True)
-        source = grid.source(cell)
+        source, counted = grid.source(cell), grid.counted_by(cell)
+        if counted is not None and not grid.plan_of(counted).is_file():
+            reason = f"{counted.folder} made no plan, whose parameters this cell is to have; see why it failed"
+            (folder / ERROR).write_text(reason, encoding="utf-8")
+            return 1
         content = {
             "cell": asdict(cell),
             "content": dict(grid.contents[cell.task]),
             "own": grid.own_of(cell),
-            "parameters": grid.parameters(cell.task, cell.budget),
+            "parameters": grid.asked_of(cell),
             "plugins": loaded_plugins(),
             "plan_of": str((grid.folder / "cells" / source.folder).resolve()) if cell.method in FROM_PLAN else None,
         }
@@ -75,9 +79,7 @@ def _run(grid: Grid, cells: Sequence[Cell], processes: int, tries: int, console:
         while waiting or running:
             # In order, so that a grid that is stopped early has whole seeds; a control when the plan that it trains is there.
             for cell in list(waiting):
-                source = grid.source(cell)
-                ready = cell.method not in FROM_PLAN or source not in (*waiting, *running.values())
-                if ready and len(running) < processes:
+                if grid.needed(cell) not in (*waiting, *running.values()) and len(running) < processes:
                     waiting.remove(cell)
                     running[pool.submit(work, cell)] = cell
             finished, _ = wait(running, return_when=FIRST_COMPLETED)

@@ -2,8 +2,8 @@
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass
-from typing import Any
+from dataclasses import dataclass, field
+from typing import Any, Literal
 
 import numpy as np
 
@@ -14,8 +14,8 @@ from lorank.budget import Budget
 from lorank.engine.options import Choices, ScoringSetChoices
 from lorank.engine.smoothing import updates_needed
 from lorank.errors import AllocationError
-from lorank.module_names import ends_with
-from lorank.plan import RankPlan
+from lorank.module_names import ends_with, is_attention
+from lorank.plan import WEIGHTED, RankPlan
 from lorank.scores import ImportanceScores
 
 
@@ -27,10 +27,11 @@ class InitialAdapter:
         ranks: module name -> initial rank.
         costs: module name -> parameters of one unit, `d_in + d_out`.
         budget: as it was asked for.
-        parameters: what it means.
+        parameters: what it means; of one that counts units, what these cost at the mean.
         limits: `max_rank`, `min_rank`, `multiple_of`, `rank_by`, `scope` of the last cut.
         scale: `alpha / r` of the finished adapter.
         provenance: of scores and plan.
+        weights: module name -> what one unit takes from a budget in ranks, where that is not 1 (IGU-LoRA's code).
 
     """
 
@@ -41,6 +42,17 @@ class InitialAdapter:
     limits: Mapping[str, Any]
     scale: float
     provenance: Mapping[str, Any]
+    weights: Mapping[str, float] = field(default_factory=dict)
+
+    @property
+    def asked(self) -> Budget:
+        """The budget, read; one that counts units as their number."""
+        return Budget.parse(self.budget).of_units(sum(self.ranks.values()))
+
+    @property
+    def weighted(self) -> float:
+        """What all initial units take from a budget in ranks."""
+        return sum(self.weights.get(name, 1.0) * rank for name, rank in self.ranks.items())
 
 
 @dataclass(frozen=True)
@@ -54,22 +66,23 @@ class CutRules:
     def ranks_at(self, step: int, alive: Mapping[str, np.ndarray]) -> dict[str, int]:
         """Ranks of a cut on the way."""
         # Rounded down as in AdaLoRA's code; what is left of a binary fraction must not cost a whole unit.
-        return top_ranks(alive, self._curve()[0], math.floor(self.budget_at(step) + 1e-9), **self._walk())
+        return self._walk(alive, math.floor(self.budget_at(step) + 1e-9), self._curve()[0])
 
     def last_plan(self, alive: Mapping[str, np.ndarray]) -> RankPlan:
         """The plan of the last cut, inside every limit.
 
-        A budget in ranks says how many units there are, and what they cost follows from which they are; if it was asked
-        for in parameters, it is the limit besides.
+        Asked for in parameters it spends parameters, whatever the cuts before it counted. Asked for as a share of the initial
+        units, or in ranks where the curve counts these, it keeps so many units, and what they cost follows from which they are.
         """
-        if self.options.cut.budget_in == "ranks":
-            if not self.initial.provenance.get(EQUAL):
-                warn_if_equal(alive)
-            costs, _, final = self._curve()
-            within = (self.initial.costs, self.initial.parameters) if self._in_parameters else None
-            return self.plan(top_ranks(alive, costs, final, within=within, **self._walk()))
-        scores = ImportanceScores(alive, self.initial.costs, None, self.initial.provenance)
-        return allocate(scores, self.initial.parameters, scale=self.initial.scale, **self.initial.limits)
+        initial = self.initial
+        if self.options.cut.fill and not self._in_ranks:
+            scores, asked = ImportanceScores(alive, initial.costs, None, initial.provenance), initial.asked
+            budget = asked if asked.counts_units else initial.parameters
+            return allocate(scores, budget, scale=initial.scale, **initial.limits)
+        if not initial.provenance.get(EQUAL):
+            warn_if_equal(alive)
+        price, _, final = self._curve() if self._in_ranks or initial.asked.counts_units else self._parameters()
+        return self.plan(self._walk(alive, final, price))
 
     def budget_at(self, step: int) -> float:
         """What the curve leaves at a step, in its own costs."""
@@ -80,12 +93,13 @@ class CutRules:
     def plan(self, ranks: Mapping[str, int], provenance: Mapping[str, Any] | None = None) -> RankPlan:
         """The plan of these ranks."""
         initial, made = self.initial, provenance or self.initial.provenance
-        if self.options.cut.budget_in != "ranks" or self._in_parameters:
+        if not (self._in_ranks or initial.asked.counts_units):
             return RankPlan(ranks, initial.costs, initial.budget, initial.parameters, initial.scale, made)
         # What was asked for is units; what they cost follows from which they are.
         spent, units = sum(rank * initial.costs[name] for name, rank in ranks.items()), math.floor(self._curve()[2])
-        parameters = max(initial.parameters, spent)
-        return RankPlan(ranks, initial.costs, initial.budget, parameters, initial.scale, made, budget_units=units)
+        if self._in_ranks and initial.weights:
+            made = {**made, WEIGHTED: sum(initial.weights[name] * rank for name, rank in ranks.items())}
+        return RankPlan(ranks, initial.costs, initial.budget, spent, initial.scale, made, budget_units=units)
 
     def scalars(
         self, step: int, ranks: Mapping[str, int], before: Mapping[str, int], alive: Mapping[str, np.ndarray]
@@ -105,27 +119,62 @@ class CutRules:
         }
 
     @property
-    def _in_parameters(self) -> bool:
-        return Budget.parse(self.initial.budget).kind in ("parameters", "base fraction")
+    def _in_ranks(self) -> bool:
+        """Whether ranks were asked for, and the curve counts these."""
+        return self.options.cut.budget_in == "ranks" and self.initial.asked.kind in ("uniform rank", "total rank")
 
     def _curve(self) -> tuple[Mapping[str, float], float, float]:
-        """Costs of a unit of each module, and the budgets that the curve goes from and to."""
+        """What a unit of each module takes from the budget, and where the budget's curve starts and ends."""
         initial = self.initial
-        start: float = sum(initial.costs[name] * rank for name, rank in initial.ranks.items())
+        if initial.asked.counts_units:
+            units = sum(initial.ranks.values())
+            return dict.fromkeys(initial.costs, 1), units, initial.asked.units(units)
         if self.options.cut.budget_in == "parameters":
-            return initial.costs, start, initial.parameters
-        weights = {name: _weight(name, self.options.cut.cost_weights) for name in initial.costs}
-        weight = sum(weights[name] * rank for name, rank in initial.ranks.items())
-        # The parameters of rank=144 were rounded down by less than one; nothing that costs below 1/100 is lost by this.
-        return weights, weight, math.floor(100 * (initial.parameters + 1) * weight / start) / 100
+            return self._parameters()
+        price = {name: initial.weights.get(name, 1.0) for name in initial.costs}
+        if initial.asked.kind == "total rank":
+            return price, initial.weighted, float(initial.asked.value)
+        # The parameters of r=2 were rounded down by less than one; nothing that costs below 1/100 is lost by this.
+        share = (initial.parameters + 1) / self._parameters()[1]
+        return price, initial.weighted, math.floor(100 * share * initial.weighted) / 100
 
-    def _walk(self) -> dict[str, Any]:
-        limits = self.initial.limits
-        return {"min_rank": limits["min_rank"], "rank_by": limits["rank_by"], "fill": self.options.cut.fill}
+    def _parameters(self) -> tuple[Mapping[str, int], int, int]:
+        initial = self.initial
+        return (
+            initial.costs,
+            sum(initial.costs[name] * rank for name, rank in initial.ranks.items()),
+            initial.parameters,
+        )
+
+    def _walk(self, alive: Mapping[str, np.ndarray], budget: float, price: Mapping[str, float]) -> dict[str, int]:
+        limits = {key: self.initial.limits[key] for key in ("min_rank", "rank_by")}
+        return top_ranks(alive, self.initial.costs, budget, price=price, fill=self.options.cut.fill, **limits)
 
 
-def _weight(name: str, weights: Mapping[str, float]) -> float:
-    return next((weight for end, weight in weights.items() if ends_with(name, end)), 1.0)
+def unit_weights(
+    shapes: Mapping[str, tuple[int, int]], asked: Mapping[str, float] | Literal["official"]
+) -> dict[str, float]:
+    """What one unit of each module takes from a budget in ranks.
+
+    Args:
+        shapes: module name -> `(d_in, d_out)`.
+        asked: end of a module's name -> weight, others 1; or `"official"`, IGU-LoRA's released code: 1 for every matrix of the
+            attention, whatever its shape, and `(d_ff / d + 1) / 2` for one of the MLP (`(DIM_MULTIPLIER + 1) / 2` there).
+
+    Raises:
+        AllocationError: an end that no module has.
+
+    """
+    if asked == "official":
+        return {
+            name: 1.0 if is_attention(name) else (max(shape) / min(shape) + 1) / 2 for name, shape in shapes.items()
+        }
+    if unmatched := [end for end in asked if not any(ends_with(name, end) for name in shapes)]:
+        raise AllocationError(
+            f"cost_weights name {unmatched[0]!r}, which no adapted module is or ends with; see target_modules"
+        )
+    found = {name: next((w for end, w in asked.items() if ends_with(name, end)), 1.0) for name in shapes}
+    return found if asked else {}
 
 
 def schedule_of(options: Choices, steps: int, steps_per_epoch: int) -> tuple[CutSchedule, int]:

@@ -1,7 +1,9 @@
 """What a model with a fresh adapter offers: initial ranks, costs, and whether the budget fits; before anything is trained."""
 
+import math
 from collections.abc import Mapping
 from dataclasses import replace
+from fractions import Fraction
 from typing import Any
 
 from peft import PeftModel
@@ -13,11 +15,10 @@ from lorank.allocation.schedule import CutSchedule
 from lorank.allocation.top_b import uniform_scores
 from lorank.artefact import versions
 from lorank.budget import Budget
-from lorank.engine.cut_rules import CutRules, InitialAdapter
+from lorank.engine.cut_rules import CutRules, InitialAdapter, unit_weights
 from lorank.engine.options import Choices
 from lorank.errors import AllocationError, BudgetError
 from lorank.models.base_size import base_parameters
-from lorank.module_names import ends_with
 from lorank.unsuitable import model_type_of
 
 
@@ -40,8 +41,14 @@ def read_adapter(
     costs = {name: int(layer.in_features + layer.out_features) for name, layer in layers.items()}
     size = base_parameters(model)
     highest = max(ranks.values())
+    shapes = {name: (int(layer.in_features), int(layer.out_features)) for name, layer in layers.items()}
+    weights = unit_weights(shapes, options.cut.cost_weights)
     parameters = budget.parameters(costs, base_parameters=size, initial_rank=highest)
     start = sum(ranks[name] * cost for name, cost in costs.items())
+    if weights and budget.kind == "total rank":
+        # The sum of what units weigh (`target_total_rank` of IGU-LoRA's code): the share of it that is asked for.
+        whole = sum(weights[name] * rank for name, rank in ranks.items())
+        parameters = math.floor(start * budget.value / Fraction(whole))
     if parameters > start:
         raise BudgetError(
             f"budget {budget} is {parameters:,} parameters, but the adapter starts with {start:,} (rank {highest}); raise r of "
@@ -56,11 +63,8 @@ def read_adapter(
         "versions": versions(),
     }
     limits = options.ranks.model_dump()
-    initial = InitialAdapter(ranks, costs, str(budget), parameters, limits, max(scalings), {**found, **provenance})
-    if unmatched := [end for end in options.cut.cost_weights if not any(ends_with(name, end) for name in costs)]:
-        raise AllocationError(
-            f"cost_weights name {unmatched[0]!r}, which no adapted module is or ends with; see target_modules"
-        )
+    made = {**found, **provenance}
+    initial = InitialAdapter(ranks, costs, str(budget), parameters, limits, max(scalings), made, weights)
     if options.start.factors == "fresh" and max(scalings) != min(scalings):
         raise AllocationError(
             f"the adapter's modules are scaled by {min(scalings):g} to {max(scalings):g} (alpha_pattern, rank_pattern), which a "
@@ -68,7 +72,7 @@ def read_adapter(
         )
     # The limits are tried on equal scores now, not after the training.
     equal = uniform_scores(costs, ranks, provenance)
-    allocate(equal, parameters, **limits)
+    allocate(equal, initial.asked if budget.counts_units else parameters, **limits)
     trial = replace(initial, provenance=equal.provenance)
     plan = CutRules(trial, options, CutSchedule(0, 1, 1)).last_plan(equal.scores)
     if not plan.total_rank:

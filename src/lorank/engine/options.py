@@ -136,8 +136,10 @@ class CurveOptions(Section):
 
     curve: Curve = Field("cubic", description="how the budget falls from `begin` to `end`")
     budget_in: Literal["parameters", "ranks"] = Field("parameters", description="what the curve counts")
-    cost_weights: Mapping[str, float] = Field(
-        {}, description="budget_in ranks: cost of a unit by end of the module's name, others 1 (IGU-LoRA's code)"
+    cost_weights: Mapping[str, float] | Literal["official"] = Field(
+        {},
+        description="budget_in ranks: cost of a unit by end of the module's name, others 1; or `official`, IGU-LoRA's code: 1 in "
+        "the attention, (d_ff/d + 1)/2 in the MLP. `rank=5234` is then a sum of these costs, the code's target_total_rank",
     )
     fill: bool = Field(True, description="after the first unit that does not fit, continue with the next cheaper unit")
     begin: Steps | Share = Field(0.1, description="no cut before")
@@ -151,7 +153,7 @@ class CurveOptions(Section):
     def _choices_agree(self) -> "CurveOptions":
         if self.cost_weights and self.budget_in != "ranks":
             raise ValueError("cost_weights are for budget_in: ranks; a budget in parameters knows what a unit costs")
-        if any(weight <= 0 for weight in self.cost_weights.values()):
+        if not isinstance(self.cost_weights, str) and any(weight <= 0 for weight in self.cost_weights.values()):
             raise ValueError("cost_weights must be above zero")
         if not self.fill and self.budget_in != "ranks":
             raise ValueError("fill: false is for budget_in: ranks; a budget in parameters is spent as far as units fit")
@@ -195,7 +197,7 @@ class StableOptions(Section):
 
     # What a stage that is thrown away leaves no choice about.
     budget_in: ClassVar[Literal["parameters"]] = "parameters"
-    cost_weights: ClassVar[Mapping[str, float]] = {}
+    cost_weights: ClassVar[Mapping[str, float] | Literal["official"]] = {}
     fill: ClassVar[bool] = True
     shrink: ClassVar[Literal["last"]] = "last"
 

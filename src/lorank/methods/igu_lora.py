@@ -36,7 +36,9 @@ IGU_LORA = Method(
                 estimator="training-pass", intervals=20, moved="all", sign="batch", measured="after-step", every=1
             ),
             smooth=DeviationOptions(state="element", window=1, score="smoothed-ratio", lambda_score="scored"),
-            cut=CurveOptions(budget_in="ranks", fill=False, begin=0.01, end=0.43, interval=0.005),
+            cut=CurveOptions(
+                budget_in="ranks", cost_weights="official", fill=False, begin=0.01, end=0.43, interval=0.005
+            ),
             ranks=RankOptions(rank_by="score"),
             start=StartOptions(factors="fresh"),
         ),

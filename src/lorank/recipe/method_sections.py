@@ -9,9 +9,9 @@ from lorank.errors import RecipeError
 from lorank.methods import METHODS, Method
 from lorank.methods.choose import choices_in, preset_of
 from lorank.recipe.sections import (
+    BASELINE_KEYS,
     CHOICES,
     EXPERT,
-    OWN_KEYS,
     CalibrationSet,
     all_choices,
     looks_at_calibration_set,
@@ -136,10 +136,9 @@ def inherited(content: Mapping[str, Any], method: str, own: Mapping[str, Any]) -
         RecipeError: a key that would make the baseline unequal.
 
     """
-    if strange := [key for key in own if key not in OWN_KEYS]:
-        raise RecipeError(
-            f"{strange[0]}: is for all methods alike{nearest(str(strange[0]), OWN_KEYS)}; allowed: {', '.join(OWN_KEYS)}"
-        )
+    if strange := [key for key in own if key not in BASELINE_KEYS]:
+        hint = nearest(str(strange[0]), BASELINE_KEYS)
+        raise RecipeError(f"{strange[0]}: is for all methods alike{hint}; allowed: {', '.join(BASELINE_KEYS)}")
     beside = ("preset", "baselines", "resolved", "search", "expert", *CHOICES)
     kept = {key: value for key, value in content.items() if key not in beside and value is not None}
     kinds = section_kinds(METHODS[method])

@@ -28,11 +28,13 @@ EXPERT: dict[str, frozenset[str]] = {
         )
     ),
     "smooth": frozenset(("accumulate", "ema_decay", "mean_decay", "deviation_decay", "epsilon", "ucb_weight")),
-    "cut": frozenset(("cost_weights", "shrink")),
+    "cut": frozenset(("shrink",)),
 }
 CHOICES = ("triplets", "measure", "smooth", "cut", "ranks", "start")
 # What a baseline may have of its own; anything else decides what has to be equal.
 OWN_KEYS = ("preset", *CHOICES, "expert", "search", "train")
+# In `lorank run` a budget too, which then is not equal, as in the tables of papers; `lorank compare` leaves it out and says so.
+BASELINE_KEYS = (*OWN_KEYS, "budget")
 
 
 def written_key(section: str, key: str) -> str:

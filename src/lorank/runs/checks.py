@@ -82,7 +82,7 @@ def _check_budget(
     most = min(initial, limits.max_rank or initial) // limits.multiple_of * limits.multiple_of
     offered = sum(min(most, target.max_rank) * target.unit_cost for target in targets)
     trains = any(METHODS[method].allocates_in_training for method in methods)
-    if trains and parameters > offered:
+    if trains and not recipe.read_budget.counts_units and parameters > offered:
         raise BudgetError(
             f"budget {recipe.budget} is {parameters:,} parameters, but at most rank {most} in every module is on offer "
             f"({offered:,}); raise triplets.initial_rank (now {initial}) or ranks.max_rank, or ask for less"
@@ -162,8 +162,8 @@ def allocate_for(recipe: Recipe, scores: ImportanceScores) -> RankPlan:
     """
     limits, budget, initial = recipe.ranks.model_dump(), recipe.budget, recipe.triplets.initial_rank
     trains = METHODS[recipe.method].allocates_in_training
-    if not trains and recipe.read_budget.kind in ("kept share", "pruning ratio"):
-        # A share of the initial ranks, which scores of a method that trains no triplets do not know.
+    if not trains and recipe.read_budget.counts_units:
+        # A share of the initial units, which a method that trains no triplets does not have: what they cost at the mean.
         size = scores.provenance["base_parameters"]
         budget = str(recipe.read_budget.parameters(scores.unit_costs, base_parameters=size, initial_rank=initial))
     plan = replace(allocate(scores, budget, scale=recipe.scale, **limits), budget=recipe.budget)

@@ -64,8 +64,8 @@ def run(recipe: Recipe, directory: str | Path, console: Console | None = None) -
     main_run = MethodRun(recipe, prepared, recipe.method, directory, console)
     with locked_directory(directory, recipe, prepared.data, prepared.provenance):
         results[recipe.method] = main_run.result()
-        results |= _baseline_results(main_run)
         plan = RankPlan.load(directory / "plan.json")
+        results |= _baseline_results(main_run, plan)
         _write_results(main_run, recipe.preset, plan, results)
     return RunResult(directory, plan, results)
 
@@ -107,7 +107,7 @@ def run_plan(recipe: Recipe, plan: RankPlan, directory: str | Path, console: Con
             console.print(f"note: the adapter starts as PEFT starts: {unknown_method(method)}", highlight=False)
         start = start_of(recipe.of(method), prepared, plan) if method in METHODS else None
         results[name] = asdict(main_run.evaluation(plan, start=start))
-        results |= _baseline_results(main_run)
+        results |= _baseline_results(main_run, plan)
         _write_results(main_run, plan.provenance.get("preset"), plan, results)
     return RunResult(directory, plan, results)
 
@@ -133,13 +133,15 @@ def _console(console: Console | None) -> Console:
     return (console or Console(stderr=True)) if processes().is_main_process else Console(quiet=True)
 
 
-def _baseline_results(main_run: MethodRun) -> dict[str, dict[str, Any]]:
-    folder = main_run.folder / "baselines"
-    recipe = main_run.recipe
-    return {
-        name: replace(main_run, recipe=recipe.of(name), method=name, folder=folder / name).result()
-        for name in recipe.baselines
-    }
+def _baseline_results(main_run: MethodRun, plan: RankPlan) -> dict[str, dict[str, Any]]:
+    """Of each baseline, at the parameters of the plan, unless the recipe gives it a budget of its own."""
+    folder, recipe, results = main_run.folder / "baselines", main_run.recipe, {}
+    for name, own in recipe.baselines.items():
+        of = recipe.of(name)
+        if "budget" not in own:
+            of = of.model_copy(update={"budget": str(plan.budget_parameters)})
+        results[name] = replace(main_run, recipe=of, method=name, folder=folder / name).result()
+    return results
 
 
 def _write_results(main_run: MethodRun, preset: Any, plan: RankPlan, results: Mapping[str, Any]) -> None:
@@ -147,7 +149,7 @@ def _write_results(main_run: MethodRun, preset: Any, plan: RankPlan, results: Ma
         return
     prepared, picture = main_run.prepared, main_run.folder / "ranks.png"
     budget = {"asked": plan.budget, "parameters": plan.budget_parameters, "spent": plan.spent}
-    budget |= {} if plan.budget_units is None else {"units": plan.budget_units}
+    budget |= {} if plan.budget_units is None else {"units": plan.budget_units, "units_kept": plan.total_rank}
     content = {"budget": budget, "method": main_run.method, "preset": preset, "results": results}
     if prepared.data.more:
         content["test_parts"] = prepared.section.test_parts  # the first is the one of `metrics`
