@@ -61,6 +61,7 @@ class Allocator:
         self.ended = "all steps done"
         self.finished: int | None = None
         self.measured = 0
+        self.last_cut: tuple[int, UnitScores] | None = None  # step, and scores of the units that it chose from
         self._pending: Tensors | None = None
         self._regularised = False
         self._masks: list[torch.Tensor] | None = None
@@ -151,6 +152,7 @@ class Allocator:
         if last:
             self.finished = step
             self.smoother.clear()
+        self.last_cut = step, alive
         return self.rules.scalars(step, self.ranks, self.logged_ranks, alive)
 
     def finish(self, step: int, optimizer: Any) -> tuple[ImportanceScores, RankPlan]:
@@ -212,8 +214,7 @@ class Allocator:
             tensors[f"scores/{name}"] = torch.from_numpy(self.scores[name].copy())
             if self.standard_errors is not None:
                 tensors[f"errors/{name}"] = torch.from_numpy(self.standard_errors[name].copy())
-        for number, mask in enumerate(self._masks or ()):
-            tensors[f"mask/{number}"] = mask
+        tensors |= {f"mask/{number}": mask for number, mask in enumerate(self._masks or ())}
         values = {
             "measured": self.measured,
             "finished": self.finished,
@@ -257,8 +258,9 @@ class Allocator:
             self.scores[name] = tensors[f"scores/{name}"].numpy().copy()
         if all(f"errors/{name}" in tensors for name in self.units):
             self.standard_errors = {name: tensors[f"errors/{name}"].numpy().copy() for name in self.units}
-        masks = [tensors[f"mask/{n}"].to(device) for n in range(len(self.units)) if f"mask/{n}" in tensors]
-        self._masks = masks or None
+        self._masks = [
+            tensors[f"mask/{n}"].to(device) for n in range(len(self.units)) if f"mask/{n}" in tensors
+        ] or None
         self.measured, self.finished, self.ended = values["measured"], values["finished"], values["ended"]
         self.changes.load_state_dict(values["changes"])
         # In the model's order: the Trainer's JSON has sorted the names.
