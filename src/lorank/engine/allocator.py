@@ -58,9 +58,8 @@ class Allocator:
         self.ranks = dict(initial.ranks)
         self.logged_ranks: Mapping[str, int] = self.ranks
         self.changes = PlanChanges(getattr(self.options.cut, "stop_when_stable", None))
-        self.ended = "all steps done"
+        self.ended, self.measured = "all steps done", 0
         self.finished: int | None = None
-        self.measured = 0
         self.last_cut: tuple[int, UnitScores] | None = None  # step, and scores of the units that it chose from
         self._pending: Tensors | None = None
         self._regularised = False
@@ -258,9 +257,8 @@ class Allocator:
             self.scores[name] = tensors[f"scores/{name}"].numpy().copy()
         if all(f"errors/{name}" in tensors for name in self.units):
             self.standard_errors = {name: tensors[f"errors/{name}"].numpy().copy() for name in self.units}
-        self._masks = [
-            tensors[f"mask/{n}"].to(device) for n in range(len(self.units)) if f"mask/{n}" in tensors
-        ] or None
+        masks = [tensors[f"mask/{n}"].to(device) for n in range(len(self.units)) if f"mask/{n}" in tensors]
+        self._masks = masks or None
         self.measured, self.finished, self.ended = values["measured"], values["finished"], values["ended"]
         self.changes.load_state_dict(values["changes"])
         # In the model's order: the Trainer's JSON has sorted the names.
