@@ -43,6 +43,8 @@ def cuts_figure(history: CutHistory, title: str) -> "Figure":
     for number, (said, values) in enumerate((("before", maps[0]), (_when(history), maps[-1]))):
         axes = sheet.axes(left + number * (inner[0] + apart), top, *inner)
         mesh = draw_heat_map(axes, grid, values, norm, paint)
+        if not number:
+            axes.set_ylabel("layer", color=INK)
         total = sum(states[-1 if number else 0].values())
         axes.set_xlabel(f"{said}: total rank {total:,}", fontsize=9, color=INK)
     right = left + 2 * (inner[0] + apart)
