@@ -25,6 +25,8 @@ ROOMS = (
 )  # fmt: skip
 FLOORS = dict.fromkeys(GROUND, 0) | {room: floor for floor, room in enumerate(ROOMS, 1)}
 TOP = len(ROOMS) + 1
+# plan.plot() draws itself: imported when it is called, and nothing else goes up.
+UPWARDS = {("lorank.plan", "lorank.report.picture"), ("lorank.plan", "lorank.report.rank_map")}
 MAY_TAKE_A_RECIPE = {"recipe", "runs", "compare", "cli"}
 
 
@@ -90,7 +92,9 @@ def test_rooms_import_from_floors_below() -> None:
         f"{where(name, line)} imports {other}"
         for name in modules()
         for other, line in own(imports_of(name)).items()
-        if floor_of(other) >= floor_of(name) and not (floor_of(other) == floor_of(name) and same_room(name, other))
+        if (name, other) not in UPWARDS
+        and floor_of(other) >= floor_of(name)
+        and not (floor_of(other) == floor_of(name) and same_room(name, other))
     ]
     assert not wrong, "\n" + "\n".join(wrong)
 
@@ -113,7 +117,7 @@ def first_circle() -> list[str]:
         if name in done:
             return []
         for other in own(imports_of(name)):
-            if other != name and (circle := walk(other, [*way, name])):
+            if other != name and (name, other) not in UPWARDS and (circle := walk(other, [*way, name])):
                 return circle
         done.add(name)
         return []

@@ -83,6 +83,11 @@ def write_text(path: Path, text: str) -> None:
     write_atomically(path, lambda temporary: temporary.write_text(text, encoding="utf-8"))
 
 
+def copy_file(source: Path, path: Path) -> None:
+    """Write what `source` holds, atomically."""
+    write_atomically(path, lambda temporary: temporary.write_bytes(source.read_bytes()))
+
+
 def make_folder(folder: Path) -> None:
     """Make a folder and those above it, unless they are there.
 

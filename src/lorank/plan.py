@@ -13,8 +13,11 @@ from lorank.model_parts import unwrapped
 from lorank.targets import first_difference
 
 if TYPE_CHECKING:
+    from matplotlib.figure import Figure
     from peft import LoraConfig
     from torch import nn
+
+    from lorank.scores import ImportanceScores
 
 FORMAT = "lorank.rank_plan"
 VERSION = 1
@@ -159,6 +162,33 @@ class RankPlan:
             )
         except (ValueError, TypeError, ImportError) as error:
             raise PlanError(f"PEFT refuses these options: {one_line(error)}") from None
+
+    def plot(self, path: str | Path | None = None, scores: "ImportanceScores | None" = None) -> "Figure":
+        """Draw the ranks by layer and projection, with mean rank and share of the parameters of each (needs no model).
+
+        Args:
+            path: where the picture is written, PNG or SVG by its ending, in place of what is there; None writes nothing.
+            scores: that the plan was made from: a second map shows the importance of each module, the sum of the scores of
+                its units in percent of all.
+
+        Returns:
+            The figure, for changes of your own: `plan.plot().axes[0]`.
+
+        Raises:
+            OutputError: another ending, or a place that cannot be written to.
+            PlanError: the plan was made from other scores.
+
+        """
+        from lorank.report.picture import picture_format, plain_text, save_picture
+        from lorank.report.rank_map import rank_figure
+
+        if path is not None:
+            picture_format(Path(path))
+        with plain_text():
+            figure = rank_figure(self, scores)
+        if path is not None:
+            save_picture(figure, Path(path))
+        return figure
 
     def save(self, path: str | Path) -> None:
         """Write the plan as JSON, atomically."""

@@ -22,6 +22,7 @@ from torch.utils.data import DataLoader
 from transformers import TrainerCallback, default_data_collator
 
 from lorank import AllocationLoop, RankAllocation
+from lorank.allocation.cut_history import CutHistory
 from lorank.errors import DataError, LorankWarning, RecipeError, TrainingError
 
 STEPS = 10
@@ -205,6 +206,7 @@ def test_a_scoring_loader_resumes_too(tmp_path: Path) -> None:
         step(again, resumed, optimizer, batches[number])
     assert resumed.finish(optimizer) == allocation.finish()
     assert resumed.scores.fingerprint == allocation.scores.fingerprint
+    assert resumed.cut_history.cuts == allocation.cut_history.cuts
 
 
 def test_what_comes_out_is_an_ordinary_adapter(tmp_path: Path) -> None:
@@ -219,7 +221,12 @@ def test_what_comes_out_is_an_ordinary_adapter(tmp_path: Path) -> None:
     assert [one["rank_allocation/step"] for one in cuts if one][-1] == 8
     assert sum(v.numel() for name, v in model.named_parameters() if "lora_" in name) == plan.spent
     assert torch.allclose(logits(model), before, atol=1e-5)
-    assert {path.name for path in (tmp_path / "out").iterdir()} == {"plan.json", "scores.safetensors", "ranks.png"}
+    files = {path.name for path in (tmp_path / "out").iterdir()}
+    assert files == {"plan.json", "scores.safetensors", "cuts.jsonl", "ranks.png"}
+    logged = [(one["rank_allocation/step"], one["rank_allocation/total_rank"]) for one in cuts if one]
+    kept = CutHistory.load(tmp_path / "out" / "cuts.jsonl")
+    assert [(cut.step, sum(cut.ranks.values())) for cut in kept.cuts] == logged
+    assert kept.ranks == plan.ranks
     model.save_pretrained(tmp_path / "adapter")
     loaded = PeftModel.from_pretrained(base, str(tmp_path / "adapter"))
     assert torch.allclose(logits(loaded), before, atol=1e-5)

@@ -16,6 +16,7 @@ from transformers import (
 )
 
 from lorank import RankAllocation
+from lorank.allocation.cut_history import CutHistory
 from lorank.errors import TrainingError
 
 RESUMED = {
@@ -42,7 +43,8 @@ def test_resuming_from_any_checkpoint_is_the_uninterrupted_run(name: str, tmp_pa
         assert again.plan == whole.plan, step
         # The Trainer's JSON sorts names; the plan's order is the model's.
         assert list(again.plan.ranks) == list(whole.plan.ranks), step
-        assert (folder / "plan.json").read_bytes() == (tmp_path / "whole" / "plan.json").read_bytes(), step
+        for file in ("plan.json", "cuts.jsonl"):
+            assert (folder / file).read_bytes() == (tmp_path / "whole" / file).read_bytes(), (step, file)
         assert again.scores.fingerprint == whole.scores.fingerprint, step
         for file in ("adapter_model.safetensors", "rank_allocation.safetensors", "optimizer.pt"):
             before, now = (read(place / "checkpoint-18" / file) for place in (tmp_path / "whole", folder))
@@ -196,10 +198,14 @@ def test_an_interrupted_training_is_resumed_and_not_begun_again(tmp_path: Path) 
     stop.step = 0
     with pytest.raises(TrainingError, match="has cut this adapter already"):
         trainer.train()
+    interrupted = CutHistory.load(tmp_path / "cuts.jsonl")
+    assert [cut.step for cut in interrupted.cuts] == [6, 8, 10, 12]  # the last checkpoint is that of step 12
+    (tmp_path / "cuts.jsonl").open("a").write('{"step":13,"ra')  # killed while it wrote a line
     trainer.train(resume_from_checkpoint=True)
     whole = RankAllocation(budget="r=2", **IGU)
     tiny_trainer(tmp_path / "whole", whole).train()
     assert allocation.plan == whole.plan
+    assert (tmp_path / "cuts.jsonl").read_bytes() == (tmp_path / "whole" / "cuts.jsonl").read_bytes()
 
 
 def test_a_training_can_be_made_longer_after_the_last_cut(tmp_path: Path) -> None:

@@ -80,6 +80,8 @@ def test_a_killed_run_ends_as_the_uninterrupted_one(tiny_recipe, changes, points
         assert not (tmp_path / point / "adapter").exists()
         run(recipe, tmp_path / point, Console(quiet=True))
         resumed = artefacts(tmp_path / point)
+        cuts = [(folder / "cuts.jsonl").read_bytes() for folder in (tmp_path / "whole", tmp_path / point)]
+        assert cuts[0] == cuts[1], f"cuts after a kill in {point} at {counts[point]}"
         assert resumed[0] == whole[0], f"plan after a kill in {point} at {counts[point]}"
         assert resumed[1].keys() == whole[1].keys()
         different = [key for key, values in whole[1].items() if not np.array_equal(values, resumed[1][key])]

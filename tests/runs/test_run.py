@@ -16,6 +16,7 @@ from transformers import AutoModel, AutoModelForSequenceClassification, DebertaV
 
 from lorank import ImportanceScores, LorankError, RankPlan
 from lorank.allocation import allocate
+from lorank.allocation.cut_history import CutHistory
 from lorank.engine.path import PathScorer
 from lorank.errors import LorankWarning
 from lorank.recipe.files import load_recipe
@@ -37,8 +38,13 @@ def test_a_run_leaves_a_plain_peft_adapter_within_the_budget(tiny_recipe, tmp_pa
         "adapter",
         "metrics.json",
         "ranks.png",
+        "cuts.jsonl",
+        "cuts.png",
         "baselines",
     }
+    cuts = CutHistory.load(out / "cuts.jsonl")
+    assert set(cuts.initial_ranks.values()) == {recipe.triplets.initial_rank}
+    assert cuts.ranks == result.plan.ranks  # the first stage's last cut is the plan
 
     plan, config = RankPlan.load(out / "plan.json"), json.loads((out / "adapter" / "adapter_config.json").read_text())
     tensors = load_file(out / "adapter" / "adapter_model.safetensors")

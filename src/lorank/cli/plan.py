@@ -55,17 +55,36 @@ plan_app = typer.Typer(help="Look at rank plans, and hand them over to other too
 
 
 @plan_app.command("show")
-def plan_show_command(plan: Annotated[Path, typer.Argument(help="plan.json")]) -> None:
-    """Show a plan: ranks by layer and projection, what it spends, where it comes from."""
+def plan_show_command(
+    plan: Annotated[Path, typer.Argument(help="plan.json")],
+    picture: Annotated[Path | None, typer.Option(help="also draw the ranks: name of a .png or .svg")] = None,
+    scores: Annotated[
+        Path | None,
+        typer.Option(help="scores.safetensors that the plan was made from: the picture shows importance beside ranks"),
+    ] = None,
+    cuts: Annotated[
+        Path | None,
+        typer.Option(help="cuts.jsonl of the same run: the picture shows ranks before, after and over time"),
+    ] = None,
+    overwrite: Annotated[bool, typer.Option(help="replace a picture of that name that differs")] = False,
+) -> None:
+    """Show a plan: ranks by layer and projection, mean ranks, what it spends, where it comes from; with --picture also drawn."""
     with clear_errors():
         from lorank.plan import RankPlan
-        from lorank.report.tables import rank_table, stability_lines
+        from lorank.report.tables import rank_table, stability_lines, summary_table
 
         loaded = RankPlan.load(plan)
+        if picture is not None or scores is not None or cuts is not None:
+            from lorank.report.plan_picture import write_plan_picture
+
+            write_plan_picture(loaded, picture, scores=scores, cuts=cuts, overwrite=overwrite)
         out.print(rank_table(loaded))
+        out.print(summary_table(loaded))
         say(f"{loaded!r}")
         for line in stability_lines(loaded):
             say(line)
+        if picture is not None:
+            say(f"picture             {picture}")
 
 
 @plan_app.command("diff")

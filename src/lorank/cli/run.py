@@ -76,6 +76,7 @@ def _print_result(result: "RunResult") -> None:
         "adapter": "PEFT LoRA adapter",
         "plan.json": "rank plan",
         "ranks.png": "heat map",
+        "cuts.png": "before and after",
         "scores.safetensors": "importance scores",
         "metrics.json": "metrics",
     }.items():

@@ -58,9 +58,9 @@ class Allocator:
         self.ranks = dict(initial.ranks)
         self.logged_ranks: Mapping[str, int] = self.ranks
         self.changes = PlanChanges(getattr(self.options.cut, "stop_when_stable", None))
-        self.ended = "all steps done"
+        self.ended, self.measured = "all steps done", 0
         self.finished: int | None = None
-        self.measured = 0
+        self.last_cut: tuple[int, UnitScores] | None = None  # step, and scores of the units that it chose from
         self._pending: Tensors | None = None
         self._regularised = False
         self._masks: list[torch.Tensor] | None = None
@@ -151,6 +151,7 @@ class Allocator:
         if last:
             self.finished = step
             self.smoother.clear()
+        self.last_cut = step, alive
         return self.rules.scalars(step, self.ranks, self.logged_ranks, alive)
 
     def finish(self, step: int, optimizer: Any) -> tuple[ImportanceScores, RankPlan]:
@@ -212,8 +213,7 @@ class Allocator:
             tensors[f"scores/{name}"] = torch.from_numpy(self.scores[name].copy())
             if self.standard_errors is not None:
                 tensors[f"errors/{name}"] = torch.from_numpy(self.standard_errors[name].copy())
-        for number, mask in enumerate(self._masks or ()):
-            tensors[f"mask/{number}"] = mask
+        tensors |= {f"mask/{number}": mask for number, mask in enumerate(self._masks or ())}
         values = {
             "measured": self.measured,
             "finished": self.finished,

@@ -15,6 +15,7 @@ from lorank.adapter.gain import set_gain
 from lorank.adapter.padding import refuse_padding
 from lorank.adapter.path import capture
 from lorank.adapter.triplet import TripletAdapter
+from lorank.allocation.cut_history import CUTS, CutHistory
 from lorank.budget import Budget
 from lorank.engine.allocator import Allocator
 from lorank.engine.assembly import TrainingFacts, make_allocator
@@ -41,6 +42,7 @@ class Allocation:
     Attributes:
         options: the choices of the method.
         allocator: the engine, once training has begun.
+        cut_history: ranks and scores that each cut has left, once training has begun.
 
     """
 
@@ -65,6 +67,7 @@ class Allocation:
         self._check_scoring_data()
         self.provenance = {**(provenance or {}), "method": method, "preset": self.preset}
         self.allocator: Allocator | None = None
+        self.cut_history: CutHistory | None = None
         self._plan: RankPlan | None = None
         self._scores: ImportanceScores | None = None
         self._adapter: TripletAdapter | None = None
@@ -172,6 +175,7 @@ class Allocation:
         self.allocator = make_allocator(
             self._adapter, self._initial, self.options, facts, passed, batches, self._baseline
         )
+        self.cut_history = CutHistory(self._initial.ranks, self._initial.costs)
 
     def _try_scoring(self) -> None:
         """Pass one batch of the scoring set, so that it does not fail in the middle of training."""
@@ -186,8 +190,10 @@ class Allocation:
     def _state(self) -> dict[str, Any]:
         """The engine's state, and what training began with: a process that resumes may have drawn another start."""
         assert self.allocator is not None
+        assert self.cut_history is not None
         state = self.allocator.state_dict()
-        held = {f"beside/{name}": tensor for name, tensor in self._beside.items()}
+        held = {f"cuts/{key}": torch.from_numpy(array) for key, array in self.cut_history.arrays().items()}
+        held |= {f"beside/{name}": tensor for name, tensor in self._beside.items()}
         held |= {f"baseline/{k}": tensor.contiguous() for k, tensor in enumerate(self._baseline or ())}
         values = {**state["values"], "seed": self._seed, "training": self._training}
         return {"tensors": {**state["tensors"], **held}, "values": values}
@@ -195,6 +201,7 @@ class Allocation:
     def _load_state(self, state: Mapping[str, Mapping[str, Any]]) -> None:
         """Continue from what `_state` returned."""
         assert self.allocator is not None
+        assert self.cut_history is not None
         values = state["values"]
         if values["seed"] != self._seed:
             raise TrainingError(
@@ -204,29 +211,46 @@ class Allocation:
         self.allocator.load_state_dict(state)
         self._training = values["training"]
         tensors = state["tensors"]
+        held = {key.partition("/")[2]: tensor.numpy() for key, tensor in tensors.items() if key.startswith("cuts/")}
+        if held:  # a checkpoint of an earlier version has none
+            self.cut_history.restore(held)
         self._beside = {name: tensors.get(f"beside/{name}", tensor) for name, tensor in self._beside.items()}
         if self._baseline is not None:  # in place: the measure holds the same list
             self._baseline[:] = [tensors.get(f"baseline/{k}", tensor) for k, tensor in enumerate(self._baseline)]
 
     def _end(self, model: PeftModel, step: int, optimizer: Any, directory: Path | None) -> None:
-        """Fold the triplets into a plain LoRA; write plan, scores and heat map into `directory`.
+        """Fold the triplets into a plain LoRA; write plan, scores, cuts and heat map into `directory`.
 
         Raises:
             TrainingError: training ended before anything could be scored.
 
         """
         assert self.allocator is not None
+        assert self.cut_history is not None
         set_gain(self.allocator.adapter, 1.0)
         try:
             scores, plan = self.allocator.finish(step, optimizer)
         finally:
             self.allocator.measure.close()
+        self._record_cut()
         fold_to_lora(model, self.allocator.adapter, plan.scale)
         self._scores, self._plan = scores, plan
         if self.options.start.factors == "fresh":
             start_again(model, self.allocator.adapter.adapter_name, self._beside, self._seed)
         if directory is not None:
+            self.cut_history.write(directory / CUTS)
             write_results(scores, plan, directory)
+
+    def _record_cut(self, path: Path | None = None) -> None:
+        """Take down the cut that the engine has just made, if it has; the file at `path` gets a line more."""
+        assert self.allocator is not None
+        assert self.cut_history is not None
+        if (cut := self.allocator.last_cut) is None:
+            return
+        self.allocator.last_cut = None
+        self.cut_history.add(cut[0], self.allocator.ranks, cut[1])
+        if path is not None:
+            self.cut_history.append(path)
 
     def _draw_gain(self, step: int, micro_batch: int) -> None:
         """A factor for the adapter's output in the next micro-batch, where training is on the path."""

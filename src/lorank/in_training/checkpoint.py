@@ -12,7 +12,7 @@ from transformers import TrainingArguments
 from lorank.artefact import checksum, write_atomically
 from lorank.errors import TrainingError
 from lorank.plan import RankPlan
-from lorank.report.rank_map import draw_rank_map
+from lorank.report.rank_map import draw_rank_map, plan_title
 from lorank.scores import ImportanceScores
 
 STATE = "rank_allocation.safetensors"
@@ -91,7 +91,4 @@ def write_results(scores: ImportanceScores, plan: RankPlan, directory: Path) -> 
     """Write `scores.safetensors`, `plan.json` and `ranks.png`."""
     scores.save(directory / "scores.safetensors")
     plan.save(directory / "plan.json")
-    made = plan.provenance
-    name = f"{made['method']} ({made['preset']}) · {Path(str(made['model'])).name}"
-    title = f"{name}\nbudget {plan.budget}: {plan.spending}, total rank {plan.total_rank}"
-    draw_rank_map(plan, directory / "ranks.png", title)
+    draw_rank_map(plan, directory / "ranks.png", plan_title(plan), scores)

@@ -165,6 +165,7 @@ class AllocationLoop(Allocation):
                 raise TrainingError("before_step was not called in this step: call it before optimizer.step()")
             self._asked, self._checked = False, optimizer
             logged = engine.after_step(self.step + 1, optimizer, skipped=skipped)
+            self._record_cut()
         if not skipped:
             self.step += 1
         self._next_step()
@@ -180,7 +181,7 @@ class AllocationLoop(Allocation):
 
         Args:
             optimizer: as in `after_step`.
-            directory: where `plan.json`, `scores.safetensors` and `ranks.png` are written; None writes nothing.
+            directory: where `plan.json`, `scores.safetensors`, `cuts.jsonl` and `ranks.png` are written; None writes nothing.
 
         Raises:
             TrainingError: nothing was scored yet.

@@ -11,6 +11,7 @@ from transformers import TrainerCallback, TrainerControl, TrainerState, Training
 from transformers.trainer_callback import ExportableState
 
 from lorank.adapter.gain import set_gain
+from lorank.allocation.cut_history import CUTS
 from lorank.budget import Budget
 from lorank.engine.assembly import needs_passes
 from lorank.engine.options import ScoringSetChoices
@@ -39,7 +40,7 @@ class RankAllocation(Allocation, TrainerCallback, ExportableState):
     LoRA adapter that trains (`get_peft_model(model, LoraConfig(r=...))`, or TRL's `peft_config=LoraConfig(...)`); its `r`
     is the initial rank of every module, above what the budget will pay for. The adapter becomes triplets when the Trainer
     is made, is cut on the way or at the end, and is folded back when training ends. `plan.json`, `scores.safetensors` and
-    `ranks.png` are written to `args.output_dir`.
+    `ranks.png` are written to `args.output_dir`, and `cuts.jsonl`: a line for each cut, when it is made, by the main process.
 
     I-LoRA scores on examples that are not trained on: `RankAllocation("i-lora", budget="8.8M", scoring_data=rows)`. Its
     training is a first stage. When it has ended, the model carries the plan's adapter at a fresh start, and heads and
@@ -75,7 +76,7 @@ class RankAllocation(Allocation, TrainerCallback, ExportableState):
             scoring_data: for I-LoRA: rows that are prepared as the training data, the name of an entry of the Trainer's
                 `eval_dataset` (its `get_eval_dataloader` makes the batches; needs `attach`; for TRL, which prepares its data
                 itself), or a DataLoader.
-            output_dir: for plan, scores and heat map; None is the Trainer's.
+            output_dir: for plan, scores, cuts and heat map; None is the Trainer's.
             provenance: JSON values that scores and plan carry besides their own.
             **options: over the preset's, by name: those of `lorank.engine.options.ScoringSetChoices` (I-LoRA) or
                 `TrainingBatchChoices` (the others), and of `RankOptions`.
@@ -167,6 +168,8 @@ class RankAllocation(Allocation, TrainerCallback, ExportableState):
             self._take_back = call_after_backward(trainer, self._after_backward)
         if state.global_step > 0:
             self._load_state(read_state(saved, args, state.global_step))
+        if (path := self._cuts_file(args, state)) is not None and self.cut_history is not None:
+            self.cut_history.write(path)  # as it was at the checkpoint: what was cut after it is cut again
 
     def on_step_begin(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
         """First micro-batch of a step."""
@@ -196,6 +199,7 @@ class RankAllocation(Allocation, TrainerCallback, ExportableState):
             return
         skipped = bool(getattr(optimizer, "step_was_skipped", False))
         logged = engine.after_step(state.global_step + 1, optimizer, skipped=skipped)
+        self._record_cut(self._cuts_file(args, state))
         if logged is None:
             return
         self._latest = logged
@@ -249,7 +253,7 @@ class RankAllocation(Allocation, TrainerCallback, ExportableState):
         optimizer: Any = None,
         **_: Any,
     ) -> None:
-        """Fold the triplets into a plain LoRA, and write plan, scores and heat map.
+        """Fold the triplets into a plain LoRA, and write plan, scores, cuts and heat map.
 
         Raises:
             TrainingError: training ended before anything could be scored.
@@ -260,8 +264,12 @@ class RankAllocation(Allocation, TrainerCallback, ExportableState):
         self._take_back()
         if engine.finished is None:
             forget_best(state)  # it was measured before the cut
-        directory = (self.output_dir or Path(args.output_dir)) if state.is_world_process_zero else None
-        self._end(model, state.global_step, optimizer, directory)
+        path = self._cuts_file(args, state)
+        self._end(model, state.global_step, optimizer, None if path is None else path.parent)
+
+    def _cuts_file(self, args: TrainingArguments, state: TrainerState) -> Path | None:
+        """Where the main process writes cuts; no other one writes."""
+        return (self.output_dir or Path(args.output_dir)) / CUTS if state.is_world_process_zero else None
 
     def _after_backward(self, scale: Any) -> None:
         if (engine := self._engine) is None or self._trainer is None:

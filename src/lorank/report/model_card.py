@@ -10,7 +10,7 @@ from huggingface_hub import ModelCard, ModelCardData
 
 from lorank.artefact import versions, write_atomically
 from lorank.plan import RankPlan
-from lorank.report.tables import named_values
+from lorank.report.tables import named_values, summary_words
 
 _PIPELINES = {"CAUSAL_LM": "text-generation", "SEQ_2_SEQ_LM": "text2text-generation"}
 _TEMPLATE = """\
@@ -28,6 +28,8 @@ with lorank.
 {% if picture %}
 ![rank by layer and projection](ranks.png)
 {% endif %}
+{{ mean_ranks }}
+
 ## Data
 
 {{ data }}
@@ -122,6 +124,7 @@ def write_model_card(
         base_in_python=json.dumps(base_model),
         base_in_shell=_in_shell(base_model),
         plan=plan,
+        mean_ranks=summary_words(plan),
         adapted=sum(rank > 0 for rank in plan.ranks.values()),
         method=method,
         preset=preset,

@@ -1,96 +1,208 @@
-"""Ranks laid out as layers x projections: the one picture of a plan that everybody reads."""
+"""Ranks as a map of layers x projections, and beside it the importance that they were assigned by (I-LoRA, Figures 3 and 4)."""
 
-from collections.abc import Mapping
-from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 
-from lorank.artefact import write_atomically
-from lorank.module_names import places, stack_label
+from lorank.errors import PlanError
 from lorank.plan import RankPlan
-from lorank.report.picture import drawable, drawing
+from lorank.report.heat_map import (
+    EMPTY,
+    IMPORTANCE,
+    INK,
+    MISSING,
+    OUTLINE,
+    RANKS,
+    Margin,
+    Paint,
+    colour_scale,
+    draw_heat_map,
+    draw_margins,
+    tilted_length,
+)
+from lorank.report.module_grid import ModuleGrid, module_grid
+from lorank.report.picture import Sheet, drawable, drawing, save_picture
+from lorank.scores import ImportanceScores
+
+if TYPE_CHECKING:
+    from matplotlib.cm import ScalarMappable
+    from matplotlib.figure import Figure
+
+_WIDTH, _MARGIN, _BAR = 0.62, 0.55, 1.0  # inches: of a cell, of a column of numbers, of a colour bar with its labels
+_TALLEST, _LOWEST, _HIGHEST = 16.0, 0.13, 0.3  # inches: of a map of many layers, of a row
 
 
-@dataclass(frozen=True)
-class RankGrid:
-    """Ranks by layer and projection.
+def module_importance(plan: RankPlan, scores: ImportanceScores) -> dict[str, float]:
+    """Importance of every module of a plan, in percent of all: the sum of the scores of its units.
 
-    Attributes:
-        layers: row names, in the model's order.
-        projections: column names.
-        ranks: `(layers, projections)` integers; -1 where there is no such module.
+    `100 Σ_i S_mi / Σ_m |Σ_i S_mi|`. I-LoRA's eq. 4 is an L1 norm, which adds up over the parameters of a module; the paper does
+    not say how its figures add units up. Units are those that were scored, kept or not; 0 where all scores are 0.
+
+    Raises:
+        PlanError: the plan was made from other scores, or they are of other modules.
 
     """
-
-    layers: tuple[str, ...]
-    projections: tuple[str, ...]
-    ranks: np.ndarray
-
-
-def rank_grid(plan: RankPlan) -> RankGrid:
-    """Lay the plan's ranks out. With several stacks (encoder and decoder) a row's name says which."""
-    layers, projections, cells = grid_of(plan.ranks)
-    return RankGrid(layers, projections, np.array([[-1 if rank is None else rank for rank in row] for row in cells]))
+    made_from = plan.provenance.get("scores")
+    if set(scores.scores) != set(plan.ranks) or made_from not in (None, scores.fingerprint):
+        raise PlanError("the plan was made from other scores than these; give the scores.safetensors of the same run")
+    sums = {name: float(scores.scores[name].sum()) for name in plan.ranks}
+    total = sum(map(abs, sums.values()))
+    return {name: 100 * value / total if total else 0.0 for name, value in sums.items()}
 
 
-def grid_of(values: Mapping[str, Any]) -> tuple[tuple[str, ...], tuple[str, ...], list[list[Any]]]:
-    """Names of the layers, names of the projections, and the modules' values in that grid, None where there is none."""
-    placed = places(values)
-    rows = list(dict.fromkeys((place.stack, place.layer) for place in placed.values()))
-    # In the order of the fullest layer: of an adapter that has lost modules, the first layer may name few of them.
-    held = {row: [place.projection for place in placed.values() if (place.stack, place.layer) == row] for row in rows}
-    columns = list(dict.fromkeys(name for row in sorted(rows, key=lambda row: -len(held[row])) for name in held[row]))
-    several = len({stack for stack, _ in rows}) > 1
-    cells: list[list[Any]] = [[None] * len(columns) for _ in rows]
-    for name, place in placed.items():
-        cells[rows.index((place.stack, place.layer))][columns.index(place.projection)] = values[name]
-    return tuple(_row_name(stack, layer, several) for stack, layer in rows), tuple(columns), cells
+def rank_figure(plan: RankPlan, scores: ImportanceScores | None = None, title: str | None = None) -> "Figure":
+    """Draw a plan: darker is more rank, with the mean rank and the share of the parameters of each layer and projection.
+
+    Args:
+        plan: to be drawn. The routed experts of a layer share a cell, which shows their mean.
+        scores: that it was made from: a second map shows the importance of each module, see `module_importance`.
+        title: above; None says method, model and what is spent.
+
+    Returns:
+        A figure of matplotlib.
+
+    Raises:
+        PlanError: the plan was made from other scores.
+
+    """
+    importance = None if scores is None else module_importance(plan, scores)
+    grid = module_grid(plan.ranks)
+    height = row_height(grid)
+    left, top = left_of(grid), header_of(grid)
+    inner, panels = (_WIDTH * len(grid.columns), height * len(grid.rows)), 1 if importance is None else 2
+    last = tilted_length(grid, _WIDTH) * 0.055 - _WIDTH / 2  # inches of a tilted name beyond the last column
+    step = inner[0] + max(2 * _MARGIN + _BAR + 0.35, last)
+    right = left + (panels - 1) * step + inner[0] + max((3 - panels) * _MARGIN + _BAR + 0.2, last)
+    sheet = Sheet(right, top + max(inner[1], 1.0) + 0.85, title or plan_title(plan))
+    ranks = {name: float(rank) for name, rank in plan.ranks.items()}
+    axes = sheet.axes(left, top, *inner)
+    values, paint = grid.means(ranks), Paint(RANKS, rank_text, _WIDTH, height)
+    norm, kind = colour_scale(values)
+    mesh = draw_heat_map(axes, grid, values, norm, paint)
+    axes.set_ylabel("layer", color=INK)
+    spent = {name: 100 * rank * plan.unit_costs[name] / max(1, plan.spent) for name, rank in plan.ranks.items()}
+    shares = grid.sums(spent)
+    draw_margins(
+        axes,
+        [Margin("mean rank", _means(grid, ranks, 1)), Margin("% of parameters", _sums(shares, 0))],
+        [Margin("mean\nrank", _means(grid, ranks, 0)), Margin("% of\nparam.", _sums(shares, 1))],
+        paint,
+    )
+    bar = left + inner[0] + 2 * _MARGIN + 0.15
+    colour_bar(
+        sheet, mesh, (bar, top, inner[1]), _label("rank, mean of experts" if grid.grouped else "rank", kind), whole=True
+    )
+    legend(sheet, values)
+    if importance is not None:
+        values = grid.sums(importance)
+        norm, kind = colour_scale(values)
+        decimals = 1 if np.nanmean(np.abs(values)) >= 1 else 2
+        paint = Paint(IMPORTANCE, partial(percent_text, decimals=decimals), _WIDTH, height, rows=False)
+        axes = sheet.axes(left + step, top, *inner)
+        mesh = draw_heat_map(axes, grid, values, norm, paint)
+        margins = Margin("", _sums(values, 0)), Margin("sum", _sums(values, 1))
+        draw_margins(axes, [margins[0]], [margins[1]], paint)
+        bar = left + step + inner[0] + _MARGIN + 0.15
+        label = _label("importance: sum of\nunit scores, % of all", kind)
+        colour_bar(sheet, mesh, (bar, top, inner[1]), label)
+    return sheet.figure
 
 
-def _row_name(stack: str, layer: int | None, several: bool) -> str:
-    if layer is None:
-        return stack or "model"
-    return f"{stack_label(stack)} {layer}" if several else str(layer)
+def plan_title(plan: RankPlan) -> str:
+    """Method, preset, model and what is spent, in two lines."""
+    made = plan.provenance
+    named = str(made.get("method", "plan")) + (f" ({made['preset']})" if made.get("preset") else "")
+    model = f" · {Path(str(made['model'])).name}" if made.get("model") else ""
+    return f"{named}{model}\nbudget {plan.budget}: {plan.spending}, total rank {plan.total_rank}"
 
 
-def draw_rank_map(plan: RankPlan, path: Path, title: str) -> None:
-    """Draw the grid as a PNG: darker is more rank, the number is the rank, grey is a module without adapter.
+def draw_rank_map(plan: RankPlan, path: Path, title: str, scores: ImportanceScores | None = None) -> None:
+    """Write `rank_figure` to `path`, PNG or SVG.
 
     Warns:
         LorankWarning: it could not be drawn.
 
     """
     with drawing(path):
-        _draw(rank_grid(plan), path, title)
+        save_picture(rank_figure(plan, scores, title), path)
 
 
-def _draw(grid: RankGrid, path: Path, title: str) -> None:
-    from matplotlib.figure import Figure
-    from matplotlib.ticker import MaxNLocator
+def row_height(grid: ModuleGrid) -> float:
+    """Inches of a row: less where there are many."""
+    return min(_HIGHEST, max(_LOWEST, _TALLEST / len(grid.rows)))
 
-    rows, columns = grid.ranks.shape
-    figure = Figure(figsize=(max(5.5, 1.2 * columns + 1.6), max(3.2, 0.36 * rows + 1.9)), layout="constrained")
-    axes = figure.subplots()
-    shown = np.ma.masked_less(grid.ranks, 1)
-    top = max(1, int(grid.ranks.max()))
-    image = axes.imshow(shown, cmap="Blues", vmin=0, vmax=max(top, 2), aspect="auto")
-    axes.set_facecolor("#f0f0f0")
-    for row in range(rows):
-        for column in range(columns):
-            rank = int(grid.ranks[row, column])
-            if rank >= 0:
-                colour = "#999999" if rank == 0 else "white" if rank > 0.55 * top else "black"
-                axes.text(column, row, str(rank), ha="center", va="center", color=colour, fontsize=10)
-    axes.set_xticks(range(columns), [drawable(name) for name in grid.projections], rotation=0 if columns <= 7 else 30)
-    axes.set_yticks(range(rows), [drawable(name) for name in grid.layers])
-    axes.set_ylabel("layer")
-    axes.set_xticks(np.arange(columns + 1) - 0.5, minor=True)
-    axes.set_yticks(np.arange(rows + 1) - 0.5, minor=True)
-    axes.grid(which="minor", color="white", linewidth=2)
-    axes.tick_params(which="both", length=0)
-    axes.spines[:].set_visible(False)
-    axes.set_title(drawable(title), fontsize=10)
-    figure.colorbar(image, ax=axes, label="rank", ticks=MaxNLocator(nbins=6, integer=True))
-    write_atomically(path, lambda temporary: figure.savefig(temporary, format="png", dpi=150))
+
+def left_of(grid: ModuleGrid) -> float:
+    """Inches that the names of layers and the titles of margins take."""
+    return max(1.1, 0.45 + 0.075 * max(len(drawable(name)) for name in grid.rows))
+
+
+def header_of(grid: ModuleGrid) -> float:
+    """Inches that the names of projections take."""
+    lines = 0.15 if any("\n" in name for name in grid.columns) else 0.0
+    return max(0.4, 0.22 + 0.044 * tilted_length(grid, _WIDTH)) + lines
+
+
+def rank_text(rank: float) -> str:
+    """A rank in its cell; a mean of experts has a decimal."""
+    return f"{rank:.0f}" if float(rank).is_integer() else f"{rank:.1f}"
+
+
+def colour_bar(
+    sheet: Sheet, mesh: "ScalarMappable", place: tuple[float, float, float], label: str, *, whole: bool = False
+) -> None:
+    """Draw a colour bar at `left, top`, about as high as a map of `height`, with whole numbers or any."""
+    from matplotlib.colors import LogNorm
+    from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullLocator
+
+    left, top, height = place
+    bar = sheet.figure.colorbar(mesh, cax=sheet.axes(left, top, 0.14, min(max(height, 1.0), 3.0)))
+    axis = bar.ax.yaxis
+    if isinstance(mesh.norm, LogNorm):
+        axis.set_major_locator(LogLocator(2) if whole else LogLocator(10, subs=(1.0, 2.0, 5.0)))
+        axis.set_minor_locator(NullLocator())
+    elif whole:
+        axis.set_major_locator(MaxNLocator(nbins=6, integer=True))
+    axis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
+    bar.set_label(label, fontsize=8, color=INK)
+    bar.ax.tick_params(labelsize=8, labelcolor=INK)
+    bar.outline.set_visible(False)
+
+
+def legend(sheet: Sheet, values: np.ndarray) -> None:
+    """Say in the lower left corner what an empty and a hatched cell are, where there are any."""
+    from matplotlib.patches import Patch
+
+    handles = []
+    if (values == 0).any():
+        handles.append(Patch(facecolor=EMPTY, edgecolor=OUTLINE, linewidth=0.6, label="0: no adapter"))
+    if np.isnan(values).any():
+        handles.append(Patch(facecolor=MISSING, edgecolor="white", hatch="/////", label="no such module"))
+    if handles:
+        sheet.figure.legend(handles=handles, loc="lower left", ncols=2, fontsize=8, frameon=False, labelcolor=INK)
+
+
+def _label(what: str, kind: str) -> str:
+    return f"{what}\n({kind} scale)" if kind else what
+
+
+def _means(grid: ModuleGrid, ranks: dict[str, float], axis: int) -> list[str]:
+    """Mean rank over the modules of every row (`axis` 0) or column (1); each expert counts."""
+    count = len(grid.columns if axis else grid.rows)
+    held: list[list[float]] = [[] for _ in range(count)]
+    for name, rank in ranks.items():
+        held[grid.cells[name][axis]].append(rank)
+    return [f"{np.mean(of):.1f}" for of in held]
+
+
+def _sums(shares: np.ndarray, axis: int) -> list[str]:
+    """Sums over columns (`axis` 0) or rows (1), in percent."""
+    return [percent_text(value) for value in np.nansum(shares, axis=axis)]
+
+
+def percent_text(share: float, decimals: int = 1) -> str:
+    """Percent; what would be rounded to zero and is above it is said to be below the last decimal."""
+    text = f"{share:.{decimals}f}"
+    return f"<{10**-decimals:g}" if share > 0 and not float(text) else text

@@ -5,7 +5,7 @@ from typing import Any
 
 from lorank.module_names import places
 from lorank.plan import RankPlan
-from lorank.report.rank_map import grid_of
+from lorank.report.module_grid import grid_of, layer_groups, projection_groups
 from lorank.report.split_table import SplitTable
 from lorank.scores import ImportanceScores
 from lorank.targets import Target
@@ -14,6 +14,23 @@ from lorank.targets import Target
 def rank_table(plan: RankPlan) -> SplitTable:
     """Ranks by layer and projection, as the heat map shows them; a dot is a module without adapter."""
     return _grid("rank by layer and projection", {name: str(rank or "·") for name, rank in plan.ranks.items()})
+
+
+def summary_table(plan: RankPlan) -> SplitTable:
+    """Mean rank and share of the parameters, by thirds of the layers and by projection; modules of rank 0 count."""
+    table = SplitTable("mean rank", ("modules", "number", "mean rank", "% of parameters"))
+    for group in (*layer_groups(plan), *projection_groups(plan)):
+        table.add_row(group.name, str(group.modules), f"{group.mean_rank:.2f}", f"{100 * group.share:.1f}")
+    return table
+
+
+def summary_words(plan: RankPlan) -> str:
+    """The mean ranks of `summary_table` in a sentence."""
+    layers, projections = (
+        ", ".join(f"{group.name} {group.mean_rank:.1f}" for group in groups)
+        for groups in (layer_groups(plan), projection_groups(plan))
+    )
+    return f"Mean rank by layer: {layers or 'no layers'}; by projection: {projections}."
 
 
 def _grid(title: str, cells: Mapping[str, str]) -> SplitTable:

@@ -9,7 +9,8 @@ from typing import Any
 from peft import PeftModel
 from rich.console import Console
 
-from lorank.artefact import write_json
+from lorank.allocation.cut_history import CUTS
+from lorank.artefact import copy_file, write_json
 from lorank.errors import OutputError
 from lorank.methods import METHODS
 from lorank.plan import RankPlan
@@ -114,7 +115,10 @@ class MethodRun:
     def _measured_scores(self) -> ImportanceScores:
         recipe, prepared, method = self.recipe, self.prepared, self.method
         if METHODS[method].allocates_in_training:
-            return self._allocated(self._search_folder)
+            scores = self._allocated(self._search_folder)
+            if processes().is_main_process:
+                copy_file(self._search_folder / CUTS, self.folder / CUTS)
+            return scores
         if METHODS[method].scorer is not None:
             self.console.print(f"{method}: scoring the frozen model", highlight=False)
             return score_frozen(prepared, recipe)

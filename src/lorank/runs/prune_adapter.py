@@ -111,7 +111,7 @@ def prune_adapter(
                 measured[when] |= {"metrics": metrics, "loss": loss, **({"more": more} if more else {})}
             shutil.rmtree(partial / "work", ignore_errors=True)
         spent = f"{held:,} parameters, now {pruned.plan.spending}"
-        draw_rank_map(pruned.plan, partial / "ranks.png", f"{adapter.name}: {by_what}\n{spent}")
+        draw_rank_map(pruned.plan, partial / "ranks.png", f"{adapter.name}: {by_what}\n{spent}", pruned.scores)
         write_json(partial / "pruned.json", measured)
     return pruned.plan, measured
 

@@ -11,6 +11,8 @@ from typing import Any
 
 from rich.console import Console
 
+from lorank.allocation.cut_history import CUTS, CutHistory
+from lorank.allocation.top_b import EQUAL
 from lorank.artefact import write_json
 from lorank.errors import OutputError, RecipeError
 from lorank.findings import Findings
@@ -21,12 +23,14 @@ from lorank.models.pretrained import Pretrained
 from lorank.plan import RankPlan
 from lorank.processes import processes
 from lorank.recipe.recipe import Recipe
+from lorank.report.cut_map import draw_cuts
 from lorank.report.model_card import write_model_card
 from lorank.report.rank_map import draw_rank_map
 from lorank.runs.method_run import MethodRun, start_of
 from lorank.runs.output import locked_directory
 from lorank.runs.prepare import prepare
 from lorank.runs.recipe_values import pretrained_of
+from lorank.scores import ImportanceScores
 from lorank.tasks.data import TaskData
 from lorank.tasks.section import DataSection
 
@@ -50,8 +54,8 @@ class RunResult:
 def run(recipe: Recipe, directory: str | Path, console: Console | None = None) -> RunResult:
     """Carry out a recipe in `directory`, or continue it.
 
-    Writes `recipe.yaml`, `scores.safetensors`, `plan.json`, `adapter/`, `metrics.json` and `ranks.png`; baselines go
-    under `baselines/`.
+    Writes `recipe.yaml`, `scores.safetensors`, `plan.json`, `adapter/`, `metrics.json` and `ranks.png`; of a method that
+    cuts also `cuts.jsonl` and `cuts.png`; baselines go under `baselines/`.
 
     Raises:
         LorankError: bad input, found before anything expensive, several findings as one; or training that cannot go on, after
@@ -154,7 +158,7 @@ def _write_results(main_run: MethodRun, preset: Any, plan: RankPlan, results: Ma
     if prepared.data.more:
         content["test_parts"] = prepared.section.test_parts  # the first is the one of `metrics`
     write_json(main_run.folder / "metrics.json", content)
-    draw_rank_map(plan, picture, _rank_map_title(prepared.base, prepared.section, plan, main_run.method, preset))
+    _draw(main_run.folder, plan, _rank_map_title(prepared.base, prepared.section, plan, main_run.method, preset))
     write_model_card(
         main_run.folder / "adapter",
         plan,
@@ -170,6 +174,16 @@ def _write_results(main_run: MethodRun, preset: Any, plan: RankPlan, results: Ma
         seed=prepared.settings.seed,
         picture=picture if picture.is_file() else None,
     )
+
+
+def _draw(folder: Path, plan: RankPlan, title: str) -> None:
+    """Ranks beside the importance that they were assigned by, where there is one; and before and after cuts."""
+    path, scores = folder / "scores.safetensors", None
+    if path.is_file() and not (found := ImportanceScores.load(path)).provenance.get(EQUAL):
+        scores = found
+    draw_rank_map(plan, folder / "ranks.png", title, scores)
+    if (folder / CUTS).is_file():
+        draw_cuts(CutHistory.load(folder / CUTS), folder / "cuts.png", title)
 
 
 def _data_described(section: DataSection, data: TaskData) -> str:
