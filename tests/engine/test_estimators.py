@@ -16,6 +16,7 @@ from lorank.engine.estimators import (
     layer_groups,
 )
 from lorank.engine.path import model_loss, path_integral
+from lorank.engine.quadrature import trapezoid_bound
 
 N = 20
 
@@ -140,6 +141,10 @@ def test_estimates_of_a_gradient_that_is_a_parabola_are_exact() -> None:
     # T_N is λ³ (1/3 + 1/(6 N²)).
     assert check.bound_estimate == pytest.approx((1 / (6 * n**2)) / (1 / 3 + 1 / (6 * n**2)))
     assert check.richardson_estimate == pytest.approx(check.bound_estimate)
+    # The Hessian is diag(2 λ), Lipschitz with ρ = 2, so the gap is within ρ ‖λ‖³ / (12 N²).
+    every = torch.cat([values.detach() for values in adapter.lambdas])
+    assert check.completeness_gap == pytest.approx(abs(float(every.pow(3).sum())) / (6 * n**2))
+    assert check.completeness_gap <= trapezoid_bound(2 * float(every.norm()) ** 3, n)
 
 
 @pytest.mark.parametrize("intervals", [2, 6])
