@@ -151,7 +151,7 @@ def format_1_rows() -> list[str]:
     ]
     rows += _moved("scoring", measured, ("measure", "smooth"), ("scoring_batch_size",))
     rows.append(("`pruning.ending`: `continue`, `retrain`", "`start.factors`: `kept`, `fresh`"))
-    rows += _moved("pruning", pruned, ("triplets", "measure", "smooth", "cut"), ("initial_rank",))
+    rows += _moved("pruning", pruned, ("triplets", "measure", "smooth", "cut"), ("initial_rank", "orthogonality_added"))
     rows += _moved("calibration", looked, ("measure",), ())
     rows += [("`calibration.components`", "`expert.measure.components`"), ("`allocation.*`", "`ranks.*`")]
     rows += [

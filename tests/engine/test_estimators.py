@@ -16,6 +16,7 @@ from lorank.engine.estimators import (
     layer_groups,
 )
 from lorank.engine.path import model_loss, path_integral
+from lorank.engine.quadrature import trapezoid_bound
 
 N = 20
 
@@ -125,7 +126,39 @@ def test_the_richardson_estimate_is_the_error() -> None:
         for n in (256, 16)
     )
     true = float((rough - fine).abs().sum() / rough.abs().sum())
-    assert check_quadrature(model, adapter, batch, 16).richardson_error == pytest.approx(true, rel=0.15)
+    check = check_quadrature(model, adapter, batch, 16)
+    assert check.richardson_estimate == pytest.approx(true, rel=0.15)
+    # The estimated bound is on the safe side: the largest second difference of a unit stands for all of its path.
+    assert true < check.bound_estimate < 20 * true
+
+
+def test_estimates_of_a_gradient_that_is_a_parabola_are_exact() -> None:
+    """With `L = Σ λ³/3` each `f(α) = ∂L/∂λ = α² λ²`, so `λ f'' = 2 λ³`, and the rule's error is the bound, `|λ|³ / (6 N²)`."""
+    model, adapter = triplet_model()
+    n, cubes = 4, sum(float(values.detach().abs().pow(3).sum()) for values in adapter.lambdas)
+    check = check_quadrature(model, adapter, {}, n, loss=lambda *_: sum((v**3).sum() / 3 for v in adapter.lambdas))
+    assert check.lipschitz_estimate == pytest.approx(2 * cubes)
+    # T_N is λ³ (1/3 + 1/(6 N²)).
+    assert check.bound_estimate == pytest.approx((1 / (6 * n**2)) / (1 / 3 + 1 / (6 * n**2)))
+    assert check.richardson_estimate == pytest.approx(check.bound_estimate)
+    # The Hessian is diag(2 λ), Lipschitz with ρ = 2, so the gap is within ρ ‖λ‖³ / (12 N²).
+    every = torch.cat([values.detach() for values in adapter.lambdas])
+    assert check.completeness_gap == pytest.approx(abs(float(every.pow(3).sum())) / (6 * n**2))
+    assert check.completeness_gap <= trapezoid_bound(2 * float(every.norm()) ** 3, n)
+
+
+@pytest.mark.parametrize("intervals", [2, 6])
+def test_the_estimated_bound_is_never_below_the_richardson_estimate(intervals: int) -> None:
+    """Each is a sum of second differences; the one takes their largest for all, the other their signed mean."""
+    model, adapter = triplet_model()
+    waves = [(37.0 * (1 + k), values) for k, values in enumerate(adapter.lambdas)]
+    check = check_quadrature(model, adapter, {}, intervals, loss=lambda *_: sum((v * w).sin().sum() for w, v in waves))
+    assert check.bound_estimate >= check.richardson_estimate > 0
+
+
+def test_a_check_of_an_earlier_version_is_read() -> None:
+    record = {"intervals": 8, "loss_change": -1.0, "completeness_gap": 0.1, "richardson_error": 0.02}
+    assert QuadratureCheck.of(record) == QuadratureCheck(8, -1.0, 0.1, 0.02)
 
 
 def test_auto_intervals_reach_the_tolerance() -> None:
@@ -134,7 +167,7 @@ def test_auto_intervals_reach_the_tolerance() -> None:
     first = check_quadrature(model, adapter, batch, 8)
     for tolerance in (1e-2, 1e-3):
         n = intervals_for(tolerance, first)
-        assert check_quadrature(model, adapter, batch, n).richardson_error < 1.2 * tolerance
+        assert check_quadrature(model, adapter, batch, n).richardson_estimate < 1.2 * tolerance
     assert intervals_for(1e-12, first) == 128
     assert intervals_for(0.5, QuadratureCheck(8, 1.0, 0.0, 1e-9)) == 2
 
@@ -145,7 +178,7 @@ def test_at_zero_lambda_there_is_no_error_to_speak_of() -> None:
         for values in adapter.lambdas:
             values.zero_()
     check = check_quadrature(model, adapter, random_batch(), 4)
-    assert check.richardson_error == float("inf")
+    assert check.richardson_estimate == float("inf")
     assert intervals_for(0.01, check) == 4
     assert check.completeness_gap == 0
 

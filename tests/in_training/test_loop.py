@@ -3,6 +3,7 @@
 import copy
 import io
 import json
+import warnings
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -420,6 +421,40 @@ def test_bad_options_leave_the_model_alone(
     model, _ = model_and_batches(tmp_path)
     with pytest.raises(error, match=said):
         loop(model, **{"method": "i-lora", **options})
+
+
+def test_an_after_backward_that_is_not_called_is_said_once(tmp_path: Path) -> None:
+    """The regulariser is then added to gradients that may be clipped already."""
+    model, batches = model_and_batches(tmp_path)
+    for place in ("before-clipping", "after-clipping"):
+        own = copy.deepcopy(model)
+        allocation = loop(own, **METHODS["adalora"], orthogonality_added=place)
+        optimizer = adamw(own)
+        with warnings.catch_warnings(record=True) as told:
+            warnings.simplefilter("always")
+            for batch in batches[:2]:
+                own(**batch).loss.backward()
+                allocation.before_step()
+                optimizer.step()
+                allocation.after_step(optimizer)
+                optimizer.zero_grad()
+        said = [one for one in told if "after_backward was not called" in str(one.message)]
+        assert len(said) == (place == "before-clipping")
+
+
+def test_a_state_from_before_there_was_a_choice_of_place_continues(tmp_path: Path) -> None:
+    model, batches = model_and_batches(tmp_path)
+    first, again, differently = (copy.deepcopy(model) for _ in range(3))
+    allocation = loop(first, **METHODS["adalora"])
+    step(first, allocation, adamw(first), batches[0])
+    state = allocation.state_dict()
+    del state["values"]["options"]["triplets"]["orthogonality_added"]
+    same_place = loop(again, **METHODS["adalora"])
+    same_place.load_state_dict(state)
+    assert same_place.step == 1
+    other = loop(differently, **METHODS["adalora"], orthogonality_added="after-clipping")
+    with pytest.raises(TrainingError, match=r"orthogonality_added was 'before-clipping', now 'after-clipping'"):
+        other.load_state_dict(state)
 
 
 def test_another_state_is_refused(tmp_path: Path) -> None:

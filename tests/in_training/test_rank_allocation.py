@@ -1,6 +1,7 @@
 """RankAllocation in a real Trainer."""
 
 import copy
+import warnings
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -48,18 +49,12 @@ class Watch(TrainerCallback):
         IGU,
         ADALORA,
         {**IGU, "preset": "paper", "window": 2},
-        {
-            **IGU,
-            "estimator": "trapezoid",
-            "intervals": "auto",
-            "path_scope": "layer",
-            "state": "element",
-            "shrink": "every",
-        },
+        {**IGU, "preset": "within-layer", "window": 2},
+        {**IGU, "preset": "trapezoid", "window": 2, "shrink": "every"},
         {**IGU, "estimator": "unbiased", "intervals": 4, "moved": "all", "sign": "loss-reduction", "score": "ucb"},
         {**IGU, "preset": "official", **SHORT, "factors": "kept", "sign": "window"},
     ],
-    ids=["igu-lora", "adalora", "igu-lora-paper", "trapezoid", "unbiased", "official"],
+    ids=["igu-lora", "adalora", "igu-lora-paper", "within-layer", "trapezoid", "unbiased", "official"],
 )
 def test_one_callback_makes_a_compact_lora_of_the_same_function(options: dict[str, Any], tmp_path: Path) -> None:
     allocation, watch = RankAllocation(budget="r=2", **options), Watch()
@@ -73,6 +68,9 @@ def test_one_callback_makes_a_compact_lora_of_the_same_function(options: dict[st
     assert allocation.scores.fingerprint == ImportanceScores.load(tmp_path / "scores.safetensors").fingerprint
     assert plan.provenance["scores"] == allocation.scores.fingerprint
     assert (tmp_path / "ranks.png").stat().st_size > 10_000
+    if options.get("preset") == "within-layer":
+        # Three passes for each of two layers at steps 1 to 11, four comparisons of the loss, and a check with 20 intervals.
+        assert plan.provenance["scoring_passes"] == 3 * 2 * 11 + 4 + 21
     # Real shrinking: at the last cut, or at every cut.
     assert watch.ranks[0] == (4,) * len(plan.ranks)
     assert watch.ranks[11:] == [tuple(plan.ranks.values())] * 9
@@ -265,16 +263,25 @@ class Norms(TrainerCallback):
 
 @pytest.mark.parametrize("accumulation", [1, 2])
 def test_attached_the_regulariser_is_added_before_clipping(accumulation: int, tmp_path: Path) -> None:
-    """Once a step, whatever is accumulated; a callback alone is asked after clipping."""
-    for attached in (True, False):
-        allocation, norms = RankAllocation(budget="r=2", orthogonality=3.0, **ADALORA), Norms()
+    """Once a step, whatever is accumulated; a callback alone is asked after clipping, which is said unless it is meant."""
+    found = []
+    for attached, place in ((True, "before"), (False, "before"), (True, "after"), (False, "after")):
+        chosen = {"orthogonality": 3.0, "orthogonality_added": f"{place}-clipping"}
+        allocation, norms = RankAllocation(budget="r=2", **chosen, **ADALORA), Norms()
         options: dict[str, Any] = {"gradient_accumulation_steps": accumulation, "max_grad_norm": 0.01, "max_steps": 6}
-        trainer = tiny_trainer(tmp_path / str(attached), allocation, norms, **options)
+        trainer = tiny_trainer(tmp_path / f"{attached} {place}", allocation, norms, **options)
         if attached:
             allocation.attach(trainer)
-        trainer.train()
-        assert (max(norms.norms) < 0.0101) == attached
+        with warnings.catch_warnings(record=True) as told:
+            warnings.simplefilter("always")
+            trainer.train()
+        said = [str(one.message) for one in told if "the Trainer clips gradients to norm 0.01" in str(one.message)]
+        assert len(said) == (not attached and place == "before")
+        assert all("attach" in one and "orthogonality_added='after-clipping'" in one for one in said)
+        assert (max(norms.norms) < 0.0101) == (attached and place == "before")
         assert "training_step" not in vars(trainer)
+        found.append(norms.norms)
+    assert found[1] == found[2] == found[3]
 
 
 def test_scaled_gradients_get_a_scaled_regulariser() -> None:

@@ -56,6 +56,8 @@ def meaning(recipe: Recipe) -> dict[str, Any]:
             if name != "ranks"
             for key, value in options.model_dump(mode="json").items()
         }
+        # Before there was a choice, recipes added the regulariser where the default adds it.
+        assert found["options"].pop("orthogonality_added", "before-clipping") == "before-clipping"
         found["options"]["ending"] = {"kept": "continue", "fresh": "retrain"}[found["options"].pop("factors")]
         found |= {"initial_rank": recipe.triplets.initial_rank, "allocates": stage(recipe.deciding_stage)}
         if isinstance(measure, ScoringSet):

@@ -162,6 +162,19 @@ def test_schedules_are_those_of_transformers() -> None:
     assert set(SCHEDULERS) == {one.value for one in SchedulerType} - {"reduce_lr_on_plateau", "greedy"}
 
 
+@pytest.mark.parametrize("method", ["i-lora", "igu-lora", "adalora"])
+def test_where_the_regulariser_is_added_is_for_experts(method: str) -> None:
+    content = {**MINIMAL, "method": method}
+    assert make_recipe(content).choices().triplets.orthogonality_added == "before-clipping"
+    recipe = make_recipe({**content, "expert": {"triplets": {"orthogonality_added": "after-clipping"}}})
+    assert recipe.choices().triplets.orthogonality_added == "after-clipping"
+    written = recipe.model_dump(mode="json")
+    assert written["expert"]["triplets"] == {"orthogonality_added": "after-clipping"}
+    assert make_recipe(written) == recipe
+    with pytest.raises(RecipeError, match=r"write it as expert\.triplets\.orthogonality_added"):
+        make_recipe({**content, "triplets": {"orthogonality_added": "after-clipping"}})
+
+
 def test_what_search_leaves_out_is_as_in_train() -> None:
     recipe = make_recipe({**MINIMAL, "train": {"epochs": 1, "batch_size": 4}, "search": {"epochs": 2}})
     stage = recipe.deciding_stage

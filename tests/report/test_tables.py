@@ -4,7 +4,14 @@ import numpy as np
 from rich.console import Console
 
 from lorank.plan import RankPlan
-from lorank.report.tables import change_table, cost_table, result_table, score_table, stability_lines
+from lorank.report.tables import (
+    change_table,
+    cost_table,
+    quadrature_lines,
+    result_table,
+    score_table,
+    stability_lines,
+)
 from lorank.scores import ImportanceScores
 
 NAMES = ("layer.0.query", "layer.0.output", "layer.1.query", "layer.1.output")
@@ -58,6 +65,15 @@ def test_stability_in_words() -> None:
     assert "0.500, 1 of 4 ranks" in draws
     assert "25.0 % at the 95th percentile" in draws
     assert stability_lines(plan(1, 1, 1, 1)) == []
+
+
+def test_quadrature_lines_name_both_numbers_as_estimates() -> None:
+    check = {"intervals": 8, "richardson_estimate": 0.0041, "bound_estimate": 0.0234}
+    (line,) = quadrature_lines(plan(1, 1, 1, 1, quadrature=check))
+    assert "8 intervals: estimated error 0.41 % of the integrals (Richardson), estimated bound 2.3 % (" in line
+    (line,) = quadrature_lines(plan(1, 1, 1, 1, quadrature={**check, "bound_estimate": None}))
+    assert "estimated bound not defined" in line
+    assert quadrature_lines(plan(1, 1, 1, 1, quadrature=None)) == quadrature_lines(plan(1, 1, 1, 1)) == []
 
 
 def test_what_came_before_training_is_shown() -> None:

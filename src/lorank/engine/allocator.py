@@ -72,7 +72,9 @@ class Allocator:
             self.measure.begin_step(self.measured)
 
     def after_backward(self, step: int, scale: float | torch.Tensor = 1.0) -> None:
-        """Add the regulariser's gradient, once a step, before gradients are clipped; they are multiplied by `scale` now."""
+        """Add the regulariser's gradient, unless it is added to clipped ones; all of them are multiplied by `scale` now."""
+        if self.options.triplets.orthogonality_added == "after-clipping":
+            return
         if self.options.triplets.orthogonality > 0 and self._measures(step):
             self._pending = self.measure.after_backward(step)
             if self._pending is not None:
@@ -80,7 +82,7 @@ class Allocator:
         self._regularise(scale)
 
     def before_step(self, step: int) -> None:
-        """Measure; gradients are complete and unscaled. Adds the regulariser's where `after_backward` was not called."""
+        """Measure; gradients are complete and unscaled. Adds the regulariser's where `after_backward` did not."""
         if self._measures(step) and self._pending is None:
             self._pending = self.measure.before_step(step, self.measured)
         self._regularise(1.0)
@@ -267,14 +269,12 @@ class Allocator:
         self.measure.load_state_dict(values["measure"])
         if self.finished is not None:
             self.measure.close()
-        self.measure.check = None if values["check"] is None else QuadratureCheck(**values["check"])
+        self.measure.check = None if values["check"] is None else QuadratureCheck.of(values["check"])
 
     def _regularise(self, scale: float | torch.Tensor) -> None:
-        if self.options.triplets.orthogonality > 0 and not self._regularised:
-            off_diagonal = self.options.triplets.orthogonality_of == "off-diagonal"
-            add_orthogonality_gradient(
-                self.adapter, scale * self.options.triplets.orthogonality, off_diagonal=off_diagonal
-            )
+        weight, kind = self.options.triplets.orthogonality, self.options.triplets.orthogonality_of
+        if weight > 0 and not self._regularised:
+            add_orthogonality_gradient(self.adapter, scale * weight, off_diagonal=kind == "off-diagonal")
             self._regularised = True
 
     def _measures(self, step: int) -> bool:

@@ -2,8 +2,9 @@
 
 import math
 import random
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import nn
@@ -11,6 +12,7 @@ from torch import nn
 from lorank.adapter.triplet import TripletAdapter
 from lorank.engine.options import Estimator
 from lorank.engine.path import LossFunction, model_loss, path_integral
+from lorank.engine.quadrature import trapezoid_bound
 from lorank.errors import LorankError
 from lorank.scoring.batches import Batch
 from lorank.scoring.precision import at_least_fp32
@@ -91,19 +93,34 @@ def integrated_gradients(
 class QuadratureCheck:
     """How far the composite trapezoid rule can be trusted on one batch, for the path of all modules together.
 
+    With `f_i(α) = λ_i ∂L/∂λ_i` at path point α, for every unit i. The last three are estimates from N + 1 path points, no
+    bounds: between these points the gradient may do anything.
+
     Attributes:
         intervals: N, even.
         loss_change: `L(θ) - L(0)`.
         completeness_gap: `|Σ IG - (L(θ) - L(0))|`, absolute; over the moved factors, so it falls as N^-2.
-        richardson_error: estimated error of the units' integrals relative to their size:
-            `Σ_i |T_N - T_(N/2)|_i / 3 / Σ_i |T_N|_i`; the N^-2 term of the error, for a unit's λ ∫ ∂L/∂λ.
+        richardson_estimate: of the error of the units' integrals relative to their size:
+            `Σ_i |T_N - T_(N/2)|_i / 3 / Σ_i |T_N|_i`, the N^-2 term of the error.
+        lipschitz_estimate: of the constants in `trapezoid_bound`, summed over units, in units of the loss: from second
+            differences, `N² Σ_i max_k |f_i((k-1)/N) - 2 f_i(k/N) + f_i((k+1)/N)|`. Never above the true sum of constants.
+            None in what earlier versions have written.
+        bound_estimate: `trapezoid_bound(lipschitz_estimate, N) / Σ_i |T_N|_i`, relative as the Richardson estimate is, and
+            never below that: it takes the largest second difference of each unit for all.
 
     """
 
     intervals: int
     loss_change: float
     completeness_gap: float
-    richardson_error: float
+    richardson_estimate: float
+    lipschitz_estimate: float | None = None
+    bound_estimate: float | None = None
+
+    @classmethod
+    def of(cls, record: Mapping[str, Any]) -> "QuadratureCheck":
+        """From a checkpoint; earlier versions wrote `richardson_error`."""
+        return cls(**{"richardson_estimate" if key == "richardson_error" else key: v for key, v in record.items()})
 
 
 def check_quadrature(
@@ -127,9 +144,9 @@ def check_quadrature(
         raise LorankError(f"the quadrature check halves its intervals, {n} is not even; give 2, 4, 6, ...")
     factors = adapter.factors(moved)
     sizes = [at_least_fp32(factor.detach()) for factor in factors]
-    fine = coarse = torch.zeros(())
+    path: list[torch.Tensor] = []  # of the last three points
+    fine = coarse = whole = largest = torch.zeros(())
     ends: dict[int, torch.Tensor] = {}
-    whole = torch.zeros(())
     for k in range(n + 1):
         gradients, losses = path_integral(
             model, adapter, batch, [(k / n, 1.0)], factors, moved=moved, loss=loss, loss_scale=loss_scale
@@ -139,22 +156,27 @@ def check_quadrature(
         weight = 0.5 if k in (0, n) else 1.0
         if k == 0:
             fine, coarse, whole = torch.zeros_like(units), torch.zeros_like(units), torch.zeros_like(units[:1].sum())
+            largest = torch.zeros_like(units)
+        path = [*path[-2:], units]
+        if len(path) == 3:
+            largest = torch.maximum(largest, (path[0] - 2 * path[1] + path[2]).abs())
         fine = fine + units * (weight / n)
         coarse = coarse + units * (weight / (n // 2)) if k % 2 == 0 else coarse
         whole = whole + torch.stack([product.sum() for product in products]).sum() * (weight / n)
         ends[k] = losses[0]
     change = float(ends[n]) - float(ends[0])
     size = float(fine.abs().sum())
-    error = float((fine - coarse).abs().sum()) / 3
-    return QuadratureCheck(n, change, abs(float(whole) - change), error / size if size else math.inf)
+    error, lipschitz = float((fine - coarse).abs().sum()) / 3, n**2 * float(largest.sum())
+    relative = [found / size if size else math.inf for found in (error, trapezoid_bound(lipschitz, n))]
+    return QuadratureCheck(n, change, abs(float(whole) - change), relative[0], lipschitz, relative[1])
 
 
 def intervals_for(tolerance: float, check: QuadratureCheck, *, most: int = 128) -> int:
-    """Intervals with which the trapezoid's relative error falls to `tolerance`, by its N^-2 law (IGU-LoRA, theorem 1).
+    """Intervals with which the trapezoid's relative error is estimated to be `tolerance`, by its N^-2 law (IGU-LoRA, theorem 1).
 
-    `N = N_0 √(error_0 / tolerance)`, rounded up to an even number within 2..`most`.
+    `N = N_0 √(richardson_0 / tolerance)`, rounded up to an even number within 2..`most`.
     """
-    if not math.isfinite(check.richardson_error):
+    if not math.isfinite(check.richardson_estimate):
         return check.intervals
-    wanted = check.intervals * math.sqrt(check.richardson_error / tolerance)
+    wanted = check.intervals * math.sqrt(check.richardson_estimate / tolerance)
     return int(min(most, max(2, 2 * math.ceil(wanted / 2))))

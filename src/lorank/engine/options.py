@@ -30,6 +30,11 @@ class TripletOptions(Section):
     orthogonality_of: Literal["identity", "off-diagonal"] = Field(
         "identity", description="PᵀP - I, or only its off-diagonal part (IGU-LoRA's code)"
     )
+    orthogonality_added: Literal["before-clipping", "after-clipping"] = Field(
+        "before-clipping",
+        description="the regulariser's gradient is clipped with the loss's, as a part of the loss would be (AdaLoRA, eq. 4); or "
+        "it is added to clipped gradients",
+    )
     train_on_path: bool = Field(
         False,
         description="A11: training passes too at a random α of {1/N..1}: the output is scaled by α, or by α^3 where P, λ and Q "

@@ -40,3 +40,29 @@ def path_nodes(rule: NodeRule, intervals: int = 10) -> PathNodes:
     if rule == "gradient":
         return PathNodes((1.0,), (1.0,))
     raise LorankError(f"path rule is {rule!r}; allowed: 'paper', 'midpoint', 'trapezoid', 'gradient'")
+
+
+def trapezoid_bound(lipschitz: float, intervals: int) -> float:
+    """Largest error of the composite trapezoid rule with N intervals on [0, 1]: `L / (12 N²)`.
+
+    It holds for every f whose derivative is Lipschitz with constant L, and so with `L = max |f''|` where there is a second
+    derivative. The parabola `L α² / 2` has exactly this error. For the integrated gradient `w ∫ ∂L(αθ)/∂w dα` of IGU-LoRA
+    (eq. 4 and 5, theorem 1) f is the gradient along the path, and the bound is multiplied by `|w|`: docs/igu-lora.md.
+
+    Args:
+        lipschitz: L, in the units of f.
+        intervals: N.
+
+    Returns:
+        The bound, in the units of f.
+
+    Raises:
+        LorankError: a negative constant, or fewer than one interval.
+
+    """
+    if lipschitz < 0 or intervals < 1:
+        raise LorankError(
+            f"the trapezoid's bound got Lipschitz constant {lipschitz} and {intervals} intervals; allowed: a constant from 0, "
+            "and whole numbers from 1"
+        )
+    return lipschitz / (12 * intervals**2)

@@ -20,7 +20,7 @@ from lorank.budget import Budget
 from lorank.engine.allocator import Allocator
 from lorank.engine.assembly import TrainingFacts, make_allocator
 from lorank.engine.initial_adapter import read_adapter
-from lorank.engine.options import ScoringSetChoices
+from lorank.engine.options import Choices, ScoringSetChoices
 from lorank.engine.path import drawn_gain
 from lorank.engine.scoring_batches import ScoringBatches
 from lorank.engine.scoring_set_path import ScoringSetPath
@@ -202,13 +202,13 @@ class Allocation:
         """Continue from what `_state` returned."""
         assert self.allocator is not None
         assert self.cut_history is not None
-        values = state["values"]
+        values = {**state["values"], "options": _with_defaults(state["values"]["options"], self.options)}
         if values["seed"] != self._seed:
             raise TrainingError(
                 f"the checkpoint was written with seed {values['seed']}, this is {self._seed}, which draws other path "
                 "coefficients and batches; resume with the same seed, or start anew"
             )
-        self.allocator.load_state_dict(state)
+        self.allocator.load_state_dict({**state, "values": values})
         self._training = values["training"]
         tensors = state["tensors"]
         held = {key.partition("/")[2]: tensor.numpy() for key, tensor in tensors.items() if key.startswith("cuts/")}
@@ -257,3 +257,9 @@ class Allocation:
         if self.options.triplets.train_on_path and (engine := self._engine) is not None and engine.finished is None:
             seed = f"{self._seed}/gain/{step}/{micro_batch}"
             set_gain(engine.adapter, drawn_gain(self.options.measure, seed))
+
+
+def _with_defaults(saved: Mapping[str, Any], options: Choices) -> dict[str, Any]:
+    """Options of a checkpoint; what its version of lorank had no option for was done as the default does it."""
+    defaults = {name: type(section)().model_dump(mode="json") for name, section in options}
+    return {name: {**defaults.get(name, {}), **own} for name, own in saved.items()}

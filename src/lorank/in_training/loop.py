@@ -1,5 +1,6 @@
 """AllocationLoop: allocation in a training loop of your own (bare PyTorch, accelerate, Lightning)."""
 
+import warnings
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -12,7 +13,7 @@ from lorank.budget import Budget
 from lorank.engine.assembly import TrainingFacts, needs_passes
 from lorank.engine.options import ScoringSetChoices
 from lorank.engine.scoring_batches import LoaderBatches, RowBatches, ScoringBatches
-from lorank.errors import RecipeError, TrainingError
+from lorank.errors import LorankWarning, RecipeError, TrainingError
 from lorank.in_training.allocation import Allocation
 from lorank.in_training.fresh_start import holds_lambdas
 from lorank.in_training.loop_pass import LoopPass, Loss
@@ -26,7 +27,7 @@ class AllocationLoop(Allocation):
     Make it before the optimizer, and call, for every optimizer step:
 
         loss.backward()                    # the model in train mode; with accumulation, of every micro-batch
-        allocation.after_backward()        # before clipping: the regulariser's gradient
+        allocation.after_backward()        # before clipping: the regulariser's gradient (orthogonality_added)
         clip_grad_norm_(...)
         allocation.before_step()           # measures
         optimizer.step()
@@ -95,6 +96,8 @@ class AllocationLoop(Allocation):
         self._micro_batch = 0
         self._checked: Any = None
         self._asked = False
+        triplets = self.options.triplets
+        self._awaits_after_backward = triplets.orthogonality > 0 and triplets.orthogonality_added == "before-clipping"
         self.prepare(model)
         half = half or any(p.dtype in (torch.bfloat16, torch.float16) for p in model.parameters())
         facts = TrainingFacts(
@@ -118,7 +121,8 @@ class AllocationLoop(Allocation):
         self._draw_gain(self.step, self._micro_batch)
 
     def after_backward(self) -> None:
-        """Gradients of a whole step are there, not yet clipped: add the regulariser's."""
+        """Gradients of a whole step are there, not yet clipped: add the regulariser's, if it is to be clipped with them."""
+        self._awaits_after_backward = False
         if (engine := self._engine) is not None:
             engine.after_backward(self.step + 1)
 
@@ -137,6 +141,15 @@ class AllocationLoop(Allocation):
             if self._passed is not None:
                 self._passed.give(batch)
             engine.before_step(self.step + 1)
+            if self._awaits_after_backward:
+                self._awaits_after_backward = False  # it is said once
+                warnings.warn(
+                    "after_backward was not called, so the regulariser is added in before_step, to gradients that may be clipped "
+                    "already; call after_backward() before clipping, or say that it is meant: "
+                    "orthogonality_added='after-clipping'",
+                    LorankWarning,
+                    stacklevel=2,
+                )
 
     def after_step(self, optimizer: Any, *, skipped: bool | None = None) -> dict[str, float] | None:
         """After the optimizer's step, before gradients are cleared: cut and shrink where it is time.

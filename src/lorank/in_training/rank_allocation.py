@@ -30,6 +30,7 @@ from lorank.in_training.trainer_setup import (
     trainer_pass,
     training_facts,
     unscale,
+    warn_of_clipping,
 )
 
 
@@ -50,7 +51,8 @@ class RankAllocation(Allocation, TrainerCallback, ExportableState):
     own then score by the Trainer's `compute_loss`, whatever that is, and loggers see the numbers of each cut beside the
     loss. Without it those passes take the loss that the model returns, and where that is not the loss of training (DPO,
     label smoothing, a `compute_loss` of your own) training ends with an error that says so. With it the regulariser is added
-    before gradients are clipped, without it afterwards: that is when a callback is asked.
+    before gradients are clipped. Without it that is not possible, since a callback is asked afterwards: there is a warning,
+    unless `orthogonality_added="after-clipping"` says that it is meant.
 
     Checkpoints of the Trainer hold everything: `trainer.train(resume_from_checkpoint=...)` goes on exactly.
 
@@ -156,6 +158,8 @@ class RankAllocation(Allocation, TrainerCallback, ExportableState):
         if state.global_step == 0:
             check_uncut(self._adapter, self._initial.ranks)
         trainer = self._trainer() if self._trainer is not None else None
+        if trainer is None:
+            warn_of_clipping(args, self.options.triplets)
         facts = training_facts(model, args, max(1, state.max_steps), train_dataloader, optimizer)
         batches = None
         if isinstance(self.options, ScoringSetChoices):

@@ -1,6 +1,7 @@
 """What RankAllocation has to know, and to change, of the Trainer that it is in."""
 
 import functools
+import warnings
 from collections.abc import Callable
 from typing import Any
 
@@ -10,9 +11,9 @@ from transformers import TrainerCallback, TrainerState, TrainingArguments
 
 from lorank.adapter.triplet import TripletAdapter
 from lorank.engine.assembly import TrainingFacts
-from lorank.engine.options import Choices, ScoringSetChoices
+from lorank.engine.options import Choices, ScoringSetChoices, TripletOptions
 from lorank.engine.training_pass import ATTACH, ModelPass, TrainingPass
-from lorank.errors import TrainingError
+from lorank.errors import LorankWarning, TrainingError
 from lorank.in_training.fresh_start import holds_lambdas
 from lorank.in_training.trainer_pass import TrainerPass
 
@@ -81,6 +82,18 @@ def check_setup(args: TrainingArguments, adapter: TripletAdapter, optimizer: Any
     if args.load_best_model_at_end and shrink == "every":
         raise TrainingError(
             "load_best_model_at_end could bring back tensors that shrink='every' has cut since; use shrink='last'"
+        )
+
+
+def warn_of_clipping(args: TrainingArguments, triplets: TripletOptions) -> None:
+    """Of a callback that is not attached, and so asked only when gradients are clipped: no regulariser can be added before."""
+    if args.max_grad_norm and triplets.orthogonality > 0 and triplets.orthogonality_added == "before-clipping":
+        warnings.warn(
+            f"the Trainer clips gradients to norm {args.max_grad_norm} before a callback is asked, so the regulariser "
+            f"(orthogonality={triplets.orthogonality}) is added after clipping, not before it as in AdaLoRA's paper; {ATTACH}, "
+            "or say that it is meant: orthogonality_added='after-clipping'",
+            LorankWarning,
+            stacklevel=3,
         )
 
 

@@ -27,6 +27,28 @@ IGU_LORA = Method(
             ranks=RankOptions(rank_by="score"),
             start=StartOptions(factors="kept"),
         ),
+        # The estimate that theorem 1 is about: eq. 4 by the whole sum of eq. 5, averaged over the M mini-batches of an epoch, and
+        # then |·|. N is chosen for `tolerance`. N + 1 passes for each scored mini-batch, so not at every step.
+        "trapezoid": TrainingBatchChoices(
+            measure=TrainingBatchOptions(
+                estimator="trapezoid", intervals="auto", moved="lambda", path_scope="global", sign="window", every=10
+            ),
+            smooth=DeviationOptions(state="element", window="epoch", score="ratio", lambda_score="absolute"),
+            cut=CurveOptions(budget_in="ranks", begin=0.2, end=0.5, interval=0.02),
+            ranks=RankOptions(rank_by="score"),
+            start=StartOptions(factors="kept"),
+        ),
+        # The abstract's "within-layer": `paper`, but each layer moves along the path alone, and the others stay as they are
+        # trained. Three passes for each layer, so not at every step.
+        "within-layer": TrainingBatchChoices(
+            measure=TrainingBatchOptions(
+                estimator="one-sample", intervals=20, moved="lambda", path_scope="layer", sign="gradient", every=10
+            ),
+            smooth=DeviationOptions(state="element", window="epoch", score="ratio", lambda_score="absolute"),
+            cut=CurveOptions(budget_in="ranks", begin=0.2, end=0.5, interval=0.02),
+            ranks=RankOptions(rank_by="score"),
+            start=StartOptions(factors="kept"),
+        ),
         # What the released code does, in the proportions of its script of 10.5k steps.
         "official": TrainingBatchChoices(
             triplets=TripletOptions(

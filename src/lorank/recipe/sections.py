@@ -21,6 +21,7 @@ SCHEDULERS = (
 
 # Options that no preset and no recipe of ours sets: in a recipe they are under `expert`, by the section that they belong to.
 EXPERT: dict[str, frozenset[str]] = {
+    "triplets": frozenset(("orthogonality_added",)),
     "measure": frozenset(
         (
             *("baseline", "granularity", "vector_reduction", "dropout", "source", "when", "tolerance"),

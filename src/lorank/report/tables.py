@@ -1,6 +1,7 @@
 """Tables for the terminal."""
 
 from collections.abc import Mapping, Sequence
+from math import isfinite
 from typing import Any
 
 from lorank.module_names import places
@@ -137,6 +138,19 @@ def stability_lines(plan: RankPlan) -> list[str]:
             f"({100 * draws['worst_moved_share']:.1f} % at the 95th percentile)"
         )
     return lines
+
+
+def quadrature_lines(plan: RankPlan) -> list[str]:
+    """How far the integrated gradients are from their integrals, in words; empty where none were made."""
+    found = plan.provenance.get("quadrature") or {}
+    if "richardson_estimate" not in found:  # or made by an earlier version
+        return []
+    estimates = [found[key] for key in ("richardson_estimate", "bound_estimate")]
+    error, bound = ("not defined" if one is None or not isfinite(one) else f"{100 * one:.2g} %" for one in estimates)
+    return [
+        f"quadrature with {found['intervals']} intervals: estimated error {error} of the integrals (Richardson), estimated bound "
+        f"{bound} (largest second differences; no guarantee)"
+    ]
 
 
 def cost_table(measured: Mapping[str, Mapping[str, Any]]) -> SplitTable:
