@@ -53,7 +53,7 @@ def train_head(model: nn.Module, encoded: list[dict[str, torch.Tensor]], steps: 
         parameter.requires_grad_(False)
     for parameter in heads:
         parameter.requires_grad_(True)
-    optimizer, last = torch.optim.AdamW(heads, lr=1e-2), []
+    optimizer, last = torch.optim.AdamW(heads, lr=1e-2), list[tuple[float, float]]()
     for step in range(steps):
         batch = on_device_of(model, encoded[step % len(encoded)])
         outputs = model(**batch)

@@ -188,6 +188,10 @@ class TestPresets:
         assert set(made["traces"]) == set(scores.scores)
         assert all(one["standard_error_of_probes"] > 0 for one in made["traces"].values())
 
+    def test_gram_over_it_is_said_aloud(self) -> None:
+        with pytest.warns(LorankWarning, match="preset paper takes the Hessian of the loss, but estimator gram"):
+            lorank.score(tiny_bert(), BATCHES, preset="paper", estimator="gram")
+
     def test_a_preset_that_there_is_not(self) -> None:
         with pytest.raises(RecipeError, match=r"preset 'papr' of sensitivity-lora is unknown \(did you mean paper\?\)"):
             lorank.score(tiny_bert(), BATCHES, preset="papr")

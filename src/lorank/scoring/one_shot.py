@@ -84,9 +84,20 @@ def sensitivity_scores(scoring: ScoringInput) -> ImportanceScores:
         DataError: no batches, or none with labels for an estimator that needs them.
         ScoresError: as `lorank.scoring.calibration.calibrate`, or no layer is sensitive at all.
 
+    Warns:
+        LorankWarning: preset `paper` with an estimator that does not look at the loss; a trace that is negative, or not
+            above its standard error.
+
     """
     options = scoring.chosen(HessianOptions)
     estimator = options.estimator
+    if estimator == "gram" and scoring.provenance.get("preset") == "paper":
+        warnings.warn(
+            "preset paper takes the Hessian of the loss, but estimator gram, which was chosen over it, does not look at the "
+            "loss; leave the estimator out (measure.estimator in a recipe), or choose fisher, kfac or hutchinson",
+            LorankWarning,
+            stacklevel=4,
+        )
 
     def columns_of(sums: CalibrationSums, target: Target, weights: torch.Tensor) -> torch.Tensor:
         columns = _mean(sums.columns, target, weights, sums.tokens.get(target.name, sums.targets))
@@ -185,7 +196,7 @@ def _calibrated(
     if sums.alone is not None:
         made["one_example_at_a_time"] = sums.alone
     if quantity == "hutchinson":
-        made["traces"] = _traces(sums, made["calibration"]["probes"])
+        made["traces"] = _traces(sums, next(iter(sums.traces.values())).shape[0])
     if quantity != "gram":
         made["counted_targets"] = int(sums.targets.sum())
     return scoring.scores(
