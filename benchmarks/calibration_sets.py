@@ -37,12 +37,17 @@ def read(path: Path) -> list[tuple[str, str]]:
 
 
 def batches(
-    rows: list[tuple[str, str]], names: list[str], tokenizer: PreTrainedTokenizerBase, length: int, causal: bool
+    rows: list[tuple[str, str]],
+    names: list[str],
+    tokenizer: PreTrainedTokenizerBase,
+    length: int,
+    causal: bool,
+    size: int = 16,
 ) -> list[dict[str, torch.Tensor]]:
-    """Padded batches of 16."""
+    """Padded batches."""
     made = []
-    for start in range(0, len(rows), 16):
-        part = rows[start : start + 16]
+    for start in range(0, len(rows), size):
+        part = rows[start : start + size]
         batch = dict(
             tokenizer([text for _, text in part], padding=True, truncation=True, max_length=length, return_tensors="pt")
         )

@@ -85,6 +85,7 @@ def main() -> None:
     parser.add_argument("--batch", type=int, default=32)
     parser.add_argument("--length", type=int, default=64)
     parser.add_argument("--rounds", type=int, default=7)
+    parser.add_argument("--only", nargs="+", choices=SCORES, default=[*SCORES], help="these scores, and no PEFT EVA")
     parser.add_argument("--json", type=Path)
     arguments = parser.parse_args()
     torch.manual_seed(0)
@@ -112,7 +113,7 @@ def main() -> None:
         get_eva_state_dict(bare, unlabelled, config, show_progress_bar=False)
 
     calls: dict[str, Callable[[], object]] = {"forward": forward, "LoRA": lora_steps}
-    calls |= {name: partial(score, model, batches) for name, score in SCORES.items()}
+    calls |= {name: partial(score, model, batches) for name, score in SCORES.items() if name in arguments.only}
 
     names = list(calls)
     for name in names:
@@ -122,10 +123,11 @@ def main() -> None:
         turn = number % len(names)
         for name in names[turn:] + names[:turn]:
             times[name].append(timed(calls[name]))
-    times["PEFT EVA"] = [timed(peft_eva)]
+    if len(arguments.only) == len(SCORES):
+        times["PEFT EVA"] = [timed(peft_eva)]
     one: dict[str, Callable[[], object]] = {"LoRA": lambda: trained(**batches[0]).loss.backward()}
-    one |= {name: partial(score, model, batches[:1]) for name, score in SCORES.items() if COMPARED[name] == "LoRA"}
-    one["gram"] = partial(SCORES["gram"], model, batches[:1])
+    beside = ("gram", *(name for name, base in COMPARED.items() if base == "LoRA"))
+    one |= {name: partial(SCORES[name], model, batches[:1]) for name in beside if name in arguments.only}
     peaks = {name: peak_bytes(call) for name, call in one.items()}
 
     found: dict[str, Any] = {}

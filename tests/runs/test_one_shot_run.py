@@ -237,6 +237,22 @@ class TestCommands:
         said = CliRunner().invoke(app, ["score", str(recipe), "--method", "magnitude", "--output", output])
         assert said.exit_code == 0, said.output
 
+    def test_the_preset_is_chosen_recorded_and_shown(self, tiny_recipe: Any, tmp_path: Path) -> None:
+        recipe = recipe_file(tmp_path, tiny_recipe, method="sensitivity-lora", measure={"examples": 16})
+        recipe.write_text(recipe.read_text().replace("estimator: gram", ""))  # what a recipe says goes over a preset
+        scores, plan = str(tmp_path / "scores.safetensors"), str(tmp_path / "plan.json")
+        loss = "Hessian of the loss, by squared gradients for the labels of the data (empirical Fisher)"
+        for command in (
+            ["score", str(recipe), "--preset", "paper", "--output", scores],
+            ["allocate", scores, "--budget", "r=1", "--output", plan],
+            ["plan", "show", plan],
+        ):
+            said = CliRunner().invoke(app, command)
+            assert said.exit_code == 0, said.output
+            assert loss in " ".join(said.output.split())
+        made = RankPlan.load(plan).provenance
+        assert (made["preset"], made["estimator"], made["calibration"]["estimator"]) == ("paper", "fisher", "fisher")
+
     def test_files_of_scores_and_plans_are_overwritten_only_when_asked(
         self, tiny_recipe: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:

@@ -38,7 +38,7 @@ class TestResampling:
 
 
 class TestSensitivity:
-    @pytest.mark.filterwarnings("ignore:.*negative and counts as zero")
+    @pytest.mark.filterwarnings("ignore:.*negative and counts as zero", "ignore:the standard error of the trace")
     @pytest.mark.parametrize("estimator", ["gram", "fisher", "kfac", "hutchinson"])
     def test_every_module_has_a_score_with_its_standard_error(self, estimator: str) -> None:
         model = tiny_bert()
@@ -88,7 +88,7 @@ class TestSensitivity:
             spread.append(float(scores.scores[f"{LAYER}.output.dense"][0]))
         assert np.mean(errors) == pytest.approx(np.std(spread, ddof=1), rel=0.5)
 
-    @pytest.mark.filterwarnings("ignore:.*negative and counts as zero")
+    @pytest.mark.filterwarnings("ignore:.*negative and counts as zero", "ignore:the standard error of the trace")
     def test_scores_are_the_same_for_a_seed(self) -> None:
         one, two, other = (lorank.score(tiny_bert(), BATCHES, estimator="hutchinson", seed=seed) for seed in (1, 1, 2))
         assert one.fingerprint == two.fingerprint != other.fingerprint
@@ -147,9 +147,54 @@ class TestOtherScorers:
             lorank.score(model, method="magnitude")
 
 
-def test_negative_traces_are_said_aloud() -> None:
-    with pytest.warns(LorankWarning, match=r"of 12 modules is negative and counts as zero; raise probes"):
+def test_negative_and_unsure_traces_are_said_aloud() -> None:
+    unsure = (
+        r"trace is not below its value in \d+ of 12 modules \('bert.* more\); raise probes .* or the number of examples"
+    )
+    with (
+        pytest.warns(LorankWarning, match=unsure),
+        pytest.warns(LorankWarning, match=r"of 12 modules is negative and counts as zero; raise probes"),
+    ):
         lorank.score(tiny_bert(), BATCHES[:1], estimator="hutchinson")
+
+
+def test_where_directions_are_not_the_noise_more_examples_are_asked_for() -> None:
+    batches = [random_batch(size=2, seed=7)]
+    with pytest.warns(LorankWarning, match=r"modules .*; raise the number of examples$"):
+        lorank.score(tiny_bert(), batches, estimator="hutchinson", probes=64)
+
+
+class TestPresets:
+    def test_paper_is_the_hessian_of_the_loss_by_fisher_for_classifiers_and_language_models(self) -> None:
+        set_seed(0)
+        decoder = GPT2LMHeadModel(GPT2Config(vocab_size=32, n_positions=16, n_embd=8, n_layer=1, n_head=2)).eval()
+        texts = [{"input_ids": (ids := torch.randint(1, 32, (4, 6))), "labels": ids}]
+        for model, batches in ((tiny_bert(), BATCHES), (decoder, texts)):
+            paper = lorank.score(model, batches, preset="paper")
+            by_hand = lorank.score(model, batches, estimator="fisher")
+            assert paper.fingerprint == by_hand.fingerprint != lorank.score(model, batches).fingerprint
+            made = paper.provenance
+            assert (made["preset"], made["estimator"]) == ("paper", "fisher")
+            assert made["hessian_of"].startswith("the loss, by squared gradients")
+            assert by_hand.provenance["preset"] == "recommended"
+        assert "not the loss" in lorank.score(tiny_bert(), BATCHES).provenance["hessian_of"]
+
+    @pytest.mark.filterwarnings("ignore:.*negative and counts as zero", "ignore:the standard error of the trace")
+    def test_an_option_over_it_takes_hutchinson_and_plans_say_whose_hessian_it_is(self) -> None:
+        scores = lorank.score(tiny_bert(), BATCHES, preset="paper", estimator="hutchinson", probes=2)
+        made = lorank.allocate(scores, "r=2").provenance
+        assert (made["preset"], made["estimator"]) == ("paper", "hutchinson")
+        assert made["hessian_of"] == "the loss itself, by random directions"
+        assert set(made["traces"]) == set(scores.scores)
+        assert all(one["standard_error_of_probes"] > 0 for one in made["traces"].values())
+
+    def test_gram_over_it_is_said_aloud(self) -> None:
+        with pytest.warns(LorankWarning, match="preset paper takes the Hessian of the loss, but estimator gram"):
+            lorank.score(tiny_bert(), BATCHES, preset="paper", estimator="gram")
+
+    def test_a_preset_that_there_is_not(self) -> None:
+        with pytest.raises(RecipeError, match=r"preset 'papr' of sensitivity-lora is unknown \(did you mean paper\?\)"):
+            lorank.score(tiny_bert(), BATCHES, preset="papr")
 
 
 def test_something_else_than_a_model() -> None:

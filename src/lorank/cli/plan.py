@@ -45,6 +45,8 @@ def allocate_command(
         for plan in plans.values() if len(plans) == 1 else ():
             out.print(rank_table(plan))
             out.print(f"{plan.budget}: {plan.spending}, total rank {plan.total_rank}", highlight=False)
+        if hessian := next(iter(plans.values())).provenance.get("hessian_of"):
+            say(f"scores by the Hessian of {hessian}")
         for path, plan in plans.items():
             for line in stability_lines(plan):
                 say(f"{plan.budget}: {line}")
@@ -81,6 +83,8 @@ def plan_show_command(
         out.print(rank_table(loaded))
         out.print(summary_table(loaded))
         say(f"{loaded!r}")
+        if hessian := loaded.provenance.get("hessian_of"):
+            say(f"scores by the Hessian of {hessian}")
         for line in stability_lines(loaded):
             say(line)
         if picture is not None:

@@ -45,6 +45,10 @@ def score_command(
         list[str] | None, typer.Argument(metavar="[KEY=VALUE]...", help="overrides, measure.examples=128")
     ] = None,
     method: Annotated[str | None, typer.Option(help="one of {scorers}; default: the recipe's")] = None,
+    preset: Annotated[
+        str | None,
+        typer.Option(help="of the method; sensitivity-lora: recommended, or paper (the Hessian of the loss)"),
+    ] = None,
     output: Annotated[Path, typer.Option(help="where the scores go")] = Path("scores.safetensors"),
     overwrite: Annotated[bool, typer.Option(help="replace the output if it is there already")] = False,
     plugin: Plugin = None,
@@ -56,7 +60,7 @@ def score_command(
         from lorank.report.tables import score_table
 
         check_unwritten(output, overwrite=overwrite)  # before the work: what it would be is not known yet
-        chosen = [] if method is None else [f"method={method}"]
+        chosen = [f"{key}={value}" for key, value in (("method", method), ("preset", preset)) if value is not None]
         content = read_recipe(recipe, [*chosen, *(overrides or ())])
         read = make_recipe({**content, "budget": "r=1", "ranks": {}})  # scores depend on no budget and on no limits
         from lorank.runs.score_recipe import score_recipe
@@ -68,5 +72,7 @@ def score_command(
         )
         if why := made.get("one_example_at_a_time"):
             say(f"one example at a time, since {why}")
+        if hessian := made.get("hessian_of"):
+            say(f"Hessian of {hessian}")
         out.print(score_table(scores))
         say(f"importance scores   {output}")

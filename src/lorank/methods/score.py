@@ -11,6 +11,7 @@ from torch import nn
 from lorank.artefact import versions
 from lorank.errors import LorankWarning, RecipeError, TargetError
 from lorank.methods import METHODS, FrozenModelChoices
+from lorank.methods.choose import preset_of
 from lorank.model_parts import unwrapped
 from lorank.models.base_size import base_parameters
 from lorank.scores import ImportanceScores
@@ -30,6 +31,7 @@ def score(
     targets: str | Sequence[str] | None = None,
     loss: SummedLoss = summed_loss,
     seed: int = 0,
+    preset: str | None = None,
     provenance: dict[str, Any] | None = None,
     **options: Any,
 ) -> ImportanceScores:
@@ -48,6 +50,10 @@ def score(
             and batch that returns the sum of the losses of all targets and the number of targets of each example,
             `(examples,)` on the CPU.
         seed: of what is drawn: Hutchinson's directions, and the bootstrap.
+        preset: of the method; None is its default. Sensitivity-LoRA has `"recommended"` (the Hessian of each layer's own
+            squared error, `estimator="gram"`) and `"paper"` (the Hessian of the loss, arXiv 2509.09119, abstract:
+            `estimator="fisher"`, which looks at gradients for the labels of the data; `estimator="hutchinson"` over it
+            has neither of fisher's two differences to the Hessian, at many times the cost).
         provenance: JSON values to record with the scores.
         **options: of the method, see `lorank.scoring.options`: for Sensitivity-LoRA `estimator="gram"`,
             `folds=16`, ...; those that the method does not heed are refused.
@@ -56,13 +62,14 @@ def score(
         Scores for `lorank.allocate`, with standard errors and resamples where examples were looked at.
 
     Raises:
-        RecipeError: an unknown method or option.
+        RecipeError: an unknown method, preset or option.
         TargetError: no layer matches, or the model has adapters already.
         DataError: no batches, or no labels where they are needed.
         ScoresError: a layer that never ran, or something that is not finite.
 
     Warns:
-        LorankWarning: layers that are left out, or a model that is wrapped (torch.compile, DataParallel).
+        LorankWarning: layers that are left out, traces that are not above their standard error, or a model that is
+            wrapped (torch.compile, DataParallel).
 
     """
     if not isinstance(model, nn.Module):
@@ -84,12 +91,13 @@ def score(
             else f"is unknown{nearest(method, known)}"
         )
         raise RecipeError(f"method {method!r} {why}; to score a frozen model: {', '.join(known)}")
-    preset = METHODS[method].default
-    measure = preset.measure if isinstance(preset, FrozenModelChoices) else None
+    chosen_preset = preset_of(METHODS[method], preset)
+    choices = METHODS[method].presets[chosen_preset]
+    measure = choices.measure if isinstance(choices, FrozenModelChoices) else None
     kind = type(measure or CalibrationOptions())
     for key in options:
         if key not in kind.model_fields:
-            own = [*kind.model_fields, "targets", "loss", "seed"]
+            own = [*kind.model_fields, "targets", "loss", "seed", "preset"]
             hint = " (did you mean targets?)" if key == "target_modules" else nearest(key, own)
             raise RecipeError(f"{key}: no option of method {method!r}{hint}; allowed: {', '.join(own)}")
     values = {} if measure is None else measure.model_dump(exclude_unset=True)
@@ -101,6 +109,7 @@ def score(
         raise TargetError(f"{adapted!r} carries an adapter already; score the base model, before get_peft_model")
     found = {
         "method": method,
+        "preset": chosen_preset,
         "model": getattr(getattr(model, "config", None), "_name_or_path", "") or type(model).__name__,
         "model_type": model_type_of(model),
         "base_parameters": base_parameters(model),

@@ -43,6 +43,8 @@ class CalibrationSums:
         batches: number of batches that they came in.
         alone: why examples went through the model one at a time; None if batches went whole.
         left_out: module name -> why it could not be scored; such a one is in none of the sums.
+        traces: module name -> `(probes, examples)`: the estimate of each direction of each example; `hutchinson` alone.
+        counts: `(examples,)`: targets of each of these examples.
 
     """
 
@@ -54,6 +56,8 @@ class CalibrationSums:
     batches: int = 0
     alone: str | None = None
     left_out: dict[str, str] = field(default_factory=dict)
+    traces: dict[str, torch.Tensor] = field(default_factory=dict)
+    counts: torch.Tensor = field(default_factory=lambda: torch.empty(0, dtype=torch.float64))
 
     def add(self, other: "CalibrationSums") -> None:
         """Add the sums of other examples."""
@@ -63,6 +67,9 @@ class CalibrationSums:
         for sums, more in pairs:
             for name, values in more.items():
                 sums[name] = sums[name] + values.to(sums[name].device) if name in sums else values
+        self.counts = torch.cat([self.counts, other.counts])
+        for name, values in other.traces.items():
+            self.traces[name] = torch.cat([self.traces[name], values], 1) if name in self.traces else values
 
 
 def calibrate(
@@ -118,7 +125,7 @@ def calibrate(
     idle = "never ran in the forward pass of the calibration batches"
     hooks.leave_out({target.name: idle for target in targets if target.name not in hooks.bad_inputs})
     hooks.sums.left_out, hooks.sums.alone = hooks.left_out, hooks.alone
-    for sums in (hooks.sums.columns, hooks.sums.outputs, hooks.sums.tokens):
+    for sums in (hooks.sums.columns, hooks.sums.outputs, hooks.sums.tokens, hooks.sums.traces):
         for name in hooks.left_out:
             sums.pop(name, None)
     if quantity == "hutchinson":
@@ -140,6 +147,7 @@ class _Summing(LayerHooks):
         self._start = torch.zeros((), requires_grad=True)
         self.bad_inputs: dict[str, torch.Tensor] = {}  # in the order in which layers ran first
         self._bad_loss: torch.Tensor | None = None
+        self._probed: list[torch.Tensor] = []  # traces `(modules, examples)` of each direction of the batch under way
         self._forward, self._fold_of = False, torch.empty(0, dtype=torch.long)
         self._calls: dict[str, int] = {}
         self._pairs: dict[str, list[tuple[torch.Tensor, torch.Tensor]]] = {}
@@ -147,8 +155,12 @@ class _Summing(LayerHooks):
     def some(self, batch: Batch, count: int, probes: int, loss: SummedLoss) -> None:
         """Add what a batch of `count` examples gives, after all of it is there."""
         self._new = CalibrationSums(torch.zeros(self.folds, dtype=torch.float64), examples=count)
+        self._probed = []
         for probe in range(probes):
             self.one_batch(batch, count, probe, loss)
+        if self._probed:
+            for target, traces in zip(self.targets, torch.stack(self._probed, 1).cpu(), strict=True):
+                self._new.traces[target.name] = traces
         self.sums.add(self._new)
 
     def one_batch(self, batch: Batch, count: int, probe: int, loss: SummedLoss) -> None:
@@ -178,8 +190,12 @@ class _Summing(LayerHooks):
         bad = ~torch.isfinite(total.detach())
         self._bad_loss = bad if self._bad_loss is None else self._bad_loss | bad
         if self.quantity == "hutchinson":
-            for name, columns in self.probes.columns(total).items():
+            found, idle = self.probes.columns(total), torch.zeros(count, dtype=torch.float64, device=total.device)
+            for name, columns in found.items():
                 self._add(self._new.columns, name, columns)
+            traces = {name: columns.sum(1, dtype=torch.float64).to(total.device) for name, columns in found.items()}
+            self._probed.append(torch.stack([traces.get(target.name, idle) for target in self.targets]))
+            self._new.counts = counts.double()
         elif total.requires_grad:
             total.backward()
             for name in list(self._pairs):  # of a layer's several calls some had no part in the loss

@@ -14,7 +14,8 @@ from lorank.errors import DataError, LorankWarning, ScoresError
 from lorank.scores import ImportanceScores
 from lorank.scoring.batches import Batch, SummedLoss, summed_loss
 from lorank.scoring.calibration import CalibrationSums, calibrate, weight_of
-from lorank.scoring.options import CalibrationOptions, FoldOptions, HessianOptions
+from lorank.scoring.curvature.hutchinson import trace_with_errors
+from lorank.scoring.options import HESSIAN_OF, CalibrationOptions, FoldOptions, HessianOptions
 from lorank.scoring.spectrum import combined, effective_rank, topk_share
 from lorank.targets import Target, unit_costs
 
@@ -83,9 +84,20 @@ def sensitivity_scores(scoring: ScoringInput) -> ImportanceScores:
         DataError: no batches, or none with labels for an estimator that needs them.
         ScoresError: as `lorank.scoring.calibration.calibrate`, or no layer is sensitive at all.
 
+    Warns:
+        LorankWarning: preset `paper` with an estimator that does not look at the loss; a trace that is negative, or not
+            above its standard error.
+
     """
     options = scoring.chosen(HessianOptions)
     estimator = options.estimator
+    if estimator == "gram" and scoring.provenance.get("preset") == "paper":
+        warnings.warn(
+            "preset paper takes the Hessian of the loss, but estimator gram, which was chosen over it, does not look at the "
+            "loss; leave the estimator out (measure.estimator in a recipe), or choose fisher, kfac or hutchinson",
+            LorankWarning,
+            stacklevel=4,
+        )
 
     def columns_of(sums: CalibrationSums, target: Target, weights: torch.Tensor) -> torch.Tensor:
         columns = _mean(sums.columns, target, weights, sums.tokens.get(target.name, sums.targets))
@@ -109,7 +121,8 @@ def sensitivity_scores(scoring: ScoringInput) -> ImportanceScores:
         weights = (options.trace_weight, options.topk_weight, options.effective_rank_weight)
         return combined(list(zip((trace, share, rank), weights, strict=True)))
 
-    return _calibrated(scoring, estimator, columns_of, score, {"estimator": estimator})
+    found = {"estimator": estimator, "hessian_of": HESSIAN_OF[estimator]}
+    return _calibrated(scoring, estimator, columns_of, score, found)
 
 
 def gradient_scores(scoring: ScoringInput) -> ImportanceScores:
@@ -182,6 +195,8 @@ def _calibrated(
     }
     if sums.alone is not None:
         made["one_example_at_a_time"] = sums.alone
+    if quantity == "hutchinson":
+        made["traces"] = _traces(sums, next(iter(sums.traces.values())).shape[0])
     if quantity != "gram":
         made["counted_targets"] = int(sums.targets.sum())
     return scoring.scores(
@@ -190,6 +205,30 @@ def _calibrated(
         provenance={**provenance, **made},
         **found,
     )
+
+
+def _traces(sums: CalibrationSums, probes: int) -> dict[str, dict[str, float | None]]:
+    """Hutchinson's traces with their standard errors, for the provenance; warns where an error is not below its trace."""
+    found, unsure, by_probes = dict[str, dict[str, float | None]](), list[str](), list[float]()
+    for name, traces in sums.traces.items():
+        trace, error, of_probes = trace_with_errors(traces, sums.counts)
+        kept = (None if np.isnan(one) else float(f"{one:.6g}") for one in (trace, error, of_probes))
+        found[name] = dict(zip(("trace", "standard_error", "standard_error_of_probes"), kept, strict=True))
+        if error >= abs(trace) > 0:
+            unsure.append(name)
+            by_probes.append((of_probes / error) ** 2)
+    if unsure:
+        raised = ["probes (in a recipe expert.measure.probes)", "the number of examples"]
+        if probes > 1:  # it is known which of the two makes most of the noise
+            raised = [raised[0 if np.median(by_probes) > 0.5 else 1]]
+        more = f" and {len(unsure) - 3} more" if len(unsure) > 3 else ""
+        warnings.warn(
+            f"the standard error of the trace is not below its value in {len(unsure)} of {len(found)} modules "
+            f"({', '.join(map(repr, unsure[:3]))}{more}); raise {' or '.join(raised)}",
+            LorankWarning,
+            stacklevel=6,
+        )
+    return found
 
 
 def resampling(targets: torch.Tensor, seed: int) -> tuple[torch.Tensor, int]:

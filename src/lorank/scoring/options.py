@@ -6,6 +6,14 @@ from pydantic import Field
 
 from lorank.validation import Section
 
+# Whose second derivatives an estimator's numbers are of, as users are told (docs/sensitivity-lora.md compares them).
+HESSIAN_OF = {
+    "gram": "each layer's own squared error, not the loss (preset paper: the loss; its ranks can be very different)",
+    "fisher": "the loss, by squared gradients for the labels of the data (empirical Fisher)",
+    "kfac": "the loss, by energies of inputs and of output gradients (K-FAC)",
+    "hutchinson": "the loss itself, by random directions",
+}
+
 
 class CalibrationOptions(Section):
     """Measure: of the frozen model, on calibration examples. What a scorer lets a user choose is a class of its own."""

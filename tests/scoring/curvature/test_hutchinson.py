@@ -2,7 +2,7 @@ import pytest
 import torch
 from tests.scoring.curvature.networks import Stack, column_sums, hessian_columns, mean_columns, summed
 
-from lorank.scoring.curvature.hutchinson import OuterProductProbes
+from lorank.scoring.curvature.hutchinson import OuterProductProbes, trace_with_errors
 
 
 @pytest.mark.parametrize("how", ["squares", "classes"])
@@ -55,3 +55,47 @@ def test_a_loss_linear_in_all_weights_has_no_curvature() -> None:
     batch = {"x": torch.randn(2, 4, dtype=torch.float64), "labels": torch.zeros(2)}
     assert summed(model, batch)[0].requires_grad
     assert not mean_columns(column_sums(model, [batch], "hutchinson")).any()
+
+
+@pytest.mark.parametrize("layer", [0, 1])
+def test_over_all_directions_there_are_it_is_the_hessian_exactly_whatever_the_other_modules_do(layer: int) -> None:
+    # 32 copies of one example, each with other signs of one layer; the other layer moves along random directions.
+    model = Stack(2, 3, 2, how="classes")
+    target = model.targets()[layer]
+    bits = torch.tensor([[index >> bit & 1 for bit in range(5)] for index in range(32)], dtype=torch.int8) * 2 - 1
+    x = torch.randn(1, 2, dtype=torch.float64)
+    probes = OuterProductProbes(model.targets(), seed=0)
+    probes.draw(range(32), 0)
+    start, _, _ = probes._place[target.name]
+    probes._signs[:, start : start + 5] = bits
+    for k, one in enumerate(model.layers):
+        one.register_forward_hook(
+            lambda _, args, output, k=k: probes.move(f"layers.{k}", args[0][:, None], output[:, None])[:, 0]
+        )
+    labels = torch.zeros(32, dtype=torch.long)
+    found = probes.columns(model.losses(x.expand(32, 2), labels).sum())[target.name].mean(0)
+    plain = Stack(2, 3, 2, how="classes")
+    torch.testing.assert_close(found, hessian_columns(plain, {"x": x, "labels": labels[:1]}, layer))
+
+
+def test_standard_errors_by_hand() -> None:
+    # Two directions (rows) of two examples: means 2 and 4, each of variance 2.
+    traces = torch.tensor([[1.0, 3.0], [3.0, 5.0]], dtype=torch.float64)
+    found = trace_with_errors(traces, torch.ones(2, dtype=torch.float64))
+    assert found == pytest.approx((3, (2 * (1 + 1)) ** 0.5 / 2, ((2 + 2) / 2) ** 0.5 / 2))
+    # With 1 and 3 targets T = 6 / 4, and the residuals are 2 - 1.5 and 4 - 4.5.
+    assert trace_with_errors(traces, torch.tensor([1.0, 3.0]).double())[:2] == pytest.approx((1.5, 1 / 4))
+    assert str(trace_with_errors(traces[:1, :1], torch.ones(1).double())) == "(1.0, nan, nan)"
+
+
+def test_the_standard_error_of_directions_is_their_spread_and_covers_the_exact_trace() -> None:
+    model = Stack(4, 5, 3, how="classes")
+    batch = {"x": torch.randn(8, 4, dtype=torch.float64), "labels": torch.tensor([0, 1, 2, 0, 1, 2, 0, 1])}
+    draws = [column_sums(model, [batch], "hutchinson", probes=4, seed=seed) for seed in range(60)]
+    for layer, name in enumerate(("layers.0", "layers.1")):
+        found = torch.tensor([trace_with_errors(sums.traces[name], sums.counts) for sums in draws])
+        trace, error = found[:, 0], found[:, 2].square().mean().sqrt()
+        assert float(error) == pytest.approx(float(trace.std()), rel=0.35)
+        exact = hessian_columns(model, batch, layer).sum()
+        assert abs(float(trace.mean() - exact)) < 4 * float(error) / 60**0.5
+        assert float(trace[0]) == pytest.approx(float(mean_columns(draws[0], name).sum()))

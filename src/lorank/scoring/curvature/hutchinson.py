@@ -18,8 +18,13 @@ class OuterProductProbes:
         `E[∂/∂s_j Σ_k ∂L/∂s_k] = E[Σ_{i,i',k} a_i b_j a_i' b_k ∂²L/∂W_ij ∂W_i'k] = Σ_i h_ij`   at `s = 0`.
 
     So neither the direction nor the gradient nor the product `H v` is ever as large as `W`; frozen and quantised weights
-    are not differentiated at all. All modules are moved at once: what that adds has expectation zero. Because each example
-    has a direction of its own, drawn from its number, the estimate does not depend on how examples are put into batches.
+    are not differentiated at all. The second derivative is taken of one module at a time. Along all directions at once it
+    would have the same expectation, but each module's estimate would carry the curvature between it and all other modules
+    as noise, which is larger than most traces. The first pass backward is shared: `M` modules cost one pass forward, one
+    backward, and for each module one backward through the part of the graph between it and the loss, on average half.
+
+    Because each example has a direction of its own, drawn from its number, the estimate does not depend on how examples are
+    put into batches.
     """
 
     def __init__(self, targets: Sequence[Target], seed: int) -> None:
@@ -66,8 +71,33 @@ class OuterProductProbes:
         """Estimates `(examples, d_in)` of each module that ran, from the summed loss of the batch."""
         steps = list(self._steps.values())
         first = torch.autograd.grad(loss, steps, create_graph=True, materialize_grads=True)
-        total = torch.stack([gradient.sum().to(loss.device, torch.float64) for gradient in first]).sum()
-        if not total.requires_grad:  # linear in all weights
-            return {name: torch.zeros_like(step) for name, step in self._steps.items()}
-        second = torch.autograd.grad(total, steps, materialize_grads=True)
-        return dict(zip(self._steps, second, strict=True))
+        found = {}
+        for name, step, gradient in zip(self._steps, steps, first, strict=True):
+            found[name] = torch.zeros_like(step)
+            if gradient.requires_grad:  # otherwise the loss is linear in all weights
+                (found[name],) = torch.autograd.grad(gradient.sum(), step, retain_graph=True, materialize_grads=True)
+        return found
+
+
+def trace_with_errors(traces: torch.Tensor, counts: torch.Tensor) -> tuple[float, float, float]:
+    """The trace of one module by Hutchinson's estimator, `T = Σ_n mean_p e_np / Σ_n c_n`, and how sure it is.
+
+    Args:
+        traces: `e_np = v' H_n v`, `(probes, examples)`, of the summed loss of example n along its direction p.
+        counts: `c_n`, targets of each example, `(examples,)`.
+
+    Returns:
+        `T`; its standard error by the spread over examples, `√(N/(N-1) Σ_n (mean_p e_np - T c_n)²) / Σ c`, which has both
+        what other examples and what other directions would change; and the standard error of the directions alone, for
+        these examples, `√(Σ_n var_p(e_np) / P) / Σ c`. NaN where there is a single example, or a single direction.
+
+    """
+    total, (probes, examples) = counts.sum(), traces.shape
+    means = traces.mean(0)
+    trace = means.sum() / total
+    error = of_probes = float("nan")
+    if examples > 1:
+        error = float((examples / (examples - 1) * (means - trace * counts).square().sum()).sqrt() / total)
+    if probes > 1:
+        of_probes = float((traces.var(0).sum() / probes).sqrt() / total)
+    return float(trace), error, of_probes
