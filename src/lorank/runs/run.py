@@ -15,7 +15,7 @@ from lorank.artefact import write_json
 from lorank.errors import OutputError, RecipeError
 from lorank.findings import Findings
 from lorank.methods import METHODS
-from lorank.methods.registry import unknown_method
+from lorank.methods.registry import FULL, unknown_method
 from lorank.models.loading import load_without_weights, task_type_of
 from lorank.models.pretrained import Pretrained
 from lorank.plan import RankPlan
@@ -23,6 +23,7 @@ from lorank.processes import processes
 from lorank.recipe.recipe import Recipe
 from lorank.report.model_card import write_model_card
 from lorank.report.rank_map import draw_rank_map
+from lorank.runs.full_run import full_result
 from lorank.runs.method_run import MethodRun, start_of
 from lorank.runs.output import locked_directory
 from lorank.runs.prepare import prepare
@@ -38,7 +39,8 @@ class RunResult:
     Attributes:
         directory: output directory.
         plan: of the recipe's method.
-        results: method name -> metrics, adapter parameters, steps and seconds; as in metrics.json.
+        results: method name -> metrics, adapter parameters (of full fine-tuning: trained parameters), steps and seconds; as in
+            metrics.json.
 
     """
 
@@ -136,10 +138,11 @@ def _console(console: Console | None) -> Console:
 def _baseline_results(main_run: MethodRun) -> dict[str, dict[str, Any]]:
     folder = main_run.folder / "baselines"
     recipe = main_run.recipe
-    return {
-        name: replace(main_run, recipe=recipe.of(name), method=name, folder=folder / name).result()
-        for name in recipe.baselines
-    }
+    results = {}
+    for name in recipe.baselines:
+        part = replace(main_run, recipe=recipe.of(name), method=name, folder=folder / name)
+        results[name] = asdict(full_result(part)) if name == FULL else part.result()
+    return results
 
 
 def _write_results(main_run: MethodRun, preset: Any, plan: RankPlan, results: Mapping[str, Any]) -> None:
@@ -151,6 +154,9 @@ def _write_results(main_run: MethodRun, preset: Any, plan: RankPlan, results: Ma
     content = {"budget": budget, "method": main_run.method, "preset": preset, "results": results}
     if prepared.data.more:
         content["test_parts"] = prepared.section.test_parts  # the first is the one of `metrics`
+    if (sample := prepared.section.sample) is not None:
+        rows = {part: {"rows": len(drawn.rows), "of": drawn.of} for part, drawn in prepared.data.drawn.items()}
+        content["sample"] = {"seed": sample.seed, **rows}
     write_json(main_run.folder / "metrics.json", content)
     draw_rank_map(plan, picture, _rank_map_title(prepared.base, prepared.section, plan, main_run.method, preset))
     write_model_card(
@@ -192,9 +198,13 @@ def _data_described(section: DataSection, data: TaskData) -> str:
         f"{called}{len(data.parts[name]):,} of {test}, SHA-256 {sum_[:12]}…"
         for called, (name, sum_), test in zip(names, sums.items(), tests, strict=True)
     )
+    drawn = ""
+    if data.drawn and section.sample is not None:
+        shares = ", ".join(f"{len(part.rows):,} of the {part.of:,} of {name}" for name, part in data.drawn.items())
+        drawn = f" These are random examples (`data.sample`, seed {section.sample.seed}): {shares}."
     return (
         f"Trained on {len(data.train):,} examples of {train}{labels}, SHA-256 {data.hashes['train'][:12]}…; tested on "
-        f"{tested}, {use}."
+        f"{tested}, {use}.{drawn}"
     )
 
 
