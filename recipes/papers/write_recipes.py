@@ -253,6 +253,7 @@ def written() -> dict[Path, str]:
     made |= {"i-lora/bart-large-xsum": i_lora_xsum(), "adalora/bart-large-xsum": adalora_xsum()}
     found = {}
     for name, (notes, content) in made.items():
+        content["checkpoint_every"] = 500  # those of full fine-tuning are three times the model
         head = "".join(f"# {line}\n" for line in notes)
         text = yaml.safe_dump(content, sort_keys=False, default_flow_style=None, width=120)
         found[HERE / f"{name}.yaml"] = head + text
