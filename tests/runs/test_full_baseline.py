@@ -126,6 +126,9 @@ def test_what_full_fine_tuning_cannot_have(tiny_recipe: Any) -> None:
     ):
         with pytest.raises(RecipeError, match=message):
             tiny_recipe(**changes)
+    content = {**tiny_recipe().model_dump(exclude_unset=True), "baselines": {"full": {"preset": "paper"}}}
+    with pytest.raises(RecipeError, match="preset: full fine-tuning trains every weight"):
+        recipe_of(content, Cell("mood", "r=1", "full", 0))
     with pytest.raises(RecipeError, match="the name of full fine-tuning"):
         register(Method("full", "ours", UNIFORM.presets, "paper"))
 

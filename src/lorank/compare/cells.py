@@ -13,7 +13,7 @@ from lorank.methods.plugins import plugin_of
 from lorank.methods.registry import FULL, unknown_method
 from lorank.recipe.files import make_recipe
 from lorank.recipe.format1 import is_format_1
-from lorank.recipe.method_sections import FULL_CHOICES, inherited, merged
+from lorank.recipe.method_sections import full_sections, inherited, merged
 from lorank.recipe.recipe import Recipe
 from lorank.recipe.sections import OWN_KEYS
 
@@ -172,7 +172,7 @@ def recipe_of(
         chosen["cut"] = merged(kept.get("cut") or {}, {"budget_in": "parameters", "fill": True})
     if cell.method == FULL:
         given = content.get("baselines") or {}
-        chosen = merged(merged(chosen, FULL_CHOICES), (given.get(FULL) if isinstance(given, Mapping) else None) or {})
+        chosen = merged(chosen, full_sections((given.get(FULL) if isinstance(given, Mapping) else None) or {}))
     made = merged(chosen, own or {})
     if isinstance(made.get("start"), Mapping) and made["start"].get("factors") == "kept":
         made.pop("search", None)  # with the triplets kept, `train` trains them

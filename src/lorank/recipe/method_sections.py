@@ -8,7 +8,6 @@ from pydantic import BaseModel, ValidationError
 from lorank.errors import RecipeError
 from lorank.methods import METHODS, Method
 from lorank.methods.choose import choices_in, preset_of
-from lorank.methods.uniform import UNIFORM
 from lorank.recipe.sections import (
     CHOICES,
     EXPERT,
@@ -23,7 +22,7 @@ from lorank.recipe.sections import (
 from lorank.validation import Section, explain, nearest
 
 # Where every weight is trained, a learning rate that suits adapters is far too high.
-FULL_CHOICES: Mapping[str, Mapping[str, Any]] = {"train": {"learning_rate": 5e-5}}
+_FULL_CHOICES: Mapping[str, Mapping[str, Any]] = {"train": {"learning_rate": 5e-5}}
 
 
 def merged(content: Mapping[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:
@@ -174,12 +173,11 @@ def inherited(content: Mapping[str, Any], method: str, own: Mapping[str, Any]) -
     return merged({**kept, "method": method}, own)
 
 
-def fully_trained(content: Mapping[str, Any], own: Mapping[str, Any]) -> dict[str, Any]:
-    """The keys by which full fine-tuning trains: what the recipe shares with its baselines, at a learning rate of its own.
+def full_sections(own: Mapping[str, Any]) -> dict[str, Any]:
+    """What full fine-tuning has of its own: how it trains, at 5e-5 where it does not say another learning rate.
 
     Args:
-        content: keys of the recipe, as a file has them.
-        own: keys that are full fine-tuning's own.
+        own: its keys under `baselines`.
 
     Raises:
         RecipeError: a key other than `train`.
@@ -187,7 +185,7 @@ def fully_trained(content: Mapping[str, Any], own: Mapping[str, Any]) -> dict[st
     """
     if strange := [key for key in own if key != "train"]:
         raise RecipeError(f"{strange[0]}: full fine-tuning trains every weight and has no ranks; allowed: train")
-    return merged(inherited(content, UNIFORM.name, FULL_CHOICES), own)
+    return merged(_FULL_CHOICES, own)
 
 
 def _keeps_triplets(method: Method, own: Mapping[str, Any]) -> bool:

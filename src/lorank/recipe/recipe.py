@@ -12,7 +12,8 @@ from lorank.errors import BudgetError, RecipeError
 from lorank.methods import METHODS, Method
 from lorank.methods.choose import choices_in
 from lorank.methods.registry import FULL, unknown_method
-from lorank.recipe.method_sections import filled_sections, fully_trained, inherited, without_expert
+from lorank.methods.uniform import UNIFORM
+from lorank.recipe.method_sections import filled_sections, full_sections, inherited, without_expert
 from lorank.recipe.sections import CHOICES, InitialRank, ModelSection, PlanScale, TrainingSection
 from lorank.tasks.section import DataSection
 from lorank.validation import Section, explain, nearest
@@ -209,7 +210,8 @@ class Recipe(Section):
         if method == self.method:
             return self
         if method == FULL:
-            return Recipe(**fully_trained(self.model_dump(exclude_unset=True), self.baselines.get(FULL, {})))
+            own = full_sections(self.baselines.get(FULL, {}))
+            return Recipe(**inherited(self.model_dump(exclude_unset=True), UNIFORM.name, own))
         return Recipe(**inherited(self.model_dump(exclude_unset=True), method, self.baselines.get(method, {})))
 
     @property
