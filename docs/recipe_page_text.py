@@ -105,6 +105,13 @@ these limits). Methods that score the frozen model share `measure.examples` and 
 its triplets trains at the learning rate of `search`, if there is one: triplets need another learning rate than the factors
 of a LoRA.
 
+**`full`** among the baselines is full fine-tuning: every weight is trained, without adapters, on the same data and as `train`
+says, but at a learning rate of its own, 5e-5 unless you give another: `baselines: {full: {train: {learning_rate: 2.0e-5}}}`.
+Budget and ranks do not concern it, so its section can have `train` only. Its metrics, and how many parameters it trains
+(the head is not counted), are in the result table, in `metrics.json` and in the model card. The model itself is not kept: the
+checkpoints, with two moments for each weight, are deleted when the result is written. `lorank compare --methods full,...` trains
+it in the same way.
+
 ## Budgets
 
 `budget` is a number of adapter parameters, in one of these forms ([budgets.md](budgets.md) says what is counted):

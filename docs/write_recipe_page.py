@@ -35,10 +35,13 @@ KINDS: Mapping[tuple[str, str], tuple[str, ...]] = {
 
 
 def key_rows(section: type[BaseModel], prefix: str = "") -> list[str]:
-    """One table row for each key of a section."""
-    return [
-        f"| `{prefix}{name}` | {shown(info.default)} | {meaning(info)} |" for name, info in section.model_fields.items()
-    ]
+    """One table row for each key of a section, and of the sections in it."""
+    rows = []
+    for name, info in section.model_fields.items():
+        rows.append(f"| `{prefix}{name}` | {shown(info.default)} | {meaning(info)} |")
+        for inner in (kind for kind in get_args(info.annotation) if _is_section(kind)):
+            rows += key_rows(inner, f"{prefix}{name}.")
+    return rows
 
 
 def common_rows() -> list[str]:

@@ -1,5 +1,7 @@
 """On real models and data, the quickstart's and one that writes; run by `make slow`, skipped loudly where they are missing."""
 
+import json
+import os
 from pathlib import Path
 
 import pytest
@@ -18,6 +20,8 @@ pytestmark = pytest.mark.real_model
 quickstart = pytest.mark.skipif(
     not Path("downloads/minilm").exists(), reason="run `python examples/prepare_quickstart.py downloads`"
 )
+# No package of the index has CoLA; it is on the hub (nyu-mll/glue, cola).
+COLA = Path(os.environ.get("LORANK_COLA", "downloads/cola"))
 SMOLLM2, FRIENDS = Path("downloads/smollm2"), Path("downloads/friends/train.tsv")
 
 
@@ -41,6 +45,34 @@ def test_the_quickstart_recipe_at_a_few_steps(tmp_path: Path, preset: str) -> No
     for found in result.results.values():
         assert 82_944 - 768 < found["adapter_parameters"] <= 82_944
         assert found["metrics"]["accuracy"] > 0.3
+
+
+@quickstart
+@pytest.mark.skipif(
+    not (COLA / "train.tsv").exists(),
+    reason="put CoLA into downloads/cola, or give LORANK_COLA=FOLDER: train.tsv and validation.tsv, columns sentence and label",
+)
+@pytest.mark.filterwarnings("ignore:.* scoring examples are in the training data too")
+def test_i_loras_experiment_on_cola(tmp_path: Path) -> None:
+    """The paper's recipe, on a smaller model, in fewer steps at higher learning rates."""
+    files = {"train": str(COLA / "train.tsv"), "test": str(COLA / "validation.tsv")}
+    data = {**files, "text": "sentence", "max_length": 64}
+    changes = ["model=downloads/minilm", f"data={json.dumps(data)}", "search.max_steps=60", "train.max_steps=150"]
+    rates = ["search.learning_rate=1.0e-2", "train.learning_rate=4.0e-3"]
+    recipe = load_recipe("recipes/papers/i-lora/deberta-v3-base-cola.yaml", [*changes, *rates])
+    assert (recipe.preset, recipe.budget, sorted(recipe.baselines)) == ("paper", "keep=50%", ["full", "lora"])
+    result = run(recipe, tmp_path / "out", Console(quiet=True))
+    # Rank 2 in 36 modules at the start, 82,944 parameters; half of it is rank 1.
+    assert result.plan.budget_parameters == 41_472
+    assert 41_472 - 1920 < result.plan.spent <= 41_472
+    assert result.results["lora"]["adapter_parameters"] == 41_472
+    assert (
+        22_565_376 <= result.results["full"]["trained_parameters"] < 22_800_000
+    )  # with the pooler, if it is no part of the head
+    for found in result.results.values():
+        print(found["metrics"], found["loss"])
+    # Of a model that has learnt nothing it is 0.
+    assert result.results["full"]["metrics"]["matthews"] > 0.1
 
 
 @pytest.mark.skipif(

@@ -27,6 +27,14 @@ def test_the_converted_recipe_is_the_one_that_the_repository_has_now(path: str) 
     converted, stands = (written(recipe) for recipe in (make_recipe(OLD[path]["recipe"]), load_recipe(path)))
     if converted["budget"] == "beta=0.5":
         converted["budget"] = "keep=50%"
+    if path.startswith("recipes/papers/"):
+        # These say more now: another baseline, both parts of MNLI, a share of XSum, and what is known of scripts.
+        for one in (converted, stands):
+            for key in ("baselines", "checkpoint_every", "data", "scale"):
+                del one[key]
+            for stage_of in (one["train"], one["search"]):
+                if stage_of:
+                    del stage_of["warmup"]
     assert converted == stands
 
 

@@ -10,10 +10,10 @@ from lorank.artefact import checksum, write_json
 from lorank.errors import ComparisonError
 from lorank.methods import METHODS
 from lorank.methods.plugins import plugin_of
-from lorank.methods.registry import unknown_method
+from lorank.methods.registry import FULL, unknown_method
 from lorank.recipe.files import make_recipe
 from lorank.recipe.format1 import is_format_1
-from lorank.recipe.method_sections import inherited, merged
+from lorank.recipe.method_sections import full_sections, inherited, merged
 from lorank.recipe.recipe import Recipe
 from lorank.recipe.sections import OWN_KEYS
 
@@ -23,7 +23,7 @@ CONTROLS: Mapping[str, str] = {
     "equal-compute": "the recipe's method with its training shortened by what search and scoring cost: is it worth its price?",
     "uniform-triplets": "training with allocation where every module ends at the uniform rank: is it the ranks, or the training?",
     "svd-truncate": "uniform LoRA at the initial rank, cut to the budget by singular values: does planning matter?",
-    "full": "full fine-tuning: what is there to gain?",
+    FULL: "full fine-tuning: what is there to gain?",
 }
 BASELINE = "lora"
 # Controls that train the plan of the recipe's method, once that is there.
@@ -32,9 +32,6 @@ FROM_PLAN = ("shuffled", "equal-compute")
 BORROWING = (*FROM_PLAN, "uniform-triplets")
 # In the folder of a cell: what is asked for, what was measured, why there is nothing.
 ORDER, RESULT, ERROR = "cell.json", "result.json", "error.txt"
-# Every weight is trained, so a rate that suits adapters is too high by far.
-_OWN_CHOICES: Mapping[str, Mapping[str, Any]] = {"full": {"train": {"learning_rate": 5e-5}}}
-
 
 # Of the training that is judged: the same for every method of a task.
 SAME = (
@@ -173,7 +170,10 @@ def recipe_of(
     if allocates_in_training(method):
         # Counted in ranks, as the papers do, a budget is spent to within some percent of parameters only.
         chosen["cut"] = merged(kept.get("cut") or {}, {"budget_in": "parameters", "fill": True, "cost_weights": {}})
-    made = merged(merged(chosen, _OWN_CHOICES.get(cell.method, {})), own or {})
+    if cell.method == FULL:
+        given = content.get("baselines") or {}
+        chosen = merged(chosen, full_sections((given.get(FULL) if isinstance(given, Mapping) else None) or {}))
+    made = merged(chosen, own or {})
     if isinstance(made.get("start"), Mapping) and made["start"].get("factors") == "kept":
         made.pop("search", None)  # with the triplets kept, `train` trains them
     return make_recipe(made)

@@ -182,6 +182,8 @@ def _on_training_data(task: str, content: Mapping[str, Any], folder: Path, fract
     train, judged = hold_out(numbered, fraction, SEARCH_SEED)
     columns = [name for name in ("text_1", "text_2") if name in train.column_names]
     raw = list(load_rows(recipe.data, "train")) if recipe.data.writes else None
+    if raw is not None and (drawn := data.drawn.get("train")) is not None:
+        raw = [raw[number] for number in drawn.rows]
     paths = {}
     for part, name, rows in (("train", "train", train), ("test", "judged", judged)):
         path = folder / "data" / f"{task}-{name}.jsonl"
@@ -192,6 +194,6 @@ def _on_training_data(task: str, content: Mapping[str, Any], folder: Path, fract
         else:
             written = [raw[number] for number in rows["row"]]
         write_text(path, "".join(f"{json.dumps(row, ensure_ascii=False)}\n" for row in written))
-    section = recipe.data.model_dump(exclude={"name", "config", "train_split", "test_split"})
+    section = recipe.data.model_dump(exclude={"name", "config", "train_split", "test_split", "sample"})
     section |= {**paths, "text": columns, "label": "label"} if raw is None else paths
     return merged({key: value for key, value in content.items() if key != "data"}, {"data": section})

@@ -7,7 +7,6 @@ is in its folder, so the next try continues it.
 import json
 import os
 import resource
-import shutil
 import sys
 import time
 import traceback
@@ -37,11 +36,14 @@ from lorank.compare.cells import (
 from lorank.compare.controls import shortened, shuffled, steps_before
 from lorank.errors import ComparisonError, LorankError, one_line
 from lorank.methods.plugins import load_plugin, loaded_plugins, plugin_of
+from lorank.methods.registry import FULL
 from lorank.models.base_fingerprint import base_sum
 from lorank.models.loading import load_tokenizer, task_type_of
 from lorank.plan import RankPlan
 from lorank.recipe.recipe import Recipe
 from lorank.runs.defaults import fitted
+from lorank.runs.full_run import full_result
+from lorank.runs.method_run import MethodRun
 from lorank.runs.output import locked_directory
 from lorank.runs.prepare import prepare
 from lorank.runs.prune_adapter import prune_adapter
@@ -49,8 +51,6 @@ from lorank.runs.recipe_values import pretrained_of
 from lorank.runs.run import run, run_plan
 from lorank.tasks.data import TaskData, load_task_data
 from lorank.tasks.encoding import tokenize
-from lorank.training.checkpoints import stage_folder
-from lorank.training.full_stage import train_full
 from lorank.training.trainer import SeededOrder
 
 
@@ -78,7 +78,7 @@ def run_cell(recipe: Recipe, cell: Cell, folder: Path, plan_of: Path | None, con
 def _measured(
     recipe: Recipe, cell: Cell, folder: Path, plan_of: Path | None, data: TaskData, console: Console
 ) -> Measured:
-    if cell.method == "full":
+    if cell.method == FULL:
         return _full(recipe, data, folder, console)
     if cell.method == "svd-truncate":
         return _truncated(recipe, data, folder, console)
@@ -143,7 +143,7 @@ def _truncated(recipe: Recipe, data: TaskData, folder: Path, console: Console) -
 def _full(recipe: Recipe, data: TaskData, folder: Path, console: Console) -> Measured:
     recipe, prepared = prepare(recipe, (recipe.method,), console, data)
     with locked_directory(folder / "run", recipe, data, prepared.provenance):
-        result = train_full(prepared, recipe.train, folder / "run", console)
+        result = full_result(MethodRun(recipe, prepared, FULL, folder / "run", console))
     return Measured(
         metrics=result.metrics,
         loss=result.loss,
@@ -209,9 +209,6 @@ def main(folder: Path) -> int:
         (folder / ERROR).write_text(f"{type(error).__name__}: {one_line(error)}", encoding="utf-8")
         return 1
     write_measured(folder / RESULT, measured, fingerprint_of(recipe, cell))
-    if cell.method == "full":  # checkpoints of every weight and its moments, for each seed
-        for checkpoint in stage_folder(folder / "run", "train", "stage2").glob("checkpoint-*"):
-            shutil.rmtree(checkpoint)
     (folder / ERROR).unlink(missing_ok=True)
     return 0
 

@@ -17,6 +17,8 @@ from lorank.validation import nearest
 
 _ALL = (I_LORA, IGU_LORA, ADALORA, SENSITIVITY_LORA, GRADIENT, MAGNITUDE, EVA, UNIFORM)
 METHODS: dict[str, Method] = {method.name: method for method in _ALL}
+# Full fine-tuning: a baseline of recipes and a control of comparisons. It has no adapters, so it is no method.
+FULL = "full"
 
 
 def unknown_method(name: str, known: Iterable[str] = METHODS) -> str:
@@ -43,13 +45,15 @@ def register(method: Method) -> Method:
 
     Raises:
         RecipeError: it is no `Method`, a preset is no set of choices, its presets are of different classes, its default preset
-            is not among them, or another method has its name.
+            is not among them, or its name is taken: by another method, or by full fine-tuning.
 
     """
     if not isinstance(method, Method):
         raise RecipeError(f"register got {type(method).__name__}; give a lorank.Method")
     if not isinstance(method.name, str) or not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9_-]*", method.name):
         raise RecipeError(f"a method is called {method.name!r}; allowed: letters, digits, - and _ (it names folders)")
+    if method.name == FULL:
+        raise RecipeError(f"a method is called {FULL!r}, the name of full fine-tuning; give it another name")
     if method.default_preset not in method.presets:
         raise RecipeError(
             f"default_preset {method.default_preset!r} of {method.name} is none of its presets: {', '.join(method.presets)}"

@@ -25,6 +25,7 @@ from transformers import (
 )
 
 from lorank.errors import RecipeError, one_line
+from lorank.models.classifier_dropout import set_classifier_dropout
 from lorank.models.padding_token import set_pad_id, set_padding
 from lorank.models.pretrained import Pretrained
 from lorank.models.weights import check_loaded
@@ -144,6 +145,17 @@ def load_task_model(base: Pretrained, task_type: TaskType, label_names: Sequence
     return TaskModel(model, heads, task_type)
 
 
+def check_classifier_dropout(base: Pretrained) -> None:
+    """Refuse a dropout of the classifier that the architecture has no field for, from the config alone.
+
+    Raises:
+        RecipeError: it has none.
+
+    """
+    if base.classifier_dropout is not None:
+        _task_config(base, TaskType.SEQ_CLS, ())
+
+
 def load_without_weights(name: str, *, trust_remote_code: bool = False, task_type: TaskType | None = None) -> nn.Module:
     """Build a model from its config alone, on the meta device: names and shapes, no weights, no download of them.
 
@@ -215,6 +227,8 @@ def _task_config(base: Pretrained, task_type: TaskType, label_names: Sequence[st
         for key, value in config.to_dict().items():
             if key.endswith(("dropout", "dropout_prob", "pdrop")) and isinstance(value, (int, float)):
                 setattr(config, key, base.dropout)
+    if base.classifier_dropout is not None:
+        set_classifier_dropout(config, base.classifier_dropout, base.name, trust_remote_code=base.trust_remote_code)
     return config
 
 

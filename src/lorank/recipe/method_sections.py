@@ -21,6 +21,9 @@ from lorank.recipe.sections import (
 )
 from lorank.validation import Section, explain, nearest
 
+# Where every weight is trained, a learning rate that suits adapters is far too high.
+_FULL_CHOICES: Mapping[str, Mapping[str, Any]] = {"train": {"learning_rate": 5e-5}}
+
 
 def merged(content: Mapping[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:
     """Nested mappings put together; `over` wins."""
@@ -167,6 +170,21 @@ def inherited(content: Mapping[str, Any], method: str, own: Mapping[str, Any]) -
         else:
             kept["search"] = search
     return merged({**kept, "method": method}, own)
+
+
+def full_sections(own: Mapping[str, Any]) -> dict[str, Any]:
+    """What full fine-tuning has of its own: how it trains, at 5e-5 where it does not say another learning rate.
+
+    Args:
+        own: its keys under `baselines`.
+
+    Raises:
+        RecipeError: a key other than `train`.
+
+    """
+    if strange := [key for key in own if key != "train"]:
+        raise RecipeError(f"{strange[0]}: full fine-tuning trains every weight and has no ranks; allowed: train")
+    return merged(_FULL_CHOICES, own)
 
 
 def _keeps_triplets(method: Method, own: Mapping[str, Any]) -> bool:

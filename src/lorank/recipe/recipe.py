@@ -11,8 +11,9 @@ from lorank.engine.options import RankOptions, ScoringSetChoices, TrainingBatchC
 from lorank.errors import BudgetError, RecipeError
 from lorank.methods import METHODS, Method
 from lorank.methods.choose import choices_in
-from lorank.methods.registry import unknown_method
-from lorank.recipe.method_sections import filled_sections, inherited, without_expert
+from lorank.methods.registry import FULL, unknown_method
+from lorank.methods.uniform import UNIFORM
+from lorank.recipe.method_sections import filled_sections, full_sections, inherited, without_expert
 from lorank.recipe.sections import CHOICES, InitialRank, ModelSection, PlanScale, TrainingSection
 from lorank.tasks.section import DataSection
 from lorank.validation import Section, explain, nearest
@@ -42,7 +43,8 @@ class Recipe(Section):
     )
     baselines: Mapping[str, Mapping[str, Any]] = Field(
         {},
-        description="methods trained and evaluated beside it at the same budget: names, or names with sections of their own",
+        description="methods trained and evaluated beside it at the same budget, and full, which trains every weight: names, or "
+        "names with sections of their own",
     )
     metrics: tuple[str, ...] | None = Field(
         None, description="null: accuracy, f1 and matthews, pearson and spearman, or what the task has in docs/tasks.md"
@@ -129,12 +131,16 @@ class Recipe(Section):
     def _disagreements(self, method: Method | None) -> list[str]:
         """What is wrong though every key is right."""
         problems = [
-            f"{key}: {unknown_method(name)}"
-            for key, name in (("method", self.method), *(("baselines", name) for name in self.baselines))
-            if name not in METHODS
+            f"baselines: {unknown_method(name, (*METHODS, FULL))}"
+            for name in self.baselines
+            if name not in (*METHODS, FULL)
         ]
+        if self.method not in METHODS:
+            problems.insert(0, f"method: {unknown_method(self.method)}")
         if self.method in self.baselines:
             problems.append(f"baselines: {self.method} is the recipe's method already; leave it out")
+        if self.model.classifier_dropout is not None and self.data.writes:
+            problems.append(f"model.classifier_dropout: a model for {self.data.task} has no classifier; leave it out")
         limits = self.ranks
         if method is not None and method.looks_at == "nothing":
             own = [key for key in ("rank_by", "scope") if getattr(limits, key) != RankOptions.model_fields[key].default]
@@ -194,7 +200,8 @@ class Recipe(Section):
 
         Shared are model, data, budget, `train`, `search`, and of the choices `triplets.initial_rank`, `start.scale_by`, and the
         limits of `ranks`. A baseline that keeps its triplets trains them at the learning rate of `search`, where there is one:
-        triplets need another rate than the factors of a LoRA.
+        triplets need another rate than the factors of a LoRA. `full`, full fine-tuning, is a recipe of uniform LoRA of which only
+        `train` counts; its learning rate is 5e-5 unless its own sections say another.
 
         Raises:
             RecipeError: sections of the baseline that cannot be read.
@@ -202,6 +209,9 @@ class Recipe(Section):
         """
         if method == self.method:
             return self
+        if method == FULL:
+            own = full_sections(self.baselines.get(FULL, {}))
+            return Recipe(**inherited(self.model_dump(exclude_unset=True), UNIFORM.name, own))
         return Recipe(**inherited(self.model_dump(exclude_unset=True), method, self.baselines.get(method, {})))
 
     @property

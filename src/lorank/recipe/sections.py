@@ -1,7 +1,7 @@
 """The sections of a recipe: the model, the choices of its method, and the stages of training."""
 
 from functools import cache
-from typing import Any, Literal, cast
+from typing import Annotated, Any, Literal, cast
 
 from pydantic import Field, create_model, field_validator
 
@@ -50,6 +50,9 @@ class ModelSection(Section):
     dropout: float | None = Field(
         None, ge=0, lt=1, description="dropout inside the base model; null: as its config says"
     )
+    classifier_dropout: float | None = Field(
+        None, ge=0, lt=1, description="dropout in front of the head of a classifier; null: as its config says"
+    )
     trust_remote_code: bool = Field(False, description="let the code that comes with a hub model run")
 
 
@@ -61,7 +64,10 @@ class TrainingSection(Section):
     learning_rate: float = Field(5e-4, gt=0, description="peak learning rate of AdamW")
     batch_size: int = Field(32, ge=1, description="examples in a micro-batch, on each device")
     gradient_accumulation: int = Field(1, ge=1, description="micro-batches in an optimizer step")
-    warmup: float = Field(0.06, ge=0, lt=1, description="share of the stage in which the learning rate rises")
+    warmup: Annotated[int, Field(strict=True, ge=0)] | Annotated[float, Field(ge=0, lt=1)] = Field(
+        0.06,
+        description="share of the stage in which the learning rate rises, below 1; a whole number is optimizer steps",
+    )
     scheduler: str = Field("linear", description="learning-rate schedule, by transformers' name")
     weight_decay: float = Field(0.0, ge=0, description="of AdamW")
     max_grad_norm: float = Field(1.0, ge=0, description="gradients are clipped to this norm; 0 does not clip")

@@ -10,7 +10,7 @@ from huggingface_hub import ModelCard, ModelCardData
 
 from lorank.artefact import versions, write_atomically
 from lorank.plan import RankPlan
-from lorank.report.tables import named_values, summary_words
+from lorank.report.tables import named_values, parameters_of, summary_words
 
 _PIPELINES = {"CAUSAL_LM": "text-generation", "SEQ_2_SEQ_LM": "text2text-generation"}
 _TEMPLATE = """\
@@ -39,7 +39,8 @@ with lorank.
 | method | adapter parameters | {{ metrics | join(" | ") }} |
 |---|---|{{ "---|" * (metrics | length) }}
 {% for name, result in results.items() -%}
-| {{ name }}{{ " (this adapter)" if name == method else "" }} | {{ "{:,}".format(result.adapter_parameters) }} | \
+| {{ name }}{{ " (this adapter)" if name == method else "" }} | {{ "{:,}".format(result.parameters) }}\
+{{ "" if "adapter_parameters" in result else " (every weight of the base model)" }} | \
 {% for metric in metrics %}{{ "-" if result.metrics[metric] is none else "%.4f" | format(result.metrics[metric]) }} | {% endfor %}
 {% endfor %}
 One run, seed {{ seed }}.
@@ -131,7 +132,10 @@ def write_model_card(
         picture=picture is not None,
         data=data,
         metrics=list(named_values(next(iter(results.values())))),
-        results={name: {**result, "metrics": named_values(result)} for name, result in results.items()},
+        results={
+            name: {**result, "metrics": named_values(result), "parameters": parameters_of(result)}
+            for name, result in results.items()
+        },
         seed=seed,
         family={"CAUSAL_LM": "AutoModelForCausalLM", "SEQ_2_SEQ_LM": "AutoModelForSeq2SeqLM"}.get(
             task_type, "AutoModelForSequenceClassification"

@@ -53,13 +53,18 @@ def result_table(results: Mapping[str, Mapping[str, Any]], asked: int) -> SplitT
         beside = f" + {result['scoring_passes']} scoring passes" if result.get("scoring_passes") else ""
         table.add_row(
             method,
-            f"{asked:,}",
-            f"{result['adapter_parameters']:,}",
+            f"{asked:,}" if "adapter_parameters" in result else "-",
+            f"{parameters_of(result):,}",
             *(_number(values[method][m]) for m in metrics),
             _before_training(result),
             f"{result['steps']} steps{beside}, {result['seconds']:.0f} s",
         )
     return table
+
+
+def parameters_of(result: Mapping[str, Any]) -> int:
+    """Parameters that were trained beside the head: the adapter's, or those of full fine-tuning."""
+    return int(result["adapter_parameters"] if "adapter_parameters" in result else result["trained_parameters"])
 
 
 def named_values(result: Mapping[str, Any]) -> dict[str, float | None]:

@@ -2,11 +2,13 @@
 
 from collections.abc import Sequence
 
+from peft import TaskType
 from rich.console import Console
 
 from lorank.findings import Findings
 from lorank.methods import METHODS
-from lorank.models.loading import load_tokenizer, load_without_weights, task_type_of
+from lorank.methods.registry import FULL
+from lorank.models.loading import check_classifier_dropout, load_tokenizer, load_without_weights, task_type_of
 from lorank.processes import processes
 from lorank.recipe.recipe import Recipe
 from lorank.runs.checks import check_model
@@ -17,6 +19,7 @@ from lorank.tasks.data import TaskData, load_task_data
 from lorank.tasks.encoding import check_texts
 from lorank.tasks.tokenizer_checks import check_tokens
 from lorank.training.prepared import Prepared
+from lorank.training.steps import check_warmup
 
 
 def prepare(
@@ -26,7 +29,7 @@ def prepare(
 
     Args:
         recipe: as it was read.
-        methods: that are to run.
+        methods: that are to run, full fine-tuning among them.
         console: for a line about each default that is changed.
         data: the recipe's, where it is loaded already.
 
@@ -38,6 +41,7 @@ def prepare(
 
     """
     findings, base = Findings(), pretrained_of(recipe)
+    with_ranks = [name for name in methods if name != FULL]
     model, task_type, tokenizer, checked = None, None, None, None
 
     def say(line: str) -> None:
@@ -48,8 +52,11 @@ def prepare(
         task_type = task_type_of(base, writes=recipe.data.writes)
         model = load_without_weights(base.name, trust_remote_code=base.trust_remote_code, task_type=task_type)
         recipe = fit_to_model(recipe, model, task_type, say)
+    if model is not None and task_type == TaskType.SEQ_CLS:
+        with findings.check():
+            check_classifier_dropout(base)
     with findings.check():
-        checked = check_model(recipe, methods)
+        checked = check_model(recipe, with_ranks)
     with findings.check():
         data = data or load_task_data(recipe.data)
     if data is not None:
@@ -57,8 +64,9 @@ def prepare(
             if part != "train" and sum_ == data.hashes["train"]:
                 say(f"the {part} part is the training part: its results say nothing about other examples")
         with findings.check():
-            recipe = fit_to_data(recipe, data, tuple(methods), say)
-        for method in methods:
+            recipe = fit_to_data(recipe, data, tuple(with_ranks), say)
+        _check_warmup(recipe, methods, len(data.train), findings)
+        for method in with_ranks:
             if METHODS[method].allocates_in_training:
                 with findings.check():
                     allocation_stage(recipe.of(method), data.train).check_schedule()
@@ -86,3 +94,16 @@ def prepare(
         settings=stage_settings_of(recipe),
         provenance=provenance,
     )
+
+
+def _check_warmup(recipe: Recipe, methods: Sequence[str], examples: int, findings: Findings) -> None:
+    """Whether the stages that are judged are longer than their warm-up; those that decide ranks have a check of their own."""
+    checked = [recipe.train]
+    with findings.check():
+        check_warmup("train", recipe.train, examples)
+    for method in methods:
+        own = recipe.of(method).train
+        if own not in checked:
+            checked.append(own)
+            with findings.check():
+                check_warmup(f"baselines.{method}.train", own, examples)

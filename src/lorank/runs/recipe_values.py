@@ -9,7 +9,7 @@ from lorank.training.prepared import StageSettings
 
 def pretrained_of(recipe: Recipe) -> Pretrained:
     """The base model that a recipe names."""
-    return Pretrained(recipe.model.name, recipe.model.trust_remote_code, recipe.model.dropout)
+    return Pretrained(**{field.name: getattr(recipe.model, field.name) for field in fields(Pretrained)})
 
 
 def stage_settings_of(recipe: Recipe) -> StageSettings:

@@ -17,7 +17,7 @@ from lorank.artefact import write_json
 from lorank.errors import OutputError, RecipeError
 from lorank.findings import Findings
 from lorank.methods import METHODS
-from lorank.methods.registry import unknown_method
+from lorank.methods.registry import FULL, unknown_method
 from lorank.models.loading import load_without_weights, task_type_of
 from lorank.models.pretrained import Pretrained
 from lorank.plan import RankPlan
@@ -26,6 +26,7 @@ from lorank.recipe.recipe import Recipe
 from lorank.report.cut_map import draw_cuts
 from lorank.report.model_card import write_model_card
 from lorank.report.rank_map import draw_rank_map
+from lorank.runs.full_run import full_result
 from lorank.runs.method_run import MethodRun, start_of
 from lorank.runs.output import locked_directory
 from lorank.runs.prepare import prepare
@@ -42,7 +43,8 @@ class RunResult:
     Attributes:
         directory: output directory.
         plan: of the recipe's method.
-        results: method name -> metrics, adapter parameters, steps and seconds; as in metrics.json.
+        results: method name -> metrics, adapter parameters (of full fine-tuning: trained parameters), steps and seconds; as in
+            metrics.json.
 
     """
 
@@ -144,7 +146,8 @@ def _baseline_results(main_run: MethodRun, plan: RankPlan) -> dict[str, dict[str
         of = recipe.of(name)
         if "budget" not in own:
             of = of.model_copy(update={"budget": str(plan.budget_parameters)})
-        results[name] = replace(main_run, recipe=of, method=name, folder=folder / name).result()
+        part = replace(main_run, recipe=of, method=name, folder=folder / name)
+        results[name] = asdict(full_result(part)) if name == FULL else part.result()
     return results
 
 
@@ -157,6 +160,9 @@ def _write_results(main_run: MethodRun, preset: Any, plan: RankPlan, results: Ma
     content = {"budget": budget, "method": main_run.method, "preset": preset, "results": results}
     if prepared.data.more:
         content["test_parts"] = prepared.section.test_parts  # the first is the one of `metrics`
+    if (sample := prepared.section.sample) is not None:
+        rows = {part: {"rows": len(drawn.rows), "of": drawn.of} for part, drawn in prepared.data.drawn.items()}
+        content["sample"] = {"seed": sample.seed, **rows}
     write_json(main_run.folder / "metrics.json", content)
     _draw(main_run.folder, plan, _rank_map_title(prepared.base, prepared.section, plan, main_run.method, preset))
     write_model_card(
@@ -208,9 +214,13 @@ def _data_described(section: DataSection, data: TaskData) -> str:
         f"{called}{len(data.parts[name]):,} of {test}, SHA-256 {sum_[:12]}…"
         for called, (name, sum_), test in zip(names, sums.items(), tests, strict=True)
     )
+    drawn = ""
+    if data.drawn and section.sample is not None:
+        shares = ", ".join(f"{len(part.rows):,} of the {part.of:,} of {name}" for name, part in data.drawn.items())
+        drawn = f" These are random examples (`data.sample`, seed {section.sample.seed}): {shares}."
     return (
         f"Trained on {len(data.train):,} examples of {train}{labels}, SHA-256 {data.hashes['train'][:12]}…; tested on "
-        f"{tested}, {use}."
+        f"{tested}, {use}.{drawn}"
     )
 
 

@@ -4,6 +4,7 @@ import hashlib
 import json
 import random
 import sys
+import warnings
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -13,9 +14,10 @@ from typing import Any
 import datasets
 from datasets import Dataset
 
-from lorank.errors import DataError, one_line
+from lorank.errors import DataError, LorankWarning, one_line
 from lorank.tasks.files import Rows, read_rows
 from lorank.tasks.labels import Classes, LabelColumn, nearest, regression_labels
+from lorank.tasks.sample import DrawnRows, check_classes, sampled
 from lorank.tasks.section import DataSection
 from lorank.tasks.text_data import needed_columns, prompts_and_targets
 
@@ -31,6 +33,8 @@ class TaskData:
         label_names: name of each class in order; empty for regression and tasks that write.
         hashes: SHA-256 over the content of each part, for the record and for resuming; the first test part is `test`.
         more: further test parts, by name.
+        drawn: which rows of the file or split are used, by part (`train`, `test`, names of further ones), where `data.sample`
+            draws a share of them.
 
     """
 
@@ -39,6 +43,7 @@ class TaskData:
     label_names: tuple[str, ...]
     hashes: Mapping[str, str]
     more: Mapping[str, Dataset] = field(default_factory=dict)
+    drawn: Mapping[str, DrawnRows] = field(default_factory=dict)
 
     @property
     def parts(self) -> dict[str, Dataset]:
@@ -47,11 +52,14 @@ class TaskData:
 
 
 def load_task_data(section: DataSection) -> TaskData:
-    """Load all parts and check them.
+    """Load all parts and check them; of a share (`data.sample`), too, all rows are checked before it is drawn.
 
     Raises:
         DataError: missing file or column, a text or label that is missing, labels that do not fit the task or that
-            the training data does not know, no examples, a single class.
+            the training data does not know, no examples, a single class; a share without rows.
+
+    Warns:
+        LorankWarning: the share leaves a class without a training example.
 
     """
     raw, wrong = dict[str, Rows](), list[str]()
@@ -71,10 +79,6 @@ def load_task_data(section: DataSection) -> TaskData:
         labels: dict[str, Any] = {}
         if section.task == "regression":
             labels = {part: regression_labels(column) for part, column in columns.items()}
-            if same := [part for part in ("test", *others) if len(set(labels[part])) < 2]:
-                raise DataError(
-                    f"data.{same[0]}: correlation needs at least two different labels; these are all the same"
-                )
         else:
             classes = Classes.of(columns["train"])
             names, labels = classes.names, {part: classes.numbers(column) for part, column in columns.items()}
@@ -82,8 +86,14 @@ def load_task_data(section: DataSection) -> TaskData:
             part: Dataset.from_dict({**_texts(part, rows, section), "labels": labels[part]})
             for part, rows in raw.items()
         }
+    whole, (parts, drawn) = parts, sampled(section.sample, parts)
+    if section.task == "regression":
+        if same := [part for part in ("test", *others) if len(set(parts[part]["labels"][:])) < 2]:
+            raise DataError(f"data.{same[0]}: correlation needs at least two different labels; these are all the same")
+    elif "train" in drawn and not section.writes and (said := check_classes(names, whole["train"], parts["train"])):
+        warnings.warn(said, LorankWarning, stacklevel=2)
     hashes = {part: content_hash(rows) for part, rows in parts.items()}
-    return TaskData(parts["train"], parts["test"], names, hashes, {name: parts[name] for name in others})
+    return TaskData(parts["train"], parts["test"], names, hashes, {name: parts[name] for name in others}, drawn)
 
 
 def content_hash(rows: Dataset) -> str:

@@ -10,6 +10,14 @@ from lorank.tasks.text_tasks import TEXT_TASKS
 from lorank.validation import Section
 
 
+class SampleSection(Section):
+    """A random share of the rows of each part, the same for every seed of a run."""
+
+    train: float = Field(1.0, gt=0, le=1, description="share of the training rows that is used")
+    test: float = Field(1.0, gt=0, le=1, description="share of the rows of every test part that is used")
+    seed: int = Field(0, ge=0, description="of the draw; apart from the run's seed, so all runs use the same rows")
+
+
 class DataSection(Section):
     """Where examples come from: two files, or a hub name with two splits."""
 
@@ -27,6 +35,7 @@ class DataSection(Section):
     test_split: str | Mapping[str, str] = Field(
         "validation", description="split that is evaluated once at the end; several: names with splits"
     )
+    sample: SampleSection | None = Field(None, description="use a random share of the rows; null: all of them")
     text: tuple[str, ...] = Field(
         ("text",), min_length=1, max_length=2, description="one or two text columns; of summarization: document"
     )

@@ -18,7 +18,7 @@ from lorank.training.checkpoints import stage_folder
 from lorank.training.plan_stage import save_adapter
 from lorank.training.prepared import Prepared
 from lorank.training.stage import initial_config, train_stage
-from lorank.training.steps import stage_steps, steps_per_epoch
+from lorank.training.steps import check_warmup, stage_steps, steps_per_epoch
 
 
 @dataclass(frozen=True)
@@ -47,12 +47,14 @@ class AllocationStage:
     scoring_rows: Dataset | None = None
 
     def check_schedule(self) -> None:
-        """Whether the stage is long enough to cut in, before anything is trained.
+        """Whether the stage is long enough to cut in, and longer than its warm-up, before anything is trained.
 
         Raises:
-            AllocationError: it is not.
+            AllocationError: it is too short to cut in.
+            RecipeError: its warm-up is as long.
 
         """
+        check_warmup("train" if self.kept else "search", self.section, len(self.rows))
         steps = stage_steps(self.section, len(self.rows))
         schedule_of(self.chosen.choices, steps, steps_per_epoch(self.section, len(self.rows)))
 

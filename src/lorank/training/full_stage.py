@@ -1,6 +1,6 @@
 """Full fine-tuning: the baseline that trains every weight, on the data, order and steps that a plan is trained with."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +22,7 @@ class FullResult:
         trained_parameters: all of the model but its head.
         steps: optimizer steps.
         seconds: training time.
+        more: name of each further test part -> its `metrics` and `loss`.
 
     """
 
@@ -30,15 +31,16 @@ class FullResult:
     trained_parameters: int
     steps: int
     seconds: float
+    more: dict[str, dict[str, Any]] = field(default_factory=dict)
 
 
 def train_full(prepared: Prepared, section: TrainingSection, directory: Path, console: Console) -> FullResult:
-    """Train every weight in fp32, or continue; and evaluate on the test part.
+    """Train every weight in fp32, or continue; and evaluate on all test parts.
 
     Args:
         prepared: the run's.
         section: options of the stage; a learning rate that suits adapters is far too high here.
-        directory: of the run.
+        directory: where it works.
         console: for lines of progress.
 
     Raises:
@@ -47,6 +49,9 @@ def train_full(prepared: Prepared, section: TrainingSection, directory: Path, co
     """
     task, folder = prepared.load_model(), stage_folder(directory, "train", "stage2")
     model: Any = task.model
+    heads = {id(p) for name in task.heads for p in model.get_submodule(name).parameters()}
+    trained = sum(p.numel() for p in model.parameters() if p.requires_grad and id(p) not in heads)
+    console.print(f"full fine-tuning: training {trained:,} parameters beside the head", highlight=False)
     progress = train_stage(
         name="full fine-tuning",
         prepared=prepared,
@@ -56,7 +61,6 @@ def train_full(prepared: Prepared, section: TrainingSection, directory: Path, co
         rows=prepared.tokenize(prepared.data.train),
         console=console,
     )
-    heads = {id(p) for name in task.heads for p in model.get_submodule(name).parameters()}
-    trained = sum(p.numel() for p in model.parameters() if p.requires_grad and id(p) not in heads)
     metrics, loss = prepared.evaluate(model, folder)
-    return FullResult(metrics, loss, trained, progress.step, progress.seconds)
+    more = prepared.evaluate_more(model, folder)
+    return FullResult(metrics, loss, trained, progress.step, progress.seconds, more)

@@ -2,6 +2,7 @@
 
 import math
 
+from lorank.errors import RecipeError
 from lorank.processes import processes
 from lorank.recipe.sections import TrainingSection
 
@@ -15,3 +16,23 @@ def steps_per_epoch(section: TrainingSection, examples: int) -> int:
 def stage_steps(section: TrainingSection, examples: int) -> int:
     """Optimizer steps of a whole stage."""
     return section.max_steps or math.ceil(section.epochs * steps_per_epoch(section, examples))
+
+
+def check_warmup(name: str, section: TrainingSection, examples: int) -> None:
+    """Refuse a warm-up in steps that is as long as its stage: the learning rate would never be the one that was asked for.
+
+    Args:
+        name: of the stage's section in the recipe, for the message.
+        section: of the stage.
+        examples: that it trains on.
+
+    Raises:
+        RecipeError: it is.
+
+    """
+    steps = stage_steps(section, examples)
+    if isinstance(section.warmup, int) and 0 < steps <= section.warmup:
+        raise RecipeError(
+            f"{name}.warmup is {section.warmup:,} steps, the whole stage has {steps:,}; lower it, give a share of the stage "
+            "(below 1), or train longer"
+        )
