@@ -2,15 +2,17 @@
 
 import csv
 import json
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 import yaml
 from matplotlib import image
+from tests.compare.made_up import measured
 from typer.testing import CliRunner
 
 from lorank.cli import app
-from lorank.compare.cells import Cell
+from lorank.compare.cells import RESULT, Cell, write_measured
 from lorank.compare.run_cell import main
 from lorank.compare.sweep.run_sweep import run_sweep
 from lorank.compare.sweep.variants import Sweep, read_sweep, read_values, read_variants
@@ -32,43 +34,62 @@ def recipe_file(tiny_folder: Path, tiny_data: dict[str, str], tmp_path: Path) ->
     return path
 
 
-def over(recipe: Path, text: str, methods: tuple[str, ...] | None = None, seeds: tuple[int, ...] = (0,)) -> Sweep:
+def over(
+    recipe: Path, text: str, *overrides: str, methods: tuple[str, ...] | None = None, seeds: tuple[int, ...] = (0,)
+) -> Sweep:
     key, variants = read_values(text)
-    return read_sweep([recipe], [], variants, key=key, methods=methods, seeds=seeds, folder=recipe.parent / "sweep")
+    return read_sweep(
+        [recipe], overrides, variants, key=key, methods=methods, seeds=seeds, folder=recipe.parent / "sweep"
+    )
 
 
 def never(folder: Path) -> int:
     raise AssertionError(f"{folder} is done")
 
 
-def test_a_sweep_over_the_initial_rank_is_continued_and_drawn_again(recipe_file: Path) -> None:
-    begun: list[str] = []
-
-    def stopped(folder: Path) -> int:
-        if len(begun) == 2:
-            raise KeyboardInterrupt
-        begun.append(str(folder))
-        return main(folder)
+def made_up(sweep: Sweep, begun: list[str], until: int = 100) -> Callable[[Path], int]:
+    """Runs a cell by writing a result that depends on rank, seed and method; stopped after so many cells."""
 
     def launch(folder: Path) -> int:
-        begun.append(str(folder))
-        return main(folder)
+        if len(begun) == until:
+            raise KeyboardInterrupt
+        cell = next(one for one in sweep.cells() if folder.match(str(one.folder)))
+        begun.append(str(cell.folder))
+        rank = int(cell.task.partition("=")[2])
+        parameters = 224 * rank - 16 * (cell.method == "i-lora")
+        accuracy = 0.7 + 0.01 * rank + 0.02 * cell.seed + 0.001 * (cell.method == "i-lora") * (1 + cell.seed)
+        write_measured(folder / RESULT, measured(accuracy, parameters=parameters), sweep.fingerprint(cell))
+        return 0
 
-    sweep = over(recipe_file, "triplets.initial_rank=2,4")
+    return launch
+
+
+def test_a_sweep_over_the_initial_rank_is_continued_and_drawn_again(recipe_file: Path) -> None:
+    sweep = over(recipe_file, "triplets.initial_rank=2,4,8", "budget=r=1", seeds=(0, 1))
+    begun: list[str] = []
     with pytest.raises(KeyboardInterrupt):
-        run_sweep(sweep, launch=stopped)
-    found = run_sweep(sweep, launch=launch)
-    assert len(begun) == len(set(begun)) == 4  # what was done before it was stopped is not done again
+        run_sweep(sweep, launch=made_up(sweep, begun, 5))
+    found = run_sweep(sweep, launch=made_up(sweep, begun))
+    assert len(begun) == len(set(begun)) == 12  # what was done before it was stopped is not done again
     folder = recipe_file.parent / "sweep"
     with (folder / "table.csv").open() as file:
-        lines = list(csv.DictReader(file))
-    # Half of 2 and of 4 units of rank in every module, for both methods alike: less than a unit apart, which costs 48 at most.
-    spent = {(line["variant"], line["method"]): int(line["parameters"]) for line in lines}
-    assert all(abs(spent[rank, "i-lora"] - spent[rank, "lora"]) < 48 for rank in ("2", "4"))
-    assert spent["4", "i-lora"] > 1.5 * spent["2", "i-lora"]
-    assert "so it follows triplets.initial_rank" in found.notes[0]
+        line = list(csv.DictReader(file))[2]
+    assert [line[key] for key in ("task", "variant", "method", "parameters", "seeds")] == [
+        "mood",
+        "4",
+        "i-lora",
+        "880",
+        "2",
+    ]
+    assert float(line["mean"]) == pytest.approx(0.7 + 0.04 + 0.01 + 0.0015)
+    assert float(line["difference_points"]) == pytest.approx(0.15)
+    heading, _, first, *_ = (folder / "table.md").read_text().splitlines()
+    assert heading.startswith(
+        "| task | metric | triplets.initial_rank | parameters | i-lora | lora | seeds | i-lora to lora |"
+    )
+    assert first.startswith("| mood | accuracy | 2 | 432 to 448 | 0.7315 ± 0.0148 | 0.7300 ± 0.0141 | 2 | +0.0015 |")
     assert [line.partition(":")[0] for line in found.sentences] == [
-        "mood/initial_rank=2, budget keep=50%", "mood/initial_rank=4, budget keep=50%"
+        f"mood/initial_rank={rank}, budget r=1" for rank in (2, 4, 8)
     ]  # fmt: skip
     files = {path.name: path.read_bytes() for path in folder.iterdir() if path.is_file() and path.name != ".lock"}
     assert set(files) == {"table.md", "table.tex", "table.csv", "sweep.json", "sweep.png", "sweep.svg"}
@@ -77,6 +98,26 @@ def test_a_sweep_over_the_initial_rank_is_continued_and_drawn_again(recipe_file:
         (folder / name).unlink()
     assert run_sweep(sweep, launch=never).rows == found.rows
     assert {name: (folder / name).read_bytes() for name in files} == files
+
+
+def test_a_failed_cell_is_said(recipe_file: Path) -> None:
+    sweep = over(recipe_file, "triplets.initial_rank=2,4", "budget=r=1")
+    launch = made_up(sweep, [])
+    found = run_sweep(sweep, tries=1, launch=lambda folder: 9 if "=4/r=1/i-lora" in str(folder) else launch(folder))
+    assert [cell.method for cell in found.failed] == ["i-lora"]
+    text = (recipe_file.parent / "sweep" / "table.md").read_text()
+    assert "| mood | accuracy | 4 | 896 | - ± - | 0.7400 ± - | 0 to 1 of 1 | - | - |" in text
+    assert "initial_rank=4/r=1/i-lora/seed-0 failed: ended with 9" in text
+
+
+@pytest.mark.long
+def test_parameters_follow_the_initial_rank(recipe_file: Path) -> None:
+    found = run_sweep(over(recipe_file, "triplets.initial_rank=2,4"), launch=main)
+    # Half of 2 and of 4 units of rank in every module, for both methods alike: less than a unit apart, which costs 48 at most.
+    spent = {(row.task[-1], row.method): row.parameters for row in found.rows}
+    assert all(abs(spent[rank, "i-lora"] - spent[rank, "lora"]) < 48 for rank in ("2", "4"))
+    assert spent["4", "i-lora"] > 1.5 * spent["2", "i-lora"]
+    assert "so it follows triplets.initial_rank" in found.notes[0]
 
 
 def test_named_variants_are_compared_with_the_first(recipe_file: Path) -> None:
