@@ -103,6 +103,7 @@ def test_refusals_name_the_variant_and_come_at_once(recipe_file: Path, tmp_path:
     for text, message in (
         ("triplets.initial_rank=2", "a key and two values or more"),
         ("triplets.initial_rank", "a key and two values or more"),
+        ("=1,2", "a key and two values or more"),
         ("train.epochs=1,1", "1 is given twice"),
         ("train.epochs=[1,", "the values are not YAML"),
         ("method=i-lora,lora", "methods are compared by --methods"),

@@ -84,10 +84,10 @@ def _draw(sweep: Sweep, rows: Sequence[Row], path: Path, level: float) -> None:
             axis.minorticks_off()
         axis.set_xlabel(drawable(str(sweep.key)))
         axis.grid(alpha=0.3)
-    count = len(sweep.seeds)
-    said = f"mean of {count} seed{'s' * (count != 1)}"
+    known, count = {len(row.known) for row in rows}, len(sweep.seeds)
+    said = f"mean of {'up to ' * (len(known) > 1)}{count} seed{'s' * (count != 1)}"
     if count > 1:
-        said += f"; bars: {100 * (1 - level):g} % bootstrap interval of the mean over seeds"
+        said += "; bars: bootstrap interval of the mean over seeds"
     figure.supxlabel(said, fontsize=8)
     plain: dict[str, Any] = {"metadata": {"Date": None}} if path.suffix == ".svg" else {"dpi": 150}
     with matplotlib.rc_context({"svg.hashsalt": "lorank"}):

@@ -109,18 +109,19 @@ def read_values(over: str) -> tuple[str, tuple[Variant, ...]]:
         values = yaml.safe_load(f"[{text}]")
     except yaml.YAMLError as error:
         raise ComparisonError(f"--over {over}: the values are not YAML: {one_line(error)}") from None
-    if not equals or not all(part.strip() for part in key.split(".")) or len(values) < 2:
+    key = key.strip()
+    parts = read_override(f"{key}=null")[0] if key else []
+    if not equals or not parts or not all(parts) or len(values) < 2:
         raise ComparisonError(
             f"--over is {over!r}; allowed: a key and two values or more, for example triplets.initial_rank=2,4,8"
         )
-    key, names = key.strip(), [_written(value) for value in values]
+    names = [_written(value) for value in values]
     if repeated := [name for name in names if names.count(name) > 1]:
         raise ComparisonError(f"--over {over}: {repeated[0]} is given twice; give each value once")
     if key == "method":
         raise ComparisonError("--over method: methods are compared by --methods; leave method to it")
-    last = key.split(".")[-1]
     return key, tuple(
-        Variant(name, (f"{key}={json.dumps(value)}",), _folder(f"{last}={name}"))
+        Variant(name, (f"{key}={json.dumps(value)}",), _folder(f"{parts[-1]}={name}"))
         for name, value in zip(names, values, strict=True)
     )
 
