@@ -60,7 +60,20 @@ def test_characters_that_are_lacking_are_spelled_out() -> None:
 
 
 def test_help_of_every_command_is_ascii() -> None:
-    names = ("run", "score", "allocate", "train", "prune", "inspect", "compare", "export", "verify", "merge", "plan")
+    names = (
+        "run",
+        "score",
+        "allocate",
+        "train",
+        "prune",
+        "inspect",
+        "compare",
+        "sweep",
+        "export",
+        "verify",
+        "merge",
+        "plan",
+    )
     for arguments in ([], *([name] for name in names), *(["plan", name] for name in ("show", "diff", "export"))):
         shown = CliRunner().invoke(app, [*arguments, "--help"])
         assert shown.exit_code == 0

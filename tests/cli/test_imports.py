@@ -83,7 +83,10 @@ def test_commands_load_no_heavy_package(files: Path) -> None:
     commands = [
         ["--help"],
         ["--version"],
-        *([name, "--help"] for name in ("run", "score", "allocate", "train", "prune", "export", "verify", "compare")),
+        *(
+            [name, "--help"]
+            for name in ("run", "score", "allocate", "train", "prune", "export", "verify", "compare", "sweep")
+        ),
         ["methods"],
         ["allocate", "s.safetensors", "--budget", "r=1", "--output", "one.json"],
         ["allocate", "s.safetensors", "--budget", "r=2", "--output", "two.json"],

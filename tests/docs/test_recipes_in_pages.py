@@ -13,6 +13,7 @@ from typer.main import get_command
 
 from lorank.cli import app
 from lorank.compare.cells import CONTROLS, Cell, recipe_of
+from lorank.compare.sweep.variants import read_values
 from lorank.errors import RecipeError
 from lorank.methods import METHODS
 from lorank.recipe.files import make_recipe, read_override, read_recipe
@@ -24,7 +25,7 @@ from lorank.tasks.section import DataSection
 # docs/add-a-method.md is about a method that is not known here.
 PAGES = [Path("README.md"), *sorted(Path("docs").glob("*.md")), Path("recipes/papers/README.md")]
 PAGES = [page for page in PAGES if page.name != "add-a-method.md"]
-WITH_OVERRIDES = ("run", "score", "train", "compare", "prune")
+WITH_OVERRIDES = ("run", "score", "train", "compare", "sweep", "prune")
 MINIMAL = {"model": "m", "budget": "r=2", "data": {"train": "a.csv", "test": "b.csv"}}
 KEY = r"(?:expert\.)?(?:" + "|".join((*CHOICES, "search", "train", "data")) + r")(?:\.[a-z_]+)+"
 
@@ -81,6 +82,9 @@ def test_overrides_of_commands_are_read(page: Path, words: list[str]) -> None:
     named = [Path(word) for word in words[1:] if word.endswith(".yaml")]
     overrides = [word for word in words[1:] if "=" in word and not word.startswith("--") and " " not in word]
     overrides = [word for word in overrides if not re.fullmatch(r"(r|rank|keep|beta)=.*", word)]  # budgets
+    if "--over" in words:
+        over = words[words.index("--over") + 1]
+        overrides = [*(word for word in overrides if word != over), *(one.overrides[0] for one in read_values(over)[1])]
     content = read_recipe(named[0]) if named and named[0].is_file() else (recipes_of(page) or recipes_of(PAGES[0]))[0]
     for override in overrides:
         prefix, colon, rest = override.partition(":")

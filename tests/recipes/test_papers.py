@@ -23,11 +23,16 @@ from transformers import (
     set_seed,
 )
 
+from lorank.compare.sweep.variants import read_sweep, read_variants
 from lorank.recipe.files import load_recipe
 from lorank.runs.run import run
 
 PAPERS = Path(__file__).parents[2] / "recipes" / "papers"
-RECIPES = sorted(PAPERS.glob("*/*.yaml"))
+ABLATIONS = {
+    "i-lora/table3": ("i-lora/deberta-v3-base-cola", "i-lora/deberta-v3-base-rte", "i-lora/deberta-v3-base-mrpc"),
+    "igu-lora/ablation": ("igu-lora/qwen2.5-0.5b-boolq", "igu-lora/qwen2.5-0.5b-gsm8k"),
+}
+RECIPES = sorted(set(PAPERS.glob("*/*.yaml")) - {PAPERS / f"{name}.yaml" for name in ABLATIONS})
 
 
 def deberta(tiny_folder: Path, folder: Path) -> Path:
@@ -193,17 +198,23 @@ def test_the_files_are_what_the_script_writes() -> None:
         assert path.read_text(encoding="utf-8") == text
 
 
-ABLATIONS = {
-    "i-lora/deberta-v3-base-cola": (
-        "start.factors=kept search=null", "expert.measure.source=training", "measure.nodes=gradient", "measure.intervals=4",
-    ),
-    "igu-lora/qwen2.5-0.5b-boolq": ("measure.estimator=training-pass", "measure.intervals=10", "smooth.score=product"),
-    "adalora/deberta-v3-base-cola": ("smooth.score=ratio",),
-}  # fmt: skip
+@pytest.mark.parametrize(("variants", "recipes"), ABLATIONS.items())
+def test_an_ablation_is_one_command(variants: str, recipes: tuple[str, ...], tmp_path: Path) -> None:
+    paths = [PAPERS / f"{recipe}.yaml" for recipe in recipes]
+    found = read_variants(PAPERS / f"{variants}.yaml")
+    assert not found[0].overrides
+    sweep = read_sweep(paths, [], found, key=None, methods=None, seeds=(0,), folder=tmp_path)
+    assert len(sweep.cells()) == len(paths) * len(found)
+    text = (PAPERS / "README.md").read_text()
+    command = " ".join(f"recipes/papers/{recipe}.yaml" for recipe in recipes)
+    assert f"lorank sweep {command} --variants recipes/papers/{variants}.yaml" in text
 
 
-@pytest.mark.parametrize(("recipe", "override"), [(name, one) for name, all_of in ABLATIONS.items() for one in all_of])
-def test_ablations_are_an_override(recipe: str, override: str) -> None:
+@pytest.mark.parametrize(
+    ("recipe", "override"),
+    [("i-lora/deberta-v3-base-cola", "measure.intervals=4"), ("adalora/deberta-v3-base-cola", "smooth.score=ratio")],
+)
+def test_more_ablations_are_an_override(recipe: str, override: str) -> None:
     assert f"`{override}`" in (PAPERS / "README.md").read_text()
     load_recipe(PAPERS / f"{recipe}.yaml", override.split())
 

@@ -13,6 +13,7 @@ from lorank.cli.recipe import recipe_app
 from lorank.cli.run import run_command, train_command
 from lorank.cli.score import inspect_command, score_command
 from lorank.cli.serve import export_command, merge_command, verify_command
+from lorank.cli.sweep import sweep_command
 from lorank.console import CommandLine
 
 app = typer.Typer(
@@ -53,5 +54,6 @@ app.command("verify")(verify_command)
 app.command("merge")(merge_command)
 app.add_typer(plan_app, name="plan")
 app.command("compare", cls=NamesMethods)(compare_command)
+app.command("sweep", cls=NamesMethods)(sweep_command)
 app.command("methods")(methods_command)
 app.add_typer(recipe_app, name="recipe")

@@ -5,6 +5,18 @@ from typing import Annotated
 
 import typer
 
+from lorank.cli.grid_options import (
+    Engine,
+    Metric,
+    Processes,
+    Seeds,
+    Statistic,
+    Tries,
+    read_names,
+    read_seeds,
+    recipes_and_overrides,
+    run_options,
+)
 from lorank.cli.options import Plugin
 from lorank.console import clear_errors, out, progress, say
 
@@ -22,24 +34,22 @@ def compare_command(
             "equal-compute where these have a search"
         ),
     ] = None,
-    seeds: Annotated[str, typer.Option(help='how many, "5", or which, "0,1,7"')] = "5",
+    seeds: Seeds = "5",
     budgets: Annotated[str | None, typer.Option(help='"1M,2M"; default: the recipes\' own')] = None,
-    metric: Annotated[str | None, typer.Option(help="what is judged by; default: the first of each recipe's")] = None,
+    metric: Metric = None,
     level: Annotated[
         float, typer.Option(help="chance of any false claim, against uniform LoRA and against controls each")
     ] = 0.05,
-    test: Annotated[str, typer.Option(help="t or wilcoxon")] = "t",
+    test: Statistic = "t",
     search: Annotated[
         str | None,
         typer.Option(
             help='factors of each method\'s learning rate to choose from, "0.3,1,3", on a part of the training data'
         ),
     ] = None,
-    processes: Annotated[int, typer.Option(help="cells at a time")] = 1,
-    tries: Annotated[int, typer.Option(help="for each cell, before it is left out")] = 2,
-    engine: Annotated[
-        str, typer.Option(help="local: processes of this machine; ray: a Ray cluster, lorank[ray]")
-    ] = "local",
+    processes: Processes = 1,
+    tries: Tries = 2,
+    engine: Engine = "local",
     output: Annotated[Path | None, typer.Option(help="default: runs/compare-NAMES_OF_RECIPES")] = None,
     plugin: Plugin = None,
 ) -> None:
@@ -50,41 +60,15 @@ def compare_command(
     with clear_errors():
         from lorank.compare.compare import compare_recipes, read_grid, with_equal_compute
         from lorank.compare.result_table import terminal_tables
-        from lorank.errors import ComparisonError
 
-        paths = [Path(one) for one in recipes if "=" not in one]
-        overrides = [one for one in recipes if "=" in one]
-        if not paths:
-            raise ComparisonError("no recipe is given; give a YAML file for each task")
-        if engine not in ("local", "ray"):
-            raise ComparisonError(f"engine {engine!r} is unknown; allowed: local, ray")
-        if test not in ("t", "wilcoxon"):
-            raise ComparisonError(f"test {test!r} is unknown; allowed: t, wilcoxon")
+        paths, overrides = recipes_and_overrides(recipes)
         folder = output or Path("runs") / f"compare-{'-'.join(path.stem for path in paths)}"
-        if processes < 1 or tries < 1 or not 0 < level < 1:
-            raise ComparisonError("--processes and --tries start at 1, --level is a probability between 0 and 1")
-        asked = [one.strip() for one in budgets.split(",")] if budgets else None
-        chosen = [one.strip() for one in methods.split(",")] if methods else None
-        grid = read_grid(paths, overrides, chosen, _seeds(seeds), asked, folder)
+        options = run_options(engine=engine, test=test, processes=processes, tries=tries, level=level, search=search)
+        grid = read_grid(paths, overrides, read_names(methods), read_seeds(seeds), read_names(budgets), folder)
         if methods is None:
             grid = with_equal_compute(grid, progress)
-        launch = None
-        if engine == "ray":
-            from lorank.compare.ray_cluster import on_ray
-
-            launch = on_ray(processes)
         judged = dict.fromkeys(grid.contents, metric) if metric else None
-        found = compare_recipes(
-            grid,
-            processes=processes,
-            tries=tries,
-            level=level,
-            test="wilcoxon" if test == "wilcoxon" else "t",
-            metrics=judged,
-            search=_factors(search) if search else None,
-            console=progress,
-            launch=launch,
-        )
+        found = compare_recipes(grid, metrics=judged, console=progress, **options)
         for table in terminal_tables(found.rows):
             out.print(table)
         for line in found.sentences:
@@ -95,24 +79,3 @@ def compare_command(
             say(f"{what:<20}{folder / name}")
     if found.failed:
         raise typer.Exit(1)
-
-
-def _factors(text: str) -> list[float]:
-    from lorank.errors import ComparisonError
-
-    try:
-        return [float(part) for part in text.split(",")]
-    except ValueError:
-        raise ComparisonError(f'search is {text!r}; allowed: factors of learning rates, "0.3,1,3"') from None
-
-
-def _seeds(text: str) -> list[int]:
-    from lorank.errors import ComparisonError
-
-    try:
-        numbers = [int(part) for part in text.split(",")]
-    except ValueError:
-        raise ComparisonError(f'seeds are {text!r}; allowed: how many, "5", or which, "0,1,7"') from None
-    if len(numbers) == 1 and numbers[0] < 1:
-        raise ComparisonError(f"seeds are {text!r}; at least one is needed")
-    return list(range(numbers[0])) if len(numbers) == 1 else list(dict.fromkeys(numbers))

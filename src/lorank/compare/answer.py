@@ -250,23 +250,41 @@ def sentence(one: Row | Contrast, level: float = 0.05) -> str:
         return f"{where} is what the others are compared with" + (
             f" ({one.metric} {one.mean:.4f})." if isinstance(one, Row) else "."
         )
+    size = f"{difference.mean:+.4f} {one.metric} (bootstrap interval {difference.low:+.4f} to {difference.high:+.4f})"
+    return in_words(where, other, difference, size, asked=one.asked, level=level, more=before)
+
+
+def in_words(
+    where: str, other: str, difference: Difference, size: str, *, asked: int, level: float = 0.05, more: str = ""
+) -> str:
+    """What can be said of a difference, in plain words.
+
+    Args:
+        where: what is compared, with where it was measured.
+        other: what it is compared with.
+        difference: after Holm's correction.
+        size: of the difference, with its interval.
+        asked: seeds of the grid.
+        level: of the claims.
+        more: behind it.
+
+    """
     if difference.pairs < 2:
         plural = "s" * (difference.pairs != 1)
-        return f"{where} cannot be compared: {difference.pairs} seed{plural} in common with {other}{before}."
-    size = f"{difference.mean:+.4f} {one.metric} (bootstrap interval {difference.low:+.4f} to {difference.high:+.4f})"
+        return f"{where} cannot be compared: {difference.pairs} seed{plural} in common with {other}{more}."
     shown = f"p = {difference.holm:.2g} after Holm's correction, {difference.pairs} seeds"
-    if difference.pairs < one.asked:
+    if difference.pairs < asked:
         # A method that fails now and then must not look better for it.
-        shown += f" ({one.asked - difference.pairs} of {one.asked} have no value and are left out)"
+        shown += f" ({asked - difference.pairs} of {asked} have no value and are left out)"
     if claim := difference.claim(level):
-        return f"{where} is {'better' if claim > 0 else 'worse'} than {other} by {size}; {shown}{before}."
+        return f"{where} is {'better' if claim > 0 else 'worse'} than {other} by {size}; {shown}{more}."
     if difference.holm < level:
-        return f"{where}: the mean and the ranks of the differences to {other} point to different sides: {size}; {shown}{before}."
+        return f"{where}: the mean and the ranks of the differences to {other} point to different sides: {size}; {shown}{more}."
     if difference.mean == 0:
-        return f"{where}: no mean difference to {other} in {difference.pairs} seeds{before}."
-    more = (
+        return f"{where}: no mean difference to {other} in {difference.pairs} seeds{more}."
+    needed = (
         "not even 1,000 seeds would show a difference of this size"
         if difference.seeds_needed is None
         else f"a difference of this size would take about {difference.seeds_needed} seeds to show in a table of this size"
     )
-    return f"{where}: no difference to {other} that {difference.pairs} seeds can show: {size}; {shown}; {more}{before}."
+    return f"{where}: no difference to {other} that {difference.pairs} seeds can show: {size}; {shown}; {needed}{more}."

@@ -104,12 +104,23 @@ class Measured:
 
 
 def cells_of(
-    tasks: Sequence[str], budgets: Sequence[str], methods: Sequence[str], seeds: Sequence[int]
+    tasks: Sequence[str],
+    budgets: Sequence[str],
+    methods: Sequence[str],
+    seeds: Sequence[int],
+    against: str | None = BASELINE,
 ) -> Iterator[Cell]:
     """All cells, seed by seed; controls that need a plan come last.
 
+    Args:
+        tasks: names of recipes.
+        budgets: as they are asked for.
+        methods: of `METHODS` and `CONTROLS`.
+        seeds: of the runs.
+        against: the method that has to be among them, because the others are compared with it; None: none.
+
     Raises:
-        ComparisonError: an unknown method, or no uniform LoRA to compare with.
+        ComparisonError: an unknown method, or nothing to compare with.
 
     """
     known = (*METHODS, *CONTROLS)
@@ -117,8 +128,8 @@ def cells_of(
     for name in methods:
         if name not in known:
             raise ComparisonError(unknown_method(name, known))
-    if BASELINE not in methods:
-        raise ComparisonError(f"differences are to uniform LoRA; add {BASELINE} to the methods")
+    if against is not None and against not in methods:
+        raise ComparisonError(f"differences are to uniform LoRA; add {against} to the methods")
     order = sorted(methods, key=lambda name: name in FROM_PLAN)
     for seed in seeds:
         for task in tasks:

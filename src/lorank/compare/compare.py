@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, is_dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -73,22 +73,8 @@ def read_grid(
         ComparisonError: two recipes of one name, or of different budgets where none is given.
 
     """
-    own: dict[str, dict[str, Any]] = {}
-    tasks = [path.stem for path in recipes]
-    common, of_task = [], {task: list[str]() for task in tasks}
-    for override in overrides:
-        name, colon, rest = override.partition(":")
-        if not colon or "=" in name:
-            common.append(override)
-        elif name in of_task:
-            of_task[name].append(rest)
-        else:
-            own[name] = merged(own.get(name, {}), _nested(rest))
-    contents: dict[str, dict[str, Any]] = {}
-    for path in recipes:
-        if path.stem in contents:
-            raise ComparisonError(f"two recipes are called {path.stem!r}; give them different names")
-        contents[path.stem] = read_recipe(path, [*common, *of_task[path.stem]])
+    common, of_task, own = split_overrides(overrides, recipes)
+    contents = {path.stem: read_recipe(path, [*common, *of_task[path.stem]]) for path in recipes}
     asked_budgets = tuple(budgets or dict.fromkeys(str(content.get("budget", "r=8")) for content in contents.values()))
     if budgets is None and len(asked_budgets) > 1:
         raise ComparisonError(f"the recipes have different budgets ({', '.join(asked_budgets)}); give --budgets")
@@ -98,9 +84,35 @@ def read_grid(
     if strange := [name for name in own if name not in known]:
         raise ComparisonError(
             f"{strange[0]!r} has choices of its own, and is neither a method nor a task here"
-            f"{nearest(strange[0], [*known, *tasks])}"
+            f"{nearest(strange[0], [*known, *contents])}"
         )
     return Grid(contents, asked_budgets, names, tuple(seeds), own, folder)
+
+
+def split_overrides(
+    overrides: Sequence[str], recipes: Sequence[Path]
+) -> tuple[list[str], dict[str, list[str]], dict[str, dict[str, Any]]]:
+    """Overrides of the command line: those of all cells, those of each task, and those of each method as nested mappings.
+
+    Raises:
+        RecipeError: an override that cannot be read.
+        ComparisonError: two recipes of one name.
+
+    """
+    common, own, of_task = list[str](), dict[str, dict[str, Any]](), dict[str, list[str]]()
+    for path in recipes:
+        if path.stem in of_task:
+            raise ComparisonError(f"two recipes are called {path.stem!r}; give them different names")
+        of_task[path.stem] = []
+    for override in overrides:
+        name, colon, rest = override.partition(":")
+        if not colon or "=" in name:
+            common.append(override)
+        elif name in of_task:
+            of_task[name].append(rest)
+        else:
+            own[name] = merged(own.get(name, {}), _nested(rest))
+    return common, of_task, own
 
 
 def with_equal_compute(grid: Grid, console: Console) -> Grid:
@@ -214,17 +226,9 @@ def write_comparison(
 ) -> None:
     """Small files that can be kept: every cell's numbers, the table in three forms, the picture, the reading."""
     rows, failed = comparison.rows, comparison.failed
-    content = {
-        "grid": grid_content(grid),
-        "level": level,
-        "test": test,
-        "versions": versions(),
-        "rows": [_json(asdict(row)) for row in rows],
-        "contrasts": [_json(asdict(one)) for one in comparison.contrasts],
-        "cells": [{**asdict(cell), **_json(asdict(one))} for cell, one in results.items()],
-        "failed": [{**asdict(cell), "reason": reason} for cell, reason in failed.items()],
-    }
-    write_json(grid.folder / "comparison.json", content)
+    content = {**record(grid, results, failed), "level": level, "test": test}
+    content |= {"rows": rows, "contrasts": comparison.contrasts}
+    write_json(grid.folder / "comparison.json", json_values(content))
     missing = [f"{cell.folder} failed: {reason}" for cell, reason in failed.items()]
     reading = "\n".join(f"- {line}" for line in [*comparison.sentences, *missing])
     tables = {
@@ -237,8 +241,22 @@ def write_comparison(
     draw_forest_plot(rows, grid.folder / "forest.png", level)
 
 
-def _json(content: Any) -> Any:
-    """With null in place of what is no number, at any depth."""
-    if isinstance(content, dict):
-        return {key: _json(value) for key, value in content.items()}
+def record(grid: Grid, results: Mapping[Cell, Measured], failed: Mapping[Cell, str]) -> dict[str, Any]:
+    """What a grid was and what its cells have measured, for the record."""
+    return {
+        "grid": grid_content(grid),
+        "versions": versions(),
+        "cells": [{**asdict(cell), **asdict(one)} for cell, one in results.items()],
+        "failed": [{**asdict(cell), "reason": reason} for cell, reason in failed.items()],
+    }
+
+
+def json_values(content: Any) -> Any:
+    """As JSON has it, at any depth: dataclasses as mappings, null in place of what is no number."""
+    if is_dataclass(content) and not isinstance(content, type):
+        content = asdict(content)
+    if isinstance(content, Mapping):
+        return {key: json_values(value) for key, value in content.items()}
+    if isinstance(content, list | tuple):
+        return [json_values(value) for value in content]
     return None if isinstance(content, float) and math.isnan(content) else content

@@ -64,6 +64,10 @@ class Grid:
         """All cells, in the order in which they run."""
         return list(cells_of(tuple(self.contents), self.budgets, self.methods, self.seeds))
 
+    def settings(self) -> list[tuple[str, str, str]]:
+        """Task, budget and method of the cells, without their seeds."""
+        return list(dict.fromkeys((cell.task, cell.budget, cell.method) for cell in self.cells()))
+
     def source(self, cell: Cell) -> Cell:
         """The cell that a control is one of; other cells are their own."""
         return replace(cell, method=source_of(self.contents[cell.task], cell.method))

@@ -4,7 +4,6 @@ import json
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -86,13 +85,9 @@ def searched(
         for task, content in grid.contents.items()
     }
     methods = tuple(name for name in grid.methods if name not in BORROWING)
+    wanted = [key for key in grid.settings() if key[2] in methods]
     for factor in factors:
-        rates = {
-            (task, budget, method): factor * _own_rate(grid, Cell(task, budget, method, SEARCH_SEED))
-            for task in contents
-            for budget in grid.budgets
-            for method in methods
-        }
+        rates = {key: factor * _own_rate(grid, Cell(*key, SEARCH_SEED)) for key in wanted}
         folder = grid.folder / "search" / f"factor-{factor:g}"
         part = replace(
             grid,
@@ -109,7 +104,6 @@ def searched(
         for cell, one in run_grid(part, processes=processes, tries=tries, console=console, launch=launch).items():
             key = (cell.task, cell.budget, cell.method)
             tried.setdefault(key, {})[factor] = (_judged(cell.task, one, metrics), rates[key])
-    wanted = [(task, budget, method) for task in contents for budget in grid.budgets for method in methods]
     chosen = {key: _best(key, tried.get(key, {})) for key in wanted}
     lines = []
     for key in wanted:
@@ -140,10 +134,10 @@ def _recorded(path: Path, question: str) -> dict[tuple[str, str, str], float] | 
 def _with_controls(grid: Grid, chosen: Mapping[tuple[str, str, str], float]) -> dict[tuple[str, str, str], float]:
     """The rates, and those of controls that take the rate of a method."""
     rates = dict(chosen)
-    for (task, content), budget, name in product(grid.contents.items(), grid.budgets, BORROWING):
-        source = (task, budget, source_of(content, name))
-        if name not in grid.methods:
+    for task, budget, name in grid.settings():
+        if name not in BORROWING:
             continue
+        source = (task, budget, source_of(grid.contents[task], name))
         # Triplets that are kept were trained at another rate than their plan is.
         if name not in FROM_PLAN or not grid.recipe(Cell(*source, SEARCH_SEED)).keeps_triplets:
             rates[task, budget, name] = rates[source]

@@ -39,18 +39,18 @@ def cells_of_row(row: Row) -> tuple[str, ...]:
     return (
         name,
         row.metric,
-        f"{_number(row.mean)} ± {_number(row.std)}",
-        "-" if difference is None else _signed(difference.mean),
+        f"{number(row.mean)} ± {number(row.std)}",
+        "-" if difference is None else signed(difference.mean),
         "-"
         if difference is None or math.isnan(difference.low)
-        else f"{_signed(difference.low)} to {_signed(difference.high)}",
-        "-" if difference is None else _p(difference.p),
-        "-" if difference is None else _p(difference.holm),
+        else f"{signed(difference.low)} to {signed(difference.high)}",
+        "-" if difference is None else p_written(difference.p),
+        "-" if difference is None else p_written(difference.holm),
         f"{len(row.known)}" + (f" of {row.asked}" if len(row.known) < row.asked else ""),
         f"{row.parameters:,}",
         f"{steps:,}" + (f" + {before:,} for the plan" if before else ""),
-        _number(row.seconds, 0) + (f" + {row.before:.0f}" if row.before > 0 else ""),
-        _number(row.peak_bytes / 2**30, 2),
+        number(row.seconds, 0) + (f" + {row.before:.0f}" if row.before > 0 else ""),
+        number(row.peak_bytes / 2**30, 2),
     )
 
 
@@ -68,26 +68,39 @@ def terminal_tables(rows: Sequence[Row]) -> list[SplitTable]:
 
 def markdown(rows: Sequence[Row]) -> str:
     """As a Markdown table."""
-    lines = [("task", "budget", *_COLUMNS), ("---",) * (2 + len(_COLUMNS))]
-    lines += [(row.task, row.budget, *cells_of_row(row)) for row in rows]
-    return "".join(f"| {' | '.join(line)} |\n" for line in lines)
+    return markdown_table(("task", "budget", *_COLUMNS), [(row.task, row.budget, *cells_of_row(row)) for row in rows])
+
+
+def markdown_table(columns: Sequence[str], lines: Sequence[Sequence[str]]) -> str:
+    """Any table as Markdown."""
+    return "".join(f"| {' | '.join(line)} |\n" for line in (columns, ("---",) * len(columns), *lines))
 
 
 def latex(rows: Sequence[Row]) -> str:
     """As a LaTeX tabular with booktabs' rules."""
-    columns = ("task", "budget", *_COLUMNS)
-    lines = [
-        rf"\begin{{tabular}}{{lll{'r' * (len(columns) - 3)}}}",
-        r"\toprule",
-        " & ".join(map(_escaped, columns)) + r" \\",
-    ]
-    seen: tuple[str, str] | None = None
-    for row in rows:
-        if seen != (row.task, row.budget):
-            lines.append(r"\midrule")
-        seen = (row.task, row.budget)
-        lines.append(" & ".join(map(_escaped, (row.task, row.budget, *cells_of_row(row)))) + r" \\")
-    return "\n".join([*lines, r"\bottomrule", r"\end{tabular}", ""])
+    lines = [(row.task, row.budget, *cells_of_row(row)) for row in rows]
+    return latex_table(("task", "budget", *_COLUMNS), lines, left=3, together=2)
+
+
+def latex_table(columns: Sequence[str], lines: Sequence[Sequence[str]], *, left: int, together: int) -> str:
+    """Any table as LaTeX.
+
+    Args:
+        columns: headings.
+        lines: a string for each column.
+        left: how many columns are aligned to the left.
+        together: a rule stands above each change of the first so many columns.
+
+    """
+    written = [rf"\begin{{tabular}}{{{'l' * left}{'r' * (len(columns) - left)}}}", r"\toprule"]
+    written.append(" & ".join(map(_escaped, columns)) + r" \\")
+    seen: Sequence[str] | None = None
+    for line in lines:
+        if seen != line[:together]:
+            written.append(r"\midrule")
+        seen = line[:together]
+        written.append(" & ".join(map(_escaped, line)) + r" \\")
+    return "\n".join([*written, r"\bottomrule", r"\end{tabular}", ""])
 
 
 def comma_separated(rows: Sequence[Row]) -> str:
@@ -114,19 +127,23 @@ def _escaped(text: str) -> str:
         ("&", r"\&"),
         ("#", r"\#"),
         ("±", r"$\pm$"),
+        ("Δ", r"$\Delta$"),
         ("<", "$<$"),
     ):
         text = text.replace(plain, written)
     return text
 
 
-def _number(value: float, places: int = 4) -> str:
+def number(value: float, places: int = 4) -> str:
+    """A number with so many places; a dash for NaN."""
     return "-" if math.isnan(value) else f"{value:.{places}f}"
 
 
-def _signed(value: float) -> str:
+def signed(value: float) -> str:
+    """A difference with its sign; a dash for NaN."""
     return "-" if math.isnan(value) else f"{value:+.4f}"
 
 
-def _p(value: float) -> str:
+def p_written(value: float) -> str:
+    """A p-value; a dash for NaN."""
     return "-" if math.isnan(value) else f"{value:.3f}" if value >= 0.001 else "<0.001"
