@@ -20,9 +20,9 @@ from safetensors.torch import load_file
 from tests.conftest import tiny_writer
 
 from lorank.compare.cells import CONTROLS, ERROR, FROM_PLAN, RESULT, Cell, recipe_of
-from lorank.compare.compare import DEFAULT, compare_recipes, left_out_budgets, read_grid, with_equal_compute
+from lorank.compare.compare import DEFAULT, compare_recipes, read_grid, with_equal_compute
 from lorank.compare.grid import Grid
-from lorank.compare.grid_checks import check_grid
+from lorank.compare.grid_checks import check_grid, left_out_budgets
 from lorank.compare.learning_rate import searched
 from lorank.compare.run_cell import main
 from lorank.compare.run_grid import run_grid

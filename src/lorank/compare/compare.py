@@ -172,9 +172,6 @@ def compare_recipes(
 
     """
     check_metrics(grid, metrics or {})
-    if console is not None:
-        for line in left_out_budgets(grid):
-            console.print(line, highlight=False)
     if search is not None:
         grid = searched(grid, search, metrics=metrics, processes=processes, tries=tries, console=console, launch=launch)
     results = run_grid(grid, processes=processes, tries=tries, console=console, launch=launch)
@@ -189,17 +186,6 @@ def compare_recipes(
     )
     write_comparison(grid, results, comparison, level, test)
     return comparison
-
-
-def left_out_budgets(grid: Grid) -> list[str]:
-    """What is said of budgets that recipes give to baselines: a comparison gives every method the same parameters."""
-    lines = []
-    for task, content in grid.contents.items():
-        baselines = content.get("baselines")
-        sections = baselines.items() if isinstance(baselines, Mapping) else ()
-        if own := [f"{of['budget']} of {name}" for name, of in sections if "budget" in (of or {})]:
-            lines.append(f"{task}: every method gets the same parameters; left out: budget {', '.join(own)}")
-    return lines
 
 
 def check_metrics(grid: Grid, metrics: Mapping[str, str]) -> None:

@@ -73,6 +73,17 @@ def _weighs_units(recipe: Recipe) -> bool:
     return bool(getattr(cut, "cost_weights", None))
 
 
+def left_out_budgets(grid: Grid) -> list[str]:
+    """What is said of budgets that recipes give to baselines: a comparison gives every method the same parameters."""
+    lines = []
+    for task, content in grid.contents.items():
+        baselines = content.get("baselines")
+        sections = baselines.items() if isinstance(baselines, Mapping) else ()
+        if own := [f"{of['budget']} of {name}" for name, of in sections if "budget" in (of or {})]:
+            lines.append(f"{task}: every method gets the same parameters; left out: budget {', '.join(own)}")
+    return lines
+
+
 def check_base(grid: Grid, done: Mapping[Cell, Measured]) -> None:
     """Refuse to go on with another base model than the cells that are done were trained on.
 

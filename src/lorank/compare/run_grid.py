@@ -10,7 +10,7 @@ from rich.console import Console
 from lorank.artefact import make_folder, write_json
 from lorank.compare.cells import ERROR, FROM_PLAN, ORDER, RESULT, Cell, Measured
 from lorank.compare.grid import Grid
-from lorank.compare.grid_checks import check_base, check_grid
+from lorank.compare.grid_checks import check_base, check_grid, left_out_budgets
 from lorank.compare.launch import Launch, on_this_machine, stop_cells
 from lorank.errors import OutputError, one_line
 from lorank.methods.plugins import loaded_plugins
@@ -35,6 +35,8 @@ def run_grid(
     """
     console = console or Console(quiet=True)
     check_grid(grid)
+    for line in left_out_budgets(grid) if grid.counts else ():  # not for a search of learning rates, which comes before
+        console.print(line, highlight=False)
     done = grid.results()
     check_base(grid, done)
     make_folder(grid.folder)
