@@ -27,6 +27,21 @@ IGU_LORA = Method(
             ranks=RankOptions(rank_by="score"),
             start=StartOptions(factors="kept"),
         ),
+        # What the released code does, in the proportions of its script of 10.5k steps.
+        "official": TrainingBatchChoices(
+            triplets=TripletOptions(
+                train_on_path=True, orthogonality=1.0, orthogonality_of="off-diagonal", initial_lambda=0.1
+            ),
+            measure=TrainingBatchOptions(
+                estimator="training-pass", intervals=20, moved="all", sign="batch", measured="after-step", every=1
+            ),
+            smooth=DeviationOptions(state="element", window=1, score="smoothed-ratio", lambda_score="scored"),
+            cut=CurveOptions(
+                budget_in="ranks", cost_weights="official", fill=False, begin=0.01, end=0.43, interval=0.005
+            ),
+            ranks=RankOptions(rank_by="score"),
+            start=StartOptions(factors="fresh"),
+        ),
         # The estimate that theorem 1 is about: eq. 4 by the whole sum of eq. 5, averaged over the M mini-batches of an epoch, and
         # then |·|. N is chosen for `tolerance`. N + 1 passes for each scored mini-batch, so not at every step.
         "trapezoid": TrainingBatchChoices(
@@ -48,21 +63,6 @@ IGU_LORA = Method(
             cut=CurveOptions(budget_in="ranks", begin=0.2, end=0.5, interval=0.02),
             ranks=RankOptions(rank_by="score"),
             start=StartOptions(factors="kept"),
-        ),
-        # What the released code does, in the proportions of its script of 10.5k steps.
-        "official": TrainingBatchChoices(
-            triplets=TripletOptions(
-                train_on_path=True, orthogonality=1.0, orthogonality_of="off-diagonal", initial_lambda=0.1
-            ),
-            measure=TrainingBatchOptions(
-                estimator="training-pass", intervals=20, moved="all", sign="batch", measured="after-step", every=1
-            ),
-            smooth=DeviationOptions(state="element", window=1, score="smoothed-ratio", lambda_score="scored"),
-            cut=CurveOptions(
-                budget_in="ranks", cost_weights="official", fill=False, begin=0.01, end=0.43, interval=0.005
-            ),
-            ranks=RankOptions(rank_by="score"),
-            start=StartOptions(factors="fresh"),
         ),
         # Ours: an unbiased estimate of the integral from one extra pass every tenth step, which keeps its magnitude; a
         # unit's worth is per parameter, because parameters are what the budget counts.

@@ -11,12 +11,11 @@ import yaml
 from filelock import FileLock, Timeout
 
 from lorank.artefact import make_folder, write_atomically
-from lorank.errors import LorankWarning, OutputError
+from lorank.errors import LorankWarning, OutputError, RecipeError, one_line
 from lorank.methods.plugins import loaded_plugins
 from lorank.models.base_fingerprint import base_fingerprint
 from lorank.processes import processes
 from lorank.recipe.files import make_recipe
-from lorank.recipe.format1 import is_format_1
 from lorank.recipe.recipe import Recipe
 from lorank.runs.recipe_values import pretrained_of
 from lorank.tasks.data import TaskData
@@ -86,9 +85,12 @@ def _check_or_write(directory: Path, recipe: Recipe, data: TaskData, provenance:
         hashes, versions = before["data"], before["versions"]
     except (yaml.YAMLError, AttributeError, KeyError, TypeError, UnicodeDecodeError):
         raise OutputError(f"{path} was not written by lorank or was damaged; give another --output") from None
-    if is_format_1(stands):
-        stands, content = _with_baselines(make_recipe(stands)), _with_baselines(recipe)
-    if difference := first_difference(stands, content):
+    try:
+        # Read again, so that a key that a later version added has its default there too.
+        stood, asked = _with_baselines(make_recipe(stands)), _with_baselines(recipe)
+    except RecipeError as error:
+        raise OutputError(f"{path} is no recipe of this version: {one_line(error)}; give another --output") from None
+    if difference := first_difference(stood, asked):
         raise OutputError(f"{directory} belongs to another recipe: {difference}; give another --output, or remove it")
     # Sums are over the numbers of classes: classes that were renamed give the same.
     seen = {**hashes, "labels": before.get("labels")}
