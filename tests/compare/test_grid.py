@@ -70,7 +70,7 @@ def grid(
 
 def test_a_share_of_the_units_is_what_the_plan_of_the_recipes_method_spends(recipe_file: Path, tmp_path: Path) -> None:
     """Two modules of each layer have twice the cost of the others, so half of the units can cost more or less than half."""
-    methods = ("lora", "i-lora", "uniform-triplets")
+    methods = ("lora", "i-lora", "shuffled")
     asked = grid(recipe_file, tmp_path / "grid", methods, (0,), "mood:budget=keep=50%")
     cells = {cell.method: cell for cell in asked.cells()}
     assert asked.recipe(cells["i-lora"]).budget == "keep=50%"

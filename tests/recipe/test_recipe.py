@@ -79,7 +79,7 @@ def test_overrides_are_applied_as_yaml(tmp_path: Path) -> None:
             "baselines={eva: {measure: {exmples: 3}}}",
             r"baselines\.eva\.measure\.exmples: .*did you mean measure\.examples\?",
         ),
-        ("baselines={eva: {budget: r=4}}", r"baselines\.eva\.budget: is for all methods alike"),
+        ("baselines={eva: {metrics: [f1]}}", r"baselines\.eva\.metrics: is for all methods alike"),
         ("baselines={eva: 3}", r"baselines\.eva: "),
         ("baselines=[i-lora]", "is the recipe's method already"),
         ("baselines=[evva]", r"did you mean eva\?"),

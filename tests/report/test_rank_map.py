@@ -91,15 +91,15 @@ def test_groups_of_layers_and_projections_by_hand() -> None:
     assert len(layer_groups(plan_of({"h.0.q": 1, "h.1.q": 1}))) == 2  # fewer layers than parts
 
 
-def test_margins_are_means_and_shares_by_hand() -> None:
+def test_margins_are_sums_means_and_shares_by_hand() -> None:
     costs = {"layer.0.q": 10, "layer.0.up": 30, "layer.1.q": 10, "layer.1.up": 30}
     plan = RankPlan(dict(zip(costs, (1, 2, 5, 0), strict=True)), costs, "here", 10**6)  # 10 + 60 + 50 of 120
     found = texts(rank_figure(plan))
     below = found[4:]
     assert found[:4] == ["1", "2", "5", "0"]
     assert below == [
-        "mean rank", "3.0", "1.0", "% of parameters", "50.0", "50.0",  # q: 60, up: 60 of 120
-        "mean\nrank", "1.5", "2.5", "% of\nparam.", "58.3", "41.7",  # layer 0: 70, layer 1: 50
+        "sum of ranks", "6", "2", "mean rank", "3.0", "1.0", "% of parameters", "50.0", "50.0",  # q: 60, up: 60 of 120
+        "sum of\nranks", "3", "5", "mean\nrank", "1.5", "2.5", "% of\nparam.", "58.3", "41.7",  # layer 0: 70, layer 1: 50
     ]  # fmt: skip
 
 

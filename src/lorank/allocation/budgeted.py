@@ -126,9 +126,10 @@ class _Counted:
     def check_limits(self, asked: Budget, most: Mapping[str, int], min_rank: int, multiple_of: int) -> None:
         """Refuse a budget below one block, or below what `min_rank` takes."""
         if self.amount < (cheapest := multiple_of * min(self.price.values())):
+            costs = "" if self.in_units else f" of the cheapest module, which cost {cheapest:,}"
             raise BudgetError(
-                f"budget {asked} is {self.amount:,} {self.noun}, below {multiple_of} units of rank of the cheapest module, which "
-                f"take {cheapest:,}; ask for at least that, or lower multiple_of"
+                f"budget {asked} is {self.amount:,} {self.noun}, below {multiple_of} units of rank{costs}; ask for at least "
+                "that, or lower multiple_of"
             )
         floor = sum(floor_of(min_rank, limit, multiple_of) * self.price[name] for name, limit in most.items())
         if floor > self.amount:

@@ -53,7 +53,7 @@ def module_importance(plan: RankPlan, scores: ImportanceScores) -> dict[str, flo
 
 
 def rank_figure(plan: RankPlan, scores: ImportanceScores | None = None, title: str | None = None) -> "Figure":
-    """Draw a plan: darker is more rank, with the mean rank and the share of the parameters of each layer and projection.
+    """Draw a plan: darker is more rank; beside it sums and means of the ranks of layers and projections, and their parameters.
 
     Args:
         plan: to be drawn. The routed experts of a layer share a cell, which shows their mean.
@@ -73,9 +73,9 @@ def rank_figure(plan: RankPlan, scores: ImportanceScores | None = None, title: s
     left, top = left_of(grid), header_of(grid)
     inner, panels = (_WIDTH * len(grid.columns), height * len(grid.rows)), 1 if importance is None else 2
     last = tilted_length(grid, _WIDTH) * 0.055 - _WIDTH / 2  # inches of a tilted name beyond the last column
-    step = inner[0] + max(2 * _MARGIN + _BAR + 0.35, last)
-    right = left + (panels - 1) * step + inner[0] + max((3 - panels) * _MARGIN + _BAR + 0.2, last)
-    sheet = Sheet(right, top + max(inner[1], 1.0) + 0.85, title or plan_title(plan))
+    step = inner[0] + max(3 * _MARGIN + _BAR + 0.35, last)
+    right = left + (panels - 1) * step + inner[0] + max((5 - 2 * panels) * _MARGIN + _BAR + 0.2, last)
+    sheet = Sheet(right, top + max(inner[1], 1.0) + 1.03, title or plan_title(plan))
     ranks = {name: float(rank) for name, rank in plan.ranks.items()}
     axes = sheet.axes(left, top, *inner)
     values, paint = grid.means(ranks), Paint(RANKS, rank_text, _WIDTH, height)
@@ -86,11 +86,11 @@ def rank_figure(plan: RankPlan, scores: ImportanceScores | None = None, title: s
     shares = grid.sums(spent)
     draw_margins(
         axes,
-        [Margin("mean rank", _means(grid, ranks, 1)), Margin("% of parameters", _sums(shares, 0))],
-        [Margin("mean\nrank", _means(grid, ranks, 0)), Margin("% of\nparam.", _sums(shares, 1))],
+        [*_ranks_of(grid, ranks, 1, " "), Margin("% of parameters", _sums(shares, 0))],
+        [*_ranks_of(grid, ranks, 0, "\n"), Margin("% of\nparam.", _sums(shares, 1))],
         paint,
     )
-    bar = left + inner[0] + 2 * _MARGIN + 0.15
+    bar = left + inner[0] + 3 * _MARGIN + 0.15
     colour_bar(
         sheet, mesh, (bar, top, inner[1]), _label("rank, mean of experts" if grid.grouped else "rank", kind), whole=True
     )
@@ -188,13 +188,14 @@ def _label(what: str, kind: str) -> str:
     return f"{what}\n({kind} scale)" if kind else what
 
 
-def _means(grid: ModuleGrid, ranks: dict[str, float], axis: int) -> list[str]:
-    """Mean rank over the modules of every row (`axis` 0) or column (1); each expert counts."""
+def _ranks_of(grid: ModuleGrid, ranks: dict[str, float], axis: int, between: str) -> list[Margin]:
+    """Sum and mean of the ranks of the modules of every row (`axis` 0) or column (1); each expert counts."""
     count = len(grid.columns if axis else grid.rows)
     held: list[list[float]] = [[] for _ in range(count)]
     for name, rank in ranks.items():
         held[grid.cells[name][axis]].append(rank)
-    return [f"{np.mean(of):.1f}" for of in held]
+    sums, means = [f"{sum(of):,.0f}" for of in held], [f"{np.mean(of):.1f}" for of in held]
+    return [Margin(f"sum of{between}ranks", sums), Margin(f"mean{between}rank", means)]
 
 
 def _sums(shares: np.ndarray, axis: int) -> list[str]:
