@@ -35,7 +35,7 @@ SENSITIVITY_LORA = """model: microsoft/deberta-v3-base
 method: sensitivity-lora
 budget: 0.33M
 data: {train: train.tsv, test: dev.tsv, text: sentence, label: label}
-measure: {estimator: gram, examples: 256}
+measure: {examples: 256}
 ranks: {max_rank: 16}
 baselines:                           # names alone, [lora, eva], or each with sections of its own
   lora: {}

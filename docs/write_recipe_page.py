@@ -159,7 +159,6 @@ def format_1_rows() -> list[str]:
     rows += [("`calibration.components`", "`expert.measure.components`"), ("`allocation.*`", "`ranks.*`")]
     rows += [
         ("sections of a method that is only in `baselines`", "`baselines.NAME.*`"),
-        ("`budget: beta=0.5`", "still read; `budget: keep=50%`"),
         ("`--output-dir`", "`--output`, in every command"),
     ]
     return [f"| {old} | {new} |" for old, new in rows]

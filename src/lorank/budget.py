@@ -84,10 +84,11 @@ class Budget:
             kind, value = kind if kind == "kept share" else "base fraction", value / 100
         else:
             value *= _SUFFIXES[suffix]
+        if kind == "pruning ratio" and not 0 < value < 1:
+            what = "prune everything" if value else "prune nothing; for that give keep=100%"
+            raise BudgetError(f"budget {text!r} would {what}; beta lies between 0 and 1")
         if value <= 0:
             raise BudgetError(f"budget {text!r} is not above zero")
-        if kind == "pruning ratio" and value >= 1:
-            raise BudgetError(f"budget {text!r} would prune everything; beta lies between 0 and 1")
         if kind == "kept share" and value > 1:
             raise BudgetError(f"budget {text!r} is more than there is; keep is up to 100%")
         return cls(kind, value, text)

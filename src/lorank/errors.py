@@ -8,7 +8,10 @@ class LorankError(Exception):
 class BudgetError(LorankError):
     """A budget that cannot be read, or that this model cannot honour. Every message ends with the forms that there are."""
 
-    FORMS = '"0.33M" (adapter parameters), "0.06%" (of the base model), "r=2", "rank=144" or "keep=50%" (of the initial ranks)'
+    FORMS = (
+        '"0.33M" (adapter parameters), "0.06%" (of the base model), "r=2", "rank=144", "keep=50%" or "beta=0.5" (of the '
+        "initial ranks)"
+    )
 
     def __init__(self, message: str) -> None:
         # What was pickled is whole already.

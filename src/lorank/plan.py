@@ -192,7 +192,7 @@ class RankPlan:
 
     def save(self, path: str | Path) -> None:
         """Write the plan as JSON, atomically."""
-        units = {} if self.budget_units is None else {"units": self.budget_units}
+        units = {} if self.budget_units is None else {"units": self.budget_units, "units_kept": self.total_rank}
         content = {
             "format": FORMAT,
             "version": VERSION,

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from lorank.allocation.cut_history import CutHistory
-from lorank.errors import PlanError
+from lorank.errors import LorankWarning, PlanError
 
 COSTS = {"b": 20, "a": 10}
 
@@ -52,7 +52,29 @@ def test_a_line_that_is_being_written_is_left_out(tmp_path: Path) -> None:
     history(2).write(tmp_path / "cuts.jsonl")
     text = (tmp_path / "cuts.jsonl").read_text()
     (tmp_path / "cuts.jsonl").write_text(text[:-9])
-    assert CutHistory.load(tmp_path / "cuts.jsonl").cuts == history(1).cuts
+    with pytest.warns(LorankWarning, match="last line is not whole"):
+        assert CutHistory.load(tmp_path / "cuts.jsonl").cuts == history(1).cuts
+
+
+@pytest.mark.parametrize(
+    ("old", "new"),
+    [
+        ('"step":4', '"step":"4"'),
+        ('"step":4', '"step":8'),  # twice the same
+        ('"step":4', '"step":-4'),
+        ('"ranks":[3,2]', '"ranks":["3",2]'),
+        ('"ranks":[1,1]', '"ranks":[1.5,1]'),
+        ('"scores":[0.333333', '"scores":["a"'),
+        ('"scores":[0.333333', '"scores":[NaN'),
+    ],
+)
+def test_what_is_no_number_is_refused(old: str, new: str, tmp_path: Path) -> None:
+    history(2).write(tmp_path / "cuts.jsonl")
+    text = (tmp_path / "cuts.jsonl").read_text()
+    assert old in text
+    (tmp_path / "cuts.jsonl").write_text(text.replace(old, new, 1))
+    with pytest.raises(PlanError, match="damaged"):
+        CutHistory.load(tmp_path / "cuts.jsonl")
 
 
 @pytest.mark.parametrize("text", ["", "{}\n", '{"format":"other","version":1}\n', "[1]\n", "\n"])

@@ -97,3 +97,12 @@ def test_cost_of_pruning_with_and_without_a_test_part() -> None:
     text = shown(cost_table({"before": tested, "after": tested}))
     assert "accuracy, test part" in text
     assert "0.7500" in text
+
+
+def test_what_each_method_was_asked_for() -> None:
+    """In units where the budget counts these, its own where a baseline has one, nothing for full fine-tuning."""
+    one = {"metrics": {"a": 1.0}, "adapter_parameters": 5, "steps": 1, "seconds": 2.0}
+    full = {key: value for key, value in one.items() if key != "adapter_parameters"} | {"trained_parameters": 900}
+    results = {"i-lora": one, "eva": one, "lora": {**one, "budget": "r=2"}, "full": full}
+    rows = [line.split("│") for line in shown(result_table(results, 5, 3)).splitlines() if "1 steps" in line]
+    assert [row[2].strip() for row in rows] == ["3 units", "5", "r=2", "-"]

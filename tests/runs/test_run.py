@@ -305,6 +305,8 @@ def test_baselines_get_what_the_units_cost_that_the_plan_keeps(tiny_recipe, tmp_
     lora, adalora = (RankPlan.load(tmp_path / "baselines" / name / "plan.json") for name in baselines)
     assert plan.spent - max(plan.unit_costs.values()) < lora.spent <= lora.budget_parameters == plan.spent
     assert (adalora.budget, adalora.budget_units) == ("r=2", units)  # its own, as the paper's table has it
+    assert [one.get("budget") for one in result.results.values()] == [None, None, "r=2"]
+    assert "its own budget, r=2" in (tmp_path / "adapter" / "README.md").read_text()
 
 
 def test_regression_runs(tiny_recipe, tiny_data, tmp_path: Path) -> None:

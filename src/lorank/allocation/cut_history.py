@@ -1,15 +1,18 @@
 """What every cut of an allocation left: ranks and scores by module, in `cuts.jsonl` beside the plan."""
 
 import json
+import math
+import warnings
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from lorank.artefact import write_text
-from lorank.errors import PlanError
+from lorank.errors import LorankWarning, PlanError
 
 FORMAT = "lorank.cuts"
 VERSION = 1
@@ -119,9 +122,32 @@ class CutHistory:
                 if line.endswith("\n"):
                     cut = json.loads(line)
                     history.cuts.append(history._cut(cut["step"], cut["ranks"], cut["scores"]))
-        except (ValueError, KeyError, TypeError, OSError) as error:
+                else:
+                    warnings.warn(f"{path}: its last line is not whole and is left out", LorankWarning, stacklevel=2)
+            history.check()
+        except (ValueError, KeyError, TypeError, IndexError, OSError) as error:
             raise PlanError(f"{path}: damaged, or no history of cuts ({error}); give the {CUTS} of a run") from None
         return history
+
+    def check(self) -> None:
+        """Refuse what is no number, or no history.
+
+        Raises:
+            ValueError: says what.
+
+        """
+        whole = [*self.initial_ranks.values(), *self.unit_costs.values(), *(cut.step for cut in self.cuts)]
+        whole += [rank for cut in self.cuts for rank in cut.ranks.values()]
+        if any(type(number) is not int or number < 0 for number in whole):
+            raise ValueError("steps, ranks and costs are whole numbers from 0")
+        if any(
+            type(score) not in (int, float) or not math.isfinite(score)
+            for cut in self.cuts
+            for score in cut.scores.values()
+        ):
+            raise ValueError("scores are finite numbers")
+        if any(one.step >= other.step for one, other in pairwise(self.cuts)):
+            raise ValueError("steps ascend")
 
     def _cut(self, step: int, ranks: list[int], scores: list[float]) -> Cut:
         names = list(self.initial_ranks)

@@ -71,7 +71,7 @@ def _print_result(result: "RunResult") -> None:
     out.print(rank_table(result.plan))
     for line in [*stability_lines(result.plan), *quadrature_lines(result.plan)]:
         say(line)
-    out.print(result_table(result.results, result.plan.budget_parameters))
+    out.print(result_table(result.results, result.plan.budget_parameters, result.plan.budget_units))
     for name, what in {
         "adapter": "PEFT LoRA adapter",
         "plan.json": "rank plan",

@@ -32,7 +32,7 @@ class Row:
         mean: of the values.
         std: sample standard deviation; NaN with fewer than two.
         difference: to uniform LoRA, in pairs of seeds; None for uniform LoRA itself.
-        parameters: the most that a cell had.
+        parameters: the least and the most that a cell had: a share of the units costs other parameters for each seed.
         steps: of the training, with those of what came before it.
         seconds: mean wall time of the training.
         before: mean wall time of what came before it.
@@ -50,7 +50,7 @@ class Row:
     mean: float
     std: float
     difference: Difference | None
-    parameters: int
+    parameters: tuple[int, int]
     steps: tuple[int, int]
     seconds: float
     before: float
@@ -188,7 +188,10 @@ def _row(
         mean=statistics.fmean(known) if known else math.nan,
         std=statistics.stdev(known) if len(known) > 1 else math.nan,
         difference=difference,
-        parameters=max((one.parameters for one in done), default=0),
+        parameters=(
+            min((one.parameters for one in done), default=0),
+            max((one.parameters for one in done), default=0),
+        ),
         steps=(max((one.steps for one in done), default=0), max((one.steps_before for one in done), default=0)),
         seconds=statistics.fmean(one.seconds for one in done) if done else math.nan,
         before=statistics.fmean(one.before for one in done) if done else math.nan,

@@ -31,6 +31,14 @@ _CSV_COLUMNS = (
 )
 
 
+def counted(numbers: Sequence[int]) -> str:
+    """A number, or the least and the most of several."""
+    if not numbers:
+        return "-"
+    least, most = min(numbers), max(numbers)
+    return f"{most:,}" if least == most else f"{least:,} to {most:,}"
+
+
 def cells_of_row(row: Row) -> tuple[str, ...]:
     """A row in words, in the order of the columns."""
     difference = row.difference
@@ -47,7 +55,7 @@ def cells_of_row(row: Row) -> tuple[str, ...]:
         "-" if difference is None else p_written(difference.p),
         "-" if difference is None else p_written(difference.holm),
         f"{len(row.known)}" + (f" of {row.asked}" if len(row.known) < row.asked else ""),
-        f"{row.parameters:,}",
+        counted(row.parameters),
         f"{steps:,}" + (f" + {before:,} for the plan" if before else ""),
         number(row.seconds, 0) + (f" + {row.before:.0f}" if row.before > 0 else ""),
         number(row.peak_bytes / 2**30, 2),
@@ -114,7 +122,7 @@ def comma_separated(rows: Sequence[Row]) -> str:
             ("",) * 7 if one is None else (one.mean, one.low, one.high, one.p, one.holm, one.pairs, one.seeds_needed)
         )
         values = (row.task, row.budget, row.method, row.metric, row.mean, row.std, *numbers, len(row.known))
-        costs = (row.asked - len(row.known), row.parameters, *row.steps, row.seconds, row.before, row.peak_bytes)
+        costs = (row.asked - len(row.known), row.parameters[1], *row.steps, row.seconds, row.before, row.peak_bytes)
         writer.writerow(["" if value is None or value != value else value for value in (*values, *costs)])
     return text.getvalue()
 

@@ -84,6 +84,12 @@ class CutRules:
         price, _, final = self._curve() if self._in_ranks or initial.asked.counts_units else self._parameters()
         return self.plan(self._walk(alive, final, price))
 
+    @property
+    def pays_for_a_unit(self) -> bool:
+        """Whether the last cut can keep a unit, if the cheapest is the most important."""
+        price, _, final = self._curve()
+        return final >= min(price.values())
+
     def budget_at(self, step: int) -> float:
         """What the curve leaves at a step, in its own costs."""
         _, start, final = self._curve()

@@ -43,8 +43,12 @@ def read_adapter(
     highest = max(ranks.values())
     shapes = {name: (int(layer.in_features), int(layer.out_features)) for name, layer in layers.items()}
     weights = unit_weights(shapes, options.cut.cost_weights)
-    parameters = budget.parameters(costs, base_parameters=size, initial_rank=highest)
     start = sum(ranks[name] * cost for name, cost in costs.items())
+    if budget.counts_units:  # of the units that there are: a small side may have lowered a rank
+        total = sum(ranks.values())
+        parameters = start * budget.units(total) // total
+    else:
+        parameters = budget.parameters(costs, base_parameters=size, initial_rank=highest)
     if weights and budget.kind == "total rank":
         # The sum of what units weigh (`target_total_rank` of IGU-LoRA's code): the share of it that is asked for.
         whole = sum(weights[name] * rank for name, rank in ranks.items())
@@ -74,7 +78,8 @@ def read_adapter(
     equal = uniform_scores(costs, ranks, provenance)
     allocate(equal, initial.asked if budget.counts_units else parameters, **limits)
     trial = replace(initial, provenance=equal.provenance)
-    plan = CutRules(trial, options, CutSchedule(0, 1, 1)).last_plan(equal.scores)
-    if not plan.total_rank:
+    rules = CutRules(trial, options, CutSchedule(0, 1, 1))
+    # Without `fill` a walk over equal scores may stop at a dear unit that stands first; what is asked is whether one is paid for.
+    if not (rules.last_plan(equal.scores).total_rank if options.cut.fill else rules.pays_for_a_unit):
         raise BudgetError(f"budget {budget} pays for no unit of rank in this curve; ask for more")
     return initial

@@ -35,7 +35,7 @@ class Recipe(Section):
     model: ModelSection
     method: str = Field("i-lora", description="who decides the ranks, see `lorank methods`; lora is uniform ranks")
     preset: str | None = Field(None, description="named choices of the method; null: its default")
-    budget: str = Field(description="adapter parameters: 0.33M, 0.06%, r=2, rank=144 or keep=50%")
+    budget: str = Field(description="adapter parameters: 0.33M, 0.06%, r=2, rank=144, keep=50% or beta=0.5")
     data: DataSection
     target_modules: str | tuple[str, ...] | None = Field(
         None,

@@ -40,7 +40,8 @@ with lorank.
 |---|---|{{ "---|" * (metrics | length) }}
 {% for name, result in results.items() -%}
 | {{ name }}{{ " (this adapter)" if name == method else "" }} | {{ "{:,}".format(result.parameters) }}\
-{{ "" if "adapter_parameters" in result else " (every weight of the base model)" }} | \
+{{ "" if "adapter_parameters" in result else " (every weight of the base model)" }}\
+{{ " (its own budget, " ~ result.budget ~ ")" if result.budget else "" }} | \
 {% for metric in metrics %}{{ "-" if result.metrics[metric] is none else "%.4f" | format(result.metrics[metric]) }} | {% endfor %}
 {% endfor %}
 One run, seed {{ seed }}.

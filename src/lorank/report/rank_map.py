@@ -154,8 +154,8 @@ def colour_bar(
     sheet: Sheet, mesh: "ScalarMappable", place: tuple[float, float, float], label: str, *, whole: bool = False
 ) -> None:
     """Draw a colour bar at `left, top`, about as high as a map of `height`, with whole numbers or any."""
-    from matplotlib.colors import LogNorm
-    from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullLocator
+    from matplotlib.colors import AsinhNorm, LogNorm
+    from matplotlib.ticker import FixedLocator, FuncFormatter, LogLocator, MaxNLocator, NullLocator
 
     left, top, height = place
     bar = sheet.figure.colorbar(mesh, cax=sheet.axes(left, top, 0.14, min(max(height, 1.0), 3.0)))
@@ -163,9 +163,15 @@ def colour_bar(
     if isinstance(mesh.norm, LogNorm):
         axis.set_major_locator(LogLocator(2) if whole else LogLocator(10, subs=(1.0, 2.0, 5.0)))
         axis.set_minor_locator(NullLocator())
+    elif isinstance(mesh.norm, AsinhNorm):
+        ends = float(mesh.norm.vmin or 0.0), float(mesh.norm.vmax or 0.0)
+        axis.set_major_locator(
+            FixedLocator([*(end for end in ends if abs(float(mesh.norm(end) - mesh.norm(0.0))) > 0.08), 0.0])
+        )
+        axis.set_minor_locator(NullLocator())
     elif whole:
         axis.set_major_locator(MaxNLocator(nbins=6, integer=True))
-    axis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
+    axis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:.3g}"))
     bar.set_label(label, fontsize=8, color=INK)
     bar.ax.tick_params(labelsize=8, labelcolor=INK)
     bar.outline.set_visible(False)

@@ -43,23 +43,33 @@ def _grid(title: str, cells: Mapping[str, str]) -> SplitTable:
     return table
 
 
-def result_table(results: Mapping[str, Mapping[str, Any]], asked: int) -> SplitTable:
-    """One row for each method: adapter parameters asked and spent, metrics on the test part, training time."""
+def result_table(results: Mapping[str, Mapping[str, Any]], asked: int, units: int | None = None) -> SplitTable:
+    """One row for each method: what was asked for, the parameters spent, metrics on the test part, training time.
+
+    `asked` is in parameters, `units` what the first method was asked for where its budget counts these; a baseline with a budget
+    of its own shows that.
+    """
     values = {method: named_values(result) for method, result in results.items()}
     metrics = list(next(iter(values.values())))
     work = ("before training", "training of the adapter")
-    table = SplitTable("test results", ("method", "parameters asked", "spent", *metrics, *work), prose=work)
+    table = SplitTable("test results", ("method", "asked", "spent", *metrics, *work), prose=work)
     for method, result in results.items():
         beside = f" + {result['scoring_passes']} scoring passes" if result.get("scoring_passes") else ""
         table.add_row(
             method,
-            f"{asked:,}" if "adapter_parameters" in result else "-",
+            _asked(result, asked, units if method == next(iter(results)) else None),
             f"{parameters_of(result):,}",
             *(_number(values[method][m]) for m in metrics),
             _before_training(result),
             f"{result['steps']} steps{beside}, {result['seconds']:.0f} s",
         )
     return table
+
+
+def _asked(result: Mapping[str, Any], asked: int, units: int | None) -> str:
+    if "adapter_parameters" not in result:
+        return "-"
+    return str(result.get("budget") or (f"{asked:,}" if units is None else f"{units:,} units"))
 
 
 def parameters_of(result: Mapping[str, Any]) -> int:

@@ -148,6 +148,8 @@ def _baseline_results(main_run: MethodRun, plan: RankPlan) -> dict[str, dict[str
             of = of.model_copy(update={"budget": str(plan.budget_parameters)})
         part = replace(main_run, recipe=of, method=name, folder=folder / name)
         results[name] = asdict(full_result(part)) if name == FULL else part.result()
+        if "budget" in own:
+            results[name]["budget"] = of.budget
     return results
 
 

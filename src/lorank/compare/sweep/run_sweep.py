@@ -12,6 +12,7 @@ from lorank.compare.cells import BASELINE, Cell, Measured
 from lorank.compare.compare import check_metrics, json_values, record
 from lorank.compare.launch import Launch
 from lorank.compare.learning_rate import searched
+from lorank.compare.result_table import counted
 from lorank.compare.run_grid import run_grid
 from lorank.compare.statistics import Test
 from lorank.compare.sweep.changes import Change, change_in_words, changes
@@ -153,7 +154,7 @@ def notes(sweep: Sweep, rows: Sequence[Row], results: Mapping[Cell, Measured]) -
         steps = {name: f"{row.steps[0]:,}" for name, row in done}
         if len(set(steps.values())) > 1:
             found.append(f"{recipe}: steps of the training that is judged: {_listed(steps)}")
-        parameters = {name: f"{row.parameters:,}" for name, row in done}
+        parameters = {name: counted(row.parameters) for name, row in done}
         if sweep.key is None:  # over a key they are a column
             same = len(set(parameters.values())) == 1
             if parameters:

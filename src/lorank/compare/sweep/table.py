@@ -10,7 +10,7 @@ from rich import box
 
 from lorank.compare.answer import Row
 from lorank.compare.cells import BASELINE
-from lorank.compare.result_table import latex_table, markdown_table, number, p_written, signed
+from lorank.compare.result_table import counted, latex_table, markdown_table, number, p_written, signed
 from lorank.compare.statistics import Difference
 from lorank.compare.sweep.changes import Change, points
 from lorank.compare.sweep.variants import Sweep
@@ -61,7 +61,7 @@ def _of_values(sweep: Sweep, rows: Sequence[Row], key: str) -> Table:
                 for text in (("-", "-") if one is None else (signed(one.mean), p_written(one.holm)))
             ]
             one = next(iter(mine.values()))
-            parameters = _range([row.parameters for row in mine.values() if row.known])
+            parameters = counted([n for row in mine.values() if row.known for n in row.parameters])
             values = [_value(mine[name]) for name in methods]
             seeds = _seeds([(len(row.known), row.asked) for row in mine.values()])
             lines.append((recipe, one.metric, variant.name, parameters, *values, seeds, *differences))
@@ -122,7 +122,7 @@ def comma_separated(sweep: Sweep, rows: Sequence[Row], changes: Sequence[Change]
     with_lora = sweep.key is not None and BASELINE in sweep.methods
     for row in rows:
         tested = _numbers_of(row.difference if with_lora else None, math.nan)
-        counts = (len(row.known), row.asked - len(row.known), row.parameters, row.steps[0])
+        counts = (len(row.known), row.asked - len(row.known), row.parameters[1], row.steps[0])
         writer.writerow(
             _plain((*names[row.task], row.method, row.budget, row.metric, row.mean, row.std, *counts, *tested))
         )
@@ -149,12 +149,5 @@ def _value(row: Row) -> str:
 
 
 def _seeds(counts: Sequence[tuple[int, int]]) -> str:
-    known, asked = _range([known for known, _ in counts]), max(asked for _, asked in counts)
+    known, asked = counted([known for known, _ in counts]), max(asked for _, asked in counts)
     return known if known == f"{asked}" else f"{known} of {asked}"
-
-
-def _range(numbers: Sequence[int]) -> str:
-    if not numbers:
-        return "-"
-    least, most = min(numbers), max(numbers)
-    return f"{most:,}" if least == most else f"{least:,} to {most:,}"
