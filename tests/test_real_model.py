@@ -56,22 +56,28 @@ def test_the_quickstart_recipe_at_a_few_steps(tmp_path: Path, preset: str) -> No
 def test_i_loras_experiment_on_cola(tmp_path: Path) -> None:
     """The paper's recipe, on a smaller model, in fewer steps at higher learning rates."""
     files = {"train": str(COLA / "train.tsv"), "test": str(COLA / "validation.tsv")}
-    data = {**files, "text": "sentence", "max_length": 64}
-    changes = ["model=downloads/minilm", f"data={json.dumps(data)}", "search.max_steps=60", "train.max_steps=150"]
-    rates = ["search.learning_rate=1.0e-2", "train.learning_rate=4.0e-3"]
-    recipe = load_recipe("recipes/papers/i-lora/deberta-v3-base-cola.yaml", [*changes, *rates])
+    data = {**files, "text": "sentence", "max_length": 32}
+    changes = ["model={name: downloads/minilm, dropout: 0.0}", f"data={json.dumps(data)}"]
+    changes += [
+        "search.max_steps=100",
+        "search.learning_rate=1.0e-2",
+        "train.max_steps=400",
+        "train.learning_rate=2.0e-3",
+    ]
+    recipe = load_recipe("recipes/papers/i-lora/deberta-v3-base-cola.yaml", changes)
     assert (recipe.preset, recipe.budget, sorted(recipe.baselines)) == ("paper", "keep=50%", ["full", "lora"])
     result = run(recipe, tmp_path / "out", Console(quiet=True))
-    # Rank 2 in 36 modules at the start, 82,944 parameters; half of it is rank 1.
-    assert result.plan.budget_parameters == 41_472
-    assert 41_472 - 1920 < result.plan.spent <= 41_472
-    assert result.results["lora"]["adapter_parameters"] == 41_472
+    # Rank 2 in 36 modules at the start: 36 of 72 units stay, whatever they cost. LoRA has the size of the first stage.
+    plan = result.plan
+    assert (plan.total_rank, plan.budget_units, plan.budget_parameters) == (36, 36, plan.spent)
+    assert result.results["lora"]["adapter_parameters"] == 82_944
     assert result.results["full"]["trained_parameters"] == 22_713_216  # with the pooler
-    for found in result.results.values():
-        assert found["steps"] == 150
-        # Always "acceptable" has 0; so few steps may do no better.
-        assert -0.1 < found["metrics"]["matthews"] < 0.6
-        assert found["loss"] < 0.7
+    for name, found in result.results.items():
+        print(name, found["metrics"], found["loss"])
+        assert found["steps"] == 400
+        assert found["loss"] < 0.65
+    # Always "acceptable" has 0.
+    assert result.results["full"]["metrics"]["matthews"] > 0.1
 
 
 @pytest.mark.skipif(
