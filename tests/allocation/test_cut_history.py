@@ -41,6 +41,11 @@ def test_appending_gives_the_same_file_and_reading_the_same_cuts(tmp_path: Path)
     assert history(0).ranks == {"b": 3, "a": 2}
 
 
+def test_a_cut_that_cannot_be_written_stops_no_training(tmp_path: Path) -> None:
+    with pytest.warns(LorankWarning, match="the cut of step 4 was not added"):
+        history(1).append(tmp_path)
+
+
 def test_a_checkpoint_drops_what_was_cut_after_it(tmp_path: Path) -> None:
     for number in (0, 2):
         later = history(3)

@@ -82,9 +82,21 @@ class CutHistory:
         write_text(path, _line(head) + "".join(map(self._cut_line, self.cuts)))
 
     def append(self, path: Path) -> None:
-        """Add the last cut to a file that holds those before it."""
-        with path.open("a", encoding="utf-8") as file:
-            file.write(self._cut_line(self.cuts[-1]))
+        """Add the last cut to a file that holds those before it.
+
+        Warns:
+            LorankWarning: it could not be written; training is worth more than this file, which is written whole at its end.
+
+        """
+        try:
+            with path.open("a", encoding="utf-8") as file:
+                file.write(self._cut_line(self.cuts[-1]))
+        except OSError as error:
+            warnings.warn(
+                f"{path}: the cut of step {self.cuts[-1].step} was not added ({error}); the file is written whole at the end",
+                LorankWarning,
+                stacklevel=2,
+            )
 
     def arrays(self) -> dict[str, np.ndarray]:
         """The cuts for a checkpoint: `steps` `(cuts,)` int64, `ranks` int64 and `scores` float64 `(cuts, modules)`."""
