@@ -164,7 +164,8 @@ def colour_bar(
         axis.set_major_locator(LogLocator(2) if whole else LogLocator(10, subs=(1.0, 2.0, 5.0)))
         axis.set_minor_locator(NullLocator())
     elif isinstance(mesh.norm, AsinhNorm):
-        ends = float(mesh.norm.vmin or 0.0), float(mesh.norm.vmax or 0.0)
+        middle = float(f"{mesh.norm.inverse(0.5):.1g}")
+        ends = float(mesh.norm.vmin or 0.0), middle, float(mesh.norm.vmax or 0.0)
         axis.set_major_locator(
             FixedLocator([*(end for end in ends if abs(float(mesh.norm(end) - mesh.norm(0.0))) > 0.08), 0.0])
         )
@@ -211,5 +212,7 @@ def _sums(shares: np.ndarray, axis: int) -> list[str]:
 
 def percent_text(share: float, decimals: int = 1) -> str:
     """Percent; what would be rounded to zero and is above it is said to be below the last decimal."""
-    text = f"{share:.{decimals}f}"
-    return f"<{10**-decimals:g}" if share > 0 and not float(text) else text
+    text, last = f"{share:.{decimals}f}", 10**-decimals
+    if share and not float(text):
+        return f"<{last:g}" if share > 0 else f">-{last:g}"
+    return text
