@@ -176,6 +176,7 @@ def _row(
     difference: Difference | None,
 ) -> Row:
     done = [one for one in cells.values() if one is not None]
+    spent = [one.parameters for one in done] or [0]
     uncut = [value for one in done if one.uncut is not None and (value := one.uncut[metric]) is not None]
     known = _numbers(values)
     return Row(
@@ -188,10 +189,7 @@ def _row(
         mean=statistics.fmean(known) if known else math.nan,
         std=statistics.stdev(known) if len(known) > 1 else math.nan,
         difference=difference,
-        parameters=(
-            min((one.parameters for one in done), default=0),
-            max((one.parameters for one in done), default=0),
-        ),
+        parameters=(min(spent), max(spent)),
         steps=(max((one.steps for one in done), default=0), max((one.steps_before for one in done), default=0)),
         seconds=statistics.fmean(one.seconds for one in done) if done else math.nan,
         before=statistics.fmean(one.before for one in done) if done else math.nan,

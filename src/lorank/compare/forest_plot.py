@@ -3,10 +3,13 @@
 import math
 from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-from lorank.artefact import write_atomically
 from lorank.compare.answer import Row
-from lorank.report.picture import drawable, drawing
+from lorank.report.picture import drawable, drawing, save_picture
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 
 def draw_forest_plot(rows: Sequence[Row], path: Path, level: float = 0.05) -> None:
@@ -22,21 +25,17 @@ def draw_forest_plot(rows: Sequence[Row], path: Path, level: float = 0.05) -> No
 
     """
     with drawing(path):
-        _draw(rows, path, level)
+        save_picture(_figure(rows, level), path)
 
 
-def _draw(rows: Sequence[Row], path: Path, level: float) -> None:
-    import matplotlib
-
-    matplotlib.use("Agg")
-    from matplotlib import pyplot
+def _figure(rows: Sequence[Row], level: float) -> "Figure":
+    from matplotlib.figure import Figure
 
     panels = dict.fromkeys((row.task, row.budget) for row in rows)
     shown = {panel: [row for row in rows if (row.task, row.budget) == panel and row.difference] for panel in panels}
     heights = [0.7 + 0.32 * max(1, len(panel_rows)) for panel_rows in shown.values()]
-    figure, axes = pyplot.subplots(
-        len(panels), 1, figsize=(8, sum(heights) + 0.6), height_ratios=heights, squeeze=False, layout="constrained"
-    )
+    figure = Figure(figsize=(8, sum(heights) + 0.8), layout="constrained")
+    axes = figure.subplots(len(panels), 1, height_ratios=heights, squeeze=False)
     for axis, ((task, budget), panel_rows) in zip(axes[:, 0], shown.items(), strict=True):
         for place, row in enumerate(reversed(panel_rows)):
             difference = row.difference
@@ -58,6 +57,5 @@ def _draw(rows: Sequence[Row], path: Path, level: float) -> None:
         axis.set_title(drawable(title), loc="left", fontsize=10)
         axis.grid(axis="x", alpha=0.3)
     said = f"mean and bootstrap interval over paired seeds; filled: p < {level:g} after Holm's correction"
-    figure.text(0.01, -0.01, said, fontsize=8, va="top")
-    write_atomically(path, lambda temporary: figure.savefig(temporary, dpi=150, format="png", bbox_inches="tight"))
-    pyplot.close(figure)
+    figure.supxlabel(said, x=0.01, ha="left", fontsize=8)
+    return figure

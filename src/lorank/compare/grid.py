@@ -180,9 +180,9 @@ class Grid:
                         "remove that folder"
                     )
                 counted = self.counted_by(cell)
-                if counted is not None and not self.plan_of(counted).is_file():
-                    pass  # what it should have spent is known again when that cell is done again
-                elif fingerprint != self.fingerprint(cell):
+                # Without that cell's plan it is not known what this one should have spent; it is when that one is done again.
+                is_known = counted is None or self.plan_of(counted).is_file()
+                if is_known and fingerprint != self.fingerprint(cell):
                     raise OutputError(
                         f"{path.parent} was run by another recipe; give another --output, or remove that folder"
                     )

@@ -51,12 +51,11 @@ def _check_cell(grid: Grid, cell: Cell, data: TaskData) -> None:
             f"{cell.task}: budget {cell.budget} is a sum of the unit costs of {recipe.method} ({recipe.preset}), which the other "
             "methods do not have; give parameters, or a share of the units such as keep=37.5%"
         )
-    alone = all(other.method == cell.method for other in grid.cells() if other.task == cell.task)
     if (
-        not alone
-        and recipe.keeps_triplets
+        recipe.keeps_triplets
         and isinstance(choices, ScoringSetChoices)
         and choices.measure.source == "held-out"
+        and any(task == cell.task and method != cell.method for task, _, method in grid.settings())
     ):
         raise ComparisonError(
             f"{cell.task}: with start.factors kept, {cell.method} would be trained without the scoring set, and so on less than "

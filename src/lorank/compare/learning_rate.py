@@ -5,7 +5,7 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from rich.console import Console
 
@@ -29,10 +29,11 @@ from lorank.tasks.data import hold_out, load_rows, load_task_data
 
 # Not a seed of the grid: the search must not choose what happens to suit one of them.
 SEARCH_SEED = 1000
+AnyGrid = TypeVar("AnyGrid", bound=Grid)
 
 
 def searched(
-    grid: Grid,
+    grid: AnyGrid,
     factors: Sequence[float],
     *,
     fraction: float = 0.2,
@@ -41,7 +42,7 @@ def searched(
     tries: int = 2,
     console: Console | None = None,
     launch: Launch | None = None,
-) -> Grid:
+) -> AnyGrid:
     """The grid with a learning rate for every task, budget and method.
 
     Each method is trained once for each factor times its own learning rate, on a part of the training data, and judged on the

@@ -3,13 +3,15 @@
 import math
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from lorank.artefact import write_atomically
 from lorank.compare.answer import Row
 from lorank.compare.statistics import bootstrap_interval
 from lorank.compare.sweep.variants import Sweep
-from lorank.report.picture import drawable, drawing
+from lorank.report.picture import drawable, drawing, save_picture
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 _MARKERS = "osD^vPX*"
 
@@ -27,10 +29,10 @@ def draw_line_plot(sweep: Sweep, rows: Sequence[Row], stem: Path, level: float =
         LorankWarning: it could not be drawn.
 
     """
-    for kind in ("png", "svg"):
-        path = stem.with_name(f"{stem.name}.{kind}")
-        with drawing(path):
-            _draw(sweep, rows, path, level)
+    with drawing(stem):
+        figure = _figure(sweep, rows, level)
+        for ending in (".png", ".svg"):
+            save_picture(figure, stem.with_name(f"{stem.name}{ending}"))
 
 
 def positions(names: Sequence[str]) -> tuple[list[float], int | None]:
@@ -59,19 +61,15 @@ def _is_whole(value: float) -> bool:
     return abs(value - round(value)) < 1e-9
 
 
-def _draw(sweep: Sweep, rows: Sequence[Row], path: Path, level: float) -> None:
-    import matplotlib
-
-    matplotlib.use("Agg")
-    from matplotlib import pyplot
+def _figure(sweep: Sweep, rows: Sequence[Row], level: float) -> "Figure":
+    from matplotlib.figure import Figure
 
     names = [variant.name for variant in sweep.variants]
     at, base = positions(names)
     recipes = sweep.recipes
     size = (5.2 * min(len(recipes), 3), 3.9 * math.ceil(len(recipes) / 3))
-    figure, axes = pyplot.subplots(
-        math.ceil(len(recipes) / 3), min(len(recipes), 3), figsize=size, squeeze=False, layout="constrained"
-    )
+    figure = Figure(figsize=size, layout="constrained")
+    axes = figure.subplots(math.ceil(len(recipes) / 3), min(len(recipes), 3), squeeze=False)
     for axis in axes.flat[len(recipes) :]:
         axis.set_visible(False)
     for recipe, axis in zip(recipes, axes.flat, strict=False):
@@ -89,12 +87,7 @@ def _draw(sweep: Sweep, rows: Sequence[Row], path: Path, level: float) -> None:
     if count > 1:
         said += "; bars: bootstrap interval of the mean over seeds"
     figure.supxlabel(said, fontsize=8)
-    plain: dict[str, Any] = {"metadata": {"Date": None}} if path.suffix == ".svg" else {"dpi": 150}
-    with matplotlib.rc_context({"svg.hashsalt": "lorank"}):
-        write_atomically(
-            path, lambda temporary: figure.savefig(temporary, format=path.suffix[1:], bbox_inches="tight", **plain)
-        )
-    pyplot.close(figure)
+    return figure
 
 
 def _panel(

@@ -1,12 +1,13 @@
 """`lorank sweep`: run variants of recipes, or continue them, and write their table."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 
 from rich.console import Console
 
 from lorank.artefact import write_json, write_text
+from lorank.budget import Budget
 from lorank.compare.answer import Row, answer, sentence
 from lorank.compare.cells import BASELINE, Cell, Measured
 from lorank.compare.compare import check_metrics, json_values, record
@@ -75,10 +76,9 @@ def run_sweep(
     """
     check_metrics(sweep, metrics or {})
     if search is not None:
-        found = searched(
+        sweep = searched(
             sweep, search, metrics=metrics, processes=processes, tries=tries, console=console, launch=launch
         )
-        sweep = replace(sweep, rates=found.rates)
     results = run_grid(sweep, processes=processes, tries=tries, console=console, launch=launch)
     check_equal_variants(sweep, results)
     rows = answer(sweep.cells(), results, metrics=metrics, level=level, test=test)
@@ -140,7 +140,7 @@ def notes(sweep: Sweep, rows: Sequence[Row], results: Mapping[Cell, Measured]) -
     found = []
     if sweep.key is None:
         found += [f"{one.name}: {' '.join(one.overrides) or 'the recipe as it is'}" for one in sweep.variants]
-    elif any(budget.startswith(("keep", "beta")) for budget in sweep.budgets) and "initial_rank" in sweep.key:
+    elif any(Budget.parse(budget).counts_units for budget in sweep.budgets) and "initial_rank" in sweep.key:
         found.append(
             f"the budget ({', '.join(sweep.budgets)}) is a share of the initial ranks, so it follows {sweep.key}"
         )
