@@ -90,6 +90,13 @@ class RankPlan:
         return f"{kept} ({self.budget_units:,} asked for), {self.spent:,} parameters"
 
     @property
+    def budget_record(self) -> dict[str, Any]:
+        """As plan.json and metrics.json have it: what was asked for and spent; in units too, where these were asked for."""
+        record = {"asked": self.budget, "parameters": self.budget_parameters, "spent": self.spent}
+        units = {} if self.budget_units is None else {"units": self.budget_units, "units_kept": self.total_rank}
+        return record | units
+
+    @property
     def total_rank(self) -> int:
         """Sum of the ranks."""
         return sum(self.ranks.values())
@@ -192,11 +199,10 @@ class RankPlan:
 
     def save(self, path: str | Path) -> None:
         """Write the plan as JSON, atomically."""
-        units = {} if self.budget_units is None else {"units": self.budget_units, "units_kept": self.total_rank}
         content = {
             "format": FORMAT,
             "version": VERSION,
-            "budget": {"asked": self.budget, "parameters": self.budget_parameters, "spent": self.spent} | units,
+            "budget": self.budget_record,
             "total_rank": self.total_rank,
             "scale": self.scale,
             "alpha": self.alpha,

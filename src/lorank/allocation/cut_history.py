@@ -136,12 +136,12 @@ class CutHistory:
                     history.cuts.append(history._cut(cut["step"], cut["ranks"], cut["scores"]))
                 else:
                     warnings.warn(f"{path}: its last line is not whole and is left out", LorankWarning, stacklevel=2)
-            history.check()
+            history._check()
         except (ValueError, KeyError, TypeError, IndexError, OSError) as error:
             raise PlanError(f"{path}: damaged, or no history of cuts ({error}); give the {CUTS} of a run") from None
         return history
 
-    def check(self) -> None:
+    def _check(self) -> None:
         """Refuse what is no number, or no history.
 
         Raises:

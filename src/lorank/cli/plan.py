@@ -32,7 +32,7 @@ def allocate_command(
     """Make rank plans from scores: no GPU, no weights; exact in parameters."""
     with clear_errors():
         from lorank.allocation.files import allocate_file
-        from lorank.report.tables import change_table, rank_table, stability_lines
+        from lorank.report.tables import change_table, hessian_lines, rank_table, stability_lines
 
         if model is not None:
             from lorank.runs.score_recipe import check_scores
@@ -45,8 +45,8 @@ def allocate_command(
         for plan in plans.values() if len(plans) == 1 else ():
             out.print(rank_table(plan))
             out.print(f"{plan.budget}: {plan.spending}, total rank {plan.total_rank}", highlight=False)
-        if hessian := next(iter(plans.values())).provenance.get("hessian_of"):
-            say(f"scores by the Hessian of {hessian}")
+        for line in hessian_lines(next(iter(plans.values()))):
+            say(line)
         for path, plan in plans.items():
             for line in stability_lines(plan):
                 say(f"{plan.budget}: {line}")
@@ -73,7 +73,7 @@ def plan_show_command(
     """Show a plan: ranks by layer and projection, mean ranks, what it spends, where it comes from; with --picture also drawn."""
     with clear_errors():
         from lorank.plan import RankPlan
-        from lorank.report.tables import rank_table, stability_lines, summary_table
+        from lorank.report.tables import hessian_lines, rank_table, stability_lines, summary_table
 
         loaded = RankPlan.load(plan)
         if picture is not None or scores is not None or cuts is not None:
@@ -83,9 +83,7 @@ def plan_show_command(
         out.print(rank_table(loaded))
         out.print(summary_table(loaded))
         say(f"{loaded!r}")
-        if hessian := loaded.provenance.get("hessian_of"):
-            say(f"scores by the Hessian of {hessian}")
-        for line in stability_lines(loaded):
+        for line in [*hessian_lines(loaded), *stability_lines(loaded)]:
             say(line)
         if picture is not None:
             say(f"picture             {picture}")

@@ -3,7 +3,7 @@
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Any, Literal, TypeVar
 
 import numpy as np
 
@@ -50,9 +50,14 @@ class InitialAdapter:
         return Budget.parse(self.budget).of_units(sum(self.ranks.values()))
 
     @property
+    def price(self) -> dict[str, float]:
+        """Module name -> what one unit takes from a budget in ranks."""
+        return {name: self.weights.get(name, 1.0) for name in self.costs}
+
+    @property
     def weighted(self) -> float:
         """What all initial units take from a budget in ranks."""
-        return sum(self.weights.get(name, 1.0) * rank for name, rank in self.ranks.items())
+        return total(self.ranks, self.price)
 
 
 @dataclass(frozen=True)
@@ -81,7 +86,7 @@ class CutRules:
             return allocate(scores, budget, scale=initial.scale, **initial.limits)
         if not initial.provenance.get(EQUAL):
             warn_if_equal(alive)
-        price, _, final = self._curve() if self._in_ranks or initial.asked.counts_units else self._parameters()
+        price, _, final = self._curve() if self._counts_units else self._parameters()
         return self.plan(self._walk(alive, final, price))
 
     @property
@@ -99,12 +104,12 @@ class CutRules:
     def plan(self, ranks: Mapping[str, int], provenance: Mapping[str, Any] | None = None) -> RankPlan:
         """The plan of these ranks."""
         initial, made = self.initial, provenance or self.initial.provenance
-        if not (self._in_ranks or initial.asked.counts_units):
+        if not self._counts_units:
             return RankPlan(ranks, initial.costs, initial.budget, initial.parameters, initial.scale, made)
         # What was asked for is units; what they cost follows from which they are.
-        spent, units = sum(rank * initial.costs[name] for name, rank in ranks.items()), math.floor(self._curve()[2])
+        spent, units = total(ranks, initial.costs), math.floor(self._curve()[2])
         if self._in_ranks and initial.weights:
-            made = {**made, WEIGHTED: sum(initial.weights[name] * rank for name, rank in ranks.items())}
+            made = {**made, WEIGHTED: total(ranks, initial.weights)}
         return RankPlan(ranks, initial.costs, initial.budget, spent, initial.scale, made, budget_units=units)
 
     def scalars(
@@ -114,7 +119,7 @@ class CutRules:
         flat = np.concatenate(list(alive.values()))
         return {
             "rank_allocation/step": step,
-            "rank_allocation/parameters": sum(rank * self.initial.costs[name] for name, rank in ranks.items()),
+            "rank_allocation/parameters": total(ranks, self.initial.costs),
             "rank_allocation/budget": self.budget_at(step),
             "rank_allocation/final_budget": self.initial.parameters,
             "rank_allocation/total_rank": sum(ranks.values()),
@@ -129,6 +134,11 @@ class CutRules:
         """Whether ranks were asked for, and the curve counts these."""
         return self.options.cut.budget_in == "ranks" and self.initial.asked.kind in ("uniform rank", "total rank")
 
+    @property
+    def _counts_units(self) -> bool:
+        """Whether the last cut keeps a number of units, and what these cost follows."""
+        return self._in_ranks or self.initial.asked.counts_units
+
     def _curve(self) -> tuple[Mapping[str, float], float, float]:
         """What a unit of each module takes from the budget, and where the budget's curve starts and ends."""
         initial = self.initial
@@ -137,24 +147,27 @@ class CutRules:
             return dict.fromkeys(initial.costs, 1), units, initial.asked.units(units)
         if self.options.cut.budget_in == "parameters":
             return self._parameters()
-        price = {name: initial.weights.get(name, 1.0) for name in initial.costs}
         if initial.asked.kind == "total rank":
-            return price, initial.weighted, float(initial.asked.value)
+            return initial.price, initial.weighted, float(initial.asked.value)
         # The parameters of r=2 were rounded down by less than one; nothing that costs below 1/100 is lost by this.
         share = (initial.parameters + 1) / self._parameters()[1]
-        return price, initial.weighted, math.floor(100 * share * initial.weighted) / 100
+        return initial.price, initial.weighted, math.floor(100 * share * initial.weighted) / 100
 
     def _parameters(self) -> tuple[Mapping[str, int], int, int]:
         initial = self.initial
-        return (
-            initial.costs,
-            sum(initial.costs[name] * rank for name, rank in initial.ranks.items()),
-            initial.parameters,
-        )
+        return initial.costs, total(initial.ranks, initial.costs), initial.parameters
 
     def _walk(self, alive: Mapping[str, np.ndarray], budget: float, price: Mapping[str, float]) -> dict[str, int]:
         limits = {key: self.initial.limits[key] for key in ("min_rank", "rank_by")}
         return top_ranks(alive, self.initial.costs, budget, price=price, fill=self.options.cut.fill, **limits)
+
+
+Number = TypeVar("Number", int, float)
+
+
+def total(ranks: Mapping[str, int], price: Mapping[str, Number]) -> Number:
+    """What ranks take together, by what one unit of each module takes."""
+    return sum(rank * price[name] for name, rank in ranks.items())
 
 
 def unit_weights(

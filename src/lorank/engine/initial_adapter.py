@@ -15,7 +15,7 @@ from lorank.allocation.schedule import CutSchedule
 from lorank.allocation.top_b import uniform_scores
 from lorank.artefact import versions
 from lorank.budget import Budget
-from lorank.engine.cut_rules import CutRules, InitialAdapter, unit_weights
+from lorank.engine.cut_rules import CutRules, InitialAdapter, total, unit_weights
 from lorank.engine.options import Choices
 from lorank.errors import AllocationError, BudgetError
 from lorank.models.base_size import base_parameters
@@ -43,16 +43,15 @@ def read_adapter(
     highest = max(ranks.values())
     shapes = {name: (int(layer.in_features), int(layer.out_features)) for name, layer in layers.items()}
     weights = unit_weights(shapes, options.cut.cost_weights)
-    start = sum(ranks[name] * cost for name, cost in costs.items())
+    start = total(ranks, costs)
     if budget.counts_units:  # of the units that there are: a small side may have lowered a rank
-        total = sum(ranks.values())
-        parameters = start * budget.units(total) // total
-    else:
-        parameters = budget.parameters(costs, base_parameters=size, initial_rank=highest)
-    if weights and budget.kind == "total rank":
+        units = sum(ranks.values())
+        parameters = start * budget.units(units) // units
+    elif weights and budget.kind == "total rank":
         # The sum of what units weigh (`target_total_rank` of IGU-LoRA's code): the share of it that is asked for.
-        whole = sum(weights[name] * rank for name, rank in ranks.items())
-        parameters = math.floor(start * budget.value / Fraction(whole))
+        parameters = math.floor(start * budget.value / Fraction(total(ranks, weights)))
+    else:
+        parameters = budget.parameters(costs, base_parameters=size)
     if parameters > start:
         raise BudgetError(
             f"budget {budget} is {parameters:,} parameters, but the adapter starts with {start:,} (rank {highest}); raise r of "

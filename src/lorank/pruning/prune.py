@@ -154,18 +154,20 @@ def _check_budget(
     """Refuse a budget that prunes nothing, and try the limits on equal scores, before the adapter is touched."""
     ranks = {module: int(layer.r[name]) for module, layer in layers.items()}
     costs = {module: int(layer.in_features + layer.out_features) for module, layer in layers.items()}
-    held = sum(rank * costs[module] for module, rank in ranks.items())
-    parameters = budget.parameters(costs, base_parameters=base_parameters, initial_rank=max(ranks.values()))
     units = {module: starting_rank(layer, name) for module, layer in layers.items()}
+    asked: Budget | int = budget
     if budget.counts_units:
         total = sum(units.values())
         if budget.units(total) >= total:
             raise BudgetError(f"budget {budget} keeps all {total:,} units of rank: nothing is to prune; ask for less")
-    elif parameters >= held:
-        raise BudgetError(
-            f"budget {budget} is {parameters:,} parameters, and the adapter has only {held:,}: nothing is to prune; ask for less"
-        )
-    allocate(uniform_scores(costs, units), budget if budget.counts_units else parameters, **limits)
+    else:
+        held = sum(rank * costs[module] for module, rank in ranks.items())
+        asked = budget.parameters(costs, base_parameters=base_parameters)
+        if asked >= held:
+            raise BudgetError(
+                f"budget {budget} is {asked:,} parameters, and the adapter has only {held:,}: nothing is to prune; ask for less"
+            )
+    allocate(uniform_scores(costs, units), asked, **limits)
 
 
 def mean_loss(model: PeftModel, batches: Sequence[Batch], loss: SummedLoss = summed_loss) -> float | None:

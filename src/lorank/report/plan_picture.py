@@ -6,6 +6,7 @@ from lorank.allocation.cut_history import CutHistory
 from lorank.artefact import check_file, check_unwritten, write_atomically
 from lorank.errors import OutputError, PlanError
 from lorank.plan import RankPlan
+from lorank.report.cut_map import cuts_figure
 from lorank.report.picture import picture_bytes, picture_format, plain_text
 from lorank.report.rank_map import plan_title, rank_figure
 from lorank.scores import ImportanceScores
@@ -47,12 +48,7 @@ def write_plan_picture(
         )
     measured = None if scores is None else ImportanceScores.load(scores)
     with plain_text():
-        if history is None:
-            figure = rank_figure(plan, measured)
-        else:
-            from lorank.report.cut_map import cuts_figure
-
-            figure = cuts_figure(history, plan_title(plan))
+        figure = rank_figure(plan, measured) if history is None else cuts_figure(history, plan_title(plan))
         content = picture_bytes(figure, form)
     same = picture.is_file() and picture.read_bytes() == content
     check_unwritten(picture, same=same, overwrite=overwrite)

@@ -155,6 +155,12 @@ def stability_lines(plan: RankPlan) -> list[str]:
     return lines
 
 
+def hessian_lines(plan: RankPlan) -> list[str]:
+    """Whose Hessian the plan's scores are of; empty for scores of other methods."""
+    found = plan.provenance.get("hessian_of")
+    return [f"scores by the Hessian of {found}"] if found else []
+
+
 def quadrature_lines(plan: RankPlan) -> list[str]:
     """How far the integrated gradients are from their integrals, in words; empty where none were made."""
     found = plan.provenance.get("quadrature") or {}

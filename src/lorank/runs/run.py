@@ -157,9 +157,7 @@ def _write_results(main_run: MethodRun, preset: Any, plan: RankPlan, results: Ma
     if not processes().is_main_process:
         return
     prepared, picture = main_run.prepared, main_run.folder / "ranks.png"
-    budget = {"asked": plan.budget, "parameters": plan.budget_parameters, "spent": plan.spent}
-    budget |= {} if plan.budget_units is None else {"units": plan.budget_units, "units_kept": plan.total_rank}
-    content = {"budget": budget, "method": main_run.method, "preset": preset, "results": results}
+    content = {"budget": plan.budget_record, "method": main_run.method, "preset": preset, "results": results}
     if prepared.data.more:
         content["test_parts"] = prepared.section.test_parts  # the first is the one of `metrics`
     if (sample := prepared.section.sample) is not None:
