@@ -116,8 +116,9 @@ class MethodRun:
         recipe, prepared, method = self.recipe, self.prepared, self.method
         if METHODS[method].allocates_in_training:
             scores = self._allocated(self._search_folder)
-            if processes().is_main_process:
-                copy_file(self._search_folder / CUTS, self.folder / CUTS)
+            # A search of a version that wrote no cuts has none.
+            if processes().is_main_process and (cuts := self._search_folder / CUTS).is_file():
+                copy_file(cuts, self.folder / CUTS)
             return scores
         if METHODS[method].scorer is not None:
             self.console.print(f"{method}: scoring the frozen model", highlight=False)
