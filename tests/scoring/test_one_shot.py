@@ -233,7 +233,7 @@ class TestTheDoor:
             (
                 {"method": "sensitivity"},
                 RecipeError,
-                r"did you mean sensitivity-lora\?.*to score a frozen model: sensi",
+                r"did you mean sensitivity-lora\?.*to score before training: sensi",
             ),
             ({"method": "i-lora"}, RecipeError, "scores while it trains: use `lorank run`"),
             (
