@@ -87,18 +87,18 @@ def frozen_plans(world: World, seed: int, *, hutchinson: bool = True) -> Iterato
         took = time.process_time() - began
         yield name, dict(lorank.allocate(scores, budget, max_rank=CAP).ranks), took
         if name in ("gram", "fisher"):
-            yield f"{name}, bounded", dict(lorank.allocate(scores, budget, within=2.0).ranks), took
-            wide = {module: linear(world.base, module).out_features for module in world.costs}
-            for label, divisor in (("per parameter", world.costs), ("per output", wide)):
-                other = divided(scores, divisor)
-                yield f"{name}, {label}", dict(lorank.allocate(other, budget, max_rank=CAP).ranks), took
-                yield f"{name}, {label}, bounded", dict(lorank.allocate(other, budget, within=2.0).ranks), took
-
-
-def divided(scores: ImportanceScores, divisor: Mapping[str, int]) -> ImportanceScores:
-    """The scores, each module's over a number."""
-    values = {name: value / divisor[name] for name, value in scores.scores.items()}
-    return ImportanceScores(values, dict(scores.unit_costs), provenance=dict(scores.provenance))
+            variants: Mapping[str, dict[str, Any]] = {
+                "bounded": {"within": 2.0},
+                "per parameter": {"max_rank": CAP, "rank_by": "score-per-parameter"},
+                "per parameter, bounded": {"within": 2.0, "rank_by": "score-per-parameter"},
+            }
+            for label, limits in variants.items():
+                yield f"{name}, {label}", dict(lorank.allocate(scores, budget, **limits).ranks), took
+            scores = lorank.score(
+                copy.deepcopy(world.base), loader, method=method, seed=seed, per_output=True, **options
+            )
+            yield f"{name}, per output", dict(lorank.allocate(scores, budget, max_rank=CAP).ranks), took
+            yield f"{name}, per output, bounded", dict(lorank.allocate(scores, budget, within=2.0).ranks), took
 
 
 def attempts(world: World, kind: str, seed: int) -> Iterator[tuple[str, dict[str, int], float]]:
