@@ -3,6 +3,7 @@
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import cache
 from pathlib import Path
 
 import numpy as np
@@ -67,7 +68,7 @@ class MeanSquares:
         examples this is the paired t-test over seeds, without a part of the seeds that over examples; between them it is the
         solution of Behrens and Fisher, which keeps the level where Satterthwaite's degrees of freedom do not.
         """
-        unknown = self.between_seeds * (self.seeds - 1) / stats.chi2.ppf(_AT, self.seeds - 1)
+        unknown = self.between_seeds * _inverse_chi2(self.seeds - 1)
         variance = (np.maximum(unknown, self.rest) - self.rest + self.between_examples) / (self.seeds * self.examples)
         tails = 2 * stats.t.sf(distance / np.sqrt(variance), self.examples - 1)
         return float(min(1.0, tails @ _WEIGHTS))
@@ -78,6 +79,12 @@ class MeanSquares:
         while self.p_value(beyond) > level:
             beyond *= 4
         return float(optimize.brentq(lambda distance: self.p_value(distance) - level, 0.0, beyond))
+
+
+@cache
+def _inverse_chi2(freedom: int) -> np.ndarray:
+    """`freedom / χ²` at the points of the integral."""
+    return freedom / stats.chi2.ppf(_AT, freedom)
 
 
 @dataclass(frozen=True)
