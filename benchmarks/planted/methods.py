@@ -6,7 +6,7 @@ Plans are trained as plain LoRA, all of a world and seed side by side. What trai
 import copy
 import random
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from typing import Any
 
 import torch
@@ -76,11 +76,11 @@ def shuffled(world: World, number: int) -> dict[str, int]:
     return found
 
 
-def frozen_plans(world: World, seed: int, *, hutchinson: bool = True) -> Iterator[tuple[str, dict[str, int], float]]:
+def frozen_plans(world: World, seed: int, names: Collection[str]) -> Iterator[tuple[str, dict[str, int], float]]:
     """Plans of scores of the frozen model, in lorank's own ranks and in those that are candidates for better defaults."""
     loader, budget = world.train.part(0, 256).batches(32), world.budget
     for name, (method, options) in FROZEN.items():
-        if name == "hutchinson" and not hutchinson:
+        if name not in names:
             continue
         began = time.process_time()
         scores = lorank.score(copy.deepcopy(world.base), loader, method=method, seed=seed, **options)
@@ -146,7 +146,7 @@ def signal(world: World, count: int = 1024) -> dict[str, float]:
 
 
 def trained(
-    world: World, kind: str, seed: int, names: Mapping[str, Any]
+    world: World, kind: str, seed: int, names: Collection[str]
 ) -> Iterator[tuple[str, torch.Tensor, dict[str, int], float]]:
     """Methods that train what they allocate: test losses and the plan that they end with."""
     for name, (method, options) in IN_TRAINING.items():
@@ -181,9 +181,7 @@ def trained(
             )
 
 
-def searched(
-    world: World, kind: str, seed: int, names: Mapping[str, Any]
-) -> Iterator[tuple[str, dict[str, int], float]]:
+def searched(world: World, kind: str, seed: int, names: Collection[str]) -> Iterator[tuple[str, dict[str, int], float]]:
     """I-LoRA's plans."""
     for name, (preset, steps) in SEARCHES.items():
         if name in names:

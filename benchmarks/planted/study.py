@@ -10,7 +10,8 @@ import argparse
 import csv
 import os
 import time
-from collections.abc import Iterator
+from collections import defaultdict
+from collections.abc import Collection, Iterator
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from multiprocessing import get_context
 from pathlib import Path
@@ -20,16 +21,18 @@ import torch
 from students import plan_losses, recovery
 from worlds import DESIGNS, Bases, World, make_world
 
-from methods import IN_TRAINING, SEARCHES, attempts, controls, frozen_plans, pruned, searched, trained
+from methods import FROZEN, IN_TRAINING, SEARCHES, attempts, controls, frozen_plans, pruned, searched, trained
 
 FIELDS = ("world", "seed", "method", "loss", "share", "spearman", "spent", "budget", "cpu_seconds")
 ENDS = ("uniform-triplets", "oracle-triplets")
 # On large models: what answers whether ranks matter and whether methods find them; the rest is of the small encoder.
-CHOSEN = ("adalora paper", "igu recommended", "probe", "i-lora paper, short", *ENDS)
+CHOSEN = ("adalora paper", "igu recommended", "probe", "i-lora paper", "i-lora paper, short", *ENDS)
 
 
-def rows_of(world: World, kind: str, key: str, seed: int, *, few: bool) -> Iterator[dict[str, Any]]:
-    """Rows of one world and seed."""
+def rows_of(
+    world: World, kind: str, key: str, seed: int, *, few: bool, known: Collection[str] = ()
+) -> Iterator[dict[str, Any]]:
+    """Rows of one world and seed, but for methods that are known already."""
 
     def row(method: str, losses: torch.Tensor, ranks: dict[str, int], seconds: float) -> dict[str, Any]:
         share, spearman = recovery(world, ranks)
@@ -46,8 +49,9 @@ def rows_of(world: World, kind: str, key: str, seed: int, *, few: bool) -> Itera
         )
         return dict(zip(FIELDS, (*values, f"{seconds:.1f}"), strict=True))
 
-    plans, took = {name: dict(ranks) for name, ranks in controls(world).items()}, dict[str, float]()
-    names = dict.fromkeys(CHOSEN if few else (*IN_TRAINING, *SEARCHES, *ENDS))
+    plans = {name: dict(ranks) for name, ranks in controls(world).items() if name not in known}
+    took = dict[str, float]()
+    names = [name for name in (CHOSEN if few else (*IN_TRAINING, *SEARCHES, *ENDS)) if name not in known]
     for name, losses, ranks, seconds in trained(world, kind, seed, names):
         if name == "igu official":  # it ends with a fresh adapter, which is trained as any plan
             plans[name], took[name] = ranks, seconds
@@ -55,26 +59,31 @@ def rows_of(world: World, kind: str, key: str, seed: int, *, few: bool) -> Itera
         yield row(name, losses, ranks, seconds)
         if name in ("adalora paper", "igu recommended"):
             plans[f"{name}, plan retrained"], took[f"{name}, plan retrained"] = ranks, seconds
-    sources = [frozen_plans(world, seed, hutchinson=not few), searched(world, kind, seed, names)]
-    for source in [*sources, *([] if few else [attempts(world, kind, seed)])]:
+    scorers = [name for name in FROZEN if name not in known and not (few and name == "hutchinson")]
+    sources = [frozen_plans(world, seed, scorers), searched(world, kind, seed, names)]
+    if not few and "signal above noise" not in known:
+        sources.append(attempts(world, kind, seed))
+    for source in sources:
         for name, ranks, seconds in source:
             plans[name], took[name] = ranks, seconds
     began = time.process_time()
     found = plan_losses(world, plans, kind, seed)
-    each = (time.process_time() - began) / len(plans)
+    each = (time.process_time() - began) / max(1, len(plans))
     for name, losses in found.items():
         yield row(name, losses, plans[name], took.get(name, 0.0) + each)
-    if not few:
+    if not few and "rank 8, uncut" not in known:
         for name, losses, ranks in pruned(world, kind, seed):
             yield row(name, losses, ranks, 0.0)
 
 
-def run(kind: str, design: str, world: int, seed: int, device: str, few: bool) -> list[dict[str, Any]]:
+def run(
+    kind: str, design: str, world: int, seed: int, device: str, few: bool, known: Collection[str]
+) -> list[dict[str, Any]]:
     """One world and seed, in a process of its own."""
     torch.set_num_threads(1)
     key = f"{design}:{world}"
     bases = _bases(kind, device)
-    return list(rows_of(make_world(bases, kind, design, world), kind, key, seed, few=few))
+    return list(rows_of(make_world(bases, kind, design, world), kind, key, seed, few=few, known=known))
 
 
 _MADE: dict[tuple[str, str], Bases] = {}
@@ -105,17 +114,23 @@ def main() -> None:
     path = given.file or Path(f"results/planted/{given.kind}.csv")
     path.parent.mkdir(parents=True, exist_ok=True)
     with path.open() if path.exists() else open(os.devnull) as file:
-        done = {(row["world"], int(row["seed"])) for row in csv.DictReader(file)}
+        done = defaultdict[tuple[str, int], set[str]](set)
+        for row in csv.DictReader(file):
+            done[row["world"], int(row["seed"])].add(row["method"])
+    last = "probe" if given.few else "rank 8, uncut"
     left = [
         (design, world, seed)
         for seed in range(given.seeds)
         for world in numbers(given.worlds)
         for design in given.designs.split(",")
-        if (f"{design}:{world}", seed) not in done
+        if last not in done[f"{design}:{world}", seed]
     ]
-    print(f"{len(done)} worlds and seeds are done, {len(left)} are left", flush=True)
+    print(f"{len(left)} worlds and seeds are left", flush=True)
     with ProcessPoolExecutor(given.processes, mp_context=get_context("spawn")) as pool:
-        waiting = {pool.submit(run, given.kind, *one, given.device, given.few): one for one in left}
+        waiting = {
+            pool.submit(run, given.kind, *one, given.device, given.few, done[f"{one[0]}:{one[1]}", one[2]]): one
+            for one in left
+        }
         for future in as_completed(waiting):
             rows = future.result()
             new = not path.exists()
