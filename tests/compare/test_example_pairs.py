@@ -9,7 +9,7 @@ import pytest
 from scipy import stats
 from tests.compare.made_up import grid_of
 
-from lorank.compare.answer import answer, with_losses
+from lorank.compare.answer import answer, contrasts, with_losses
 from lorank.compare.cells import Cell
 from lorank.compare.example_pairs import MeanSquares, compare_losses, loss_differences, read_cell_losses
 from lorank.compare.result_table import cells_of_row, markdown, table_of
@@ -113,7 +113,11 @@ def test_a_comparison_has_losses_where_cells_have_kept_them(tmp_path: Path) -> N
             write_losses(tmp_path / "cells" / cell.folder / LOSSES, 3 * mine[order], np.full(60, 3), order)
     losses = read_cell_losses(cells, tmp_path)
     assert losses[cells[0]] == pytest.approx(examples, abs=0.1)  # in the order of the rows
-    rows = with_losses(rows, loss_differences(losses))
+    controlled = contrasts(
+        answer(*grid_of({"igu-lora": 0.0, "svd-truncate": 0.0})), {("mood", "svd-truncate"): "igu-lora"}
+    )
+    rows, against = with_losses(rows, controlled, losses)
+    assert against[0].losses is None
     found = {row.method: row for row in rows}
     assert found["lora"].losses is None
     assert (found["eva"].losses.seeds, found["igu-lora"].losses.seeds) == (2, 3)  # type: ignore[union-attr]
@@ -123,8 +127,13 @@ def test_a_comparison_has_losses_where_cells_have_kept_them(tmp_path: Path) -> N
     assert said[0].startswith("mood, budget r=1: the test loss of igu-lora is lower than that of uniform LoRA by -0.10")
     assert "3 seeds x 60 examples" in said[0]
     assert "the test loss of eva is not shown to differ from that of uniform LoRA" in said[1]
-    with pytest.raises(ComparisonError, match="losses of 59 test examples"):
-        loss_differences({**losses, cells[1]: losses[cells[1]][1:]})
+    # A method against its own control.
+    cut = {replace(cell, method="svd-truncate"): one for cell, one in losses.items() if cell.method == "lora"}
+    against = with_losses(rows, controlled, {**losses, **cut})[1]
+    assert "igu-lora is lower than that of an adapter cut by singular values by -0.10" in loss_sentences(against)[0]
+    pair = ("mood", "r=1", "igu-lora", "lora")
+    with pytest.raises(ComparisonError, match="has losses of 59 test examples, lora of 60"):
+        loss_differences({**losses, cells[1]: losses[cells[1]][1:]}, [pair])
     # A loss that is not finite leaves its seed out.
     broken = {**losses, replace(cells[0], method="igu-lora"): np.full(60, np.nan)}
-    assert loss_differences(broken)["mood", "r=1", "igu-lora"].seeds == 2
+    assert loss_differences(broken, [pair])[pair].seeds == 2
