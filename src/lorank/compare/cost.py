@@ -14,7 +14,7 @@ _ENOUGH = 2.0
 
 
 def planned_steps(grid: Grid, left: Sequence[Cell], examples: Mapping[str, int]) -> int:
-    """Optimizer steps of cells that are left, those that decide ranks among them; scoring passes are not counted.
+    """Optimizer steps of cells that are left, those that decide ranks among them, about; scoring passes are not counted.
 
     Args:
         grid: whose cells they are.

@@ -46,7 +46,9 @@ def run_grid(
     try:
         with FileLock(grid.folder / ".lock", timeout=0):
             left = [cell for cell in grid.cells() if cell not in done]
-            steps = f": {planned_steps(grid, left, examples):,} training steps; {time_left(left, done, processes)}"
+            steps = (
+                f": about {planned_steps(grid, left, examples):,} training steps; {time_left(left, done, processes)}"
+            )
             console.print(
                 f"{len(done)} of {len(grid.cells())} cells are done, {len(left)} are left{steps if left else ''}",
                 highlight=False,
