@@ -243,7 +243,7 @@ def test_what_a_comparison_leaves(recipe_file: Path, tmp_path: Path) -> None:
     assert not found.failed
     told = (tmp_path / "log").read_text().splitlines()
     assert told[0].startswith("warning: with 2 seeds and 1 comparison a difference is probably shown")
-    assert told[1].startswith("2 of 4 cells are done, 2 are left: 24 training steps; about ")
+    assert told[1].startswith("2 of 4 cells are done, 2 are left: about 24 training steps; about ")
     assert told[2].startswith("done    mood/r=1/lora/seed-1  (about ")
     assert told[3] == "done    mood/r=1/sensitivity-lora/seed-1  (nothing left)"
     content = json.loads((tmp_path / "grid" / "comparison.json").read_text())

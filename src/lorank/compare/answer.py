@@ -6,8 +6,10 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from itertools import product
 
+import numpy as np
+
 from lorank.compare.cells import BASELINE, CONTROLS, Cell, Measured
-from lorank.compare.example_pairs import LossDifference
+from lorank.compare.example_pairs import LossDifference, loss_differences
 from lorank.compare.statistics import Difference, Test, compare, corrected, paired_differences
 from lorank.errors import ComparisonError
 
@@ -85,6 +87,7 @@ class Contrast:
         metric: what is judged by.
         difference: `method - control` in pairs of seeds.
         asked: seeds of the grid.
+        losses: difference of the test losses, in pairs of seeds and examples; None where none were kept.
 
     """
 
@@ -95,6 +98,7 @@ class Contrast:
     metric: str
     difference: Difference
     asked: int
+    losses: LossDifference | None = None
 
 
 def answer(
@@ -177,9 +181,26 @@ def contrasts(
     return [replace(one, difference=difference) for one, difference in zip(uncorrected, right, strict=True)]
 
 
-def with_losses(rows: Sequence[Row], losses: Mapping[tuple[str, str, str], LossDifference]) -> list[Row]:
-    """The rows with differences of test losses: those of `loss_differences`."""
-    return [replace(row, losses=losses.get((row.task, row.budget, row.method))) for row in rows]
+def with_losses(
+    rows: Sequence[Row], against: Sequence[Contrast], losses: Mapping[Cell, np.ndarray], level: float = 0.05
+) -> tuple[list[Row], list[Contrast]]:
+    """Rows and contrasts with the differences of their test losses; Holm's correction is over those of each.
+
+    Args:
+        rows: of `answer`.
+        against: of `contrasts`.
+        losses: of `read_cell_losses`.
+        level: 1 - confidence of the intervals.
+
+    """
+    to_uniform = {id(row): (row.task, row.budget, row.method, BASELINE) for row in rows if row.method != BASELINE}
+    to_control = {id(one): (one.task, one.budget, one.method, one.control) for one in against}
+    of_rows = loss_differences(losses, list(to_uniform.values()), level)
+    of_controls = loss_differences(losses, list(to_control.values()), level)
+    return (
+        [replace(row, losses=of_rows.get(to_uniform[id(row)]) if id(row) in to_uniform else None) for row in rows],
+        [replace(one, losses=of_controls.get(to_control[id(one)])) for one in against],
+    )
 
 
 def _numbers(values: Mapping[int, float | None]) -> list[float]:

@@ -84,8 +84,8 @@ class Measured:
         uncut: metrics before the cut, of what is cut after its training.
         plugin: SHA-256 of the file that its method is from; None for a method of lorank or of an installed package.
         general_text: of decoders with `data.general_text`: `loss` of a token of it, and the base model's `base loss`.
-        wall: seconds of the cell's process, loading and evaluation among them; of one that was continued, the last process. 0 in
-            results of earlier versions.
+        wall: seconds from the start of the cell's process to its end, imports, loading and evaluation among them; of one that
+            was continued, the last process. 0 in results of earlier versions.
 
     """
 

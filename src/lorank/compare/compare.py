@@ -13,7 +13,7 @@ from lorank.compare.answer import Contrast, Row, answer, contrasts, with_losses
 from lorank.compare.cells import BASELINE, CONTROLS, Cell, Measured, recipe_of, source_of
 from lorank.compare.controls import check_shortened
 from lorank.compare.cost import what_seeds_can_show
-from lorank.compare.example_pairs import loss_differences, read_cell_losses
+from lorank.compare.example_pairs import read_cell_losses
 from lorank.compare.forest_plot import draw_forest_plot
 from lorank.compare.grid import Grid, grid_content
 from lorank.compare.launch import Launch
@@ -189,15 +189,15 @@ def compare_recipes(
     results = run_grid(grid, processes=processes, tries=tries, console=console, launch=launch)
     claims: dict[str, Any] = {"level": level, "test": test, "within": within}
     rows = with_front(answer(grid.cells(), results, metrics=metrics, **claims))
-    rows = with_losses(rows, loss_differences(read_cell_losses(list(results), grid.folder), level))
     against, overall = contrasts(rows, grid.controlled(), **claims), over_tasks(rows, **claims)
+    rows, against = with_losses(rows, against, read_cell_losses(list(results), grid.folder), level)
     comparison = Comparison(
         rows=tuple(rows),
         contrasts=tuple(against),
         sentences=(
             *(sentence(row, level) for row in rows),
             *(sentence(one, level) for one in against),
-            *loss_sentences(rows, level),
+            *loss_sentences([*rows, *against], level),
             *(overall_sentence(one, len(grid.seeds), level) for one in overall if one.difference is not None),
             *general_sentences(rows),
         ),

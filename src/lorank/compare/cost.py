@@ -14,7 +14,7 @@ _ENOUGH = 2.0
 
 
 def planned_steps(grid: Grid, left: Sequence[Cell], examples: Mapping[str, int]) -> int:
-    """Optimizer steps of cells that are left, those that decide ranks among them; scoring passes are not counted.
+    """Optimizer steps of cells that are left, those that decide ranks among them, about; scoring passes are not counted.
 
     Args:
         grid: whose cells they are.
@@ -57,10 +57,10 @@ def time_left(left: Sequence[Cell], done: Mapping[Cell, Measured], processes: in
     total = max(longest, known / processes)
     if not unknown:
         return f"about {duration(total)} left"
-    names = list(unknown)
-    listed = ", ".join(names[:3]) + (f" and {len(names) - 3} more" if len(names) > 3 else "")
+    first, *others = unknown
+    kinds = first + (f" and {len(others)} other kind{'s' * (len(others) != 1)}" if others else "")
     more = f"more than {duration(total)}; " if total else ""
-    return f"time left: {more}not known yet, no cell of {listed} is done"
+    return f"time left: {more}not known yet, no cell of {kinds} is done"
 
 
 def duration(seconds: float) -> str:

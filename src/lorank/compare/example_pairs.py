@@ -7,16 +7,16 @@ from functools import cache
 from pathlib import Path
 
 import numpy as np
-from scipy import optimize, stats
+from scipy import optimize, special, stats
 
-from lorank.compare.cells import BASELINE, Cell
+from lorank.compare.cells import Cell
 from lorank.compare.statistics import holm
 from lorank.errors import ComparisonError
 from lorank.tasks.loss_file import LOSSES, read_losses
 
 # Points of the integral over the unknown variance of seeds, dense where the variance is large.
-_POINTS = (np.arange(2000) + 0.5) / 2000
-_AT, _WEIGHTS = _POINTS**4, 4 * _POINTS**3 / 2000
+_POINTS = (np.arange(500) + 0.5) / 500
+_AT, _WEIGHTS = _POINTS**4, 4 * _POINTS**3 / 500
 
 
 @dataclass(frozen=True)
@@ -70,7 +70,7 @@ class MeanSquares:
         """
         unknown = self.between_seeds * _inverse_chi2(self.seeds - 1)
         variance = (np.maximum(unknown, self.rest) - self.rest + self.between_examples) / (self.seeds * self.examples)
-        tails = 2 * stats.t.sf(distance / np.sqrt(variance), self.examples - 1)
+        tails = 2 * special.stdtr(self.examples - 1, -distance / np.sqrt(variance))
         return float(min(1.0, tails @ _WEIGHTS))
 
     def half_width(self, level: float) -> float:
@@ -89,7 +89,7 @@ def _inverse_chi2(freedom: int) -> np.ndarray:
 
 @dataclass(frozen=True)
 class LossDifference:
-    """The test loss of a method against that of uniform LoRA, over seeds and examples that both have.
+    """The test loss of a method against that of uniform LoRA or of a control, over seeds and examples that both have.
 
     Attributes:
         seeds: how many seeds both have losses for.
@@ -164,34 +164,44 @@ def read_cell_losses(cells: Sequence[Cell], folder: Path) -> dict[Cell, np.ndarr
     return {cell: read_losses(path) for cell, path in files.items() if path.is_file()}
 
 
+# Task, budget, method, and what it is compared with: uniform LoRA, or one of the method's controls.
+Pair = tuple[str, str, str, str]
+
+
 def loss_differences(
-    losses: Mapping[Cell, np.ndarray], level: float = 0.05
-) -> dict[tuple[str, str, str], LossDifference]:
-    """(task, budget, method) -> its losses against those of uniform LoRA, in pairs of seeds and examples.
+    losses: Mapping[Cell, np.ndarray], pairs: Sequence[Pair], level: float = 0.05
+) -> dict[Pair, LossDifference]:
+    """Losses of methods against those of others, in pairs of seeds and examples; without those that have kept none.
 
     Holm's correction is over all of them: they are a family of their own. Seeds with a loss that is not finite are left out.
 
     Args:
         losses: cell -> loss of each test example `(examples,)`, in the same order for all cells of a task.
+        pairs: what is compared.
         level: 1 - confidence of the intervals.
 
     Raises:
         ComparisonError: cells of one task with different numbers of examples.
 
     """
-    pairs: dict[tuple[str, str, str], list[np.ndarray]] = {}
-    for cell, mine in losses.items():
-        theirs = losses.get(replace(cell, method=BASELINE))
-        if cell.method == BASELINE or theirs is None:
-            continue
-        if mine.shape != theirs.shape:
-            raise ComparisonError(
-                f"{cell.folder} has losses of {len(mine)} test examples, uniform LoRA of {len(theirs)}; remove the folder of the "
-                "one that is wrong and run the grid again"
-            )
-        of_method = pairs.setdefault((cell.task, cell.budget, cell.method), [])
-        if np.isfinite(mine).all() and np.isfinite(theirs).all():
-            of_method.append(mine - theirs)
-    found = {key: compare_losses(np.stack(one), level) for key, one in pairs.items() if one}
+    found = {}
+    for pair in pairs:
+        task, budget, method, other = pair
+        seeds = [cell.seed for cell in losses if (cell.task, cell.budget, cell.method) == (task, budget, method)]
+        differences, both = [], False
+        for cell in (Cell(task, budget, method, seed) for seed in seeds):
+            mine, theirs = losses[cell], losses.get(replace(cell, method=other))
+            if theirs is None:
+                continue
+            if mine.shape != theirs.shape:
+                raise ComparisonError(
+                    f"{cell.folder} has losses of {len(mine)} test examples, {other} of {len(theirs)}; remove the folder of the "
+                    "one that is wrong and run the grid again"
+                )
+            both = True
+            if np.isfinite(mine).all() and np.isfinite(theirs).all():
+                differences.append(mine - theirs)
+        if both:
+            found[pair] = compare_losses(np.stack(differences) if differences else np.empty((0, 0)), level)
     right = holm([one.p for one in found.values()])
-    return {key: replace(one, holm=p) for (key, one), p in zip(found.items(), right, strict=True)}
+    return {pair: replace(one, holm=p) for (pair, one), p in zip(found.items(), right, strict=True)}

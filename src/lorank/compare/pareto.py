@@ -1,7 +1,7 @@
 """Which methods are not beaten: no other is at least as good, as small and as fast, and better in one of these."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -73,35 +73,57 @@ def draw_pareto(rows: Sequence[Row], path: Path) -> None:
 
 def _figure(rows: Sequence[Row]) -> "Figure":
     from matplotlib.figure import Figure
+    from matplotlib.lines import Line2D
 
     placed = [row for row in rows if row.not_beaten is not None]
     tasks = list(dict.fromkeys(row.task for row in placed)) or [""]
-    figure = Figure(figsize=(9, 3.2 * len(tasks) + 0.4), layout="constrained")
+    names = list(dict.fromkeys(_name(row, rows) for row in placed))
+    colors = {name: f"C{number % 10}" for number, name in enumerate(names)}
+    figure = Figure(figsize=(10, 3.2 * len(tasks) + 0.4), layout="constrained")
     panels = figure.subplots(len(tasks), 2, squeeze=False, sharey="row")
     for (left, right), task in zip(panels, tasks, strict=True):
-        of_task = [row for row in placed if row.task == task]
-        _panel(left, of_task, [row.parameters[1] for row in of_task], "parameters")
-        _panel(right, of_task, [total_seconds(row) for row in of_task], "seconds, with what came before the training")
+        of_task = {_name(row, rows): row for row in placed if row.task == task}
+        _panel(left, of_task, colors, {name: row.parameters[1] for name, row in of_task.items()})
+        _panel(right, of_task, colors, {name: total_seconds(row) for name, row in of_task.items()})
+        left.set_xlabel("parameters", fontsize=8)
+        right.set_xlabel("seconds, with what came before the training", fontsize=8)
         left.set_title(drawable(task), loc="left", fontsize=10)
-        left.set_ylabel(of_task[0].metric if of_task else "")
+        left.set_ylabel(next(iter(of_task.values())).metric if of_task else "")
+    marks = [
+        Line2D([], [], marker="o", linestyle="", color=color, label=drawable(name)) for name, color in colors.items()
+    ]
+    if marks:
+        figure.legend(handles=marks, loc="outside right upper", fontsize=8, frameon=False)
     said = "mean and standard deviation over seeds; filled: not beaten in metric, parameters and time together"
     figure.supxlabel(said, x=0.01, ha="left", fontsize=8)
     return figure
 
 
-def _panel(axis: "Axes", rows: Sequence[Row], costs: Sequence[float], label: str) -> None:
-    several = len({row.budget for row in rows}) > 1
-    for row, cost in zip(rows, costs, strict=True):
-        color = "tab:blue" if row.not_beaten else "tab:gray"
-        spread = 0.0 if math.isnan(row.std) else row.std
+def _name(row: Row, rows: Sequence[Row]) -> str:
+    """A method, with its budget where there are several."""
+    return f"{row.method}, {row.budget}" if len({one.budget for one in rows}) > 1 else row.method
+
+
+def _panel(axis: "Axes", rows: Mapping[str, Row], colors: Mapping[str, str], costs: Mapping[str, float]) -> None:
+    for name, row in rows.items():
         axis.errorbar(
-            [cost], [row.mean], [spread], fmt="o", color=color, ecolor="lightgray", markersize=6,
-            markerfacecolor=color if row.not_beaten else "white",
+            [costs[name]], [row.mean], [0.0 if math.isnan(row.std) else row.std], fmt="o", color=colors[name],
+            ecolor="lightgray", markersize=7, markerfacecolor=colors[name] if row.not_beaten else "white",
+            zorder=3 if row.not_beaten else 2,
         )  # fmt: skip
-        name = f"{row.method}, {row.budget}" if several else row.method
-        axis.annotate(drawable(name), (cost, row.mean), (5, 3), textcoords="offset points", fontsize=7, color=color)
-    if costs and min(costs) > 0 and max(costs) > 10 * min(costs):
+    least, most = min(costs.values(), default=0), max(costs.values(), default=0)
+    if 0 < 10 * least < most:
         axis.set_xscale("log")
-    axis.margins(x=0.15)
-    axis.set_xlabel(label, fontsize=8)
+        ticks = [10.0**power for power in range(math.floor(math.log10(least)), math.ceil(math.log10(most)) + 1)]
+        # matplotlib writes powers as formulas, which names in pictures must not become.
+        axis.set_xticks(ticks, [_short(tick) for tick in ticks])
+        axis.set_xticks([], minor=True)
     axis.grid(alpha=0.3)
+
+
+def _short(number: float) -> str:
+    """10,000,000 as 10M."""
+    for unit, name in ((1e9, "G"), (1e6, "M"), (1e3, "k")):
+        if number >= unit:
+            return f"{number / unit:g}{name}"
+    return f"{number:g}"

@@ -80,7 +80,12 @@ def run_cell(recipe: Recipe, cell: Cell, folder: Path, plan_of: Path | None, con
 
 def _keep_losses(folder: Path) -> None:
     """Leave the test losses of the examples beside the result; an evaluation by an earlier version has left none."""
-    for place in ("pruned", "run/train"):
+    for place in (
+        "pruned",
+        "run/train",
+        "run/stage2",
+        "run/stage1",
+    ):  # the last two in folders that an earlier version began
         if (losses := folder / place / LOSSES).is_file():
             copy_file(losses, folder / LOSSES)
             return
@@ -214,7 +219,7 @@ def main(folder: Path) -> int:
     """Read what the cell is from its folder, run it, and leave its result or the reason why there is none."""
     transformers.utils.logging.set_verbosity_error()
     order: Mapping[str, Any] = json.loads((folder / ORDER).read_text(encoding="utf-8"))
-    cell, began = Cell(**order["cell"]), time.monotonic()
+    cell, began = Cell(**order["cell"]), time.time()
     try:
         _load_plugins(order.get("plugins", {}))
         recipe = recipe_of(order["content"], cell, order["own"], order["parameters"])
@@ -228,7 +233,9 @@ def main(folder: Path) -> int:
         traceback.print_exc()
         (folder / ERROR).write_text(f"{type(error).__name__}: {one_line(error)}", encoding="utf-8")
         return 1
-    measured = replace(measured, wall=time.monotonic() - began)
+    # From when the grid started this process; imports are most of a small cell. Another machine's clock may be behind.
+    wall = max(time.time() - order.get("began", began), time.time() - began)
+    measured = replace(measured, wall=wall)
     write_measured(folder / RESULT, measured, fingerprint_of(recipe, cell))
     (folder / ERROR).unlink(missing_ok=True)
     return 0

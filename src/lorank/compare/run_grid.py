@@ -1,5 +1,6 @@
 """A grid is run: cells in several processes, continued where it was stopped, a failed cell tried again and reported."""
 
+import time
 from collections.abc import Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from dataclasses import asdict, dataclass
@@ -45,7 +46,9 @@ def run_grid(
     try:
         with FileLock(grid.folder / ".lock", timeout=0):
             left = [cell for cell in grid.cells() if cell not in done]
-            steps = f": {planned_steps(grid, left, examples):,} training steps; {time_left(left, done, processes)}"
+            steps = (
+                f": about {planned_steps(grid, left, examples):,} training steps; {time_left(left, done, processes)}"
+            )
             console.print(
                 f"{len(done)} of {len(grid.cells())} cells are done, {len(left)} are left{steps if left else ''}",
                 highlight=False,
@@ -99,6 +102,7 @@ def _run(grid: Grid, cells: Sequence[Cell], progress: Progress, tries: int, laun
             "own": grid.own_of(cell),
             "parameters": grid.asked_of(cell),
             "plugins": loaded_plugins(),
+            "began": time.time(),
             "plan_of": str((grid.folder / "cells" / source.folder).resolve()) if cell.method in FROM_PLAN else None,
         }
         write_json(folder / ORDER, content)

@@ -4,6 +4,7 @@ import math
 from collections.abc import Sequence
 
 from lorank.compare.answer import Contrast, Row
+from lorank.compare.example_pairs import LossDifference
 from lorank.compare.statistics import Difference
 
 # What methods are tested against beside uniform LoRA.
@@ -72,25 +73,26 @@ def in_words(
     return f"{where} is not shown to differ from {other}: {size}; {shown}; {needed}{unequal}{more}."
 
 
-def loss_sentences(rows: Sequence[Row], level: float = 0.05) -> list[str]:
-    """What can be said of the test losses of examples, one sentence for each row that has kept them."""
-    return [_loss_sentence(row, level) for row in rows if row.losses is not None]
+def loss_sentences(found: Sequence[Row | Contrast], level: float = 0.05) -> list[str]:
+    """What can be said of the test losses of examples, one sentence for each difference where they were kept."""
+    return [_loss_sentence(one, one.losses, level) for one in found if one.losses is not None]
 
 
-def _loss_sentence(row: Row, level: float) -> str:
-    where, found = f"{row.task}, budget {row.budget}: the test loss of {row.method}", row.losses
-    assert found is not None
+def _loss_sentence(one: Row | Contrast, found: LossDifference, level: float) -> str:
+    where, other = f"{one.task}, budget {one.budget}: the test loss of {one.method}", UNIFORM
+    if isinstance(one, Contrast):
+        other = AGAINST[one.control]
     if math.isnan(found.p):
         return f"{where} cannot be compared by example: {_seeds(found.seeds)} with losses of {found.examples} examples."
     size = f"{found.mean:+.4f} (interval {found.low:+.4f} to {found.high:+.4f})"
     shown = f"p = {found.holm:.2g} after Holm's correction, {_seeds(found.seeds)} x {found.examples:,} examples"
     if claim := found.claim(level):
-        return f"{where} is {'lower' if claim > 0 else 'higher'} than that of {UNIFORM} by {size}; {shown}."
+        return f"{where} is {'lower' if claim > 0 else 'higher'} than that of {other} by {size}; {shown}."
     more = "seeds" if found.from_seeds >= found.from_examples else "test examples"
     return (
-        f"{where} is not shown to differ from that of {UNIFORM}: {size}; {shown}; more {more} would help most."
+        f"{where} is not shown to differ from that of {other}: {size}; {shown}; more {more} would help most."
         if found.mean
-        else f"{where} is that of {UNIFORM}: the mean difference is 0; {shown}."
+        else f"{where} is that of {other}: the mean difference is 0; {shown}."
     )
 
 
