@@ -158,9 +158,10 @@ def _say_cost(trained: SideBySide, plans: Mapping[str, RankPlan], seeds: Sequenc
     of_seed = trained.timed(list(plans.values()), left[0]) * (1 + len(LEARNED) / len(plans))
     least = max(1, sum(seed in left for seed in seeds[:LEAST_SEEDS]))
     numbers, times = [f"{least}", f"{len(left)}"], [_duration(least * of_seed), _duration(len(left) * of_seed)]
+    of_step = trained.section.batch_size * trained.section.gradient_accumulation
     console.print(
-        f"cost: {len(plans) + len(LEARNED)} plans x {_range(numbers)} seed{'s' if len(left) > 1 else ''} x {trained.steps} steps of "
-        f"{trained.section.batch_size * trained.section.gradient_accumulation} examples, {trained.most} plans in one pass: about "
+        f"cost: {len(plans) + len(LEARNED)} plans x {_range(numbers)} {'seed' if len(left) == 1 else 'seeds'} x {trained.steps} "
+        f"steps of {of_step} examples, {trained.most} plans in one pass: about "
         f"{_range(times)}; and before that the training of {len(LEARNED)} plans by methods",
         highlight=False,
         soft_wrap=True,
