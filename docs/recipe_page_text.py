@@ -13,7 +13,7 @@ measure: {fraction: 0.1}             # of the training data, held out to score o
 cut:
   stop_when_stable: {share: 0.05}    # the search may end early
 search:                              # decides the ranks; its adapter is thrown away
-  epochs: 5
+  share: 0.3                         # of what train costs; or epochs, or max_steps
   learning_rate: 2.0e-3
 train:                               # trains the adapter that is served, and the baseline's
   epochs: 10
@@ -92,7 +92,13 @@ Two sections are stages of training, with the same keys:
 - **`train` is always the stage whose adapter is served.** Every method has it.
 - **`search` is a first stage that decides the ranks and whose adapter is thrown away.** A method has it if it decides ranks
   while triplets train and then starts fresh (`start: {factors: fresh}`): I-LoRA, and the preset `official` of IGU-LoRA.
-  These are the two stages of I-LoRA's paper. What `search` leaves out is as in `train`.
+  These are the two stages of I-LoRA's paper. What `search` leaves out is as in `train`, but for its length.
+
+**How long is `search`?** As its `epochs` or `max_steps` say. Without them it has a share of what `train` costs: `share: 0.3`,
+the default of I-LoRA's preset `loss-per-parameter`, lets steps and scoring passes together cost at most 30 % of the passes of
+`train`, which is about a fifth of its steps (and at least 10). So the whole run costs at most 1.3 times that of LoRA.
+`lorank run` says how many steps these are, and writes them into the recipe of the run. With preset `paper`, or
+`share: null`, it is as long as `train`.
 
 With `start: {factors: kept}` (the default of IGU-LoRA and AdaLoRA) there is no `search`: triplets train in `train` and are
 kept.
@@ -150,7 +156,7 @@ These tables are written from the code by `python docs/write_recipe_page.py`.
 STAGE_KEYS = """
 ## Keys of `search` and `train`
 
-As in transformers' `TrainingArguments`.
+As in transformers' `TrainingArguments`; `share` is of `search` alone.
 """
 
 CHOICE_KEYS = """

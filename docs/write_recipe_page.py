@@ -16,7 +16,16 @@ from lorank.methods import METHODS, Method
 from lorank.methods.choose import choices_in
 from lorank.recipe.files import make_recipe
 from lorank.recipe.recipe import Recipe
-from lorank.recipe.sections import CHOICES, EXPERT, InitialRank, ModelSection, PlanScale, TrainingSection, section_kinds
+from lorank.recipe.sections import (
+    CHOICES,
+    EXPERT,
+    InitialRank,
+    ModelSection,
+    PlanScale,
+    SearchSection,
+    TrainingSection,
+    section_kinds,
+)
 from lorank.tasks.section import DataSection
 
 TABLE = ("| key | default | meaning |", "|---|---|---|")
@@ -25,7 +34,7 @@ KINDS: Mapping[tuple[str, str], tuple[str, ...]] = {
     ("Scored on a scoring set", ""): ("i-lora",),
     (
         "Scored on the batches that are trained on",
-        "With `cut.budget_in: ranks` the limits `ranks.max_rank`, `ranks.multiple_of` and `ranks.scope` are refused.",
+        "With `cut.budget_in: ranks` `ranks.max_rank`, `ranks.multiple_of`, `ranks.scope` and `ranks.within` are refused.",
     ): ("igu-lora", "adalora"),
     (
         "Scored before training, on the frozen model",
@@ -217,7 +226,7 @@ def page() -> str:
     lines = [text.HEAD + "\n".join(section_table()), text.STAGES + "\n".join(budget_rows()), text.AFTER_BUDGETS]
     lines += [*TABLE, *common_rows(), "", "### `model`", "", "A name alone, or this section.", "", *TABLE]
     lines += [*key_rows(ModelSection, "model."), "", "### `data`", "", *TABLE, *key_rows(DataSection, "data.")]
-    lines += [text.STAGE_KEYS, *TABLE, *key_rows(TrainingSection), text.CHOICE_KEYS]
+    lines += [text.STAGE_KEYS, *TABLE, *key_rows(SearchSection), text.CHOICE_KEYS]
     for (title, note), names in KINDS.items():
         lines += [f"### {title}: {', '.join(names)}", "", *([note, ""] if note else []), *choice_table(names)]
         lines += [line for name in names if len(METHODS[name].presets) > 1 for line in preset_table(METHODS[name])]

@@ -62,6 +62,10 @@ def test_outputs_and_recipes_that_cannot_be(tiny_recipe, tiny_folder: Path, tmp_
         (["run", recipe, "--output", below], "cannot be made"),
         (["compare", recipe, "--methods", "lora", "--seeds", "1", "--output", below], "cannot be made"),
         (
+            ["compare", recipe, "--equal-within", "0", "--output", below],
+            "--equal-within is 0.0; allowed: a difference above 0",
+        ),
+        (
             ["compare", recipe, "--methods", "lora", "--seeds", "1", "--output", str(tmp_path / "file")],
             "cannot be made",
         ),

@@ -10,10 +10,11 @@ import pytest
 from matplotlib import image
 from tests.compare.made_up import grid_of, measured
 
-from lorank.compare.answer import answer, contrasts, sentence
+from lorank.compare.answer import answer, contrasts
 from lorank.compare.cells import Cell
 from lorank.compare.forest_plot import draw_forest_plot
-from lorank.compare.result_table import comma_separated, latex, markdown, terminal_tables
+from lorank.compare.result_table import cells_of_row, comma_separated, latex, markdown, terminal_tables
+from lorank.compare.words import general_sentences, sentence
 from lorank.errors import ComparisonError
 
 
@@ -24,9 +25,9 @@ def test_an_effect_is_claimed_and_its_absence_is_not() -> None:
     assert "igu-lora is better than uniform LoRA by +0.0" in said["igu-lora"]
     assert "eva is worse than uniform LoRA by -0.0" in said["eva"]
     for method in ("i-lora", "shuffled"):
-        assert "no difference to uniform LoRA that 5 seeds can show" in said[method]
+        assert f"{method} is not shown to differ from uniform LoRA: " in said[method]
     assert "what the others are compared with" in said["lora"]
-    assert "would take about" in said["i-lora"]
+    assert "seeds would show a difference of this size" in said["i-lora"]
     # The luck of a seed is large, its differences are not: that is what pairs are for.
     assert rows["igu-lora"].std > 3 * rows["igu-lora"].difference.std  # type: ignore[union-attr]
 
@@ -80,7 +81,7 @@ def test_a_method_is_tested_against_its_own_controls() -> None:
     assert [(one.method, one.control) for one in found] == [("igu-lora", "svd-truncate"), ("igu-lora", "shuffled")]
     said = [sentence(one) for one in found]
     assert "igu-lora is better than an adapter cut by singular values by +0.0" in said[0]
-    assert "no difference to its own plan, shuffled that 5 seeds can show" in said[1]
+    assert "igu-lora is not shown to differ from its own plan, shuffled" in said[1]
     # Both are better than uniform LoRA: only the test between them says that the order of the ranks is not why.
     assert all(row.difference.holm < 0.05 for row in rows if row.method in ("igu-lora", "shuffled"))  # type: ignore[union-attr]
     # A family of their own: corrected over two, not over the table.
@@ -92,7 +93,7 @@ def test_triplets_are_tested_against_triplets_of_uniform_rank() -> None:
     rows = answer(*grid_of({"igu-lora": 0.03, "adalora": 0.03, "uniform-triplets": 0.03}))
     found = contrasts(rows, {("mood", "uniform-triplets"): "adalora"})
     assert [(one.method, one.control) for one in found] == [("adalora", "uniform-triplets")]
-    assert "adalora: no difference to triplets that end at the uniform rank" in sentence(found[0])
+    assert "adalora is not shown to differ from triplets that end at the uniform rank" in sentence(found[0])
 
 
 def test_what_was_left_out_or_cut_is_said() -> None:
@@ -141,3 +142,33 @@ def test_tables(tmp_path: Path) -> None:
     assert [len(table.rows) for table in tables] == [5, 5]
     draw_forest_plot([*rows, *(replace(row, task="from_$5_to_$10") for row in rows)], tmp_path / "forest.png")
     assert image.imread(tmp_path / "forest.png").shape[0] > 300
+
+
+def test_equality_within_a_bound_is_said() -> None:
+    rows = answer(*grid_of({"eva": 0.0, "igu-lora": 0.03}, noise=0.0005), within=0.01)
+    said = {row.method: sentence(row) for row in rows}
+    assert said["eva"].startswith("mood, budget r=1: eva is equal to uniform LoRA within 0.01: ")
+    assert "by two one-sided tests after Holm's correction, 5 seeds." in said["eva"]
+    assert "igu-lora is better than uniform LoRA by +0.03" in said["igu-lora"]
+    assert "p equal (Holm)" in markdown(rows)
+    # Better, and by less than what counts; and neither.
+    rows = answer(*grid_of({"eva": 0.004}, noise=0.0005), within=0.01)
+    assert "eva is better than" in sentence(rows[1])
+    assert "; the difference is less than 0.01 (p = " in sentence(rows[1])
+    rows = answer(*grid_of({"eva": 0.0}, noise=0.02), within=0.001)
+    assert "eva is not shown to differ from" in sentence(rows[1])
+    assert "; equality within 0.001 is not shown either (p = " in sentence(rows[1])
+    with pytest.raises(ComparisonError, match="the bound of equality is -1; allowed: a difference above 0"):
+        answer(*grid_of({"eva": 0.0}), within=-1)
+
+
+def test_what_a_decoder_forgets_is_a_column() -> None:
+    cells, results = grid_of({"eva": 0.0}, seeds=2)
+    for number, cell in enumerate(cells):
+        results[cell] = replace(results[cell], general_text={"loss": 3.1 + number / 10, "base loss": 3.0})
+    rows = answer(cells, results)
+    assert [cells_of_row(row)["general text"] for row in rows] == ["+0.2000 ± 0.1414", "+0.3000 ± 0.1414"]
+    assert general_sentences(rows)[0].startswith("mood: the base model's loss on the general text is 3.0000 a token")
+    results[cells[0]] = replace(results[cells[0]], general_text={"loss": 3.1, "base loss": 3.2})
+    with pytest.raises(ComparisonError, match="the text changed while the grid was run"):
+        answer(cells, results)

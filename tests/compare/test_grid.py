@@ -19,8 +19,10 @@ from rich.console import Console
 from safetensors.torch import load_file
 from tests.conftest import tiny_writer
 
+from lorank.compare.answer import answer
 from lorank.compare.cells import CONTROLS, ERROR, FROM_PLAN, RESULT, Cell, recipe_of
 from lorank.compare.compare import DEFAULT, compare_recipes, read_grid, with_equal_compute
+from lorank.compare.example_pairs import read_cell_losses
 from lorank.compare.grid import Grid
 from lorank.compare.grid_checks import check_grid, left_out_budgets
 from lorank.compare.learning_rate import searched
@@ -125,6 +127,11 @@ def test_every_kind_of_cell_is_equal_where_it_has_to_be(recipe_file: Path, tmp_p
     adapters = {cell.method: one for cell, one in results.items() if cell.method != "full"}
     assert {one.scale for one in adapters.values()} == {2.0}
     assert all(448 - 48 < one.parameters <= 448 for one in adapters.values())
+    # Every kind keeps the losses of the test examples; their mean is what it reports.
+    losses = read_cell_losses(asked.cells(), asked.folder)
+    assert {cell: one.mean() for cell, one in losses.items()} == pytest.approx(
+        {cell: one.loss for cell, one in results.items()}, rel=1e-5
+    )
     full = next(one for cell, one in results.items() if cell.method == "full")
     assert full.parameters > 5000
     assert adapters["i-lora"].steps_before > 0
@@ -230,15 +237,24 @@ def test_learning_rates_are_searched_on_training_data_alone(recipe_file: Path, t
 
 def test_what_a_comparison_leaves(recipe_file: Path, tmp_path: Path) -> None:
     asked = grid(recipe_file, tmp_path / "grid", ("lora", "sensitivity-lora"), (0, 1))
-    run_grid(asked, launch=in_this_process)
-    found = compare_recipes(asked)
+    run_grid(replace(asked, seeds=(0,)), launch=in_this_process)
+    with (tmp_path / "log").open("w") as log:
+        found = compare_recipes(asked, within=0.5, launch=in_this_process, console=Console(file=log, width=200))
     assert not found.failed
+    told = (tmp_path / "log").read_text().splitlines()
+    assert told[0].startswith("warning: with 2 seeds and 1 comparison a difference is probably shown")
+    assert told[1].startswith("2 of 4 cells are done, 2 are left: 24 training steps; about ")
+    assert told[2].startswith("done    mood/r=1/lora/seed-1  (about ")
+    assert told[3] == "done    mood/r=1/sensitivity-lora/seed-1  (nothing left)"
     content = json.loads((tmp_path / "grid" / "comparison.json").read_text())
     assert len(content["cells"]) == 4
     assert content["grid"]["seeds"] == [0, 1]
     assert "sensitivity-lora" in (tmp_path / "grid" / "table.md").read_text()
-    assert "no difference" in found.sentences[1] or "uniform LoRA" in found.sentences[1]
-    for name in ("table.tex", "table.csv", "forest.png"):
+    assert "sensitivity-lora" in found.sentences[1]
+    assert "the test loss of sensitivity-lora" in found.sentences[2]
+    assert content["rows"][1]["losses"]["examples"] == 40
+    assert content["equal_within"] == content["rows"][1]["difference"]["within"] == 0.5
+    for name in ("table.tex", "table.csv", "forest.png", "pareto.png"):
         assert (tmp_path / "grid" / name).stat().st_size > 100
 
 
@@ -429,11 +445,12 @@ def test_a_grid_of_a_task_that_writes(tiny_folder: Path, tmp_path: Path) -> None
     for part, chosen in (("train", rows), ("test", rows[:12])):
         (tmp_path / f"{part}.jsonl").write_text("\n".join(map(json.dumps, chosen)))
     data = {"train": str(tmp_path / "train.jsonl"), "test": str(tmp_path / "test.jsonl"), "task": "gsm8k"}
+    (tmp_path / "text.txt").write_text("the day was fine and the house was cold " * 20)
     stage = {"max_steps": 4, "batch_size": 8, "learning_rate": 1e-2}
     content = {
         "model": str(tiny_writer("decoder", tiny_folder, tmp_path / "model")), "budget": "r=1",
-        "data": {**data, "max_length": 12, "max_target_length": 4}, "measure": {"scoring_batch_size": 4},
-        "triplets": {"initial_rank": 2}, "train": stage,
+        "data": {**data, "max_length": 12, "max_target_length": 4, "general_text": str(tmp_path / "text.txt")},
+        "measure": {"scoring_batch_size": 4}, "triplets": {"initial_rank": 2}, "train": stage,
     }  # fmt: skip
     (tmp_path / "sums.yaml").write_text(yaml.safe_dump(content))
     asked = read_grid([tmp_path / "sums.yaml"], [], ("lora", "svd-truncate", "full"), (0,), None, tmp_path / "grid")
@@ -442,3 +459,8 @@ def test_a_grid_of_a_task_that_writes(tiny_folder: Path, tmp_path: Path) -> None
     assert {cell.method for cell in results} == {"lora", "svd-truncate", "full"}
     assert all(set(one.metrics) == {"exact_match"} for one in results.values())
     assert len({one.tokens for one in results.values()}) == 1
+    # All of them forget something of the same base; losses of targets are kept.
+    rows = answer(asked.cells(), results)
+    assert all(row.forgotten[0] != 0 for row in rows)
+    assert len({row.base_loss for row in rows}) == 1
+    assert {len(one) for one in read_cell_losses(asked.cells(), asked.folder).values()} == {12}

@@ -14,6 +14,8 @@ from lorank.compare.statistics import (
     compare,
     corrected,
     holm,
+    least_shown,
+    p_equal,
     p_value,
     paired_differences,
     seeds_needed,
@@ -147,3 +149,36 @@ def test_a_claim_needs_mean_and_ranks_on_one_side() -> None:
     assert (found.mean < 0, found.direction, found.claim(0.05)) == (True, 1, 0)
     assert corrected([compare(differences[:19], test="wilcoxon")], test="wilcoxon")[0].claim(0.05) == 1
     assert corrected([compare(-differences[:19])])[0].claim(0.05) == -1
+
+
+def test_equality_is_the_interval_inside_of_the_bounds() -> None:
+    differences = np.array([0.003, -0.002, 0.001, 0.004, 0.0])
+    low, high = stats.t.interval(0.9, 4, differences.mean(), stats.sem(differences))
+    widest = max(-low, high)
+    assert p_equal(differences, 1.001 * widest) < 0.05 < p_equal(differences, 0.999 * widest)
+    assert p_equal(differences + 0.02, 0.01) > 0.95
+    assert p_equal(differences, 0.02, "wilcoxon") == 1 / 2**5
+    assert (p_equal(np.zeros(4), 0.01), p_equal(np.full(4, 0.02), 0.01)) == (1 / 2**4, 1.0)
+    assert math.isnan(p_equal(differences[:1], 0.01))
+    # Equality and a difference may both be shown; the family of each is corrected for itself.
+    near, far = (compare(0.004 + shift + differences / 50, within=0.01) for shift in (0.0, 0.1))
+    near, far = corrected([near, far])
+    assert (near.claim(0.05), near.equal(0.05), far.equal(0.05)) == (1, True, False)
+    assert near.holm_equal == pytest.approx(2 * near.p_equal)
+    assert not compare(differences).equal(1.0)
+
+
+def test_no_more_false_equalities_than_the_level() -> None:
+    """Differences at the bound, where equality is false and hardest to refuse."""
+    source = np.random.default_rng(3)
+    wrong = [p_equal(source.normal(0.01, 0.004, 6), 0.01) < 0.05 for _ in range(400)]
+    assert np.mean(wrong) <= 0.05 + 4 * math.sqrt(0.05 * 0.95 / 400)
+
+
+def test_the_least_difference_that_is_shown_and_the_seeds_that_are_needed_agree() -> None:
+    for seeds in (3, 5, 10):
+        least = least_shown(seeds, 0.01)
+        assert seeds_needed(1.001 * least, 1.0, 0.01) == seeds
+        assert (seeds_needed(0.999 * least, 1.0, 0.01) or 0) == seeds + 1
+    assert least_shown(5, 0.05, test="wilcoxon") == math.inf
+    assert least_shown(1, 0.05) == math.inf

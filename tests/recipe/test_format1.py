@@ -35,6 +35,9 @@ def test_the_converted_recipe_is_the_one_that_the_repository_has_now(path: str) 
             for stage_of in (one["train"], one["search"]):
                 if stage_of:
                     del stage_of["warmup"]
+    if path == "examples/quickstart.yaml":  # its search is shorter now, and is not ended early
+        for one in (converted, stands):
+            del one["search"], one["cut"]
     assert converted == stands
 
 
@@ -56,6 +59,7 @@ def test_it_means_what_it_meant(path: str, method: str) -> None:
 def meaning(recipe: Recipe) -> dict[str, Any]:
     """What format 1 called the same."""
     found: dict[str, Any] = {"preset": recipe.preset, "ranks": recipe.ranks.model_dump()}
+    assert found["ranks"].pop("within") is None  # what came later is at its default
     choices, measure = recipe.choices(), recipe.measure
     if choices is not None:
         found["options"] = {
@@ -73,6 +77,7 @@ def meaning(recipe: Recipe) -> dict[str, Any]:
             found |= {"fraction": measure.fraction, "batch_size": measure.scoring_batch_size}
     elif measure is not None:
         values = measure.model_dump()
+        assert not values.pop("per_output", False)
         found |= {key: values.pop(key) for key in ("examples", "batch_size")}
         found["options"] = values
     if not recipe.keeps_triplets:

@@ -23,6 +23,8 @@ from lorank.errors import DataError, RecipeError
 from lorank.models.loading import load_without_weights, longest_input, task_type_of
 from lorank.recipe.files import load_recipe, make_recipe
 from lorank.recipe.recipe import Recipe
+from lorank.recipe.search_length import LEAST_STEPS, search_steps
+from lorank.recipe.sections import TrainingSection
 from lorank.runs.defaults import fit_to_data, fit_to_model
 from lorank.runs.prepare import prepare
 from lorank.runs.recipe_values import pretrained_of
@@ -126,6 +128,81 @@ def test_little_data_makes_batches_smaller(tiny_folder: Path, tmp_path: Path) ->
     given = recipe_of(tiny_folder, small(tmp_path, 20), measure={"scoring_batch_size": 32})
     with pytest.raises(DataError, match="less than one batch of 32"):
         prepare(given, ("i-lora",))
+
+
+def shares(folder: Path | str, data: dict[str, str], **more: Any) -> Recipe:
+    sections = {"preset": "loss-per-parameter", "train": {"max_steps": 150, "batch_size": 8}}
+    return recipe_of(folder, data, **{**sections, "measure": {"scoring_batch_size": 8}, **more})
+
+
+@pytest.mark.parametrize("train_steps", [40, 57, 150, 151, 1000, 12345])
+@pytest.mark.parametrize(("batch", "scored_at_once"), [(32, 32), (8, 32), (32, 8)])
+def test_a_search_costs_at_most_its_share(train_steps: int, batch: int, scored_at_once: int) -> None:
+    """Steps and scoring passes of the search, and 0.3 of the passes of `train`: as many steps as that pays for."""
+    recipe = shares("some/model", {"train": "a.tsv", "test": "b.tsv"}, measure={"scoring_batch_size": scored_at_once})
+    train, search = TrainingSection(), TrainingSection(batch_size=batch)
+
+    def cost(steps: int) -> int:
+        scored = sum(step > int(0.5 * steps) for step in range(1, steps + 1))
+        checks = sum(number & (number - 1) == 0 for number in range(1, scored + 1))
+        return steps * batch + (scored + checks) * scored_at_once
+
+    steps, allowed = search_steps(search, train, recipe.measure, 0.3, train_steps), 0.3 * train_steps * 32
+    assert steps == min(LEAST_STEPS, train_steps) or cost(steps) <= allowed
+    # One step more may be a scoring pass more: the most that fit, or at most two fewer.
+    assert cost(steps + 3) > allowed
+
+
+def test_the_length_of_a_search_is_written_down(tiny_folder: Path, tiny_data: dict[str, str]) -> None:
+    data, said = load_task_data(recipe_of(tiny_folder, tiny_data).data), list[str]()
+    recipe = shares(tiny_folder, tiny_data)
+    # 27 steps, 14 scoring batches, 4 checks: 45 passes, 0.3 of 150.
+    assert (recipe.deciding_stage.max_steps, recipe.search) == (27, None)
+    found = fit_to_data(recipe, data, ("i-lora",), said.append)
+    assert found.search.max_steps == 27
+    assert said == ["search.max_steps: 27, so that it costs at most 30% of train, scoring included (search.share)"]
+    again = make_recipe(found.model_dump(mode="json"))
+    assert again.deciding_stage == found.deciding_stage
+    assert fit_to_data(again, data, ("i-lora",), said.append) == found
+    # In epochs: 120 texts in batches of 8, ten times, are 150 steps.
+    epochs = shares(tiny_folder, tiny_data, train={"epochs": 10, "batch_size": 8})
+    assert epochs.deciding_stage.epochs == pytest.approx(2.0)
+    assert fit_to_data(epochs, data, ("i-lora",), said.append).search.max_steps == 27
+    # What says the length itself, and a preset that is as long as train.
+    for own in ({"epochs": 2}, {"max_steps": 80}, {"share": None}):
+        stage = fit_to_data(shares(tiny_folder, tiny_data, search=own), data, ("i-lora",), said.append).deciding_stage
+        assert (stage.max_steps, stage.epochs) == (own.get("max_steps", 150), own.get("epochs", 3.0))
+    paper = fit_to_data(shares(tiny_folder, tiny_data, preset="paper"), data, ("i-lora",), said.append)
+    assert (paper.search, paper.deciding_stage.max_steps) == (None, 150)
+    asked = fit_to_data(shares(tiny_folder, tiny_data, search={"share": 0.5}), data, ("i-lora",), said.append)
+    assert 42 <= asked.deciding_stage.max_steps <= 50
+    assert make_recipe(asked.model_dump(mode="json")).deciding_stage == asked.deciding_stage
+    with pytest.raises(RecipeError, match="search: share, and epochs or max_steps, both say how long it is"):
+        shares(tiny_folder, tiny_data, search={"share": 0.2, "max_steps": 5})
+    # Baselines: of one with a search of its own, and where I-LoRA is one.
+    fresh = {"igu-lora": {"start": {"factors": "fresh"}}}
+    both = fit_to_data(shares(tiny_folder, tiny_data, baselines=fresh), data, ("i-lora", "igu-lora"), said.append)
+    assert (both.deciding_stage.max_steps, both.of("igu-lora").deciding_stage.max_steps) == (27, 150)
+    own = {"preset": "loss-per-parameter", "search": {"learning_rate": 0.1}, "measure": {"scoring_batch_size": 8}}
+    train = {"max_steps": 150, "batch_size": 8}
+    asked = recipe_of(tiny_folder, tiny_data, method="lora", baselines={"i-lora": own}, train=train)
+    stage = fit_to_data(asked, data, ("lora", "i-lora"), said.append).of("i-lora").deciding_stage
+    assert (stage.max_steps, stage.learning_rate) == (27, 0.1)
+
+
+def test_a_run_of_a_version_without_shares_is_continued(tiny_recipe: Any, tmp_path: Path) -> None:
+    """Its recipe says no length: search and train were equally long."""
+    sections = {"preset": "loss-per-parameter", "train": {"max_steps": 12}}
+    quiet = Console(quiet=True)
+    before = run(tiny_recipe(**sections, search={"share": None}), tmp_path, quiet)
+    path = tmp_path / "recipe.yaml"
+    written = yaml.safe_load(path.read_text())
+    assert written.pop("search") == {"share": None}
+    path.write_text(yaml.safe_dump(written))
+    assert before.results["i-lora"]["search"]["steps"] == 12
+    assert run(tiny_recipe(**sections), tmp_path, quiet) == before
+    assert run(load_recipe(path), tmp_path, quiet) == before  # and its own recipe, again
+    assert load_recipe(path).deciding_stage.max_steps == 12
 
 
 @pytest.mark.filterwarnings("ignore:.*scoring examples are in the training data too")

@@ -98,9 +98,9 @@ class ScoringSetPath(PathMeasure):
                 yield [self._scored(number)]
 
     def before_last_cut(self) -> None:
-        """What signed shares add up to: `L(θ0) - L(θ)`, mean over the batches of the scoring set that were scored."""
+        """What signed shares add up to: `L(θ0) - L(θ)`, mean over the first four batches that were scored."""
         if self.options.measure.parameter_factor == "signed" and self._listening and self._scored_batches:
-            count = min(len(self.batches), self._scored_batches)
+            count = min(len(self.batches), self._scored_batches, 4)
             found = [value for number in range(count) if math.isfinite(value := self._reduction(number))]
             self.loss_reduction = sum(found) / len(found) if found else None
 

@@ -33,4 +33,7 @@ I_LORA = Method(
         ),
     },
     default_preset="paper",
+    # The paper's first stage is as long as its second. A share of a loss reduction needs fewer steps: in planted worlds a search
+    # of 15 to 30 % of the run gave ranks as good as one of the whole.
+    search_share={"loss-per-parameter": 0.3},
 )

@@ -1,7 +1,7 @@
 """What a rank-allocation method is."""
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pkgutil import resolve_name
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -50,6 +50,8 @@ class Method:
         scorer: how the frozen model is scored; None for equal scores, or scores of training.
         start: sets the fresh adapter of a plan to where the method lets it start, if that is not PEFT's own start. The
             input has the model inside of the adapter.
+        search_share: preset name -> what a recipe's search may cost where the recipe says nothing about its length, as a share of
+            what `train` costs; presets that are not in it search for as long as `train` trains.
 
     """
 
@@ -60,6 +62,7 @@ class Method:
     scored: Literal["units", "modules"] = "units"
     scorer: "Callable[[ScoringInput], ImportanceScores] | str | None" = None
     start: "Callable[[PeftModel, ScoringInput], None] | str | None" = None
+    search_share: Mapping[str, float] = field(default_factory=dict)
 
     @property
     def default(self) -> Preset:

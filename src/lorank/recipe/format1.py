@@ -37,6 +37,7 @@ SECTIONS = ("scoring", "calibration", "allocation", "pruning", "stage1", "stage2
 KEYS = {"targets": "target_modules", "model_dropout": "model.dropout", "trust_remote_code": "model.trust_remote_code"}
 _DEFAULTS = {key: info.default for key, info in TrainingSection.model_fields.items()}
 _STAGE = tuple(_DEFAULTS)
+_LENGTHS = ("epochs", "max_steps")
 _FACTORS = {"continue": "kept", "retrain": "fresh"}
 _SECTION_KINDS: dict[str, tuple[type[Section], ...]] = {
     "scoring": (ScoringSetOptions, RunningOptions, ScoringSet),
@@ -204,6 +205,9 @@ def _choices(content: Mapping[str, Any], method: Method, preset: str | None, *, 
         if factors == "fresh":
             # What search leaves out is as in train, what stage1 left out was a default.
             found["search"] = _differing({**_DEFAULTS, **first}, {**_DEFAULTS, **second})
+            if preset_of(method, preset) in method.search_share:  # which would be shorter than stage1 was
+                lengths = {"epochs": _DEFAULTS["epochs"], **{key: first[key] for key in _LENGTHS if key in first}}
+                found["search"] = {**lengths, **found["search"]}
     order = (*CHOICES, "expert", "search", "train")
     return {key: found[key] for key in order if found.get(key)}
 

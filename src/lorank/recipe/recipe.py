@@ -14,7 +14,8 @@ from lorank.methods.choose import choices_in
 from lorank.methods.registry import FULL, unknown_method
 from lorank.methods.uniform import UNIFORM
 from lorank.recipe.method_sections import filled_sections, full_sections, inherited, without_expert
-from lorank.recipe.sections import CHOICES, InitialRank, ModelSection, PlanScale, TrainingSection
+from lorank.recipe.search_length import search_epochs, search_steps
+from lorank.recipe.sections import CHOICES, InitialRank, ModelSection, PlanScale, SearchSection, TrainingSection
 from lorank.tasks.section import DataSection
 from lorank.validation import Section, explain, nearest
 
@@ -67,10 +68,10 @@ class Recipe(Section):
     ranks: RankOptions = RankOptions()
     start: SerializeAsAny[PlanScale] = PlanScale()
     train: TrainingSection = TrainingSection()
-    search: TrainingSection | None = Field(
+    search: SearchSection | None = Field(
         None,
         description="the first stage, which decides the ranks and is thrown away, of methods that have one; what it leaves out "
-        "is as in train",
+        "is as in train, but for its length: see search.share",
     )
     resolved: dict[str, Any] | None = Field(None, description="written by lorank into the recipe of a run; not read")
 
@@ -98,6 +99,11 @@ class Recipe(Section):
     @classmethod
     def _name_alone(cls, value: Any) -> Any:
         return {"name": value} if isinstance(value, str) else value
+
+    @field_validator("search", mode="before")
+    @classmethod
+    def _stage_as_search(cls, value: Any) -> Any:
+        return value.model_dump(exclude_unset=True) if type(value) is TrainingSection else value
 
     @field_validator("baselines", mode="before")
     @classmethod
@@ -189,11 +195,36 @@ class Recipe(Section):
 
     @property
     def deciding_stage(self) -> TrainingSection:
-        """The stage that decides the ranks, of a method that allocates while it trains."""
-        if not self.has_search or self.search is None:
+        """The stage that decides the ranks, of a method that allocates while it trains.
+
+        Where `search_share` decides its length and `train` is counted in epochs, that is about right; `lorank run` works it out
+        when the data are loaded, and writes `search.max_steps` into its recipe.
+        """
+        share = self.search_share
+        if not self.has_search or (self.search is None and share is None):
             return self.train
-        values = {**self.train.model_dump(exclude_unset=True), **self.search.model_dump(exclude_unset=True)}
-        return TrainingSection(**values)
+        own = {} if self.search is None else self.search.model_dump(exclude_unset=True, exclude={"share"})
+        stage = TrainingSection(**{**self.train.model_dump(exclude_unset=True), **own})
+        if share is None:
+            return stage
+        if (steps := self.train.max_steps) is not None:
+            length: dict[str, Any] = {"max_steps": search_steps(stage, self.train, self.measure, share, steps)}
+        else:
+            length = {"epochs": search_epochs(stage, self.train, self.measure, share)}
+        return stage.model_copy(update=length)
+
+    @property
+    def search_share(self) -> float | None:
+        """What the search may cost, as a share of `train`; None where the recipe says its length, or it is as long as `train`.
+
+        The record of a run (`resolved`) says the length, unless it was written by a version that knew no share.
+        """
+        search = self.search or SearchSection()
+        if not self.has_search or search.says_length:
+            return None
+        if "share" in search.model_fields_set or self.resolved is not None:
+            return search.share
+        return METHODS[self.method].search_share.get(str(self.preset))
 
     def of(self, method: str) -> "Recipe":
         """The recipe of a baseline: what all methods share, the default preset of this one, and its own sections.
@@ -212,7 +243,8 @@ class Recipe(Section):
         if method == FULL:
             own = full_sections(self.baselines.get(FULL, {}))
             return Recipe(**inherited(self.model_dump(exclude_unset=True), UNIFORM.name, own))
-        return Recipe(**inherited(self.model_dump(exclude_unset=True), method, self.baselines.get(method, {})))
+        made = inherited(self.model_dump(exclude_unset=True), method, self.baselines.get(method, {}))
+        return Recipe(**made, **({} if self.resolved is None else {"resolved": self.resolved}))
 
     @property
     def read_budget(self) -> Budget:
@@ -224,7 +256,8 @@ def _misspelt(content: Mapping[str, Any]) -> list[str]:
     """Keys of the recipe itself that are unknown: what else is wrong is said once these are right, as they may decide it."""
     known = [*Recipe.model_fields, "expert"]
     unknown = [key for key in content if key not in known]
-    inner = [f"{name}.{key}" for name in ("train", "search") for key in TrainingSection.model_fields]
+    inner = [f"train.{key}" for key in TrainingSection.model_fields]
+    inner += [f"search.{key}" for key in SearchSection.model_fields]
     inner += [f"data.{key}" for key in DataSection.model_fields]
     return [f"{key}: unknown key{nearest(key, known) or nearest(key, inner)}" for key in unknown]
 

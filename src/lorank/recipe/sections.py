@@ -3,7 +3,7 @@
 from functools import cache
 from typing import Annotated, Any, Literal, cast
 
-from pydantic import Field, create_model, field_validator
+from pydantic import Field, create_model, field_validator, model_validator
 
 from lorank.engine.options import ScoringSetOptions, StartOptions, TripletOptions
 from lorank.errors import RecipeError
@@ -25,7 +25,7 @@ EXPERT: dict[str, frozenset[str]] = {
     "measure": frozenset(
         (
             *("baseline", "granularity", "vector_reduction", "dropout", "source", "when", "tolerance"),
-            *("folds", "probes", "components"),
+            *("folds", "probes", "components", "per_output"),
         )
     ),
     "smooth": frozenset(("accumulate", "ema_decay", "mean_decay", "deviation_decay", "epsilon", "ucb_weight")),
@@ -78,6 +78,28 @@ class TrainingSection(Section):
         if name not in SCHEDULERS:
             raise ValueError(f"{name!r} is unknown{nearest(name, SCHEDULERS)}; allowed: {', '.join(SCHEDULERS)}")
         return name
+
+
+class SearchSection(TrainingSection):
+    """The first stage. Its length is that of `epochs` or `max_steps`, or what `share` pays for."""
+
+    share: float | None = Field(
+        None,
+        gt=0,
+        description="of search without epochs and max_steps: what it may cost, scoring passes included, as a share of what train "
+        "costs; left out, that of the preset; null: as long as train",
+    )
+
+    @model_validator(mode="after")
+    def _one_length(self) -> "SearchSection":
+        if self.share is not None and self.says_length:
+            raise ValueError("share, and epochs or max_steps, both say how long it is; leave one of them out")
+        return self
+
+    @property
+    def says_length(self) -> bool:
+        """Whether it has steps or epochs of its own."""
+        return self.max_steps is not None or "epochs" in self.model_fields_set
 
 
 class InitialRank(Section):

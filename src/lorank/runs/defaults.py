@@ -8,10 +8,12 @@ from peft import TaskType
 from lorank.models.loading import load_without_weights, longest_input, task_type_of
 from lorank.recipe.method_sections import merged
 from lorank.recipe.recipe import Recipe
-from lorank.recipe.sections import CalibrationSet, ScoringSet, TrainingSection
+from lorank.recipe.search_length import LEAST_STEPS, search_steps
+from lorank.recipe.sections import CalibrationSet, ScoringSet, SearchSection
 from lorank.runs.recipe_values import pretrained_of
 from lorank.runs.scoring_set import scoring_rows
 from lorank.tasks.data import TaskData
+from lorank.training.steps import stage_steps
 
 _LEAST_PROMPT, _LEAST_TARGET = 8, 2  # what DataSection allows
 
@@ -70,6 +72,8 @@ def fitted(recipe: Recipe, data: TaskData, methods: tuple[str, ...], say: Callab
 def fit_to_data(recipe: Recipe, data: TaskData, methods: tuple[str, ...], say: Callable[[str], None]) -> Recipe:
     """Lower `measure.scoring_batch_size`, `measure.examples` and a stage's `batch_size` to the examples that there are.
 
+    And write down how long a search is, where the recipe or a preset says what it may cost (`search.share`).
+
     Args:
         recipe: as it was read; what it says itself stays.
         data: its examples.
@@ -85,14 +89,42 @@ def fit_to_data(recipe: Recipe, data: TaskData, methods: tuple[str, ...], say: C
         changes = [*_calibration_changes(own, data), *_scoring_changes(own, data)]
         for section, key, value, why in changes:
             prefix = f"baselines.{method}." if baseline else ""
-            before = getattr(getattr(own, section) or TrainingSection(), key)
+            before = getattr(getattr(own, section) or SearchSection(), key)
             say(f"{prefix}{section}.{key}: {value} in place of {before}, {why}")
             if baseline:
                 sections = merged(recipe.baselines, {method: {section: {key: value}}})
                 recipe = recipe.model_copy(update={"baselines": sections})
             else:
-                part = getattr(recipe, section) or TrainingSection()
+                part = getattr(recipe, section) or SearchSection()
                 recipe = recipe.model_copy(update={section: part.model_copy(update={key: value})})
+    return _with_lengths(recipe, data, methods, say)
+
+
+def _with_lengths(recipe: Recipe, data: TaskData, methods: tuple[str, ...], say: Callable[[str], None]) -> Recipe:
+    """The recipe with `search.max_steps` in place of a share. Baselines first: they take over what the recipe's search says."""
+    fixed = recipe.search_share is not None and recipe.method in methods
+    for method in sorted(methods, key=lambda name: name == recipe.method):
+        own, train_steps = recipe.of(method), stage_steps(recipe.of(method).train, len(data.train))
+        if (share := own.search_share) is not None:
+            steps = search_steps(own.deciding_stage, own.train, own.measure, share, train_steps)
+            place = "search" if method == recipe.method else f"baselines.{method}.search"
+            least = f", but no less than {LEAST_STEPS} steps" if steps == LEAST_STEPS else ""
+            cost = f"it costs at most {share:.0%} of train, scoring included{least}"
+            say(f"{place}.max_steps: {steps}, so that {cost} (search.share)")
+            given = own.search is not None and own.search.share is not None
+            length: dict[str, Any] = {"max_steps": steps, **({"share": None} if given else {})}
+        elif fixed and method != recipe.method and own.has_search and not (own.search or SearchSection()).says_length:
+            length = {
+                "epochs": own.train.epochs,
+                "max_steps": own.train.max_steps,
+            }  # as train, and not as the recipe's search
+        else:
+            continue
+        if method == recipe.method:
+            search = (recipe.search or SearchSection()).model_copy(update=length)
+            recipe = recipe.model_copy(update={"search": search})
+        else:
+            recipe = recipe.model_copy(update={"baselines": merged(recipe.baselines, {method: {"search": length}})})
     return recipe
 
 

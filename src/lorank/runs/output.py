@@ -12,6 +12,7 @@ from filelock import FileLock, Timeout
 
 from lorank.artefact import make_folder, write_atomically
 from lorank.errors import LorankWarning, OutputError, RecipeError, one_line
+from lorank.methods import METHODS
 from lorank.methods.plugins import loaded_plugins
 from lorank.models.base_fingerprint import base_fingerprint
 from lorank.processes import processes
@@ -50,6 +51,25 @@ def locked_directory(directory: Path, recipe: Recipe, data: TaskData, provenance
         raise OutputError(
             f"{directory} is in use by another lorank process; wait for it, or give another --output"
         ) from None
+
+
+def as_begun(recipe: Recipe, directory: Path) -> Recipe:
+    """The recipe, with searches as long as `train` where the run in `directory` was begun by a version that knew no share.
+
+    Other versions write how long a search is into the recipe of the run.
+    """
+    try:
+        stands = yaml.safe_load((directory / "recipe.yaml").read_text(encoding="utf-8"))
+        stood = make_recipe(stands)
+    except (OSError, UnicodeDecodeError, yaml.YAMLError, RecipeError, TypeError, AttributeError):
+        return recipe  # it is looked at again when the directory is locked
+    for method in (recipe.method, *recipe.baselines):
+        if method not in METHODS or method not in (stood.method, *stood.baselines):
+            continue
+        search = stood.of(method).search
+        if recipe.of(method).search_share is not None and not (search is not None and search.says_length):
+            return recipe.model_copy(update={"resolved": stands.get("resolved")})
+    return recipe
 
 
 def _refuse_foreign(directory: Path) -> None:
@@ -113,5 +133,5 @@ def _check_or_write(directory: Path, recipe: Recipe, data: TaskData, provenance:
 
 def _with_baselines(recipe: Recipe) -> dict[str, Any]:
     """All that a recipe says, its baselines written out: what they give themselves and what they take over is one."""
-    baselines = {name: recipe.of(name).model_dump(mode="json") for name in recipe.baselines}
+    baselines = {name: recipe.of(name).model_dump(mode="json", exclude={"resolved"}) for name in recipe.baselines}
     return {**recipe.model_dump(mode="json", exclude={"resolved", "baselines"}), "baselines": baselines}

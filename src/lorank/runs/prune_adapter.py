@@ -26,6 +26,7 @@ from lorank.runs.calibration_set import calibration_batches, calibration_rows, c
 from lorank.runs.prepare import prepare
 from lorank.runs.recipe_values import pretrained_of
 from lorank.scoring.batches import Batch, on_device_of
+from lorank.tasks.loss_file import LOSSES
 from lorank.training.plan_stage import evaluate_saved
 from lorank.training.prepared import Prepared
 
@@ -109,6 +110,8 @@ def prune_adapter(
                 )
                 metrics, loss, more = evaluate_saved(prepared, folder, partial / "work")
                 measured[when] |= {"metrics": metrics, "loss": loss, **({"more": more} if more else {})}
+            if (losses := partial / "work" / LOSSES).is_file():
+                losses.replace(partial / LOSSES)
             shutil.rmtree(partial / "work", ignore_errors=True)
         spent = f"{held:,} parameters, now {pruned.plan.spending}"
         draw_rank_map(pruned.plan, partial / "ranks.png", f"{adapter.name}: {by_what}\n{spent}", pruned.scores)

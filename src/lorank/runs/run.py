@@ -17,7 +17,7 @@ from lorank.artefact import write_json
 from lorank.errors import OutputError, RecipeError
 from lorank.findings import Findings
 from lorank.methods import METHODS
-from lorank.methods.registry import FULL, unknown_method
+from lorank.methods.registry import FULL, PROBE, unknown_method
 from lorank.models.loading import load_without_weights, task_type_of
 from lorank.models.pretrained import Pretrained
 from lorank.plan import RankPlan
@@ -28,7 +28,7 @@ from lorank.report.model_card import write_model_card
 from lorank.report.rank_map import draw_rank_map
 from lorank.runs.full_run import full_result
 from lorank.runs.method_run import MethodRun, start_of
-from lorank.runs.output import locked_directory
+from lorank.runs.output import as_begun, locked_directory
 from lorank.runs.prepare import prepare
 from lorank.runs.recipe_values import pretrained_of
 from lorank.scores import ImportanceScores
@@ -66,7 +66,7 @@ def run(recipe: Recipe, directory: str | Path, console: Console | None = None) -
     """
     _check_recipe(recipe)
     directory, console, results = Path(directory), _console(console), {}
-    recipe, prepared = prepare(recipe, (recipe.method, *recipe.baselines), console)
+    recipe, prepared = prepare(as_begun(recipe, directory), (recipe.method, *recipe.baselines), console)
     main_run = MethodRun(recipe, prepared, recipe.method, directory, console)
     with locked_directory(directory, recipe, prepared.data, prepared.provenance):
         results[recipe.method] = main_run.result()
@@ -99,7 +99,7 @@ def run_plan(recipe: Recipe, plan: RankPlan, directory: str | Path, console: Con
     with findings.check():
         check_plan(pretrained_of(recipe), plan, writes=recipe.data.writes)
     with findings.check():
-        recipe, prepared = prepare(recipe, tuple(recipe.baselines), console)
+        recipe, prepared = prepare(as_begun(recipe, directory), tuple(recipe.baselines), console)
     findings.raise_all()
     assert prepared is not None
     main_run = MethodRun(recipe, prepared, name, directory, console)
@@ -109,7 +109,7 @@ def run_plan(recipe: Recipe, plan: RankPlan, directory: str | Path, console: Con
         processes().wait_for_everyone()
         # A shuffled plan starts as the plan that was shuffled.
         method = str(plan.provenance.get("shuffled") or plan.provenance.get("method"))
-        if method not in METHODS and plan.provenance.get("method"):
+        if method not in (*METHODS, PROBE) and plan.provenance.get("method"):
             console.print(f"note: the adapter starts as PEFT starts: {unknown_method(method)}", highlight=False)
         start = start_of(recipe.of(method), prepared, plan) if method in METHODS else None
         results[name] = asdict(main_run.evaluation(plan, start=start))
