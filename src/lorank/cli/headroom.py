@@ -5,6 +5,7 @@ from typing import Annotated
 
 import typer
 
+from lorank.cli.options import Plugin
 from lorank.console import clear_errors, out, progress, say
 
 
@@ -23,6 +24,7 @@ def headroom_command(
         int | None, typer.Option(help="plans that train in one pass; default: as many as fit into memory")
     ] = None,
     output: Annotated[Path | None, typer.Option(help="default: runs/headroom-NAME_OF_RECIPE")] = None,
+    plugin: Plugin = None,
 ) -> None:
     """Can ranks matter on this task? Try many plans of the same budget, and say how much a chosen one gains.
 
