@@ -5,6 +5,7 @@ from typing import Annotated
 import typer
 
 from lorank.cli.compare import compare_command
+from lorank.cli.headroom import headroom_command
 from lorank.cli.methods import methods_command
 from lorank.cli.options import NamesMethods
 from lorank.cli.plan import allocate_command, plan_app
@@ -53,6 +54,7 @@ app.command("export")(export_command)
 app.command("verify")(verify_command)
 app.command("merge")(merge_command)
 app.add_typer(plan_app, name="plan")
+app.command("headroom")(headroom_command)
 app.command("compare", cls=NamesMethods)(compare_command)
 app.command("sweep", cls=NamesMethods)(sweep_command)
 app.command("methods")(methods_command)
