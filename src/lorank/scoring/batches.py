@@ -74,12 +74,17 @@ def count_targets(model: nn.Module, labels: torch.Tensor) -> torch.Tensor:
     if labels.is_floating_point():
         return torch.ones(len(labels), dtype=torch.long)
     counted = (labels != IGNORED).reshape(len(labels), -1)
+    if labels.ndim > 1 and shifts_labels(model):
+        counted = counted[:, 1:]
+    return counted.sum(1).cpu()
+
+
+def shifts_labels(model: nn.Module) -> bool:
+    """Whether the loss of this model shifts labels of tokens: what stands at position t is predicted at t - 1."""
     name, config = task_class(model), getattr(model, "config", None)
     # Whatever writes after a prompt, of text or of images, and has no decoder apart.
     writes = name in _CAUSAL or name.endswith(("ForCausalLM", "ForConditionalGeneration"))
-    if writes and name not in _UNSHIFTED and labels.ndim > 1 and not getattr(config, "is_encoder_decoder", False):
-        counted = counted[:, 1:]
-    return counted.sum(1).cpu()
+    return writes and name not in _UNSHIFTED and not getattr(config, "is_encoder_decoder", False)
 
 
 def task_class(model: nn.Module) -> str:
