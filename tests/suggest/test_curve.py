@@ -2,6 +2,7 @@ import numpy as np
 import pytest
 
 from lorank.errors import RecipeError
+from lorank.suggest.cost import Cost
 from lorank.suggest.curve import Curve, fit_curve, fit_with_uncertainty
 from lorank.suggest.enough import Difference, difference, smallest_enough
 from lorank.suggest.question import Question
@@ -98,6 +99,17 @@ def test_rates_are_followed_beyond_the_ends_and_divergence_is_no_best() -> None:
 def test_questions_that_cannot_be_answered(options: dict, message: str) -> None:
     with pytest.raises(RecipeError, match=message):
         Question(**options)
+
+
+def test_what_fits_into_a_time_takes_no_longer() -> None:
+    cost = Cost(step=0.5, first_runs=13, first_judging=30, seed_runs=5, seed_judging=20)
+    assert cost.seconds(100, 3) == 0.5 * 100 * (13 + 15) + 30 + 60
+    for seconds in (700, 1000, 2000):
+        seeds = cost.seeds_within(seconds, 100)
+        assert cost.seconds(100, seeds) <= seconds < cost.seconds(100, seeds + 1)
+        steps = cost.steps_within(seconds, 2)
+        assert cost.seconds(steps, 2) <= seconds < cost.seconds(steps + 1, 2)
+    assert cost.seeds_within(100, 100) == 0
 
 
 def test_what_may_be_lost_is_a_share_or_a_loss() -> None:

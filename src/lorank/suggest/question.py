@@ -12,6 +12,7 @@ RANKS = (1, 2, 4, 8, 16)
 FACTORS = (0.1, 0.3, 1.0, 3.0, 10.0)  # of the recipe's learning rate
 MOST_STEPS = 150  # of a short run, unless --steps says otherwise
 LEAST_SEEDS = 2
+LEAST_STEPS = 10  # fewer say nothing about a training
 
 
 @dataclass(frozen=True)
@@ -48,8 +49,8 @@ class Question:
             wrong.append(
                 f"ranks are {ranks}; give four different ranks or more in ascending order, for example 1,2,4,8,16"
             )
-        if self.steps is not None and self.steps < 10:
-            wrong.append(f"steps is {self.steps}; give 10 or more, fewer say nothing about a training")
+        if self.steps is not None and self.steps < LEAST_STEPS:
+            wrong.append(f"steps is {self.steps}; give {LEAST_STEPS} or more, fewer say nothing about a training")
         if self.seeds < LEAST_SEEDS:
             wrong.append(f"seeds is {self.seeds}; give {LEAST_SEEDS} or more, or nothing is known about their noise")
         if not 0 < self.minutes < math.inf:

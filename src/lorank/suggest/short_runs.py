@@ -5,6 +5,7 @@ import math
 import shutil
 import time
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -84,21 +85,19 @@ class ShortRuns:
         self.prepared, self.rows, self.section, self.steps = prepared, rows, section, steps
         self.side_by_side = side_by_side
 
-    def of_ranks(
-        self, ranks: Sequence[int], rates: Sequence[float], seed: int, judged: Dataset, steps: int | None = None
-    ) -> np.ndarray:
+    def of_ranks(self, ranks: Sequence[int], rates: Sequence[float], seed: int, judged: Dataset) -> np.ndarray:
         """Train a plain LoRA of each uniform rank, with the rate beside it, and judge it.
 
         Returns:
             Mean loss of each example, `(adapters, examples)` float64; not finite where a rate is too high.
 
         """
-        found, size = [], self.side_by_side or len(ranks)
+        found, size = [], min(self.side_by_side or len(ranks), len(ranks))
         for start in range(0, len(ranks), size):
             stacked = self._stack(ranks[start : start + size], seed)
-            with autocast_of("bf16" if self.prepared.settings.precision == "bf16" else "fp32"):
-                own = rates[start : start + size]
-                train_stacked(stacked, _Epochs(self, seed), self.section, steps or self.steps, own)
+            own = rates[start : start + size]
+            with self._in_memory(size):
+                train_stacked(stacked, _Epochs(self, seed), self.section, self.steps, own)
                 found.append(losses_of(stacked, self._batches(judged)).numpy())
         return np.concatenate(found)
 
@@ -113,9 +112,10 @@ class ShortRuns:
         """What an optimizer step of one adapter takes, measured on three adapters side by side."""
         size = min(3, self.side_by_side or 3)
         stacked, batches = self._stack((rank,) * size, 0), _Epochs(self, 0)
-        train_stacked(stacked, batches, self.section, 1)
-        begun = time.perf_counter()
-        train_stacked(stacked, batches, self.section, 2)
+        with self._in_memory(size):
+            train_stacked(stacked, batches, self.section, 1)
+            begun = time.perf_counter()
+            train_stacked(stacked, batches, self.section, 2)
         return (time.perf_counter() - begun) / 2 / size
 
     def of_triplets(self, rank: int, rate: float, seed: int, folder: Path, console: Console) -> float:
@@ -146,6 +146,18 @@ class ShortRuns:
                 sums, counts = example_losses(call(model, moved).logits, moved["labels"], shifted=shifts_labels(model))
                 total, counted = total + float((sums.double() / counts).sum()), counted + len(counts)
         return total / counted
+
+    @contextmanager
+    def _in_memory(self, size: int) -> Iterator[None]:
+        """The precision of the recipe; memory that is too small for the adapters of a pass is said in words."""
+        try:
+            with autocast_of("bf16" if self.prepared.settings.precision == "bf16" else "fp32"):
+                yield
+        except torch.OutOfMemoryError:
+            raise TrainingError(
+                f"there is not enough memory for {size} adapters side by side; give fewer "
+                f"(--side-by-side {max(1, size // 2)}), or lower train.batch_size"
+            ) from None
 
     def _seeded(self, seed: int, **settings: Any) -> Prepared:
         return replace(self.prepared, settings=replace(self.prepared.settings, seed=seed, report_to="none", **settings))

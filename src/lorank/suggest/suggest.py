@@ -20,8 +20,9 @@ from lorank.runs.output import locked_directory
 from lorank.runs.prepare import prepare
 from lorank.suggest.answer import Answer, answer_of
 from lorank.suggest.answer_picture import draw_answer
+from lorank.suggest.cost import Cost
 from lorank.suggest.kept_parts import KeptParts
-from lorank.suggest.question import LEAST_SEEDS, MOST_STEPS, Question, check_parameters
+from lorank.suggest.question import LEAST_SEEDS, LEAST_STEPS, MOST_STEPS, Question, check_parameters
 from lorank.suggest.rates import TriedRates, rate_between, search_rates
 from lorank.suggest.short_runs import ShortRuns, SplitRows, split_rows
 from lorank.suggest.snippet import snippet_of, triplet_start
@@ -91,11 +92,8 @@ def _prepared(recipe: Recipe, question: Question, console: Console) -> _Work:
     with findings.check():
         check_warmup("train", uniform.train.model_copy(update={"max_steps": steps}), len(rows.train))
     findings.raise_all()
-    for setting, value in (("lora_dropout", uniform.lora_dropout), ("model.dropout", uniform.model.dropout or 0)):
-        if value:
-            console.print(
-                f"note: {setting} is {value}; the short runs of plain LoRA are without dropout", highlight=False
-            )
+    if uniform.lora_dropout or uniform.model.dropout != 0:
+        console.print("note: the short runs of plain LoRA are without dropout", highlight=False)
     return _Work(uniform, recipe, prepared, rows, steps, parameters)
 
 
@@ -142,33 +140,34 @@ def _seeds_in_time(work: _Work, question: Question, runs: ShortRuns, kept: KeptP
     if not missing and kept.has("rates"):
         return question.seeds
     runs.check(question.ranks[-1])
-    second = runs.seconds_per_step(question.ranks[-1])
-    train = work.recipe.train
-    a_step = train.batch_size * train.gradient_accumulation
-    judging = {part: _JUDGING * second * len(getattr(work.rows, part)) / a_step for part in ("rates", "judged")}
-    first = 0.0 if kept.has("rates") else 2 * len(question.factors) * (second * work.steps + judging["rates"])
-    if question.triplets:
-        left = sum(not kept.has(f"triplets-{number}") for number in range(3))
-        first += left * (1.3 * second * work.steps + judging["rates"])
-    a_seed = len(question.ranks) * (second * work.steps + judging["judged"])
-    whole = (first + len(missing) * a_seed) / 60
-    trainings = f"{len(missing) * len(question.ranks)} for the curve"
-    if not kept.has("rates"):
-        trainings += (
-            f", {2 * len(question.factors)} for rates{' and 3 or more of triplets' if question.triplets else ''}"
-        )
-    say(f"{trainings}; {work.steps} steps each: about {whole:.1f} minutes ({second:.2f} s a step of one adapter)")
-    fits = len(seeds) - len(missing) + int((60 * question.minutes - first) // a_seed)
+    cost = _cost(work, question, kept, runs.seconds_per_step(question.ranks[-1]))
+    whole, limit, done = cost.seconds(work.steps, len(missing)) / 60, 60 * question.minutes, len(seeds) - len(missing)
+    trainings = f"{len(missing) * len(question.ranks)} for the curve, {cost.first_runs:.0f} for learning rates"
+    say(
+        f"short runs: {trainings}; {work.steps} steps each: about {whole:.1f} minutes ({cost.step:.2f} s a step of one)"
+    )
+    fits = done + cost.seeds_within(limit, work.steps)
     if fits >= question.seeds:
         return question.seeds
     if fits < LEAST_SEEDS:
-        least = (first + LEAST_SEEDS * a_seed) / 60
+        least, fitting = LEAST_SEEDS - done, cost.steps_within(limit, LEAST_SEEDS - done)
+        shorter = f"lower --steps (about {fitting} would fit)" if fitting >= LEAST_STEPS else "give fewer --ranks"
         raise TrainingError(
-            f"{question.minutes:g} minutes are too few: {LEAST_SEEDS} seeds take about {least:.0f}; raise --minutes, or lower "
-            "--steps, or give fewer or smaller --ranks"
+            f"{question.minutes:g} minutes are too few: {LEAST_SEEDS} seeds take {cost.seconds(work.steps, least) / 60:.0f} or so; "
+            f"raise --minutes, or {shorter}"
         )
     say(f"note: {question.minutes:g} minutes are enough for {fits} seeds of {question.seeds}; raise --minutes for all")
     return fits
+
+
+def _cost(work: _Work, question: Question, kept: KeptParts, second: float) -> Cost:
+    train = work.recipe.train
+    a_step = train.batch_size * train.gradient_accumulation
+    rates, judged = (_JUDGING * second * len(rows) / a_step for rows in (work.rows.rates, work.rows.judged))
+    plain = 0 if kept.has("rates") else 2 * len(question.factors)
+    triplets = sum(not kept.has(f"triplets-{number}") for number in range(3)) if question.triplets else 0
+    ranks = len(question.ranks)
+    return Cost(second, plain + triplets, (plain + triplets) * rates, ranks, ranks * judged)
 
 
 def _lora_rates(
