@@ -150,10 +150,11 @@ def _seeds_in_time(work: _Work, question: Question, runs: ShortRuns, kept: KeptP
     if fits >= question.seeds:
         return question.seeds
     if fits < LEAST_SEEDS:
-        least, fitting = LEAST_SEEDS - done, cost.steps_within(limit, LEAST_SEEDS - done)
+        least = LEAST_SEEDS - done
+        needed, fitting = cost.seconds(work.steps, least) / 60, cost.steps_within(limit, least)
         shorter = f"lower --steps (about {fitting} would fit)" if fitting >= LEAST_STEPS else "give fewer --ranks"
         raise TrainingError(
-            f"{question.minutes:g} minutes are too few: {LEAST_SEEDS} seeds take {cost.seconds(work.steps, least) / 60:.0f} or so; "
+            f"{question.minutes:g} minutes are too few: {LEAST_SEEDS} seeds take {needed:.0f} or so; "
             f"raise --minutes, or {shorter}"
         )
     say(f"note: {question.minutes:g} minutes are enough for {fits} seeds of {question.seeds}; raise --minutes for all")
