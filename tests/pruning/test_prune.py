@@ -94,6 +94,9 @@ def test_copies_are_what_pruning_in_place_gives_and_the_model_stays() -> None:
         assert pruned.plan == expected.plan
         assert pruned.energy == expected.energy
         assert (pruned.loss_before, pruned.loss_after) == (expected.loss_before, expected.loss_after)
+        by_svd = lorank.prune(trained(), expected.plan.budget, BATCHES, by="svd")
+        assert pruned.loss_by_svd == expected.loss_by_svd == pytest.approx(by_svd.loss_after)
+        assert by_svd.loss_by_svd is None
         torch.testing.assert_close(delta_weights(small), delta_weights(alone), rtol=0, atol=0)
         weights = (one.get_input_embeddings().weight for one in (small, model))
         assert next(weights).data_ptr() == next(weights).data_ptr()
@@ -225,6 +228,7 @@ class TestFolders:
         plan, measured = prune_adapter(finished / "adapter", "r=1", tmp_path / "small", recipe, by=by)
         assert measured["after"]["adapter_parameters"] == plan.spent < measured["before"]["adapter_parameters"]
         assert 0 < measured.pop("energy_kept")["whole"] < 1
+        assert (measured["after"].pop("calibration_loss_by_svd", None) is None) is (by == "svd")
         for part in measured.values():
             assert set(part) == {"adapter_parameters", "calibration_loss", "metrics", "loss"}
         files = {path.name for path in (tmp_path / "small").iterdir()}

@@ -2,7 +2,7 @@ from io import StringIO
 
 from rich.console import Console
 
-from lorank.pruning.report import budget_table, cost_table, energy_lines
+from lorank.pruning.report import budget_table, cost_table, energy_lines, svd_lines
 from lorank.report.split_table import SplitTable
 
 
@@ -22,6 +22,8 @@ def test_cost_of_pruning_with_and_without_a_test_part() -> None:
     text = shown(cost_table({"before": tested, "after": tested}))
     assert "accuracy, test part" in text
     assert "0.7500" in text
+    assert svd_lines({"calibration_loss": 0.4, "calibration_loss_by_svd": 0.5}) == svd_lines({}) == []
+    assert "0.3000 and not 0.4000" in svd_lines({"calibration_loss": 0.4, "calibration_loss_by_svd": 0.3})[0]
     (line,) = energy_lines({"energy_kept": energy}, most=2)
     assert line.startswith("87.5 % of the energy")
     assert line.endswith("least in c (25.0 %), b (50.0 %)")

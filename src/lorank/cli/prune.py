@@ -52,14 +52,14 @@ def prune_command(
 
         limits: dict[str, Any] = {"rank_by": rank_by, "max_rank": max_rank}
         from lorank.pruning.budgets import read_budgets
-        from lorank.pruning.report import budget_table, cost_table, energy_lines
+        from lorank.pruning.report import budget_table, cost_table, energy_lines, svd_lines
 
         budgets = read_budgets(budget)
         if len(budgets) > 1:
             before, after = prune_to_budgets(adapter, budgets, output, found, by=by, console=progress, **limits)
             out.print(budget_table(before, after))
             for name, measured in after.items():
-                for line in energy_lines(measured):
+                for line in (*energy_lines(measured), *svd_lines(measured)):
                     say(f"{name}: {line}")
             say(f"curve               {output / 'curve.png'}")
             say(f"pruned adapters     {output}")
@@ -67,7 +67,7 @@ def prune_command(
         plan, measured = prune_adapter(adapter, budgets[0], output, found, by=by, console=progress, **limits)
         out.print(rank_table(plan))
         out.print(cost_table(measured))
-        for line in energy_lines(measured):
+        for line in (*energy_lines(measured), *svd_lines(measured["after"])):
             say(line)
         say(f"pruned adapter      {output / 'adapter'}")
 

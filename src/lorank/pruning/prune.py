@@ -41,6 +41,7 @@ class Pruned:
         energy: the share of the squared singular values of the updates that was kept, whole and of each module.
         loss_before: mean loss on the batches before; None without batches.
         loss_after: the same after.
+        loss_by_svd: what it would have been after a cut by `"svd"`; None where that is the cut, or without batches.
 
     """
 
@@ -49,6 +50,7 @@ class Pruned:
     energy: KeptEnergy
     loss_before: float | None
     loss_after: float | None
+    loss_by_svd: float | None = None
 
 
 def prune(
@@ -98,10 +100,11 @@ def prune(
     adapter = to_triplets(model, work.name)
     try:
         scored = work.score(model, adapter, intervals)
+        by_svd = work.loss_by_svd(model, adapter, work.budgets[0])
         plan, energy = work.cut(adapter, scored, work.budgets[0])
     finally:  # also where something failed: a plain LoRA of the same function again
         fold_to_lora(model, adapter, work.scale)
-    return Pruned(plan, scored, energy, work.loss_before, mean_loss(model, work.batches, loss))
+    return Pruned(plan, scored, energy, work.loss_before, mean_loss(model, work.batches, loss), by_svd)
 
 
 def pruned_copies(
@@ -143,9 +146,11 @@ def pruned_copies(
         for budget in work.budgets:
             small = _copy_of_adapter(whole)
             adapter = TripletAdapter.of(small, work.name)
+            by_svd = work.loss_by_svd(small, adapter, budget)
             plan, energy = work.cut(adapter, scored, budget)
             fold_to_lora(small, adapter, work.scale)
-            yield small, Pruned(plan, scored, energy, work.loss_before, mean_loss(small, work.batches, loss))
+            after = mean_loss(small, work.batches, loss)
+            yield small, Pruned(plan, scored, energy, work.loss_before, after, by_svd)
 
     return each()
 
@@ -211,6 +216,22 @@ class _Work:
         if self.by == "svd":
             return energy_scores(adapter, dict(self.provenance))
         return path_scores(model, adapter, self.batches, intervals, self.loss, dict(self.provenance))
+
+    @torch.no_grad()
+    def loss_by_svd(self, model: PeftModel, adapter: TripletAdapter, budget: Budget) -> float | None:
+        """Mean loss of a cut by energy, without making it; None where that is the cut."""
+        if self.by == "svd":
+            return None
+        scores, whole = energy_scores(adapter, {}), [lambdas.clone() for lambdas in adapter.lambdas]
+        ranks = allocate(scores, budget, scale=self.scale, **self.limits).ranks
+        try:
+            for name, lambdas in zip(adapter.names, adapter.lambdas, strict=True):
+                kept = torch.from_numpy(best_units(scores.scores[name], ranks[name])).to(lambdas.device)
+                lambdas.copy_(torch.zeros_like(lambdas).index_copy(0, kept, lambdas[kept]))
+            return mean_loss(model, self.batches, self.loss)
+        finally:
+            for lambdas, values in zip(adapter.lambdas, whole, strict=True):
+                lambdas.copy_(values)
 
     def cut(self, adapter: TripletAdapter, scores: ImportanceScores, budget: Budget) -> tuple[RankPlan, KeptEnergy]:
         """Cut triplets to a budget, in place."""

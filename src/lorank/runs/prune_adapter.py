@@ -179,6 +179,8 @@ class _Loaded:
         )
         draw_rank_map(pruned.plan, folder / "ranks.png", title, pruned.scores)
         after = self.measure(model, folder / "work", None) | {"calibration_loss": pruned.loss_after}
+        if pruned.loss_by_svd is not None:
+            after["calibration_loss_by_svd"] = pruned.loss_by_svd
         shutil.rmtree(folder / "work", ignore_errors=True)
         return {"after": after, "energy_kept": pruned.energy.record()}
 
