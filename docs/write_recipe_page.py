@@ -25,7 +25,7 @@ KINDS: Mapping[tuple[str, str], tuple[str, ...]] = {
     ("Scored on a scoring set", ""): ("i-lora",),
     (
         "Scored on the batches that are trained on",
-        "With `cut.budget_in: ranks` the limits `ranks.max_rank`, `ranks.multiple_of` and `ranks.scope` are refused.",
+        "With `cut.budget_in: ranks` `ranks.max_rank`, `ranks.multiple_of`, `ranks.scope` and `ranks.within` are refused.",
     ): ("igu-lora", "adalora"),
     (
         "Scored before training, on the frozen model",

@@ -10,10 +10,11 @@ import pytest
 from matplotlib import image
 from tests.compare.made_up import grid_of, measured
 
-from lorank.compare.answer import answer, contrasts, sentence
+from lorank.compare.answer import answer, contrasts
 from lorank.compare.cells import Cell
 from lorank.compare.forest_plot import draw_forest_plot
 from lorank.compare.result_table import comma_separated, latex, markdown, terminal_tables
+from lorank.compare.words import sentence
 from lorank.errors import ComparisonError
 
 
@@ -24,9 +25,9 @@ def test_an_effect_is_claimed_and_its_absence_is_not() -> None:
     assert "igu-lora is better than uniform LoRA by +0.0" in said["igu-lora"]
     assert "eva is worse than uniform LoRA by -0.0" in said["eva"]
     for method in ("i-lora", "shuffled"):
-        assert "no difference to uniform LoRA that 5 seeds can show" in said[method]
+        assert f"{method} is not shown to differ from uniform LoRA: " in said[method]
     assert "what the others are compared with" in said["lora"]
-    assert "would take about" in said["i-lora"]
+    assert "seeds would show a difference of this size" in said["i-lora"]
     # The luck of a seed is large, its differences are not: that is what pairs are for.
     assert rows["igu-lora"].std > 3 * rows["igu-lora"].difference.std  # type: ignore[union-attr]
 
@@ -80,7 +81,7 @@ def test_a_method_is_tested_against_its_own_controls() -> None:
     assert [(one.method, one.control) for one in found] == [("igu-lora", "svd-truncate"), ("igu-lora", "shuffled")]
     said = [sentence(one) for one in found]
     assert "igu-lora is better than an adapter cut by singular values by +0.0" in said[0]
-    assert "no difference to its own plan, shuffled that 5 seeds can show" in said[1]
+    assert "igu-lora is not shown to differ from its own plan, shuffled" in said[1]
     # Both are better than uniform LoRA: only the test between them says that the order of the ranks is not why.
     assert all(row.difference.holm < 0.05 for row in rows if row.method in ("igu-lora", "shuffled"))  # type: ignore[union-attr]
     # A family of their own: corrected over two, not over the table.
@@ -92,7 +93,7 @@ def test_triplets_are_tested_against_triplets_of_uniform_rank() -> None:
     rows = answer(*grid_of({"igu-lora": 0.03, "adalora": 0.03, "uniform-triplets": 0.03}))
     found = contrasts(rows, {("mood", "uniform-triplets"): "adalora"})
     assert [(one.method, one.control) for one in found] == [("adalora", "uniform-triplets")]
-    assert "adalora: no difference to triplets that end at the uniform rank" in sentence(found[0])
+    assert "adalora is not shown to differ from triplets that end at the uniform rank" in sentence(found[0])
 
 
 def test_what_was_left_out_or_cut_is_said() -> None:

@@ -56,6 +56,20 @@ def test_a_pruning_ratio_counts_units_for_every_preset(method: str, preset: str)
     assert ours.last_plan(left).ranks == {"wide": 3, "narrow": 2}
 
 
+def test_bounds_hold_at_every_cut() -> None:
+    # 80 parameters buy rank 2 in both: from 1 to 4 units each.
+    bounded = rules("80", 80, preset="recommended", within=2.0)
+    worthless = {"wide": ALIVE["wide"], "narrow": ALIVE["narrow"] / 100}
+    assert rules("80", 80, preset="recommended").ranks_at(4, worthless) == {"wide": 2, "narrow": 2}
+    for cut in (bounded.ranks_at(4, {**worthless, "wide": ALIVE["wide"] / 1e6}), bounded.last_plan(worthless).ranks):
+        assert min(cut.values()) >= 1
+    tight = rules("80", 80, preset="recommended", within=1.01)
+    assert tight.last_plan(worthless).ranks == {"wide": 2, "narrow": 2}
+    assert tight.ranks_at(4, {**worthless, "wide": ALIVE["wide"] / 1e6})["wide"] == 2
+    with pytest.raises(LorankError, match="scope and within are for budget_in: parameters"):
+        rules("80", 80, within=2.0)
+
+
 def test_cuts_on_the_way_count_what_the_budget_counts() -> None:
     """Linear from 8 units to 5 in four steps: 7.25, 6.5, 5.75, then 5; rounded down."""
     ours = rules("beta=0.4", 100, preset="recommended", curve="linear", begin=1, end=4)

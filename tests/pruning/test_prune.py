@@ -232,7 +232,7 @@ class TestFolders:
         for part in measured.values():
             assert set(part) == {"adapter_parameters", "calibration_loss", "metrics", "loss"}
         files = {path.name for path in (tmp_path / "small").iterdir()}
-        assert files == {"adapter", "plan.json", "scores.safetensors", "ranks.png", "pruned.json"}
+        assert files == {"adapter", "plan.json", "scores.safetensors", "ranks.png", "pruned.json", "losses.npy"}
         assert read_label_names(tmp_path / "small" / "adapter") == ("bad", "good")
 
     def test_a_classifier_of_more_labels_than_its_base_is_loaded(self, tiny_folder: Path, tmp_path: Path) -> None:

@@ -56,6 +56,7 @@ def test_it_means_what_it_meant(path: str, method: str) -> None:
 def meaning(recipe: Recipe) -> dict[str, Any]:
     """What format 1 called the same."""
     found: dict[str, Any] = {"preset": recipe.preset, "ranks": recipe.ranks.model_dump()}
+    assert found["ranks"].pop("within") is None  # what came later is at its default
     choices, measure = recipe.choices(), recipe.measure
     if choices is not None:
         found["options"] = {
@@ -73,6 +74,7 @@ def meaning(recipe: Recipe) -> dict[str, Any]:
             found |= {"fraction": measure.fraction, "batch_size": measure.scoring_batch_size}
     elif measure is not None:
         values = measure.model_dump()
+        assert not values.pop("per_output", False)
         found |= {key: values.pop(key) for key in ("examples", "batch_size")}
         found["options"] = values
     if not recipe.keeps_triplets:

@@ -78,6 +78,20 @@ class TestSensitivity:
         for name, values in scores.scores.items():
             assert float(values[0]) == pytest.approx(traces[name] / mean, rel=1e-9)
 
+    def test_the_trace_of_a_mean_row_and_ranks_by_unit_cost(self) -> None:
+        alone = {"topk_weight": 0, "effective_rank_weight": 0}
+        whole, mean = (lorank.score(tiny_bert(), BATCHES, per_output=own, **alone) for own in (False, True))
+        names = list(whole.scores)
+        d_out = np.array([tiny_bert().get_submodule(name).out_features for name in names])
+        traces, rows = (np.array([float(one.scores[name][0]) for name in names]) for one in (whole, mean))
+        assert rows == pytest.approx(traces / d_out / np.mean(traces / d_out))
+        assert mean.provenance["calibration"]["per_output"] is True
+        # A budget at which the shares are whole ranks but for rounding: proportional to score / (d_in + d_out).
+        costs = np.array([whole.unit_costs[name] for name in names])
+        plan = lorank.allocate(whole, "r=2", rank_by="score-per-parameter")
+        shares = traces / costs * 2 * costs.sum() / traces.sum()
+        assert np.abs(np.array([plan.ranks[name] for name in names]) - shares).max() < 1
+
     def test_the_standard_error_is_that_of_the_mean(self) -> None:
         # Inputs of one column: the score of the only module is its trace over itself; so look at two with a fixed sum.
         errors, spread = [], []
@@ -219,7 +233,7 @@ class TestTheDoor:
             (
                 {"method": "sensitivity"},
                 RecipeError,
-                r"did you mean sensitivity-lora\?.*to score a frozen model: sensi",
+                r"did you mean sensitivity-lora\?.*to score before training: sensi",
             ),
             ({"method": "i-lora"}, RecipeError, "scores while it trains: use `lorank run`"),
             (

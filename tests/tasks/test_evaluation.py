@@ -3,15 +3,20 @@
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
-from peft import TaskType
+import torch
+from peft import LoraConfig, TaskType, get_peft_model
+from tests.conftest import tiny_writer
 
-from lorank.errors import LorankWarning
+from lorank.errors import DataError, LorankWarning, RecipeError
 from lorank.models.loading import load_task_model, load_tokenizer
 from lorank.models.pretrained import Pretrained
 from lorank.tasks.data import load_task_data
 from lorank.tasks.evaluation import evaluate
 from lorank.tasks.evaluation_settings import EvaluationSettings
+from lorank.tasks.general_text import check_general_text, general_losses
+from lorank.tasks.loss_file import LOSSES, read_losses
 from lorank.tasks.section import DataSection
 
 
@@ -45,3 +50,57 @@ def test_what_is_not_defined_is_null(tiny_folder: Path, tmp_path: Path) -> None:
         metrics, loss = evaluate(model, data, load_tokenizer(base), settings, tmp_path / "work")
     assert metrics == {"pearson": None}
     assert loss is not None
+
+
+def test_losses_are_kept_in_the_order_of_the_rows(tiny_folder: Path, tmp_path: Path) -> None:
+    rows = [("the day was fine and bright", "yes"), ("cold", "no"), ("the day was", "yes"), ("cold cold", "no")]
+    for part in ("train", "test"):
+        (tmp_path / f"{part}.tsv").write_text("\n".join(["text\tlabel", *(f"{t}\t{label}" for t, label in rows), ""]))
+    files = {part: str(tmp_path / f"{part}.tsv") for part in ("train", "test")}
+    section, base = DataSection(**files, max_length=16), Pretrained(str(tiny_folder))
+    data, tokenizer = load_task_data(section), load_tokenizer(base)
+    model: Any = load_task_model(base, TaskType.SEQ_CLS, data.label_names).model.eval()
+    model.classifier.weight.data.normal_()
+    _, loss = evaluate(model, data, tokenizer, EvaluationSettings(section, TaskType.SEQ_CLS), tmp_path / "work")
+    kept = read_losses(tmp_path / "work" / LOSSES)
+    with torch.no_grad():
+        alone = [
+            float(model(**tokenizer(text, return_tensors="pt"), labels=torch.tensor([int(label == "yes")])).loss)
+            for text, label in rows
+        ]
+    assert kept == pytest.approx(alone, abs=1e-5)
+    assert kept.mean() == pytest.approx(loss, rel=1e-5)
+    (tmp_path / "work" / LOSSES).write_bytes(b"no losses")
+    with pytest.raises(DataError, match="damaged"):
+        read_losses(tmp_path / "work" / LOSSES)
+
+
+def test_losses_of_texts_and_what_a_decoder_forgets(tiny_folder: Path, tmp_path: Path) -> None:
+    text = tmp_path / "general.txt"
+    text.write_text("the day was fine and the house was cold " * 30)
+    rows = [("was the day cold?", "the day", "true"), ("was it?", "the house was fine", "no")]
+    content = "".join(f'{{"question": "{q}", "passage": "{p}", "answer": "{a}"}}\n' for q, p, a in rows)
+    (tmp_path / "rows.jsonl").write_text(content)
+    file = str(tmp_path / "rows.jsonl")
+    section = DataSection(train=file, test=file, task="boolq", max_length=24, general_text=str(text))
+    base, kind = Pretrained(str(tiny_writer("decoder", tiny_folder, tmp_path / "model"))), TaskType.CAUSAL_LM
+    tokenizer, data, settings = load_tokenizer(base), load_task_data(section), EvaluationSettings(section, kind)
+    model: Any = get_peft_model(load_task_model(base, kind, ()).model, LoraConfig(r=2, target_modules=["q_proj"]))
+    evaluate(model, data, tokenizer, settings, tmp_path / "work")
+    sums, counts = np.load(tmp_path / "work" / LOSSES)
+    assert counts.tolist() == [2, 2]  # the answer and the end of the text
+    assert read_losses(tmp_path / "work" / LOSSES) == pytest.approx(sums / counts)
+    fresh = general_losses(model, None, tokenizer, settings, tmp_path / "work")
+    assert fresh["metrics"]["loss"] == pytest.approx(fresh["metrics"]["base loss"], rel=1e-6)
+    for name, factor in model.named_parameters():
+        if "lora_B" in name:
+            factor.data.normal_()
+    changed = general_losses(model, None, tokenizer, settings, tmp_path / "work")
+    assert changed["metrics"]["base loss"] == pytest.approx(fresh["loss"], rel=1e-6)
+    assert abs(changed["loss"] - fresh["loss"]) > 1e-3
+    with pytest.raises(RecipeError, match="general_text is for decoders"):
+        check_general_text(tokenizer, section, TaskType.SEQ_2_SEQ_LM)
+    for written, message in (("", "has 0 tokens"), (None, "cannot be read")):
+        text.unlink() if written is None else text.write_text(written)
+        with pytest.raises(DataError, match=message):
+            check_general_text(tokenizer, section, kind)

@@ -8,6 +8,7 @@ from typing import Any, get_args
 
 import numpy as np
 
+from lorank.allocation.bounds import bounded_limits
 from lorank.allocation.proportional import ProportionalRule
 from lorank.allocation.stability import plan_stability
 from lorank.allocation.top_b import EQUAL, RankBy, Scope, floor_of, top_b_ranks, warn_if_equal
@@ -27,6 +28,7 @@ def allocate(
     rank_by: RankBy | None = None,
     scope: Scope = "global",
     scale: float | None = None,
+    within: float | None = None,
 ) -> RankPlan:
     """Give each module a rank, within the budget to the parameter; neither a model nor a GPU is needed.
 
@@ -61,6 +63,9 @@ def allocate(
         scope: `"global"` (one threshold for all, reading A6) or, for scores of units, `"layer"`: each transformer block
             gets the share of the budget that it has of all units' cost; what this leaves over is spent globally.
         scale: `alpha / r` that the plan records; None is that of the recipe that the scores were made by, or 2.
+        within: no module gets less than the mean rank divided by this, or more than the mean rank times this; the mean rank is
+            what the budget buys uniformly. `within=2.0`: from half to twice the mean; where the half is at most 1/2, rank 0
+            is allowed. A module that cannot have the lower limit gets all that it can. See `lorank.allocation.bounds`.
 
     Raises:
         BudgetError: the budget cannot be read, or pays for no unit.
@@ -75,18 +80,21 @@ def allocate(
     if scale is not None and not 0 < scale < math.inf:
         raise AllocationError(f"scale is {scale}; allowed: numbers above 0")
     costs = dict(scores.unit_costs)
-    limits: dict[str, Any] = {"max_rank": max_rank, "min_rank": min_rank, "multiple_of": multiple_of}
+    asked_limits: dict[str, Any] = {"max_rank": max_rank, "min_rank": min_rank, "multiple_of": multiple_of}
     made_in = scores.provenance.get("choices") or {}
     rank_by = rank_by or made_in.get("ranks", {}).get("rank_by", "score")
-    limits |= {"rank_by": rank_by, "scope": scope}
+    asked_limits |= {"rank_by": rank_by, "scope": scope}
     most = scores.max_ranks or {name: len(values) for name, values in scores.scores.items()}
-    _check_limits(scores, most, **limits)
+    _check_limits(scores, most, **asked_limits)
     counted = _counted(asked, scores)
-    counted.check_limits(asked, most, min_rank, multiple_of)
+    if within is not None:
+        asked_limits["within"] = within
+    limits = bounded_limits(asked_limits, counted.amount, counted.price)
+    counted.check_limits(asked, most, limits["min_rank"], multiple_of)
     if not scores.provenance.get(EQUAL):
         warn_if_equal(scores.scores)
     scale = float(scores.provenance.get("scale", 2.0)) if scale is None else scale
-    made_from = {**scores.provenance, "scores": scores.fingerprint, **limits}
+    made_from = {**scores.provenance, "scores": scores.fingerprint, **asked_limits}
     if scores.of_modules:
         ranks_of = _proportional(scores, counted.amount, limits)
         of_each = np.array([values[0] for values in scores.scores.values()])
@@ -99,9 +107,10 @@ def allocate(
     if scores.of_modules and scores.resamples:
         plan = replace(plan, provenance={**made_from, "stability": plan_stability(scores, plan, ranks_of)})
     left = counted.amount - sum(rank * counted.price[name] for name, rank in ranks.items())
-    cap = {name: _blocks_of(limit, max_rank, multiple_of) for name, limit in most.items()}
+    cap = {name: _blocks_of(limit, limits["max_rank"], multiple_of) for name, limit in most.items()}
     if all(ranks[name] >= cap[name] for name in ranks) and left >= min(counted.price.values()):
-        mend = "raise max_rank" if scores.of_modules else "raise max_rank, or score with a higher initial rank"
+        raised = "max_rank" if within is None else "within or max_rank"
+        mend = f"raise {raised}{'' if scores.of_modules else ', or score with a higher initial rank'}"
         warnings.warn(
             f"the budget {asked} = {counted.amount:,} {counted.noun} pays for more units than there are within the limits; "
             f"the plan spends {counted.amount - left:,}: {mend}",

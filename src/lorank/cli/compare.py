@@ -47,6 +47,10 @@ def compare_command(
             help='factors of each method\'s learning rate to choose from, "0.3,1,3", on a part of the training data'
         ),
     ] = None,
+    equal_within: Annotated[
+        float | None,
+        typer.Option(help="largest difference of the metric that counts as none: also claim equality within it"),
+    ] = None,
     processes: Processes = 1,
     tries: Tries = 2,
     engine: Engine = "local",
@@ -59,7 +63,8 @@ def compare_command(
     """
     with clear_errors():
         from lorank.compare.compare import compare_recipes, read_grid, with_equal_compute
-        from lorank.compare.result_table import terminal_tables
+        from lorank.compare.result_table import over_tasks_table, terminal_tables
+        from lorank.errors import ComparisonError
 
         paths, overrides = recipes_and_overrides(recipes)
         folder = output or Path("runs") / f"compare-{'-'.join(path.stem for path in paths)}"
@@ -67,15 +72,20 @@ def compare_command(
         grid = read_grid(paths, overrides, read_names(methods), read_seeds(seeds), read_names(budgets), folder)
         if methods is None:
             grid = with_equal_compute(grid, progress)
+        if equal_within is not None and not 0 < equal_within < float("inf"):
+            raise ComparisonError(f"--equal-within is {equal_within}; allowed: a difference above 0, for example 0.01")
         judged = dict.fromkeys(grid.contents, metric) if metric else None
-        found = compare_recipes(grid, metrics=judged, console=progress, **options)
+        found = compare_recipes(grid, metrics=judged, within=equal_within, console=progress, **options)
         for table in terminal_tables(found.rows):
             out.print(table)
+        if found.over_tasks:
+            out.print(over_tasks_table(found.over_tasks, len(grid.seeds)))
         for line in found.sentences:
             say(line)
         for cell, reason in found.failed.items():
             say(f"failed: {cell.folder}: {reason}")
-        for name, what in {"table.md": "table", "forest.png": "forest plot", "comparison.json": "every cell"}.items():
+        files = {"table.md": "table", "forest.png": "forest plot", "pareto.png": "quality and cost"}
+        for name, what in {**files, "comparison.json": "every cell"}.items():
             say(f"{what:<20}{folder / name}")
     if found.failed:
         raise typer.Exit(1)

@@ -17,6 +17,9 @@ def allocate_command(
     max_rank: Annotated[int | None, typer.Option(help="upper limit for every module")] = None,
     min_rank: Annotated[int, typer.Option(help="lower limit for every module")] = 0,
     multiple_of: Annotated[int, typer.Option(help="every rank is a multiple of this")] = 1,
+    within: Annotated[
+        float | None, typer.Option(help="2: no module below half or above twice the mean rank; default: no such bounds")
+    ] = None,
     rank_by: Annotated[
         str | None,
         typer.Option(help="score, or score-per-parameter; default: that of the run that was scored in, or score"),
@@ -38,8 +41,9 @@ def allocate_command(
             from lorank.runs.score_recipe import check_scores
 
             check_scores(scores, model)
-        limits = {"max_rank": max_rank, "min_rank": min_rank, "multiple_of": multiple_of, "rank_by": rank_by}
-        plans = allocate_file(scores, budget.split(","), output, overwrite=overwrite, scale=scale, **limits)
+        limits = {"max_rank": max_rank, "min_rank": min_rank, "multiple_of": multiple_of, "within": within}
+        more: dict[str, Any] = {"rank_by": rank_by, "scale": scale, **limits}
+        plans = allocate_file(scores, budget.split(","), output, overwrite=overwrite, **more)
         if len(plans) > 1:
             out.print(change_table(list(plans.values())))
         for plan in plans.values() if len(plans) == 1 else ():

@@ -3,19 +3,13 @@
 import math
 import statistics
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from itertools import product
 
-from lorank.compare.cells import BASELINE, Cell, Measured
+from lorank.compare.cells import BASELINE, CONTROLS, Cell, Measured
+from lorank.compare.example_pairs import LossDifference
 from lorank.compare.statistics import Difference, Test, compare, corrected, paired_differences
 from lorank.errors import ComparisonError
-
-# What methods are tested against beside uniform LoRA, in words.
-AGAINST = {
-    "shuffled": "its own plan, shuffled",
-    "svd-truncate": "an adapter cut by singular values",
-    "uniform-triplets": "triplets that end at the uniform rank",
-}
 
 
 @dataclass(frozen=True)
@@ -38,6 +32,12 @@ class Row:
         before: mean wall time of what came before it.
         peak_bytes: mean peak memory.
         uncut: of what was cut after its training: mean of the metric before the cut; NaN for others.
+        loss: mean loss on the test part; NaN where there is none.
+        losses: difference of the test losses to uniform LoRA's, in pairs of seeds and examples; None where none were kept.
+        base_loss: of decoders with a general text: mean loss of a token of it under the base model; NaN for others.
+        forgotten: seed -> how much larger that loss is after the training; empty without a general text.
+        not_beaten: whether no row of the task is at least as good, as small and as fast, and better in one of these; None
+            where that is not known.
 
     """
 
@@ -56,6 +56,11 @@ class Row:
     before: float
     peak_bytes: float
     uncut: float = math.nan
+    loss: float = math.nan
+    losses: LossDifference | None = None
+    base_loss: float = math.nan
+    forgotten: Mapping[int, float] = field(default_factory=dict)
+    not_beaten: bool | None = None
 
     @property
     def known(self) -> list[float]:
@@ -99,6 +104,7 @@ def answer(
     metrics: Mapping[str, str] | None = None,
     level: float = 0.05,
     test: Test = "t",
+    within: float | None = None,
 ) -> list[Row]:
     """Summarise a grid: one row for each task, budget and method, differences to uniform LoRA in pairs of seeds.
 
@@ -111,13 +117,16 @@ def answer(
         metrics: task -> what it is judged by; the first of its metrics where it is not said.
         level: of claims and intervals.
         test: "t" or "wilcoxon".
+        within: the largest difference that counts as none; None: equality is not tested.
 
     Raises:
-        ComparisonError: a level or metric that there is not, or cells of one seed that saw other data or other tokens.
+        ComparisonError: a level, bound or metric that there is not, or cells of one seed that saw other data or other tokens.
 
     """
     if not 0 < level < 1:
         raise ComparisonError(f"level is {level}; allowed: a probability between 0 and 1, for example 0.05")
+    if within is not None and not 0 < within < math.inf:
+        raise ComparisonError(f"the bound of equality is {within}; allowed: a difference above 0, for example 0.01")
     check_equal(results)
     rows = []
     for task, budget, method in dict.fromkeys((cell.task, cell.budget, cell.method) for cell in cells):
@@ -126,9 +135,8 @@ def answer(
         metric = _metric(task, (metrics or {}).get(task), results)
         values = {seed: one.metrics[metric] for seed, one in mine.items() if one is not None}
         baseline = {seed: one.metrics[metric] for seed, one in theirs.items() if one is not None}
-        difference = (
-            None if method == BASELINE else compare(paired_differences(values, baseline), level=level, test=test)
-        )
+        pairs = paired_differences(values, baseline)
+        difference = None if method == BASELINE else compare(pairs, level=level, test=test, within=within)
         rows.append(_row(task, budget, method, metric, values, mine, difference))
     compared = [row for row in rows if row.difference is not None]
     family = corrected([row.difference for row in compared if row.difference is not None], level=level, test=test)
@@ -137,7 +145,12 @@ def answer(
 
 
 def contrasts(
-    rows: Sequence[Row], controlled: Mapping[tuple[str, str], str], *, level: float = 0.05, test: Test = "t"
+    rows: Sequence[Row],
+    controlled: Mapping[tuple[str, str], str],
+    *,
+    level: float = 0.05,
+    test: Test = "t",
+    within: float | None = None,
 ) -> list[Contrast]:
     """Methods against their controls: is it the plan that does it?
 
@@ -148,18 +161,25 @@ def contrasts(
         controlled: (task, control) -> the method that is tested against it.
         level: of claims and intervals.
         test: "t" or "wilcoxon".
+        within: the largest difference that counts as none; None: equality is not tested.
 
     """
     uncorrected = []
     for row, mine in product(rows, rows):
         tested = (mine.task, mine.budget, mine.method) == (row.task, row.budget, controlled.get((row.task, row.method)))
-        if tested and row.method in AGAINST:
-            difference = compare(paired_differences(mine.values, row.values), level=level, test=test)
+        if tested and row.method in CONTROLS:
+            pairs = paired_differences(mine.values, row.values)
+            difference = compare(pairs, level=level, test=test, within=within)
             uncorrected.append(
                 Contrast(row.task, row.budget, mine.method, row.method, row.metric, difference, row.asked)
             )
     right = corrected([one.difference for one in uncorrected], level=level, test=test)
     return [replace(one, difference=difference) for one, difference in zip(uncorrected, right, strict=True)]
+
+
+def with_losses(rows: Sequence[Row], losses: Mapping[tuple[str, str, str], LossDifference]) -> list[Row]:
+    """The rows with differences of test losses: those of `loss_differences`."""
+    return [replace(row, losses=losses.get((row.task, row.budget, row.method))) for row in rows]
 
 
 def _numbers(values: Mapping[int, float | None]) -> list[float]:
@@ -178,7 +198,8 @@ def _row(
     done = [one for one in cells.values() if one is not None]
     spent = [one.parameters for one in done] or [0]
     uncut = [value for one in done if one.uncut is not None and (value := one.uncut[metric]) is not None]
-    known = _numbers(values)
+    known, loss = _numbers(values), [one.loss for one in done if one.loss is not None]
+    general = {seed: one.general_text for seed, one in cells.items() if one is not None and one.general_text}
     return Row(
         task=task,
         budget=budget,
@@ -195,6 +216,9 @@ def _row(
         before=statistics.fmean(one.before for one in done) if done else math.nan,
         peak_bytes=statistics.fmean(one.peak_bytes for one in done) if done else math.nan,
         uncut=statistics.fmean(uncut) if uncut else math.nan,
+        loss=statistics.fmean(loss) if loss else math.nan,
+        base_loss=statistics.fmean(one["base loss"] for one in general.values()) if general else math.nan,
+        forgotten={seed: one["loss"] - one["base loss"] for seed, one in general.items()},
     )
 
 
@@ -225,6 +249,14 @@ def check_equal(results: Mapping[Cell, Measured]) -> None:
                     "and cannot be compared; remove the wrong one's folder and run the grid again"
                 )
     for task in dict.fromkeys(cell.task for cell in results):
+        base = [
+            one.general_text["base loss"] for cell, one in results.items() if cell.task == task and one.general_text
+        ]
+        if base and not all(math.isclose(loss, base[0], rel_tol=1e-3) for loss in base):
+            raise ComparisonError(
+                f"{task}: the base model's loss on data.general_text is {min(base):g} in some cells and {max(base):g} in others: "
+                "the text changed while the grid was run; give another --output"
+            )
         # What is cut by svd-truncate was trained at the scale of the recipe; afterwards its scale has no meaning.
         scales = [one.scale for cell, one in results.items() if cell.task == task and cell.method != "svd-truncate"]
         known = [scale for scale in scales if scale is not None]
@@ -239,53 +271,3 @@ def _metric(task: str, wanted: str | None, results: Mapping[Cell, Measured]) -> 
     if wanted is not None and known and wanted not in known:
         raise ComparisonError(f"metric {wanted!r} is none of {task}'s; allowed: {', '.join(known)}")
     return wanted or next(iter(known), "-")
-
-
-def sentence(one: Row | Contrast, level: float = 0.05) -> str:
-    """What can be said of a method against uniform LoRA, or against one of its controls, in plain words."""
-    where = f"{one.task}, budget {one.budget}: {one.method}"
-    difference, other = one.difference, AGAINST[one.control] if isinstance(one, Contrast) else "uniform LoRA"
-    uncut = math.nan if isinstance(one, Contrast) else one.uncut
-    before = "" if math.isnan(uncut) else f"; before it was cut {uncut:.4f}"
-    if difference is None:
-        return f"{where} is what the others are compared with" + (
-            f" ({one.metric} {one.mean:.4f})." if isinstance(one, Row) else "."
-        )
-    size = f"{difference.mean:+.4f} {one.metric} (bootstrap interval {difference.low:+.4f} to {difference.high:+.4f})"
-    return in_words(where, other, difference, size, asked=one.asked, level=level, more=before)
-
-
-def in_words(
-    where: str, other: str, difference: Difference, size: str, *, asked: int, level: float = 0.05, more: str = ""
-) -> str:
-    """What can be said of a difference, in plain words.
-
-    Args:
-        where: what is compared, with where it was measured.
-        other: what it is compared with.
-        difference: after Holm's correction.
-        size: of the difference, with its interval.
-        asked: seeds of the grid.
-        level: of the claims.
-        more: behind it.
-
-    """
-    if difference.pairs < 2:
-        plural = "s" * (difference.pairs != 1)
-        return f"{where} cannot be compared: {difference.pairs} seed{plural} in common with {other}{more}."
-    shown = f"p = {difference.holm:.2g} after Holm's correction, {difference.pairs} seeds"
-    if difference.pairs < asked:
-        # A method that fails now and then must not look better for it.
-        shown += f" ({asked - difference.pairs} of {asked} have no value and are left out)"
-    if claim := difference.claim(level):
-        return f"{where} is {'better' if claim > 0 else 'worse'} than {other} by {size}; {shown}{more}."
-    if difference.holm < level:
-        return f"{where}: the mean and the ranks of the differences to {other} point to different sides: {size}; {shown}{more}."
-    if difference.mean == 0:
-        return f"{where}: no mean difference to {other} in {difference.pairs} seeds{more}."
-    needed = (
-        "not even 1,000 seeds would show a difference of this size"
-        if difference.seeds_needed is None
-        else f"a difference of this size would take about {difference.seeds_needed} seeds to show in a table of this size"
-    )
-    return f"{where}: no difference to {other} that {difference.pairs} seeds can show: {size}; {shown}; {needed}{more}."

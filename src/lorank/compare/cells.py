@@ -83,6 +83,9 @@ class Measured:
         plan: of controls that train a plan: SHA-256 of its file.
         uncut: metrics before the cut, of what is cut after its training.
         plugin: SHA-256 of the file that its method is from; None for a method of lorank or of an installed package.
+        general_text: of decoders with `data.general_text`: `loss` of a token of it, and the base model's `base loss`.
+        wall: seconds of the cell's process, loading and evaluation among them; of one that was continued, the last process. 0 in
+            results of earlier versions.
 
     """
 
@@ -101,6 +104,8 @@ class Measured:
     plan: str | None = None
     uncut: Mapping[str, float | None] | None = None
     plugin: str | None = None
+    general_text: Mapping[str, float] | None = None
+    wall: float = 0.0
 
 
 def cells_of(

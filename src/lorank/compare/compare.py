@@ -9,16 +9,22 @@ from typing import Any
 from rich.console import Console
 
 from lorank.artefact import versions, write_json, write_text
-from lorank.compare.answer import Contrast, Row, answer, contrasts, sentence
+from lorank.compare.answer import Contrast, Row, answer, contrasts, with_losses
 from lorank.compare.cells import BASELINE, CONTROLS, Cell, Measured, recipe_of, source_of
 from lorank.compare.controls import check_shortened
+from lorank.compare.cost import what_seeds_can_show
+from lorank.compare.example_pairs import loss_differences, read_cell_losses
 from lorank.compare.forest_plot import draw_forest_plot
 from lorank.compare.grid import Grid, grid_content
 from lorank.compare.launch import Launch
 from lorank.compare.learning_rate import searched
-from lorank.compare.result_table import comma_separated, latex, markdown
+from lorank.compare.over_tasks import COLUMNS as OVER_TASKS
+from lorank.compare.over_tasks import OverTasks, over_tasks, overall_sentence
+from lorank.compare.pareto import draw_pareto, with_front
+from lorank.compare.result_table import comma_separated, latex, latex_table, markdown, markdown_table, over_tasks_lines
 from lorank.compare.run_grid import run_grid
 from lorank.compare.statistics import Test
+from lorank.compare.words import general_sentences, loss_sentences, sentence
 from lorank.errors import ComparisonError
 from lorank.recipe.files import read_override, read_recipe
 from lorank.recipe.method_sections import merged
@@ -40,6 +46,7 @@ class Comparison:
         sentences: what can be said of each, in words.
         failed: cells without a result, and why.
         folder: where the tables are.
+        over_tasks: one line for each budget and method over all tasks; empty where there is one task.
 
     """
 
@@ -48,6 +55,7 @@ class Comparison:
     sentences: tuple[str, ...]
     failed: Mapping[Cell, str]
     folder: Path
+    over_tasks: tuple[OverTasks, ...] = ()
 
 
 def read_grid(
@@ -151,6 +159,7 @@ def compare_recipes(
     test: Test = "t",
     metrics: Mapping[str, str] | None = None,
     search: Sequence[float] | None = None,
+    within: float | None = None,
     console: Console | None = None,
     launch: Launch | None = None,
 ) -> Comparison:
@@ -164,7 +173,8 @@ def compare_recipes(
         test: "t" or "wilcoxon".
         metrics: task -> what it is judged by; None: the first of its metrics.
         search: factors of each method's learning rate to choose from, on a part of the training data; None: no search.
-        console: for one line a cell.
+        within: the largest difference of the metric that counts as none: equality within it is tested too; None: it is not.
+        console: for what the grid costs and can show, and one line a cell.
         launch: as in `run_grid`.
 
     Raises:
@@ -172,19 +182,30 @@ def compare_recipes(
 
     """
     check_metrics(grid, metrics or {})
+    if console is not None:
+        console.print(what_seeds_can_show(grid, level, test), highlight=False, soft_wrap=True)
     if search is not None:
         grid = searched(grid, search, metrics=metrics, processes=processes, tries=tries, console=console, launch=launch)
     results = run_grid(grid, processes=processes, tries=tries, console=console, launch=launch)
-    rows = answer(grid.cells(), results, metrics=metrics, level=level, test=test)
-    against = contrasts(rows, grid.controlled(), level=level, test=test)
+    claims: dict[str, Any] = {"level": level, "test": test, "within": within}
+    rows = with_front(answer(grid.cells(), results, metrics=metrics, **claims))
+    rows = with_losses(rows, loss_differences(read_cell_losses(list(results), grid.folder), level))
+    against, overall = contrasts(rows, grid.controlled(), **claims), over_tasks(rows, **claims)
     comparison = Comparison(
-        tuple(rows),
-        tuple(against),
-        (*(sentence(row, level) for row in rows), *(sentence(one, level) for one in against)),
-        grid.errors(),
-        grid.folder,
+        rows=tuple(rows),
+        contrasts=tuple(against),
+        sentences=(
+            *(sentence(row, level) for row in rows),
+            *(sentence(one, level) for one in against),
+            *loss_sentences(rows, level),
+            *(overall_sentence(one, len(grid.seeds), level) for one in overall if one.difference is not None),
+            *general_sentences(rows),
+        ),
+        failed=grid.errors(),
+        folder=grid.folder,
+        over_tasks=tuple(overall),
     )
-    write_comparison(grid, results, comparison, level, test)
+    write_comparison(grid, results, comparison, claims)
     return comparison
 
 
@@ -204,27 +225,39 @@ def check_metrics(grid: Grid, metrics: Mapping[str, str]) -> None:
 
 
 def write_comparison(
-    grid: Grid,
-    results: Mapping[Cell, Measured],
-    comparison: Comparison,
-    level: float,
-    test: str,
+    grid: Grid, results: Mapping[Cell, Measured], comparison: Comparison, claims: Mapping[str, Any]
 ) -> None:
-    """Small files that can be kept: every cell's numbers, the table in three forms, the picture, the reading."""
-    rows, failed = comparison.rows, comparison.failed
-    content = {**record(grid, results, failed), "level": level, "test": test}
-    content |= {"rows": rows, "contrasts": comparison.contrasts}
+    """Small files that can be kept: every cell's numbers, the tables in three forms, the pictures, the reading.
+
+    Args:
+        grid: that was run.
+        results: of its cells.
+        comparison: what they say.
+        claims: `level`, `test` and `within` of the claims.
+
+    """
+    rows, failed, overall = comparison.rows, comparison.failed, comparison.over_tasks
+    content = {**record(grid, results, failed), "level": claims["level"], "test": claims["test"]}
+    content |= {
+        "equal_within": claims["within"],
+        "rows": rows,
+        "contrasts": comparison.contrasts,
+        "over_tasks": overall,
+    }
     write_json(grid.folder / "comparison.json", json_values(content))
     missing = [f"{cell.folder} failed: {reason}" for cell, reason in failed.items()]
     reading = "\n".join(f"- {line}" for line in [*comparison.sentences, *missing])
+    lines, names = over_tasks_lines(overall, len(grid.seeds)), ("budget", *OVER_TASKS)
+    second = f"{markdown_table(names, lines)}\n" if overall else ""
     tables = {
-        "table.md": f"{markdown(rows)}\n{reading}\n",
-        "table.tex": latex(rows),
+        "table.md": f"{markdown(rows)}\n{second}{reading}\n",
+        "table.tex": latex(rows) + (latex_table(names, lines, left=2, together=1) if overall else ""),
         "table.csv": comma_separated(rows),
     }
     for name, text in tables.items():
         write_text(grid.folder / name, text)
-    draw_forest_plot(rows, grid.folder / "forest.png", level)
+    draw_forest_plot(rows, grid.folder / "forest.png", claims["level"])
+    draw_pareto(rows, grid.folder / "pareto.png")
 
 
 def record(grid: Grid, results: Mapping[Cell, Measured], failed: Mapping[Cell, str]) -> dict[str, Any]:

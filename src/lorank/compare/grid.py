@@ -137,10 +137,10 @@ class Grid:
             self.known[key] = recipe.read_budget.parameters(costs, **size), sum(costs.values())
         return self.known[key]
 
-    def _uniform_ranks(self, cell: Cell) -> dict[str, int]:
+    def _uniform_ranks(self, cell: Cell) -> dict[str, int | None]:
         """Limits of the last cut that leave no choice between modules; where the budget is no whole rank, between two ranks."""
         parameters, one = self.parameters(cell), self.known_parameters(cell.task, cell.budget)[1]
-        return {"min_rank": parameters // one, "max_rank": -(-parameters // one), "multiple_of": 1}
+        return {"min_rank": parameters // one, "max_rank": -(-parameters // one), "multiple_of": 1, "within": None}
 
     def controlled(self) -> dict[tuple[str, str], str]:
         """(task, control) -> the method whose ranks that control puts to the test.

@@ -18,8 +18,11 @@ from lorank.runs.recipe_values import pretrained_of
 from lorank.tasks.data import TaskData, load_task_data
 
 
-def check_grid(grid: Grid) -> None:
+def check_grid(grid: Grid) -> dict[str, int]:
     """Try every recipe, the data and the budgets.
+
+    Returns:
+        Task -> number of training examples.
 
     Raises:
         LorankError: what would stop cells; several findings are raised as one.
@@ -34,6 +37,7 @@ def check_grid(grid: Grid) -> None:
             with findings.check():
                 _check_cell(grid, cell, data[cell.task])
     findings.raise_all()
+    return {task: len(one.train) for task, one in data.items()}
 
 
 def _check_cell(grid: Grid, cell: Cell, data: TaskData) -> None:

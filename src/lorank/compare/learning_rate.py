@@ -87,6 +87,9 @@ def searched(
     }
     methods = tuple(name for name in grid.methods if name not in BORROWING)
     wanted = [key for key in grid.settings() if key[2] in methods]
+    if console is not None:
+        cells = f"{len(factors)} factors x {len(wanted)} settings = {len(factors) * len(wanted)} cells"
+        console.print(f"learning rates are searched for first: {cells}", highlight=False)
     for factor in factors:
         rates = {key: factor * _own_rate(grid, Cell(*key, SEARCH_SEED)) for key in wanted}
         folder = grid.folder / "search" / f"factor-{factor:g}"
@@ -189,6 +192,6 @@ def _on_training_data(task: str, content: Mapping[str, Any], folder: Path, fract
         else:
             written = [raw[number] for number in rows["row"]]
         write_text(path, "".join(f"{json.dumps(row, ensure_ascii=False)}\n" for row in written))
-    section = recipe.data.model_dump(exclude={"name", "config", "train_split", "test_split", "sample"})
+    section = recipe.data.model_dump(exclude={"name", "config", "train_split", "test_split", "sample", "general_text"})
     section |= {**paths, "text": columns, "label": "label"} if raw is None else paths
     return merged({key: value for key, value in content.items() if key != "data"}, {"data": section})

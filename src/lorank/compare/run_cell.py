@@ -21,7 +21,7 @@ import transformers
 from rich.console import Console
 from transformers import set_seed
 
-from lorank.artefact import file_checksum
+from lorank.artefact import copy_file, file_checksum
 from lorank.compare.cells import (
     ERROR,
     FROM_PLAN,
@@ -51,6 +51,8 @@ from lorank.runs.recipe_values import pretrained_of
 from lorank.runs.run import run, run_plan
 from lorank.tasks.data import TaskData, load_task_data
 from lorank.tasks.encoding import tokenize
+from lorank.tasks.loss_file import LOSSES
+from lorank.tasks.section import GENERAL_TEXT
 from lorank.training.trainer import SeededOrder
 
 
@@ -72,7 +74,16 @@ def run_cell(recipe: Recipe, cell: Cell, folder: Path, plan_of: Path | None, con
     data = load_task_data(recipe.data)
     recipe = fitted(recipe, data, (recipe.method,), console.print)
     measured, plugin = _measured(recipe, cell, folder, plan_of, data, console), plugin_of(recipe.method)
+    _keep_losses(folder)
     return replace(measured, base=base_sum(pretrained_of(recipe)), plugin=plugin.sha if plugin else None)
+
+
+def _keep_losses(folder: Path) -> None:
+    """Leave the test losses of the examples beside the result; an evaluation by an earlier version has left none."""
+    for place in ("pruned", "run/train"):
+        if (losses := folder / place / LOSSES).is_file():
+            copy_file(losses, folder / LOSSES)
+            return
 
 
 def _measured(
@@ -111,6 +122,7 @@ def _measured(
         peak_bytes=peak_bytes(),
         data=data.hashes,
         plan=trained_plan,
+        general_text=general_text(trained),
     )
 
 
@@ -137,6 +149,7 @@ def _truncated(recipe: Recipe, data: TaskData, folder: Path, console: Console) -
         peak_bytes=peak_bytes(),
         data=data.hashes,
         uncut=first["metrics"],
+        general_text=general_text(after),
     )
 
 
@@ -154,7 +167,14 @@ def _full(recipe: Recipe, data: TaskData, folder: Path, console: Console) -> Mea
         seconds=result.seconds,
         peak_bytes=peak_bytes(),
         data=data.hashes,
+        general_text=general_text({"more": result.more}),
     )
+
+
+def general_text(result: Mapping[str, Any]) -> dict[str, float] | None:
+    """Losses on the general text, of a result as in metrics.json."""
+    part = (result.get("more") or {}).get(GENERAL_TEXT)
+    return None if part is None else part["metrics"]
 
 
 def _check_parameters(parameters: int, plan: RankPlan) -> None:
@@ -194,7 +214,7 @@ def main(folder: Path) -> int:
     """Read what the cell is from its folder, run it, and leave its result or the reason why there is none."""
     transformers.utils.logging.set_verbosity_error()
     order: Mapping[str, Any] = json.loads((folder / ORDER).read_text(encoding="utf-8"))
-    cell = Cell(**order["cell"])
+    cell, began = Cell(**order["cell"]), time.monotonic()
     try:
         _load_plugins(order.get("plugins", {}))
         recipe = recipe_of(order["content"], cell, order["own"], order["parameters"])
@@ -208,6 +228,7 @@ def main(folder: Path) -> int:
         traceback.print_exc()
         (folder / ERROR).write_text(f"{type(error).__name__}: {one_line(error)}", encoding="utf-8")
         return 1
+    measured = replace(measured, wall=time.monotonic() - began)
     write_measured(folder / RESULT, measured, fingerprint_of(recipe, cell))
     (folder / ERROR).unlink(missing_ok=True)
     return 0

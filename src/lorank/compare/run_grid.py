@@ -2,13 +2,15 @@
 
 from collections.abc import Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
+from pathlib import Path
 
 from filelock import FileLock, Timeout
 from rich.console import Console
 
 from lorank.artefact import make_folder, write_json
-from lorank.compare.cells import ERROR, FROM_PLAN, ORDER, RESULT, Cell, Measured
+from lorank.compare.cells import ERROR, FROM_PLAN, ORDER, RESULT, Cell, Measured, read_measured
+from lorank.compare.cost import planned_steps, time_left
 from lorank.compare.grid import Grid
 from lorank.compare.grid_checks import check_base, check_grid, left_out_budgets
 from lorank.compare.launch import Launch, on_this_machine, stop_cells
@@ -34,7 +36,7 @@ def run_grid(
 
     """
     console = console or Console(quiet=True)
-    check_grid(grid)
+    examples = check_grid(grid)
     for line in left_out_budgets(grid) if grid.counts else ():  # not for a search of learning rates, which comes before
         console.print(line, highlight=False)
     done = grid.results()
@@ -43,14 +45,45 @@ def run_grid(
     try:
         with FileLock(grid.folder / ".lock", timeout=0):
             left = [cell for cell in grid.cells() if cell not in done]
-            console.print(f"{len(done)} of {len(grid.cells())} cells are done, {len(left)} are left", highlight=False)
-            _run(grid, left, processes, tries, console, launch or on_this_machine(processes))
+            steps = f": {planned_steps(grid, left, examples):,} training steps; {time_left(left, done, processes)}"
+            console.print(
+                f"{len(done)} of {len(grid.cells())} cells are done, {len(left)} are left{steps if left else ''}",
+                highlight=False,
+                soft_wrap=True,
+            )
+            progress = Progress(console, done, processes)
+            _run(grid, left, progress, tries, launch or on_this_machine(processes))
     except Timeout:
         raise OutputError(f"{grid.folder} is in use by another comparison; wait for it, or give another one") from None
     return grid.results()
 
 
-def _run(grid: Grid, cells: Sequence[Cell], processes: int, tries: int, console: Console, launch: Launch) -> None:
+@dataclass(frozen=True)
+class Progress:
+    """Says what is done, and how long the rest will take.
+
+    Attributes:
+        console: for one line a cell.
+        done: what has been measured, before and now.
+        processes: cells at a time.
+
+    """
+
+    console: Console
+    done: dict[Cell, Measured]
+    processes: int
+
+    def say(self, line: str) -> None:
+        """One line."""
+        self.console.print(line, highlight=False, soft_wrap=True)
+
+    def say_done(self, cell: Cell, result: Path, left: Sequence[Cell]) -> None:
+        """That a cell has left its result, and what the cells that are left will take."""
+        self.done[cell] = read_measured(result)[0]
+        self.say(f"done    {cell.folder}  ({time_left(left, self.done, self.processes)})")
+
+
+def _run(grid: Grid, cells: Sequence[Cell], progress: Progress, tries: int, launch: Launch) -> None:
     def work(cell: Cell) -> int:
         folder = grid.folder / "cells" / cell.folder
         folder.mkdir(parents=True, exist_ok=True)
@@ -75,6 +108,7 @@ def _run(grid: Grid, cells: Sequence[Cell], processes: int, tries: int, console:
             (folder / ERROR).write_text(f"{type(error).__name__}: {one_line(error)}", encoding="utf-8")
             return 1
 
+    processes = progress.processes
     pool = ThreadPoolExecutor(max_workers=processes)
     try:
         tried, waiting, running = dict.fromkeys(cells, 0), list(cells), dict[Future[int], Cell]()
@@ -88,15 +122,16 @@ def _run(grid: Grid, cells: Sequence[Cell], processes: int, tries: int, console:
             for future in finished:
                 cell, code = running.pop(future), future.result()
                 tried[cell] += 1
-                if code == 0 and (grid.folder / "cells" / cell.folder / RESULT).is_file():
-                    console.print(f"done    {cell.folder}", highlight=False)
+                result = grid.folder / "cells" / cell.folder / RESULT
+                if code == 0 and result.is_file():
+                    progress.say_done(cell, result, (*waiting, *running.values()))
                     continue
                 folder = grid.folder / "cells" / cell.folder
                 if not (folder / ERROR).is_file():
                     (folder / ERROR).write_text(f"ended with {code}, see {folder / 'log.txt'}", encoding="utf-8")
                 reason = (folder / ERROR).read_text(encoding="utf-8")
                 again = tried[cell] < tries
-                console.print(f"failed  {cell.folder}: {reason}{', once more' if again else ''}", highlight=False)
+                progress.say(f"failed  {cell.folder}: {reason}{', once more' if again else ''}")
                 if again:
                     waiting.insert(0, cell)
     except BaseException:  # Ctrl-C, which reaches cells too if a terminal sent it, but not if another process did

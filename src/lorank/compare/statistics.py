@@ -3,10 +3,11 @@
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Literal
+from functools import partial
+from typing import Any, Literal
 
 import numpy as np
-from scipy import stats
+from scipy import optimize, stats
 
 Test = Literal["t", "wilcoxon"]
 _DRAWS = 20_000
@@ -27,6 +28,9 @@ class Difference:
         direction: 1 or -1, where the test sees the method: sign of the mean (t), or of the ranks' sum (Wilcoxon); or 0.
         seeds_needed: seeds at which a difference like this would be shown with a probability of 0.8, as the first claim of
             as large a family; None where it cannot be told (no difference seen, or more than 1,000).
+        within: the largest difference that counts as none; None: equality is not tested.
+        p_equal: p-value of two one-sided tests of a mean (t) or median (Wilcoxon) further away than that.
+        holm_equal: the same after Holm's correction over all comparisons of the family; the claim is by this one.
 
     """
 
@@ -39,6 +43,13 @@ class Difference:
     direction: int = 0
     holm: float = math.nan
     seeds_needed: int | None = None
+    within: float | None = None
+    p_equal: float = math.nan
+    holm_equal: float = math.nan
+
+    def equal(self, level: float) -> bool:
+        """Whether the method is shown to be as good as the baseline, but for `within`."""
+        return self.within is not None and self.holm_equal < level and abs(self.mean) < self.within
 
     def claim(self, level: float) -> int:
         """1 for better, -1 for worse, 0 for no claim: not below the level, or test and mean point to different sides."""
@@ -55,14 +66,17 @@ def paired_differences(method: Mapping[int, float | None], baseline: Mapping[int
     return np.array(differences, dtype=np.float64)
 
 
-def compare(differences: np.ndarray, *, level: float = 0.05, test: Test = "t", seed: int = 0) -> Difference:
-    """Summarise paired differences: mean, spread, bootstrap interval, test.
+def compare(
+    differences: np.ndarray, *, level: float = 0.05, test: Test = "t", within: float | None = None, seed: int = 0
+) -> Difference:
+    """Summarise paired differences: mean, spread, bootstrap interval, tests.
 
     Args:
         differences: `(pairs,)`.
         level: 1 - confidence of the interval.
         test: "t", the paired t-test; or "wilcoxon", exact where there are no ties. With fewer than six pairs the latter
             cannot come below 0.05.
+        within: the largest difference that counts as none; None: equality is not tested.
         seed: of the bootstrap.
 
     """
@@ -70,7 +84,8 @@ def compare(differences: np.ndarray, *, level: float = 0.05, test: Test = "t", s
     mean = float(differences.mean()) if count else math.nan
     std = float(differences.std(ddof=1)) if count > 1 else math.nan
     low, high = bootstrap_interval(differences, level=level, seed=seed)
-    return Difference(count, mean, std, low, high, p_value(differences, test), _direction(differences, test))
+    found = Difference(count, mean, std, low, high, p_value(differences, test), _direction(differences, test))
+    return found if within is None else replace(found, within=within, p_equal=p_equal(differences, within, test))
 
 
 def bootstrap_interval(differences: np.ndarray, *, level: float = 0.05, seed: int = 0) -> tuple[float, float]:
@@ -112,6 +127,23 @@ def p_value(differences: np.ndarray, test: Test = "t") -> float:
     return float(stats.ttest_1samp(differences, 0.0).pvalue)
 
 
+def p_equal(differences: np.ndarray, within: float, test: Test = "t") -> float:
+    """p-value of equality within a bound, by two one-sided tests: the larger of "not above -within" and "not below +within".
+
+    Equality is shown where both are refuted (Schuirmann, 1987): at level 0.05, where the 90 % interval of the t-test lies inside
+    of the bounds. NaN with fewer than two differences. Differences that are all the same number have no spread to test by: inside
+    of the bounds they get the one-sided sign test's `1 / 2^n`.
+    """
+    if len(differences) < 2:
+        return math.nan
+    if np.ptp(differences) <= 1e-12 * np.abs(differences).max():
+        return float(2.0 ** -len(differences)) if abs(differences[0]) < within else 1.0
+    one_sided: Any = stats.wilcoxon if test == "wilcoxon" else partial(stats.ttest_1samp, popmean=0.0)
+    above = one_sided(differences + within, alternative="greater").pvalue
+    below = one_sided(differences - within, alternative="less").pvalue
+    return float(max(above, below))
+
+
 def holm(p_values: Sequence[float]) -> list[float]:
     """Holm's step-down correction: with these, the chance of any false claim in the family is at most the level.
 
@@ -130,15 +162,16 @@ def corrected(differences: Sequence[Difference], *, level: float = 0.05, test: T
 
     Holm's first claim has to stay below `level / m` with m comparisons, so the seeds are counted at that level: what is claimed
     after others needs fewer. The Wilcoxon test's number is an approximation; where the test has just failed to show a difference,
-    it is more than the seeds that there were.
+    it is more than the seeds that there were. Claims of equality are a family of their own.
     """
     family = sum(not math.isnan(one.p) for one in differences)
     with_holm = []
-    for one, p in zip(differences, holm([one.p for one in differences]), strict=True):
+    both = zip(differences, holm([d.p for d in differences]), holm([d.p_equal for d in differences]), strict=True)
+    for one, p, equal in both:
         needed = seeds_needed(one.mean, one.std, level / max(1, family), test=test)
         if needed is not None and not p < level:
             needed = max(needed, one.pairs + 1)
-        with_holm.append(replace(one, holm=p, seeds_needed=needed))
+        with_holm.append(replace(one, holm=p, holm_equal=equal, seeds_needed=needed))
     return with_holm
 
 
@@ -170,3 +203,27 @@ def seeds_needed(mean: float, std: float, level: float = 0.05, power: float = 0.
 def _least(level: float) -> int:
     """Pairs at which `2^(1 - n)`, the smallest p-value of signs and signed ranks, is below the level."""
     return 2 + math.floor(math.log2(1 / level))
+
+
+def least_shown(seeds: int, level: float, power: float = 0.8, test: Test = "t") -> float:
+    """Smallest mean difference, in standard deviations of the differences between seeds, that so many seeds probably show.
+
+    For "wilcoxon" this is the t-test's number, and infinity where its smallest p-value, `2^(1 - n)`, is not below the level.
+
+    Args:
+        seeds: pairs, at least 2; infinity with fewer.
+        level: that the test has to stay below.
+        power: probability of showing it.
+        test: "t" or "wilcoxon".
+
+    """
+    if seeds < (_least(level) if test == "wilcoxon" else 2):
+        return math.inf
+    threshold = float(stats.t.ppf(1 - level / 2, seeds - 1))
+    if threshold > 1e4:  # no difference of two runs is that regular, and the noncentral t is not computed well there
+        return math.inf
+
+    def missing(effect: float) -> float:
+        return power - float(stats.nct.sf(threshold, seeds - 1, effect * math.sqrt(seeds)))
+
+    return float(optimize.brentq(missing, 0.0, 10 * threshold))

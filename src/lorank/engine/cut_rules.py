@@ -7,6 +7,7 @@ from typing import Any, Literal, TypeVar
 
 import numpy as np
 
+from lorank.allocation.bounds import bounded_limits
 from lorank.allocation.budgeted import allocate
 from lorank.allocation.schedule import CutSchedule, budget_at
 from lorank.allocation.top_b import EQUAL, top_ranks, warn_if_equal
@@ -28,7 +29,7 @@ class InitialAdapter:
         costs: module name -> parameters of one unit, `d_in + d_out`.
         budget: as it was asked for.
         parameters: what it means; of one that counts units, what these cost at the mean.
-        limits: `max_rank`, `min_rank`, `multiple_of`, `rank_by`, `scope` of the last cut.
+        limits: `max_rank`, `min_rank`, `multiple_of`, `rank_by`, `scope`, `within` of the last cut.
         scale: `alpha / r` of the finished adapter.
         provenance: of scores and plan.
         weights: module name -> what one unit takes from a budget in ranks, where that is not 1 (IGU-LoRA's code).
@@ -158,7 +159,13 @@ class CutRules:
         return initial.costs, total(initial.ranks, initial.costs), initial.parameters
 
     def _walk(self, alive: Mapping[str, np.ndarray], budget: float, price: Mapping[str, float]) -> dict[str, int]:
-        limits = {key: self.initial.limits[key] for key in ("min_rank", "rank_by")}
+        _, _, final = self._curve()
+        heeded = (
+            bounded_limits(self.initial.limits, final, price)
+            if self.initial.limits.get("within")
+            else self.initial.limits
+        )
+        limits = {key: heeded[key] for key in ("min_rank", "rank_by")}
         return top_ranks(alive, self.initial.costs, budget, price=price, fill=self.options.cut.fill, **limits)
 
 

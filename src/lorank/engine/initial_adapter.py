@@ -65,7 +65,7 @@ def read_adapter(
         "choices": options.model_dump(mode="json"),
         "versions": versions(),
     }
-    limits = options.ranks.model_dump()
+    limits = options.ranks.model_dump(exclude={"within"} if options.ranks.within is None else None)
     made = {**found, **provenance}
     initial = InitialAdapter(ranks, costs, str(budget), parameters, limits, max(scalings), made, weights)
     if options.start.factors == "fresh" and max(scalings) != min(scalings):

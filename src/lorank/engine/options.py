@@ -233,6 +233,9 @@ class RankOptions(Section):
     max_rank: int | None = Field(None, ge=1, description="upper limit for every module")
     min_rank: int = Field(0, ge=0, description="lower limit for every module; at 0 a module may get no adapter")
     multiple_of: int = Field(1, ge=1, description="every rank is a multiple of this")
+    within: float | None = Field(
+        None, gt=1, description="2.0: no module below half or above twice the mean rank that the budget buys uniformly"
+    )
 
 
 class TrainingBatchChoices(Section):
@@ -248,8 +251,10 @@ class TrainingBatchChoices(Section):
     @model_validator(mode="after")
     def _limits_are_heeded(self) -> "TrainingBatchChoices":
         ranks = self.ranks
-        if self.cut.budget_in == "ranks" and (ranks.max_rank, ranks.multiple_of, ranks.scope) != (None, 1, "global"):
-            raise ValueError("max_rank, multiple_of and scope are for budget_in: parameters; leave them out")
+        if self.cut.budget_in == "ranks" and (
+            (ranks.max_rank, ranks.multiple_of, ranks.scope, ranks.within) != (None, 1, "global", None)
+        ):
+            raise ValueError("max_rank, multiple_of, scope and within are for budget_in: parameters; leave them out")
         return self
 
 

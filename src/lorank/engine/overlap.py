@@ -2,12 +2,15 @@
 
 import hashlib
 import re
+import warnings
 from collections.abc import Iterator, Mapping
 from typing import Any
 
 import numpy as np
 import torch
 from torch.utils.data import TensorDataset
+
+from lorank.errors import LorankWarning
 
 _PLAIN = {int, float, str, bool, type(None)}
 # What models read; labels and whatever else a row holds do not make another example.
@@ -31,6 +34,24 @@ def shared_examples(scoring: Any, training: Any) -> int | None:
             return None
     held = set(_digests(training, columns))
     return sum(digest in held for digest in _digests(scoring, columns))
+
+
+def warn_of_overlap(scoring: Any, training: Any) -> None:
+    """Say how many scoring examples are trained on too.
+
+    Warns:
+        LorankWarning: at least one is.
+
+    """
+    shared = shared_examples(scoring, training)
+    if shared:
+        warnings.warn(
+            f"{shared:,} of {len(scoring):,} scoring examples are in the training data too: the model reads the same for them, "
+            "so their loss is not held out. Remove duplicates; or, where longer texts were cut to the same beginning, raise "
+            "max_length",
+            LorankWarning,
+            stacklevel=3,
+        )
 
 
 def _is_there(rows: Any) -> bool:

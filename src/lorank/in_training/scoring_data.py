@@ -1,15 +1,14 @@
 """From what a user gives as `scoring_data` to numbered batches, as the Trainer makes its own."""
 
-import warnings
 from collections.abc import Mapping
 from typing import Any
 
 from transformers import TrainingArguments
 
 from lorank.engine.options import ScoringSetChoices
-from lorank.engine.overlap import shared_examples
+from lorank.engine.overlap import warn_of_overlap
 from lorank.engine.scoring_batches import LoaderBatches, RowBatches, ScoringBatches
-from lorank.errors import DataError, LorankWarning, TrainingError
+from lorank.errors import DataError, TrainingError
 from lorank.validation import nearest
 
 
@@ -54,24 +53,6 @@ def scoring_batches(
     if options.measure.source == "held-out":
         warn_of_overlap(found.rows, training)
     return found
-
-
-def warn_of_overlap(scoring: Any, training: Any) -> None:
-    """Say how many scoring examples are trained on too.
-
-    Warns:
-        LorankWarning: at least one is.
-
-    """
-    shared = shared_examples(scoring, training)
-    if shared:
-        warnings.warn(
-            f"{shared:,} of {len(scoring):,} scoring examples are in the training data too: the model reads the same for them, "
-            "so their loss is not held out. Remove duplicates; or, where longer texts were cut to the same beginning, raise "
-            "max_length",
-            LorankWarning,
-            stacklevel=2,
-        )
 
 
 def check_name(name: str, trainer: Any) -> None:

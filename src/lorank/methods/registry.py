@@ -19,10 +19,14 @@ _ALL = (I_LORA, IGU_LORA, ADALORA, SENSITIVITY_LORA, GRADIENT, MAGNITUDE, EVA, U
 METHODS: dict[str, Method] = {method.name: method for method in _ALL}
 # Full fine-tuning: a baseline of recipes and a control of comparisons. It has no adapters, so it is no method.
 FULL = "full"
+# Of `lorank.score` alone: a recipe makes the same search by method i-lora.
+PROBE = "probe"
 
 
 def unknown_method(name: str, known: Iterable[str] = METHODS) -> str:
     """What to say of a name that no method has: the nearest, all that there are, and how files with methods are given."""
+    if name == PROBE:
+        return "method 'probe' is of lorank.score alone; write method: i-lora, whose search is the same"
     names = list(known)
     hint = nearest(name, names)
     return f"method {name!r} is unknown{hint}; allowed: {', '.join(names)}; give --plugin FILE, if it is in a file"
@@ -52,8 +56,9 @@ def register(method: Method) -> Method:
         raise RecipeError(f"register got {type(method).__name__}; give a lorank.Method")
     if not isinstance(method.name, str) or not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9_-]*", method.name):
         raise RecipeError(f"a method is called {method.name!r}; allowed: letters, digits, - and _ (it names folders)")
-    if method.name == FULL:
-        raise RecipeError(f"a method is called {FULL!r}, the name of full fine-tuning; give it another name")
+    if method.name in (FULL, PROBE):
+        of = {FULL: "the name of full fine-tuning", PROBE: "a name of lorank.score"}[method.name]
+        raise RecipeError(f"a method is called {method.name!r}, {of}; give it another name")
     if method.default_preset not in method.presets:
         raise RecipeError(
             f"default_preset {method.default_preset!r} of {method.name} is none of its presets: {', '.join(method.presets)}"

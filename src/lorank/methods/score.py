@@ -1,7 +1,7 @@
-"""`lorank.score`: the door to every scorer that looks at the frozen model."""
+"""`lorank.score`: every scorer that needs no run: of the frozen model, or of a short training that leaves no trace."""
 
 import warnings
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from peft.tuners.tuners_utils import BaseTunerLayer
@@ -12,6 +12,9 @@ from lorank.artefact import versions
 from lorank.errors import LorankWarning, RecipeError, TargetError
 from lorank.methods import METHODS, FrozenModelChoices
 from lorank.methods.choose import preset_of
+from lorank.methods.i_lora import I_LORA
+from lorank.methods.probe import DEFAULT_PRESET, ProbeOptions, probe_scores
+from lorank.methods.registry import PROBE
 from lorank.model_parts import unwrapped
 from lorank.models.base_size import base_parameters
 from lorank.scores import ImportanceScores
@@ -28,6 +31,7 @@ def score(
     dataloader: Iterable[Batch] | None = None,
     method: str = "sensitivity-lora",
     *,
+    scoring_data: Iterable[Batch] | None = None,
     targets: str | Sequence[str] | None = None,
     loss: SummedLoss = summed_loss,
     seed: int = 0,
@@ -37,14 +41,19 @@ def score(
 ) -> ImportanceScores:
     """Score the linear layers of a model before any training, in one pass over a few calibration batches.
 
-    The model is left as it was: weights, gradients, training mode, random streams.
+    `method="probe"` trains instead: triplets, for `steps` steps on the batches of the loader, scored on those of `scoring_data`,
+    and takes them off again, see `lorank.methods.probe`. `lorank.allocate` then ranks by score per parameter by itself.
+
+    The model is left as it was: modules, weights, gradients, training mode, random streams; also by an error or an interrupt.
 
     Args:
         model: the base model as it will be trained (any dtype, quantised, spread over devices, compiled, wrapped in
             DataParallel or DistributedDataParallel), before `get_peft_model`.
         dataloader: mappings of model inputs, with `labels` where the score needs a loss; iterated once. A few hundred
-            examples of the training data serve. `"magnitude"` needs none.
-        method: `"sensitivity-lora"`, `"gradient"`, `"magnitude"` or `"eva"`.
+            examples of the training data serve. `"magnitude"` needs none. `"probe"` trains on them, and begins again after
+            the last: a DataLoader, or a list.
+        method: `"sensitivity-lora"`, `"gradient"`, `"magnitude"`, `"eva"` or `"probe"`.
+        scoring_data: for `"probe"`, batches as the loader's, of examples that it does not have.
         targets: which layers, see `lorank.targets.find_targets`; None takes every linear layer inside the blocks.
         loss: for models that are not called, or whose `labels` and `loss` are not, as transformers' are: a function of model
             and batch that returns the sum of the losses of all targets and the number of targets of each example,
@@ -53,16 +62,18 @@ def score(
         preset: of the method; None is its default. Sensitivity-LoRA has `"recommended"` (the Hessian of each layer's own
             squared error, `estimator="gram"`) and `"paper"` (the Hessian of the loss, arXiv 2509.09119, abstract:
             `estimator="fisher"`, which looks at gradients for the labels of the data; `estimator="hutchinson"` over it
-            has neither of fisher's two differences to the Hessian, at many times the cost).
+            has neither of fisher's two differences to the Hessian, at many times the cost). `"probe"` has I-LoRA's presets,
+            its default is `"loss-per-parameter"`.
         provenance: JSON values to record with the scores.
         **options: of the method, see `lorank.scoring.options`: for Sensitivity-LoRA `estimator="gram"`,
-            `folds=16`, ...; those that the method does not heed are refused.
+            `folds=16`, ...; for `"probe"` `steps` and `learning_rate` (needed), `initial_rank`, `scale`, `heads`; those that the
+            method does not heed are refused.
 
     Returns:
         Scores for `lorank.allocate`, with standard errors and resamples where examples were looked at.
 
     Raises:
-        RecipeError: an unknown method, preset or option.
+        RecipeError: an unknown method, preset or option, or one that is missing.
         TargetError: no layer matches, or the model has adapters already.
         DataError: no batches, or no labels where they are needed.
         ScoresError: a layer that never ran, or something that is not finite.
@@ -83,28 +94,9 @@ def score(
             stacklevel=2,
         )
         model = inside
-    known = [name for name, one in METHODS.items() if one.scorer is not None]
-    if method not in known:
-        why = (
-            "scores while it trains: use `lorank run` or lorank.RankAllocation"
-            if method in METHODS
-            else f"is unknown{nearest(method, known)}"
-        )
-        raise RecipeError(f"method {method!r} {why}; to score a frozen model: {', '.join(known)}")
-    chosen_preset = preset_of(METHODS[method], preset)
-    choices = METHODS[method].presets[chosen_preset]
-    measure = choices.measure if isinstance(choices, FrozenModelChoices) else None
-    kind = type(measure or CalibrationOptions())
-    for key in options:
-        if key not in kind.model_fields:
-            own = [*kind.model_fields, "targets", "loss", "seed", "preset"]
-            hint = " (did you mean targets?)" if key == "target_modules" else nearest(key, own)
-            raise RecipeError(f"{key}: no option of method {method!r}{hint}; allowed: {', '.join(own)}")
-    values = {} if measure is None else measure.model_dump(exclude_unset=True)
-    try:
-        chosen = kind(**{**values, **options})
-    except ValidationError as error:
-        raise RecipeError(explain(error, kind)) from None
+    chosen_preset, chosen = _chosen(method, preset, options)
+    if method != PROBE and scoring_data is not None:
+        raise RecipeError(f"scoring_data is for method 'probe'; {method!r} does not train, leave it out")
     if adapted := next((name for name, module in model.named_modules() if isinstance(module, BaseTunerLayer)), None):
         raise TargetError(f"{adapted!r} carries an adapter already; score the base model, before get_peft_model")
     found = {
@@ -117,6 +109,40 @@ def score(
         "versions": versions(),
         **(provenance or {}),
     }
-    return METHODS[method].score(
-        ScoringInput(model, find_targets(model, targets), dataloader, chosen, loss, seed, found)
-    )
+    scoring = ScoringInput(model, find_targets(model, targets), dataloader, chosen, loss, seed, found)
+    return probe_scores(scoring, scoring_data, chosen_preset) if method == PROBE else METHODS[method].score(scoring)
+
+
+def _chosen(method: str, preset: str | None, options: Mapping[str, Any]) -> tuple[str, CalibrationOptions]:
+    """The preset by its name, and the method's options: the preset's, and over them those given.
+
+    Raises:
+        RecipeError: an unknown method, preset or option, or a bad value.
+
+    """
+    known = [*(name for name, one in METHODS.items() if one.scorer is not None), PROBE]
+    if method not in known:
+        why = (
+            "scores while it trains: use `lorank run` or lorank.RankAllocation"
+            if method in METHODS
+            else f"is unknown{nearest(method, known)}"
+        )
+        raise RecipeError(f"method {method!r} {why}; to score before training: {', '.join(known)}")
+    measure: CalibrationOptions | None
+    if method == PROBE:
+        name, measure = preset_of(I_LORA, preset or DEFAULT_PRESET), ProbeOptions()
+    else:
+        name = preset_of(METHODS[method], preset)
+        choices = METHODS[method].presets[name]
+        measure = choices.measure if isinstance(choices, FrozenModelChoices) else None
+    kind = type(measure or CalibrationOptions())
+    for key in options:
+        if key not in kind.model_fields:
+            own = [*kind.model_fields, "targets", "loss", "seed", "preset"]
+            hint = " (did you mean targets?)" if key == "target_modules" else nearest(key, own)
+            raise RecipeError(f"{key}: no option of method {method!r}{hint}; allowed: {', '.join(own)}")
+    values = {} if measure is None else measure.model_dump(exclude_unset=True)
+    try:
+        return name, kind(**{**values, **options})
+    except ValidationError as error:
+        raise RecipeError(explain(error, kind)) from None

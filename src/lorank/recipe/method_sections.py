@@ -152,7 +152,7 @@ def inherited(content: Mapping[str, Any], method: str, own: Mapping[str, Any]) -
         # A method that is cut along a curve has the limits of its preset: counted in ranks, there are none.
         "ranks": ()
         if "cut" in kinds and not METHODS[method].has_scoring_set
-        else ("max_rank", "min_rank", "multiple_of"),
+        else ("max_rank", "min_rank", "multiple_of", "within"),
     }
     for name, keys in shared.items():
         section = content.get(name)

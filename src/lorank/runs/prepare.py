@@ -17,6 +17,7 @@ from lorank.runs.defaults import fit_to_data, fit_to_model
 from lorank.runs.recipe_values import pretrained_of, stage_settings_of
 from lorank.tasks.data import TaskData, load_task_data
 from lorank.tasks.encoding import check_texts
+from lorank.tasks.general_text import check_general_text
 from lorank.tasks.tokenizer_checks import check_tokens
 from lorank.training.prepared import Prepared
 from lorank.training.steps import check_warmup
@@ -75,6 +76,7 @@ def prepare(
     if data is not None and tokenizer is not None and task_type is not None:
         with findings.check():
             check_texts(data, tokenizer, recipe.data, task_type)
+            check_general_text(tokenizer, recipe.data, task_type)
             if model is not None:
                 check_tokens(data, tokenizer, recipe.data, task_type, base, model)
     findings.raise_all()

@@ -29,6 +29,7 @@ from lorank.runs.prepare import prepare
 from lorank.runs.pruning_data import DataFile, recipe_of_file
 from lorank.runs.recipe_values import pretrained_of
 from lorank.scoring.batches import Batch, on_device_of
+from lorank.tasks.loss_file import LOSSES
 from lorank.training.prepared import Prepared
 
 CURVE = "pruned.json"
@@ -181,6 +182,8 @@ class _Loaded:
         after = self.measure(model, folder / "work", None) | {"calibration_loss": pruned.loss_after}
         if pruned.loss_by_svd is not None:
             after["calibration_loss_by_svd"] = pruned.loss_by_svd
+        if (losses := folder / "work" / LOSSES).is_file():
+            losses.replace(folder / LOSSES)
         shutil.rmtree(folder / "work", ignore_errors=True)
         return {"after": after, "energy_kept": pruned.energy.record()}
 

@@ -17,7 +17,7 @@ from lorank.artefact import write_json
 from lorank.errors import OutputError, RecipeError
 from lorank.findings import Findings
 from lorank.methods import METHODS
-from lorank.methods.registry import FULL, unknown_method
+from lorank.methods.registry import FULL, PROBE, unknown_method
 from lorank.models.loading import load_without_weights, task_type_of
 from lorank.models.pretrained import Pretrained
 from lorank.plan import RankPlan
@@ -109,7 +109,7 @@ def run_plan(recipe: Recipe, plan: RankPlan, directory: str | Path, console: Con
         processes().wait_for_everyone()
         # A shuffled plan starts as the plan that was shuffled.
         method = str(plan.provenance.get("shuffled") or plan.provenance.get("method"))
-        if method not in METHODS and plan.provenance.get("method"):
+        if method not in (*METHODS, PROBE) and plan.provenance.get("method"):
             console.print(f"note: the adapter starts as PEFT starts: {unknown_method(method)}", highlight=False)
         start = start_of(recipe.of(method), prepared, plan) if method in METHODS else None
         results[name] = asdict(main_run.evaluation(plan, start=start))

@@ -102,10 +102,10 @@ def sensitivity_scores(scoring: ScoringInput) -> ImportanceScores:
     def columns_of(sums: CalibrationSums, target: Target, weights: torch.Tensor) -> torch.Tensor:
         columns = _mean(sums.columns, target, weights, sums.tokens.get(target.name, sums.targets))
         if estimator == "gram":
-            return 2 * target.d_out * columns
+            columns = 2 * target.d_out * columns
         if estimator == "kfac":
-            return columns * _mean(sums.outputs, target, weights, sums.targets)
-        return columns
+            columns = columns * _mean(sums.outputs, target, weights, sums.targets)
+        return columns / target.d_out if options.per_output else columns
 
     def score(columns: Sequence[torch.Tensor]) -> torch.Tensor:
         trace = torch.stack([each.sum(-1) for each in columns], -1)

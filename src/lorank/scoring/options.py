@@ -30,6 +30,9 @@ class HessianOptions(FoldOptions):
 
     estimator: Literal["gram", "fisher", "kfac", "hutchinson"] = Field("gram", description="of the Hessian's diagonal")
     trace_weight: float = Field(1.0, ge=0, description="exponent of the global metric, the trace")
+    per_output: bool = Field(
+        False, description="ours: the trace is divided by d_out, so that it does not grow with the outputs of a layer"
+    )
     topk_weight: float = Field(0.5, ge=0, description="exponent of the local metric top-k share")
     effective_rank_weight: float = Field(0.5, ge=0, description="exponent of the local metric effective rank")
     topk: float = Field(0.1, gt=0, le=1, description="share of a layer's input columns that the top-k share is of")

@@ -5,14 +5,18 @@ import warnings
 from pathlib import Path
 
 import numpy as np
+import torch
 from datasets import Dataset
 from torch import nn
 from transformers import DataCollatorWithPadding, PreTrainedTokenizerBase, Trainer
 
 from lorank.errors import LorankWarning
+from lorank.processes import processes
 from lorank.tasks.data import TaskData
 from lorank.tasks.encoding import tokenize
 from lorank.tasks.evaluation_settings import EvaluationSettings
+from lorank.tasks.example_losses import example_losses
+from lorank.tasks.loss_file import LOSSES, write_losses
 from lorank.tasks.metrics import choose_metrics
 from lorank.tasks.text_evaluation import evaluate_texts
 
@@ -26,7 +30,7 @@ def evaluate(
     settings: EvaluationSettings,
     directory: Path,
 ) -> tuple[dict[str, float | None], float | None]:
-    """Evaluate a model on the test part.
+    """Evaluate a model on the test part; the loss of each example is left in `directory/losses.npy` (`write_losses`).
 
     Args:
         model: with a head for the task.
@@ -47,7 +51,8 @@ def evaluate(
         values, mean = evaluate_texts(model, data.test, tokenizer, settings, directory)
         return {name: _defined(name, value) for name, value in values.items()}, _defined("loss", mean)
     rows: Dataset = tokenize(data.test, tokenizer, section, settings.task_type)
-    rows = rows.select(np.argsort(rows["length"], kind="stable")).remove_columns("length")  # less padding
+    order = np.argsort(rows["length"], kind="stable")  # less padding
+    rows = rows.select(order).remove_columns("length")
     trainer = Trainer(
         model=model, args=settings.arguments(directory, BATCH), data_collator=DataCollatorWithPadding(tokenizer)
     )
@@ -55,6 +60,9 @@ def evaluate(
     # Encoder-decoders return more than logits; these come first.
     first = output.predictions[0] if isinstance(output.predictions, tuple) else output.predictions
     logits, labels = np.asarray(first), np.asarray(output.label_ids)
+    if processes().is_main_process:
+        sums, counts = example_losses(torch.from_numpy(logits), torch.from_numpy(labels))
+        write_losses(directory / LOSSES, sums.numpy(), counts.numpy(), order)
     predicted = logits.reshape(-1) if section.task == "regression" else logits.argmax(-1)
     chosen = choose_metrics(section.task, settings.metrics, len(data.label_names))
     metrics = {name: _defined(name, metric(labels, predicted)) for name, metric in chosen.items()}

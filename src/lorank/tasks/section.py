@@ -9,6 +9,8 @@ from pydantic import Field, field_validator, model_validator
 from lorank.tasks.text_tasks import TEXT_TASKS
 from lorank.validation import Section
 
+GENERAL_TEXT = "general text"  # how it is called among test parts
+
 
 class SampleSection(Section):
     """A random share of the rows of each part, the same for every seed of a run."""
@@ -57,6 +59,12 @@ class DataSection(Section):
     )
     beams: int = Field(1, ge=1, description="of text-generation tasks: width of the beam search; 1 is greedy")
 
+    general_text: str | None = Field(
+        None,
+        description="of text-generation tasks with a decoder: a text file that is never trained on; how much its loss grows over "
+        "the base model's is reported, as a measure of forgetting",
+    )
+
     @field_validator("text", mode="before")
     @classmethod
     def _one_or_more(cls, value: Any) -> Any:
@@ -89,7 +97,7 @@ class DataSection(Section):
     def _fits_the_task(self) -> "DataSection":
         known = DataSection.model_fields
         if not self.writes:
-            for key in ("prompt", "max_target_length", "beams"):
+            for key in ("prompt", "max_target_length", "beams", "general_text"):
                 if getattr(self, key) != known[key].default:
                     raise ValueError(f"{key} is for tasks that write a text, {self.task} does not; leave it out")
         elif self.task != "summarization":
@@ -117,10 +125,11 @@ def _check_names(key: str, names: list[str]) -> None:
     if not names:
         raise ValueError(f"{key}: give at least one part")
     for place, name in enumerate(names):
-        if name == "train" or (name == "test" and place) or not re.fullmatch(r"[A-Za-z0-9_][\w -]*", name):
+        taken = name in ("train", GENERAL_TEXT) or (name == "test" and place)
+        if taken or not re.fullmatch(r"[A-Za-z0-9_][\w -]*", name):
             raise ValueError(
-                f"{key}: a part is called {name!r}; allowed: letters, digits, spaces, - and _, but for train, and test where it "
-                "is not the first"
+                f"{key}: a part is called {name!r}; allowed: letters, digits, spaces, - and _, but for train, {GENERAL_TEXT}, "
+                "and test where it is not the first"
             )
         if name.startswith("checkpoint-"):
             raise ValueError(f"{key}: a part is called {name!r}, as checkpoints are; give it another name")

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 from datasets import Dataset
 from peft import TaskType
 from torch import nn
@@ -23,11 +24,31 @@ from lorank.models.loading import autocast_of, quiet_loading
 from lorank.processes import processes
 from lorank.tasks.encoding import collator, tokenize
 from lorank.tasks.evaluation_settings import EvaluationSettings
+from lorank.tasks.example_losses import example_losses
+from lorank.tasks.loss_file import LOSSES, write_losses
 from lorank.tasks.metrics import choose_metrics
 from lorank.tasks.section import DataSection
 from lorank.tasks.text_data import IGNORED
 
 BATCH = 16  # texts that are written side by side
+# What models return beside logits, none of which a loss needs.
+_NOT_LOGITS = [
+    *("past_key_values", "hidden_states", "attentions", "decoder_hidden_states", "decoder_attentions"),
+    *("cross_attentions", "encoder_last_hidden_state", "encoder_hidden_states", "encoder_attentions"),
+]
+
+
+class LossTrainer(Trainer):
+    """transformers' trainer whose predictions are the summed loss and the number of targets of each example."""
+
+    shifted = False  # a decoder's position predicts the token behind it
+
+    def prediction_step(self, model: nn.Module, inputs: Any, *_: Any, **__: Any) -> Any:
+        """Evaluate one batch; logits, which are large, do not leave it."""
+        loss, logits, labels = super().prediction_step(model, inputs, False, ignore_keys=_NOT_LOGITS)
+        first = logits[0] if isinstance(logits, tuple) else logits
+        sums, counts = example_losses(first, labels, shifted=self.shifted)
+        return loss, torch.stack([sums, counts.float()], 1), None
 
 
 class Writer(Seq2SeqTrainer):
@@ -52,13 +73,16 @@ def evaluate_texts(
 ) -> tuple[dict[str, float], float]:
     """Metrics of what the model writes, greedily or with `data.beams`, and the mean loss of a target's token.
 
-    What was written stands in `directory/predictions.jsonl`, with prompt and target, shortest first.
+    What was written stands in `directory/predictions.jsonl`, with prompt and target, shortest first; the losses of examples
+    are left in `directory/losses.npy`.
     """
     section, decoder = settings.section, settings.task_type == TaskType.CAUSAL_LM
     encoded = tokenize(rows, tokenizer, section, settings.task_type)
     order = np.argsort(encoded["length"], kind="stable")  # less padding
     rows, encoded = rows.select(order), encoded.select(order).remove_columns("length")
-    loss = _loss(model, encoded, tokenizer, settings, directory)
+    loss, losses = text_losses(model, encoded, tokenizer, settings, directory)
+    if processes().is_main_process:
+        write_losses(directory / LOSSES, losses[:, 0], losses[:, 1], order)
     # A decoder's row is the prompt, whose labels are left out, and the target behind it.
     prompts = [row["input_ids"][: row["labels"].count(IGNORED)] if decoder else row["input_ids"] for row in encoded]
     asked = Dataset.from_dict({"input_ids": prompts, "attention_mask": [[1] * len(ids) for ids in prompts]})
@@ -101,13 +125,30 @@ def _generation(model: Any, section: DataSection, tokenizer: PreTrainedTokenizer
     return settings
 
 
-def _loss(
+def text_losses(
     model: nn.Module,
     encoded: Dataset,
     tokenizer: PreTrainedTokenizerBase,
     settings: EvaluationSettings,
     directory: Path,
-) -> float:
-    arguments = settings.arguments(directory, BATCH, prediction_loss_only=True)
-    trainer = Trainer(model=model, args=arguments, data_collator=collator(tokenizer, settings.task_type))
-    return float(trainer.predict(encoded, metric_key_prefix="test").metrics["test_loss"])
+) -> tuple[float, np.ndarray]:
+    """Loss of each row's target.
+
+    Args:
+        model: that writes.
+        encoded: of `tokenize`, without lengths.
+        tokenizer: of the base model.
+        settings: kind of model and precision.
+        directory: Trainer's to work in.
+
+    Returns:
+        Mean loss as Trainer counts it (of the means of batches), and float32 `(rows, 2)`: the summed loss of each row and its
+        number of targets.
+
+    """
+    trainer = LossTrainer(
+        model=model, args=settings.arguments(directory, BATCH), data_collator=collator(tokenizer, settings.task_type)
+    )
+    trainer.shifted = settings.task_type == TaskType.CAUSAL_LM
+    output = trainer.predict(encoded, metric_key_prefix="test")
+    return float(output.metrics["test_loss"]), np.asarray(output.predictions)

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from datasets import Dataset
-from peft import TaskType
+from peft import PeftModel, TaskType
 from torch import nn
 from transformers import PreTrainedTokenizerBase, set_seed
 
@@ -17,7 +17,8 @@ from lorank.tasks.data import TaskData
 from lorank.tasks.encoding import tokenize
 from lorank.tasks.evaluation import evaluate
 from lorank.tasks.evaluation_settings import EvaluationSettings
-from lorank.tasks.section import DataSection
+from lorank.tasks.general_text import general_losses
+from lorank.tasks.section import GENERAL_TEXT, DataSection
 
 
 @dataclass(frozen=True)
@@ -91,14 +92,20 @@ class Prepared:
 
     def evaluate(self, model: nn.Module, directory: Path) -> tuple[dict[str, float | None], float | None]:
         """Metrics and mean loss of a model on the test part; as `lorank.tasks.evaluation.evaluate`."""
-        settings = EvaluationSettings(self.section, self.task_type, self.metrics, self.settings.precision)
-        return evaluate(model, self.data, self.tokenizer, settings, directory)
+        return evaluate(model, self.data, self.tokenizer, self._evaluation_settings, directory)
+
+    @property
+    def _evaluation_settings(self) -> EvaluationSettings:
+        return EvaluationSettings(self.section, self.task_type, self.metrics, self.settings.precision)
 
     def evaluate_more(self, model: nn.Module, directory: Path) -> dict[str, dict[str, Any]]:
-        """Name of each further test part -> its `metrics` and `loss`."""
+        """Name of each further test part, general text among them -> its `metrics` and `loss`."""
         found = {}
         for name, rows in self.data.more.items():
             part = replace(self, data=replace(self.data, test=rows))
             metrics, loss = part.evaluate(model, directory / name)
             found[name] = {"metrics": metrics, "loss": loss}
+        if self.section.general_text is not None:
+            base = None if isinstance(model, PeftModel) else self.load_model().model
+            found[GENERAL_TEXT] = general_losses(model, base, self.tokenizer, self._evaluation_settings, directory)
         return found

@@ -5,9 +5,10 @@ import statistics
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
-from lorank.compare.answer import Row, in_words
+from lorank.compare.answer import Row
 from lorank.compare.statistics import Difference, Test, compare, corrected, paired_differences
 from lorank.compare.sweep.variants import Sweep, Variant
+from lorank.compare.words import in_words
 
 
 @dataclass(frozen=True)

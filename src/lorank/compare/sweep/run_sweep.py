@@ -8,7 +8,7 @@ from rich.console import Console
 
 from lorank.artefact import write_json, write_text
 from lorank.budget import Budget
-from lorank.compare.answer import Row, answer, sentence
+from lorank.compare.answer import Row, answer
 from lorank.compare.cells import BASELINE, Cell, Measured
 from lorank.compare.compare import check_metrics, json_values, record
 from lorank.compare.launch import Launch
@@ -20,6 +20,7 @@ from lorank.compare.sweep.changes import Change, change_in_words, changes
 from lorank.compare.sweep.line_plot import draw_line_plot
 from lorank.compare.sweep.table import comma_separated, latex, markdown, sweep_table
 from lorank.compare.sweep.variants import Sweep, Variant
+from lorank.compare.words import sentence
 from lorank.errors import ComparisonError
 
 

@@ -1,0 +1,131 @@
+"""The planted study: every method and control on worlds whose best ranks are known. A row for each method goes to a CSV file.
+
+usage: python benchmarks/planted/study.py small [--designs random,one-type] [--worlds 0-4] [--seeds 3] [--processes 2]
+       (first, for minilm and smollm2: python examples/prepare_more.py downloads)
+
+What is in the file already is kept and not run again, so a study can be stopped and continued. `report.py` reads the files.
+"""
+
+import argparse
+import csv
+import os
+import time
+from collections.abc import Iterator
+from concurrent.futures import ProcessPoolExecutor, as_completed
+from multiprocessing import get_context
+from pathlib import Path
+from typing import Any
+
+import torch
+from students import plan_losses, recovery
+from worlds import DESIGNS, Bases, World, make_world
+
+from methods import IN_TRAINING, SEARCHES, attempts, controls, frozen_plans, pruned, searched, trained
+
+FIELDS = ("world", "seed", "method", "loss", "share", "spearman", "spent", "budget", "cpu_seconds")
+ENDS = ("uniform-triplets", "oracle-triplets")
+# On large models: what answers whether ranks matter and whether methods find them; the rest is of the small encoder.
+CHOSEN = ("adalora paper", "igu recommended", "probe", "i-lora paper, short", *ENDS)
+
+
+def rows_of(world: World, kind: str, key: str, seed: int, *, few: bool) -> Iterator[dict[str, Any]]:
+    """Rows of one world and seed."""
+
+    def row(method: str, losses: torch.Tensor, ranks: dict[str, int], seconds: float) -> dict[str, Any]:
+        share, spearman = recovery(world, ranks)
+        spent = sum(world.costs[name] * rank for name, rank in ranks.items())
+        values = (
+            key,
+            seed,
+            method,
+            f"{float(losses.mean()):.5f}",
+            f"{share:.3f}",
+            f"{spearman:.3f}",
+            spent,
+            world.budget,
+        )
+        return dict(zip(FIELDS, (*values, f"{seconds:.1f}"), strict=True))
+
+    plans, took = {name: dict(ranks) for name, ranks in controls(world).items()}, dict[str, float]()
+    names = dict.fromkeys(CHOSEN if few else (*IN_TRAINING, *SEARCHES, *ENDS))
+    for name, losses, ranks, seconds in trained(world, kind, seed, names):
+        if name == "igu official":  # it ends with a fresh adapter, which is trained as any plan
+            plans[name], took[name] = ranks, seconds
+            continue
+        yield row(name, losses, ranks, seconds)
+        if name in ("adalora paper", "igu recommended"):
+            plans[f"{name}, plan retrained"], took[f"{name}, plan retrained"] = ranks, seconds
+    sources = [frozen_plans(world, seed, hutchinson=not few), searched(world, kind, seed, names)]
+    for source in [*sources, *([] if few else [attempts(world, kind, seed)])]:
+        for name, ranks, seconds in source:
+            plans[name], took[name] = ranks, seconds
+    began = time.process_time()
+    found = plan_losses(world, plans, kind, seed)
+    each = (time.process_time() - began) / len(plans)
+    for name, losses in found.items():
+        yield row(name, losses, plans[name], took.get(name, 0.0) + each)
+    if not few:
+        for name, losses, ranks in pruned(world, kind, seed):
+            yield row(name, losses, ranks, 0.0)
+
+
+def run(kind: str, design: str, world: int, seed: int, device: str, few: bool) -> list[dict[str, Any]]:
+    """One world and seed, in a process of its own."""
+    torch.set_num_threads(1)
+    key = f"{design}:{world}"
+    bases = _bases(kind, device)
+    return list(rows_of(make_world(bases, kind, design, world), kind, key, seed, few=few))
+
+
+_MADE: dict[tuple[str, str], Bases] = {}
+
+
+def _bases(kind: str, device: str) -> Bases:
+    sizes = {} if kind == "small" else {"train": 2048, "test": 512}
+    return _MADE.setdefault((kind, device), Bases(**sizes, device=device))
+
+
+def numbers(text: str) -> list[int]:
+    """`0-4` or `0,3`."""
+    first, dash, last = text.partition("-")
+    return list(range(int(first), int(last) + 1)) if dash else [int(part) for part in text.split(",")]
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("kind", choices=("small", "minilm", "smollm2"))
+    parser.add_argument("--designs", default=",".join(DESIGNS))
+    parser.add_argument("--worlds", default="0-4")
+    parser.add_argument("--seeds", type=int, default=3)
+    parser.add_argument("--processes", type=int, default=len(os.sched_getaffinity(0)))
+    parser.add_argument("--device", default="cpu")
+    parser.add_argument("--few", action="store_true", help="only the methods that answer the main questions")
+    parser.add_argument("--file", type=Path)
+    given = parser.parse_args()
+    path = given.file or Path(f"results/planted/{given.kind}.csv")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with path.open() if path.exists() else open(os.devnull) as file:
+        done = {(row["world"], int(row["seed"])) for row in csv.DictReader(file)}
+    left = [
+        (design, world, seed)
+        for seed in range(given.seeds)
+        for world in numbers(given.worlds)
+        for design in given.designs.split(",")
+        if (f"{design}:{world}", seed) not in done
+    ]
+    print(f"{len(done)} worlds and seeds are done, {len(left)} are left", flush=True)
+    with ProcessPoolExecutor(given.processes, mp_context=get_context("spawn")) as pool:
+        waiting = {pool.submit(run, given.kind, *one, given.device, given.few): one for one in left}
+        for future in as_completed(waiting):
+            rows = future.result()
+            new = not path.exists()
+            with path.open("a", newline="") as file:
+                writer = csv.DictWriter(file, FIELDS, lineterminator="\n")
+                if new:
+                    writer.writeheader()
+                writer.writerows(rows)
+            print(waiting[future], f"{sum(float(row['cpu_seconds']) for row in rows):.0f} cpu s", flush=True)
+
+
+if __name__ == "__main__":
+    main()
