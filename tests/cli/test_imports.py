@@ -85,7 +85,18 @@ def test_commands_load_no_heavy_package(files: Path) -> None:
         ["--version"],
         *(
             [name, "--help"]
-            for name in ("run", "score", "allocate", "train", "prune", "export", "verify", "compare", "sweep")
+            for name in (
+                "run",
+                "score",
+                "allocate",
+                "train",
+                "prune",
+                "export",
+                "verify",
+                "compare",
+                "sweep",
+                "suggest",
+            )
         ),
         ["methods"],
         ["allocate", "s.safetensors", "--budget", "r=1", "--output", "one.json"],

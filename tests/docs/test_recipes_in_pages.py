@@ -25,7 +25,7 @@ from lorank.tasks.section import DataSection
 # docs/add-a-method.md is about a method that is not known here.
 PAGES = [Path("README.md"), *sorted(Path("docs").glob("*.md")), Path("recipes/papers/README.md")]
 PAGES = [page for page in PAGES if page.name != "add-a-method.md"]
-WITH_OVERRIDES = ("run", "headroom", "score", "train", "compare", "sweep", "prune")
+WITH_OVERRIDES = ("run", "headroom", "suggest", "score", "train", "compare", "sweep", "prune")
 MINIMAL = {"model": "m", "budget": "r=2", "data": {"train": "a.csv", "test": "b.csv"}}
 KEY = r"(?:expert\.)?(?:" + "|".join((*CHOICES, "search", "train", "data")) + r")(?:\.[a-z_]+)+"
 

@@ -1,17 +1,24 @@
+import json
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from peft import LoraConfig, PeftModel, TaskType, get_peft_model
-from tests.conftest import random_batch, tiny_config
-from transformers import AutoModelForSequenceClassification, BertForSequenceClassification, set_seed
+from tests.conftest import BAD, GOOD, random_batch, tiny_config, tiny_writer
+from transformers import (
+    AutoModelForCausalLM,
+    AutoModelForSequenceClassification,
+    BertForSequenceClassification,
+    set_seed,
+)
 
 import lorank
 from lorank.errors import AdapterError, BudgetError, DataError, OutputError
 from lorank.models.label_names import read_label_names
-from lorank.pruning.prune import mean_loss
-from lorank.runs.prune_adapter import prune_adapter
+from lorank.pruning.prune import mean_loss, pruned_copies
+from lorank.runs.prune_adapter import prune_adapter, prune_to_budgets
+from lorank.runs.pruning_data import DataFile
 from lorank.runs.run import run
 
 BATCHES = [random_batch(size=8, seed=seed) for seed in range(3)]
@@ -58,6 +65,43 @@ def test_svd_keeps_the_best_approximation_of_every_module() -> None:
         for other in before:
             if costs[one] == costs[other] and len(kept[one]) and len(dropped[other]):
                 assert kept[one].min() >= dropped[other].max()
+
+
+def test_energy_that_is_kept_is_that_of_the_updates() -> None:
+    model = trained(alpha_pattern={"query": 80.0})
+    before = delta_weights(model)
+    pruned = lorank.prune(model, "half", by="svd")
+    held = sum(4 * cost for cost in pruned.plan.unit_costs.values())
+    assert held // 2 - max(pruned.plan.unit_costs.values()) < pruned.plan.spent <= held // 2
+    after = {name: delta_weights(model).get(name, torch.zeros_like(matrix)) for name, matrix in before.items()}
+    energy = {
+        name: (float(matrix.square().sum()), float(after[name].square().sum())) for name, matrix in before.items()
+    }
+    assert pruned.energy.modules == pytest.approx({name: kept / whole for name, (whole, kept) in energy.items()})
+    assert pruned.energy.whole == pytest.approx(
+        sum(kept for _, kept in energy.values()) / sum(w for w, _ in energy.values())
+    )
+    assert pruned.energy.lowest(1)[0][1] == min(pruned.energy.modules.values())
+
+
+def test_copies_are_what_pruning_in_place_gives_and_the_model_stays() -> None:
+    model = trained()
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+    budgets = ("r=2", "half", "keep=0.25")
+    for budget, (small, pruned) in zip(budgets, pruned_copies(model, budgets, BATCHES), strict=True):
+        alone = trained()
+        expected = lorank.prune(alone, {"keep=0.25": "keep=25%"}.get(budget, budget), BATCHES)
+        assert pruned.plan == expected.plan
+        assert pruned.energy == expected.energy
+        assert (pruned.loss_before, pruned.loss_after) == (expected.loss_before, expected.loss_after)
+        by_svd = lorank.prune(trained(), expected.plan.budget, BATCHES, by="svd")
+        assert pruned.loss_by_svd == expected.loss_by_svd == pytest.approx(by_svd.loss_after)
+        assert by_svd.loss_by_svd is None
+        torch.testing.assert_close(delta_weights(small), delta_weights(alone), rtol=0, atol=0)
+        weights = (one.get_input_embeddings().weight for one in (small, model))
+        assert next(weights).data_ptr() == next(weights).data_ptr()
+    assert before.keys() == model.state_dict().keys()
+    assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
 
 
 def test_path_scores_add_up_to_what_the_adapter_takes_off_the_loss() -> None:
@@ -113,6 +157,7 @@ def test_a_model_loaded_for_inference_is_pruned_too(tmp_path: Path) -> None:
     [
         ({"budget": "r=4"}, BudgetError, "nothing is to prune"),
         ({"budget": 3}, BudgetError, "below one unit of rank"),
+        ({"budget": "keep=2"}, BudgetError, r"says no percentage.*for pruning also half"),
         ({"budget": "r=2", "by": "path"}, DataError, "looks at the loss"),
         ({"budget": "r=2", "by": "path", "dataloader": []}, DataError, "gave no batch"),
         ({"budget": "r=2", "by": "size"}, AdapterError, "by is 'size'; allowed: 'path', 'svd'"),
@@ -182,10 +227,12 @@ class TestFolders:
         run(recipe, finished)
         plan, measured = prune_adapter(finished / "adapter", "r=1", tmp_path / "small", recipe, by=by)
         assert measured["after"]["adapter_parameters"] == plan.spent < measured["before"]["adapter_parameters"]
+        assert 0 < measured.pop("energy_kept")["whole"] < 1
+        assert (measured["after"].pop("calibration_loss_by_svd", None) is None) is (by == "svd")
         for part in measured.values():
             assert set(part) == {"adapter_parameters", "calibration_loss", "metrics", "loss"}
         files = {path.name for path in (tmp_path / "small").iterdir()}
-        assert files == {"adapter", "plan.json", "scores.safetensors", "ranks.png", "pruned.json"}
+        assert files == {"adapter", "plan.json", "scores.safetensors", "ranks.png", "pruned.json", "losses.npy"}
         assert read_label_names(tmp_path / "small" / "adapter") == ("bad", "good")
 
     def test_a_classifier_of_more_labels_than_its_base_is_loaded(self, tiny_folder: Path, tmp_path: Path) -> None:
@@ -204,6 +251,64 @@ class TestFolders:
         plan, measured = prune_adapter(finished / "adapter", "r=1", tmp_path / "small", None)
         assert plan.provenance["method"] == "prune by svd"
         assert measured["after"] == {"adapter_parameters": plan.spent, "calibration_loss": None}
+
+    @pytest.mark.parametrize("ending", [".tsv", ".jsonl"])
+    def test_several_budgets_on_a_file_of_one_class_column(
+        self, ending: str, finished: Path, tiny_recipe: Any, tiny_data: dict[str, str], tmp_path: Path
+    ) -> None:
+        run(tiny_recipe(method="lora", budget="r=2"), finished)
+        rows = [line.split("\t") for line in Path(tiny_data["test"]).read_text().splitlines()[1:]]
+        data = tmp_path / f"rows{ending}"
+        if ending == ".tsv":  # numbers of classes, in other columns
+            lines = [f"{text}\t{int(label == 'good')}" for text, label in rows]
+            data.write_text("\n".join(["said\tmood", *lines]))
+        else:
+            data.write_text("\n".join(json.dumps({"said": text, "mood": label}) for text, label in rows))
+        file = DataFile(data, ("said",), "mood")
+        before, after = prune_to_budgets(finished / "adapter", ("r=1", "half", "keep=0.25"), tmp_path / "small", file)
+        assert list(after) == ["r=1", "half", "keep=0.25"]
+        assert {path.name for path in (tmp_path / "small").iterdir()} == {
+            *("r-1", "half", "keep-0.25"),
+            *("scores.safetensors", "pruned.json", "curve.png"),
+        }
+        assert before["metrics"]["accuracy"] is not None
+        assert 0.2 < after["half"]["adapter_parameters"] / before["adapter_parameters"] <= 0.5
+        assert after["keep=0.25"]["energy_kept"]["whole"] < after["half"]["energy_kept"]["whole"] < 1
+        base = AutoModelForSequenceClassification.from_pretrained(tiny_recipe().model.name, num_labels=2)
+        PeftModel.from_pretrained(base, str(tmp_path / "small" / "half" / "adapter"))
+        assert read_label_names(tmp_path / "small" / "half" / "adapter") == ("bad", "good")
+
+    @pytest.mark.parametrize(
+        ("rows", "message"),
+        [
+            (["day\t0", "house\t7"], "has the class number 7, and the adapter's head has 2 outputs"),
+            (["day\tgood", "house\tso so"], "'so so', which the adapter was not trained for; it knows 'bad', 'good'"),
+            (["day\tgood", "day\tbad"], "has a single text"),
+        ],
+    )
+    def test_files_that_do_not_fit_the_adapter(
+        self, rows: list[str], message: str, finished: Path, tiny_recipe: Any, tmp_path: Path
+    ) -> None:
+        run(tiny_recipe(method="lora", budget="r=2"), finished)
+        (tmp_path / "rows.tsv").write_text("\n".join(["text\tlabel", *rows]))
+        with pytest.raises(DataError, match=message):
+            prune_adapter(finished / "adapter", "r=1", tmp_path / "small", DataFile(tmp_path / "rows.tsv"))
+
+    def test_a_decoder_is_measured_by_its_loss_on_a_file(self, tiny_folder: Path, tmp_path: Path) -> None:
+        base = AutoModelForCausalLM.from_pretrained(tiny_writer("decoder", tiny_folder, tmp_path / "decoder"))
+        model = get_peft_model(base, LoraConfig(r=2, target_modules=["q_proj"], task_type=TaskType.CAUSAL_LM))
+        with torch.no_grad():
+            for name, parameter in model.named_parameters():
+                if "lora_B" in name:
+                    parameter.normal_()
+        model.save_pretrained(str(tmp_path / "adapter"))
+        lines = [f"the day was {word}\tlooked {word}" for word in (*GOOD, *BAD)]
+        (tmp_path / "rows.tsv").write_text("\n".join(["text\tlabel", *lines]))
+        file = DataFile(tmp_path / "rows.tsv")
+        plan, measured = prune_adapter(tmp_path / "adapter", "half", tmp_path / "small", file)
+        assert plan.total_rank == 2
+        assert measured["before"]["metrics"] == measured["after"]["metrics"] == {}
+        assert measured["after"]["loss"] != measured["before"]["loss"] > 0
 
     def test_folders_that_are_refused(self, finished: Path, tiny_recipe: Any, tmp_path: Path) -> None:
         with pytest.raises(AdapterError, match=r"has no adapter_config\.json"):

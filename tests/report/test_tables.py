@@ -6,7 +6,6 @@ from rich.console import Console
 from lorank.plan import RankPlan
 from lorank.report.tables import (
     change_table,
-    cost_table,
     quadrature_lines,
     result_table,
     score_table,
@@ -88,15 +87,6 @@ def test_what_came_before_training_is_shown() -> None:
     assert "256 examples scored, 2.7 s" in text
     assert "7 steps + 3 scoring passes, 5 s" in text
     assert "8 steps + 4 scoring passes, 5 s" in text
-
-
-def test_cost_of_pruning_with_and_without_a_test_part() -> None:
-    known = {"adapter_parameters": 40, "calibration_loss": 0.5}
-    assert "accuracy" not in shown(cost_table({"before": known, "after": known | {"calibration_loss": None}}))
-    tested = known | {"loss": 0.25, "metrics": {"accuracy": 0.75}}
-    text = shown(cost_table({"before": tested, "after": tested}))
-    assert "accuracy, test part" in text
-    assert "0.7500" in text
 
 
 def test_what_each_method_was_asked_for() -> None:

@@ -14,6 +14,7 @@ from lorank.cli.recipe import recipe_app
 from lorank.cli.run import run_command, train_command
 from lorank.cli.score import inspect_command, score_command
 from lorank.cli.serve import export_command, merge_command, verify_command
+from lorank.cli.suggest import suggest_command
 from lorank.cli.sweep import sweep_command
 from lorank.console import CommandLine
 
@@ -49,6 +50,7 @@ app.command("score", cls=NamesMethods)(score_command)
 app.command("allocate")(allocate_command)
 app.command("train")(train_command)
 app.command("prune")(prune_command)
+app.command("suggest")(suggest_command)
 app.command("inspect")(inspect_command)
 app.command("export")(export_command)
 app.command("verify")(verify_command)

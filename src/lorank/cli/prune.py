@@ -1,39 +1,97 @@
 """`lorank prune`: a trained adapter made smaller."""
 
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from lorank.cli.options import Plugin
 from lorank.console import clear_errors, out, progress, say
 
+if TYPE_CHECKING:
+    from lorank.recipe.recipe import Recipe
+    from lorank.runs.pruning_data import DataFile
+
 
 def prune_command(
     adapter: Annotated[Path, typer.Argument(help="folder of a trained PEFT LoRA adapter")],
-    budget: Annotated[str, typer.Option(help='adapter parameters, "2M", "r=4", ...')],
+    budget: Annotated[
+        str,
+        typer.Option(
+            help='adapter parameters, "2M", "r=4", "half" (of the adapter\'s), or "keep=50%" of its units of rank; several: '
+            '"2M,1M,half"'
+        ),
+    ],
     overrides: Annotated[
         list[str] | None, typer.Argument(metavar="[KEY=VALUE]...", help="overrides of the recipe")
     ] = None,
     data: Annotated[
-        Path | None, typer.Option(help="the recipe that trained it: base model, data to score and to measure on")
+        Path | None,
+        typer.Option(
+            help="the recipe that trained it (base model, data to score and to measure on), or a file of labelled examples: csv, "
+            "tsv, json, jsonl, parquet"
+        ),
     ] = None,
+    text: Annotated[
+        str | None, typer.Option(help='column of the text in a data file, or two: "one,two"; default: text')
+    ] = None,
+    label: Annotated[str | None, typer.Option(help="column of the label in a data file; default: label")] = None,
     by: Annotated[str | None, typer.Option(help="path (needs --data, and is its default) or svd")] = None,
     rank_by: Annotated[str, typer.Option(help="score, or score-per-parameter")] = "score",
     max_rank: Annotated[int | None, typer.Option(help="upper limit for every module")] = None,
-    output: Annotated[Path, typer.Option(help="new folder")] = Path("pruned"),
+    output: Annotated[Path, typer.Option(help="new folder; several budgets: with a folder for each in it")] = Path(
+        "pruned"
+    ),
     plugin: Plugin = None,
 ) -> None:
     """Make a trained adapter smaller, without training: cut its triplets to a budget, and say what that cost."""
     with clear_errors():
-        from lorank.recipe.files import load_recipe
-        from lorank.report.tables import cost_table, rank_table
-
-        recipe = load_recipe(data, overrides or ()) if data is not None else None
-        from lorank.runs.prune_adapter import prune_adapter
+        found = _data(data, text, label, overrides or ())
+        from lorank.report.tables import rank_table
+        from lorank.runs.prune_adapter import prune_adapter, prune_to_budgets
 
         limits: dict[str, Any] = {"rank_by": rank_by, "max_rank": max_rank}
-        plan, measured = prune_adapter(adapter, budget, output, recipe, by=by, console=progress, **limits)
+        from lorank.pruning.budgets import read_budgets
+        from lorank.pruning.report import budget_table, cost_table, energy_lines, svd_lines
+
+        budgets = read_budgets(budget)
+        if len(budgets) > 1:
+            before, after = prune_to_budgets(adapter, budgets, output, found, by=by, console=progress, **limits)
+            out.print(budget_table(before, after))
+            for name, measured in after.items():
+                for line in (*energy_lines(measured), *svd_lines(measured)):
+                    say(f"{name}: {line}")
+            say(f"curve               {output / 'curve.png'}")
+            say(f"pruned adapters     {output}")
+            return
+        plan, measured = prune_adapter(adapter, budgets[0], output, found, by=by, console=progress, **limits)
         out.print(rank_table(plan))
         out.print(cost_table(measured))
+        for line in (*energy_lines(measured), *svd_lines(measured["after"])):
+            say(line)
         say(f"pruned adapter      {output / 'adapter'}")
+
+
+def _data(
+    path: Path | None, text: str | None, label: str | None, overrides: list[str] | tuple[()]
+) -> "Recipe | DataFile | None":
+    """The recipe, or the data file, that `--data` names."""
+    from lorank.errors import RecipeError
+
+    if path is not None and path.suffix.lower() in (".yaml", ".yml"):
+        if text is not None or label is not None:
+            raise RecipeError(
+                "--text and --label are of a data file; the recipe says its columns itself (data.text=...)"
+            )
+        from lorank.recipe.files import load_recipe
+
+        return load_recipe(path, overrides)
+    if overrides:
+        raise RecipeError(f"{overrides[0]!r} changes a recipe, and --data gives none; leave it out")
+    if path is None:
+        if text is not None or label is not None:
+            raise RecipeError("--text and --label are of a data file; give one as --data")
+        return None
+    from lorank.runs.pruning_data import DataFile
+
+    return DataFile(path, tuple((text or "text").split(",")), label or "label")

@@ -174,19 +174,6 @@ def quadrature_lines(plan: RankPlan) -> list[str]:
     ]
 
 
-def cost_table(measured: Mapping[str, Mapping[str, Any]]) -> SplitTable:
-    """What pruning cost: parameters, losses and metrics before and after."""
-    before, after = measured["before"], measured["after"]
-    table = SplitTable("what pruning cost", ("", "before", "after"))
-    table.add_row("adapter parameters", f"{before['adapter_parameters']:,}", f"{after['adapter_parameters']:,}")
-    table.add_row("loss, calibration set", _number(before["calibration_loss"]), _number(after["calibration_loss"]))
-    if "loss" in before:
-        table.add_row("loss, test part", _number(before["loss"]), _number(after["loss"]))
-        for metric, value in before["metrics"].items():
-            table.add_row(f"{metric}, test part", _number(value), _number(after["metrics"][metric]))
-    return table
-
-
 def _number(value: float | None) -> str:
     return "-" if value is None else f"{value:.4f}"
 
