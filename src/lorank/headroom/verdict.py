@@ -80,8 +80,8 @@ class Headroom:
             )
         if self.verdict == "not more than":
             return (
-                f"A plan that is chosen by one run, {among}, gains not more than {self._share(max(0.0, high))} over uniform ranks, "
-                f"whose loss is {self.uniform_loss:.4f}: measured {measured}."
+                f"A plan that is chosen by one run, {among}, gains not more than {self._share(max(0.0, high))} over uniform "
+                f"ranks, whose loss is {self.uniform_loss:.4f}: measured {measured}."
             )
         more = (
             f"about {self.seeds_needed} seeds would be needed"
