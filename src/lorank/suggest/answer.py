@@ -81,6 +81,12 @@ class Answer:
                 f"Rank {self.ranks[likely]} may be enough: its mean loses {_signed(self.differences[likely].mean)}; more seeds "
                 "or more held-out examples would tell."
             )
+        best = min(range(len(self.means)), key=lambda k: self.means[k] if math.isfinite(self.means[k]) else math.inf)
+        if best < self.chosen:
+            said.append(
+                f"The lowest mean is that of rank {self.ranks[best]}, {self.means[best]:.4f}; rank {rank} has "
+                f"{self.means[self.chosen]:.4f}."
+            )
         return [*said, *self._about_the_curve(), *self._about_rates()]
 
     def _about_the_curve(self) -> list[str]:
