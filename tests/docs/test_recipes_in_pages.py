@@ -19,7 +19,7 @@ from lorank.methods import METHODS
 from lorank.recipe.files import make_recipe, read_override, read_recipe
 from lorank.recipe.format1 import KEYS, SECTIONS, is_format_1, upgraded
 from lorank.recipe.method_sections import merged
-from lorank.recipe.sections import CHOICES, EXPERT, TrainingSection, section_kinds
+from lorank.recipe.sections import CHOICES, EXPERT, SearchSection, section_kinds
 from lorank.tasks.section import DataSection
 
 # docs/add-a-method.md is about a method that is not known here.
@@ -142,7 +142,7 @@ def at(content: Any, key: str) -> Any:
 def known_keys() -> set[str]:
     """Every key of a recipe, of any method."""
     kinds: list[tuple[str, type[BaseModel]]] = [("data", DataSection)]
-    kinds += [(stage, TrainingSection) for stage in ("search", "train")]
+    kinds += [(stage, SearchSection) for stage in ("search", "train")]
     kinds += [(name, kind) for method in METHODS.values() for name, kind in section_kinds(method).items()]
     found = set()
     for section, kind in kinds:

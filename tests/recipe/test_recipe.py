@@ -277,8 +277,8 @@ def test_experts_options_are_those_that_no_preset_and_no_recipe_sets() -> None:
     expert = {(name, key) for name, keys in EXPERT.items() for key in keys}
     assert expert <= in_question
     assert not expert & used
-    # Where a method looks, and at how much, is for everybody.
-    assert in_question - expert - used == {("measure", "batch_size")}
+    # Where a method looks, and at how much, and an early end of a search are for everybody.
+    assert in_question - expert - used == {("measure", "batch_size"), ("cut", "stop_when_stable")}
 
 
 def test_what_train_has_wrong_is_said_once() -> None:
