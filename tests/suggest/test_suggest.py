@@ -107,6 +107,11 @@ def test_an_answer_in_words_names_what_is_shown_and_what_the_curve_says() -> Non
     unsure = answer_of(Question(ranks=(1, 2, 4, 8)), (10, 20, 40, 80), (0.01,) * 4, spread)
     assert unsure.words()[0].startswith("No rank below 8 is shown to be enough")
     assert any("no more than their noise" in line for line in unsure.words())
+    # Nothing is shown: the lowest mean is what to start with, and not the largest rank.
+    uneven = spread + np.array([0.03, -0.03, 0.0, 0.0])[:, None, None]
+    unsure = answer_of(Question(ranks=(1, 2, 4, 8)), (10, 20, 40, 80), (0.01,) * 4, uneven)
+    assert (unsure.chosen, unsure.to_start_with, unsure.record()["budget"]) == (3, 1, "r=2")
+    assert "So the keys below start with rank 2, which is not shown to be right." in unsure.words()
     diverged = np.where(np.arange(4)[:, None, None] == 3, np.nan, spread)
     with pytest.raises(TrainingError, match="rank 8 has a loss that is not finite"):
         answer_of(Question(ranks=(1, 2, 4, 8)), (10, 20, 40, 80), (0.01,) * 4, diverged)
