@@ -48,8 +48,8 @@ def _budgets(axis: Any, answer: Answer) -> None:
     axis.axhline(
         means[-1] + answer.allowed, color="gray", linewidth=1, linestyle=":", label=f"allowed: {answer.within}"
     )
-    chosen = answer.chosen
-    what = "shown to be enough" if chosen < len(means) - 1 else "the largest: none below is shown to be enough"
+    chosen, shown = answer.to_start_with, answer.chosen < len(means) - 1
+    what = "shown to be enough" if shown else "lowest mean; none is shown to be enough"
     axis.plot(parameters[chosen], means[chosen], "o", markersize=13, fillstyle="none", color="C3", label=what)
     axis.set_xscale("log", base=2)
     axis.set_xticks(parameters, [f"r={rank}" for rank in answer.ranks])
