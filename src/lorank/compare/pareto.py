@@ -72,13 +72,17 @@ def draw_pareto(rows: Sequence[Row], path: Path) -> None:
 
 
 def _figure(rows: Sequence[Row]) -> "Figure":
+    from matplotlib import colormaps
+    from matplotlib.colors import to_hex
     from matplotlib.figure import Figure
     from matplotlib.lines import Line2D
 
     placed = [row for row in rows if row.not_beaten is not None]
     tasks = list(dict.fromkeys(row.task for row in placed)) or [""]
     names = list(dict.fromkeys(_name(row, rows) for row in placed))
-    colors = {name: f"C{number % 10}" for number, name in enumerate(names)}
+    # Ten strong colours, then their pale ones: no two of twenty methods look the same.
+    palette = [colormaps["tab20"](place) for place in (*range(0, 20, 2), *range(1, 20, 2))]
+    colors = {name: to_hex(palette[number % 20]) for number, name in enumerate(names)}
     figure = Figure(figsize=(10, 3.2 * len(tasks) + 0.4), layout="constrained")
     panels = figure.subplots(len(tasks), 2, squeeze=False, sharey="row")
     for (left, right), task in zip(panels, tasks, strict=True):
