@@ -25,14 +25,15 @@ from methods import FROZEN, IN_TRAINING, SEARCHES, attempts, controls, frozen_pl
 
 FIELDS = ("world", "seed", "method", "loss", "share", "spearman", "spent", "budget", "cpu_seconds")
 ENDS = ("uniform-triplets", "oracle-triplets")
-# On large models: what answers whether ranks matter and whether methods find them; the rest is of the small encoder.
-CHOSEN = ("adalora paper", "igu recommended", "probe", "i-lora paper", "i-lora paper, short", *ENDS)
+ALL = (*IN_TRAINING, *ENDS, *SEARCHES, *FROZEN, "attempts", "pruned")
+# The last row that a name leaves, where that is another than its own.
+MARKS = {"attempts": "agreement of two probes", "pruned": "rank 8, cut by path"}
 
 
 def rows_of(
-    world: World, kind: str, key: str, seed: int, *, few: bool, known: Collection[str] = ()
+    world: World, kind: str, key: str, seed: int, wanted: Collection[str], known: Collection[str] = ()
 ) -> Iterator[dict[str, Any]]:
-    """Rows of one world and seed, but for methods that are known already."""
+    """Rows of one world and seed: of controls and of the methods that are wanted, but for those that are known already."""
 
     def row(method: str, losses: torch.Tensor, ranks: dict[str, int], seconds: float) -> dict[str, Any]:
         share, spearman = recovery(world, ranks)
@@ -51,7 +52,7 @@ def rows_of(
 
     plans = {name: dict(ranks) for name, ranks in controls(world).items() if name not in known}
     took = dict[str, float]()
-    names = [name for name in (CHOSEN if few else (*IN_TRAINING, *SEARCHES, *ENDS)) if name not in known]
+    names = [name for name in wanted if MARKS.get(name, name) not in known]
     for name, losses, ranks, seconds in trained(world, kind, seed, names):
         if name == "igu official":  # it ends with a fresh adapter, which is trained as any plan
             plans[name], took[name] = ranks, seconds
@@ -59,9 +60,8 @@ def rows_of(
         yield row(name, losses, ranks, seconds)
         if name in ("adalora paper", "igu recommended"):
             plans[f"{name}, plan retrained"], took[f"{name}, plan retrained"] = ranks, seconds
-    scorers = [name for name in FROZEN if name not in known and not (few and name == "hutchinson")]
-    sources = [frozen_plans(world, seed, scorers), searched(world, kind, seed, names)]
-    if not few and "signal above noise" not in known:
+    sources = [frozen_plans(world, seed, names), searched(world, kind, seed, names)]
+    if "attempts" in names:
         sources.append(attempts(world, kind, seed))
     for source in sources:
         for name, ranks, seconds in source:
@@ -71,19 +71,19 @@ def rows_of(
     each = (time.process_time() - began) / max(1, len(plans))
     for name, losses in found.items():
         yield row(name, losses, plans[name], took.get(name, 0.0) + each)
-    if not few and "rank 8, uncut" not in known:
+    if "pruned" in names:
         for name, losses, ranks in pruned(world, kind, seed):
             yield row(name, losses, ranks, 0.0)
 
 
 def run(
-    kind: str, design: str, world: int, seed: int, device: str, few: bool, known: Collection[str]
+    kind: str, design: str, world: int, seed: int, device: str, wanted: Collection[str], known: Collection[str]
 ) -> list[dict[str, Any]]:
     """One world and seed, in a process of its own."""
     torch.set_num_threads(1)
     key = f"{design}:{world}"
     bases = _bases(kind, device)
-    return list(rows_of(make_world(bases, kind, design, world), kind, key, seed, few=few, known=known))
+    return list(rows_of(make_world(bases, kind, design, world), kind, key, seed, wanted, known))
 
 
 _MADE: dict[tuple[str, str], Bases] = {}
@@ -108,7 +108,7 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--processes", type=int, default=len(os.sched_getaffinity(0)))
     parser.add_argument("--device", default="cpu")
-    parser.add_argument("--few", action="store_true", help="only the methods that answer the main questions")
+    parser.add_argument("--methods", default=";".join(ALL), help="names, with ; between them; default: all")
     parser.add_argument("--file", type=Path)
     given = parser.parse_args()
     path = given.file or Path(f"results/planted/{given.kind}.csv")
@@ -117,18 +117,20 @@ def main() -> None:
         done = defaultdict[tuple[str, int], set[str]](set)
         for row in csv.DictReader(file):
             done[row["world"], int(row["seed"])].add(row["method"])
-    last = "probe" if given.few else "rank 8, uncut"
+    wanted = given.methods.split(";")
+    if strange := [name for name in wanted if name not in ALL]:
+        parser.error(f"{strange[0]!r} is unknown; allowed: {', '.join(ALL)}")
     left = [
         (design, world, seed)
         for seed in range(given.seeds)
         for world in numbers(given.worlds)
         for design in given.designs.split(",")
-        if last not in done[f"{design}:{world}", seed]
+        if {MARKS.get(name, name) for name in wanted} - done[f"{design}:{world}", seed]
     ]
     print(f"{len(left)} worlds and seeds are left", flush=True)
     with ProcessPoolExecutor(given.processes, mp_context=get_context("spawn")) as pool:
         waiting = {
-            pool.submit(run, given.kind, *one, given.device, given.few, done[f"{one[0]}:{one[1]}", one[2]]): one
+            pool.submit(run, given.kind, *one, given.device, wanted, done[f"{one[0]}:{one[1]}", one[2]]): one
             for one in left
         }
         for future in as_completed(waiting):

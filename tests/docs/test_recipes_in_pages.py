@@ -81,7 +81,7 @@ def test_options_of_commands_exist(page: Path, words: list[str]) -> None:
 def test_overrides_of_commands_are_read(page: Path, words: list[str]) -> None:
     named = [Path(word) for word in words[1:] if word.endswith(".yaml")]
     overrides = [word for word in words[1:] if "=" in word and not word.startswith("--") and " " not in word]
-    overrides = [word for word in overrides if not re.fullmatch(r"(r|rank|keep|beta)=.*", word)]  # budgets
+    overrides = [word for word in overrides if not re.fullmatch(r"(half,)?(r|rank|keep|beta)=.*", word)]  # budgets
     if "--over" in words:
         over = words[words.index("--over") + 1]
         overrides = [*(word for word in overrides if word != over), *(one.overrides[0] for one in read_values(over)[1])]

@@ -75,11 +75,15 @@ def test_a_run_that_was_stopped_continues_and_answers_the_same(
     assert kept.items() <= {p.name: p.stat().st_mtime_ns for p in (tmp_path / "two" / "parts").iterdir()}.items()
     with pytest.raises(OutputError, match=r"another question \(steps differ\)"):
         suggest(recipe, Question(**{**TINY, "steps": 11}), tmp_path / "two")
+    other = tiny_recipe(search={"learning_rate": 1e-2}, data={"test": str(tmp_path / "few.tsv")})
+    with pytest.raises(OutputError, match=r"another question \(triplets differ\)"):
+        suggest(other, Question(**TINY), tmp_path / "two")
 
 
 def test_too_little_time_and_ranks_without_room_are_refused(tiny_recipe: Any, tmp_path: Path) -> None:
+    recipe = tiny_recipe(method="lora", baselines=["i-lora"], search={"learning_rate": 0.1})
     with pytest.raises(TrainingError, match="minutes are too few: 2 seeds take"):
-        suggest(tiny_recipe(), Question(**{**TINY, "minutes": 1e-6}), tmp_path / "out")
+        suggest(recipe, Question(**{**TINY, "minutes": 1e-6}), tmp_path / "out")
     assert not list(tmp_path.glob("out/parts/*[0-9].json"))
     with pytest.raises(BudgetError, match="rank 32 costs no more than rank 16"):
         check_parameters((1, 16, 32), (48, 768, 768))
@@ -103,6 +107,11 @@ def test_an_answer_in_words_names_what_is_shown_and_what_the_curve_says() -> Non
     unsure = answer_of(Question(ranks=(1, 2, 4, 8)), (10, 20, 40, 80), (0.01,) * 4, spread)
     assert unsure.words()[0].startswith("No rank below 8 is shown to be enough")
     assert any("no more than their noise" in line for line in unsure.words())
+    # Nothing is shown: the lowest mean is what to start with, and not the largest rank.
+    uneven = spread + np.array([0.03, -0.03, 0.0, 0.0])[:, None, None]
+    unsure = answer_of(Question(ranks=(1, 2, 4, 8)), (10, 20, 40, 80), (0.01,) * 4, uneven)
+    assert (unsure.chosen, unsure.to_start_with, unsure.record()["budget"]) == (3, 1, "r=2")
+    assert "So the keys below start with rank 2, which is not shown to be right." in unsure.words()
     diverged = np.where(np.arange(4)[:, None, None] == 3, np.nan, spread)
     with pytest.raises(TrainingError, match="rank 8 has a loss that is not finite"):
         answer_of(Question(ranks=(1, 2, 4, 8)), (10, 20, 40, 80), (0.01,) * 4, diverged)

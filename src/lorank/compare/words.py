@@ -74,26 +74,37 @@ def in_words(
 
 
 def loss_sentences(found: Sequence[Row | Contrast], level: float = 0.05) -> list[str]:
-    """What can be said of the test losses of examples, one sentence for each difference where they were kept."""
-    return [_loss_sentence(one, one.losses, level) for one in found if one.losses is not None]
+    """What can be said of the test losses of examples: a sentence for each claim, and one for all that is not shown on a task."""
+    said, not_shown = list[str](), dict[tuple[str, str, bool], list[str]]()
+    for one in found:
+        if one.losses is None:
+            continue
+        claimed = one.losses.claim(level)
+        if claimed or math.isnan(one.losses.p):
+            said.append(_loss_sentence(one, one.losses, claimed))
+            continue
+        control = AGAINST[one.control] if isinstance(one, Contrast) else ""
+        name = f"{one.method} and {control}" if control else one.method
+        not_shown.setdefault((one.task, one.budget, bool(control)), []).append(name)
+    for (task, budget, controls), names in not_shown.items():
+        what = (
+            "test losses of these pairs are not"
+            if controls
+            else f"test losses that are not shown to differ from {UNIFORM}'s"
+        )
+        said.append(f"{task}, budget {budget}: {what}{' shown to differ' if controls else ''}: {'; '.join(names)}.")
+    return said
 
 
-def _loss_sentence(one: Row | Contrast, found: LossDifference, level: float) -> str:
+def _loss_sentence(one: Row | Contrast, found: LossDifference, claimed: int) -> str:
     where, other = f"{one.task}, budget {one.budget}: the test loss of {one.method}", UNIFORM
     if isinstance(one, Contrast):
         other = AGAINST[one.control]
-    if math.isnan(found.p):
+    if not claimed:
         return f"{where} cannot be compared by example: {_seeds(found.seeds)} with losses of {found.examples} examples."
     size = f"{found.mean:+.4f} (interval {found.low:+.4f} to {found.high:+.4f})"
     shown = f"p = {found.holm:.2g} after Holm's correction, {_seeds(found.seeds)} x {found.examples:,} examples"
-    if claim := found.claim(level):
-        return f"{where} is {'lower' if claim > 0 else 'higher'} than that of {other} by {size}; {shown}."
-    more = "seeds" if found.from_seeds >= found.from_examples else "test examples"
-    return (
-        f"{where} is not shown to differ from that of {other}: {size}; {shown}; more {more} would help most."
-        if found.mean
-        else f"{where} is that of {other}: the mean difference is 0; {shown}."
-    )
+    return f"{where} is {'lower' if claimed > 0 else 'higher'} than that of {other} by {size}; {shown}."
 
 
 def general_sentences(rows: Sequence[Row]) -> list[str]:

@@ -37,7 +37,8 @@ def report_lines(measured: Measured) -> list[str]:
         "examples; the plan was chosen on one seed and one half of the examples, and measured on other seeds and the other half.",
         f"Spread of the loss (standard deviations): {spread.plans:.4f} by plan, {spread.seeds:.4f} by seed, {spread.rest:.4f} "
         "the rest. Plans also differ where they are only worse than uniform ranks.",
-        f"If the best of these plans were known, it would gain not more than {max(0.0, headroom.best):.4f}.",
+        f"If the best of these plans were known, it would gain not more than {max(0.0, headroom.best):.4f}: a bound that is wide "
+        "where seeds are few.",
     ]
     lines += [f"Left out: {name}: {why}." for name, why in measured.left_out.items()]
     return lines

@@ -80,8 +80,8 @@ class Headroom:
             )
         if self.verdict == "not more than":
             return (
-                f"Ranks matter not more than {self._share(max(0.0, high))} {among}: a plan that was chosen by one run gains "
-                f"{measured} over uniform ranks, whose loss is {self.uniform_loss:.4f}."
+                f"A plan that is chosen by one run, {among}, gains not more than {self._share(max(0.0, high))} over uniform "
+                f"ranks, whose loss is {self.uniform_loss:.4f}: measured {measured}."
             )
         more = (
             f"about {self.seeds_needed} seeds would be needed"

@@ -58,6 +58,16 @@ class Answer:
         means = [Difference(one.mean, 0.0, one.mean) for one in self.differences]
         return smallest_enough(means, self.allowed)
 
+    @property
+    def lowest(self) -> int:
+        """Place of the rank with the lowest mean."""
+        return min(range(len(self.means)), key=lambda k: self.means[k] if math.isfinite(self.means[k]) else math.inf)
+
+    @property
+    def to_start_with(self) -> int:
+        """Place of the rank that the snippet has: what is shown to be enough, and the lowest mean where nothing is."""
+        return self.chosen if self.chosen < len(self.ranks) - 1 else self.lowest
+
     def words(self) -> list[str]:
         """The answer in sentences."""
         rank, largest = self.ranks[self.chosen], self.ranks[-1]
@@ -81,6 +91,13 @@ class Answer:
                 f"Rank {self.ranks[likely]} may be enough: its mean loses {_signed(self.differences[likely].mean)}; more seeds "
                 "or more held-out examples would tell."
             )
+        if (best := self.lowest) < self.chosen:
+            said.append(
+                f"The lowest mean is that of rank {self.ranks[best]}, {self.means[best]:.4f}; rank {rank} has "
+                f"{self.means[self.chosen]:.4f}."
+            )
+            if best == self.to_start_with:
+                said.append(f"So the keys below start with rank {self.ranks[best]}, which is not shown to be right.")
         return [*said, *self._about_the_curve(), *self._about_rates()]
 
     def _about_the_curve(self) -> list[str]:
@@ -158,7 +175,7 @@ class Answer:
         return {
             "format": "lorank.suggestion",
             "version": 1,
-            "budget": f"r={self.ranks[self.chosen]}",
+            "budget": f"r={self.ranks[self.to_start_with]}",
             "words": self.words(),
             "within": {"asked": self.within, "loss": self.allowed},
             "steps": self.steps,

@@ -48,10 +48,9 @@ def _budgets(axis: Any, answer: Answer) -> None:
     axis.axhline(
         means[-1] + answer.allowed, color="gray", linewidth=1, linestyle=":", label=f"allowed: {answer.within}"
     )
-    chosen = answer.chosen
-    axis.plot(
-        parameters[chosen], means[chosen], "o", markersize=13, fillstyle="none", color="C3", label="shown to be enough"
-    )
+    chosen, shown = answer.to_start_with, answer.chosen < len(means) - 1
+    what = "shown to be enough" if shown else "lowest mean; none is shown to be enough"
+    axis.plot(parameters[chosen], means[chosen], "o", markersize=13, fillstyle="none", color="C3", label=what)
     axis.set_xscale("log", base=2)
     axis.set_xticks(parameters, [f"r={rank}" for rank in answer.ranks])
     axis.minorticks_off()
@@ -69,6 +68,7 @@ def _rates(axis: Any, answer: Answer) -> None:
         best = rates.rates.index(rates.best)
         axis.plot(rates.best, rates.losses[best], "o", markersize=11, fillstyle="none", color=line.get_color())
     axis.set_xscale("log")
+    axis.xaxis.set_major_formatter("{x:g}")
     axis.set_xlabel("learning rate")
     axis.set_ylabel("loss on held-out training examples")
     axis.legend(fontsize=7)

@@ -102,9 +102,16 @@ class ShortRuns:
         return np.concatenate(found)
 
     def check(self, rank: int) -> None:
-        """Train one adapter at a time where this model's adapters disturb each other side by side."""
+        """Train one adapter at a time where this model's adapters disturb each other side by side.
+
+        Raises:
+            TrainingError: the model trains by another loss than the stock one, so that examples cannot be judged one by one.
+
+        """
+        batch = next(iter(_Epochs(self, 0)))
+        losses_of(self._stack((rank,), 0), [batch])
         try:
-            check_stackable(self._stack((rank, rank), 0), next(iter(_Epochs(self, 0))))
+            check_stackable(self._stack((rank, rank), 0), batch)
         except TrainingError:
             self.side_by_side = 1
 

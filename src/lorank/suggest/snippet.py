@@ -48,8 +48,8 @@ def snippet_of(recipe: Recipe, answer: Answer) -> Snippet:
     `train` is LoRA's rate; that of triplets where the recipe's method keeps them. `search` is that of triplets, where a method of
     the recipe has such a stage.
     """
-    plain = _rounded(answer.rates[answer.chosen])
-    content: dict[str, Any] = {"budget": f"r={answer.ranks[answer.chosen]}", "train": {"learning_rate": plain}}
+    plain = _rounded(answer.rates[answer.to_start_with])
+    content: dict[str, Any] = {"budget": f"r={answer.ranks[answer.to_start_with]}", "train": {"learning_rate": plain}}
     triplets = _rounded(answer.triplets.best) if answer.triplets else None
     if triplets is not None:
         if recipe.keeps_triplets:

@@ -75,7 +75,9 @@ def _prepared(recipe: Recipe, question: Question, console: Console) -> _Work:
         raise RecipeError("lorank suggest runs in one process; start it without torchrun")
     uniform = Recipe(
         **{
-            **recipe.of(UNIFORM.name).model_dump(exclude_unset=True, exclude={"baselines", "budget", "resolved"}),
+            **recipe.of(UNIFORM.name).model_dump(
+                exclude_unset=True, exclude={"baselines", "budget", "search", "resolved"}
+            ),
             "budget": f"r={question.ranks[-1]}",
         }
     )
@@ -99,7 +101,9 @@ def _prepared(recipe: Recipe, question: Question, console: Console) -> _Work:
 
 def _answer(work: _Work, question: Question, folder: Path, console: Console) -> Answer:
     begun = time.monotonic()
-    kept = KeptParts(folder / "parts", question.record(work.steps))
+    rank, rate = triplet_start(work.asked)  # no part of the recipe of uniform LoRA
+    asked = {**question.record(work.steps), "triplets": {"rank": rank, "learning_rate": rate}}
+    kept = KeptParts(folder / "parts", asked)
     runs = ShortRuns(work.prepared, work.rows, work.recipe.train, work.steps, question.side_by_side)
     seeds = _seeds_in_time(work, question, runs, kept, console)
 
