@@ -4,7 +4,7 @@ from collections.abc import Mapping
 
 I_LORA = """model: microsoft/deberta-v3-base     # hub name or folder
 method: i-lora
-preset: loss-per-parameter           # values for the choices that this recipe leaves out
+preset: loss-per-parameter           # values for the choices that this recipe leaves out; the default
 budget: keep=50%                     # half of the triplets that the search starts with
 data: {name: nyu-mll/glue, config: cola, text: sentence}
 baselines: [lora]                    # uniform LoRA at the same number of parameters

@@ -98,7 +98,8 @@ def tiny_recipe(tiny_folder: Path, tiny_data: dict[str, str]) -> Callable[..., R
             "train": {"max_steps": 10, "batch_size": 8, "learning_rate": 1e-2},
         }
         if METHODS[changes.get("method", "i-lora")].has_scoring_set:
-            content["measure"] = {"scoring_batch_size": 8}
+            # A search as long as `train`, scored from its first tenth on: the default's leaves too little of 10 steps.
+            content |= {"measure": {"scoring_batch_size": 8}, "preset": "paper"}
         for key, value in changes.items():
             own = content.get(key)
             content[key] = {**own, **value} if isinstance(own, dict) and isinstance(value, dict) else value

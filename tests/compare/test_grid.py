@@ -40,7 +40,7 @@ def recipe_file(tiny_recipe: Callable[..., Any], tmp_path: Path) -> Path:
     recipe = tiny_recipe(train={"max_steps": 12})
     content = {
         "model": recipe.model.name, "budget": "r=1", "data": {**recipe.data.model_dump(include={"train", "test", "max_length"})},
-        "metrics": ["accuracy", "matthews"], "checkpoint_every": 4,
+        "metrics": ["accuracy", "matthews"], "checkpoint_every": 4, "preset": "paper",
         "triplets": {"initial_rank": 2}, "search": {"max_steps": 3}, "measure": {"scoring_batch_size": 8},
         "train": {"max_steps": 12, "batch_size": 8, "learning_rate": 1e-2},
         "baselines": {name: {"measure": {"examples": 32}} for name in ("sensitivity-lora", "eva")},

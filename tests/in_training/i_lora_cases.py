@@ -18,7 +18,7 @@ def examples(count: int = 32, seed: int = 7) -> Dataset:
 def i_lora(scoring_data: Any = None, **options: Any) -> RankAllocation:
     if scoring_data is None and options.get("source") != "training":
         scoring_data = examples()
-    return RankAllocation("i-lora", "r=2", scoring_data=scoring_data, **options)
+    return RankAllocation("i-lora", "r=2", scoring_data=scoring_data, **{"preset": "paper", **options})
 
 
 def adapter_of(model: torch.nn.Module) -> dict[str, torch.Tensor]:

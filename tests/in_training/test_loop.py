@@ -253,7 +253,8 @@ def test_after_a_first_stage_the_plan_is_trained_from_a_fresh_start(tmp_path: Pa
 
 def test_it_ends_when_the_plan_is_stable(tmp_path: Path) -> None:
     model, batches = model_and_batches(tmp_path)
-    allocation = loop(model, method="i-lora", stop_when_stable={"share": 1.0, "window": 2, "windows": 1})
+    rule = {"share": 1.0, "window": 2, "windows": 1}
+    allocation = loop(model, method="i-lora", preset="paper", stop_when_stable=rule)
     optimizer = adamw(model)
     for batch in batches[:STEPS]:
         step(model, allocation, optimizer, batch)

@@ -168,6 +168,18 @@ def test_uniform_ranks_stay_uniform_and_baselines_are_ranked_as_they_were() -> N
     assert {key: getattr(recipe.of("gradient").measure, key) for key in looked} == looked
 
 
+def test_the_default_preset_is_that_of_its_time() -> None:
+    assert make_recipe(MINIMAL).preset == "loss-per-parameter"
+    assert make_recipe({**MINIMAL, "stage1": {"epochs": 2}}).preset == "paper"
+    assert make_recipe({**MINIMAL, "stage1": {"epochs": 2}, "preset": "loss-per-parameter"}).search.says_length
+    old = make_recipe({**MINIMAL, "method": "eva", "baselines": ["i-lora"], "stage1": {"epochs": 2}})
+    assert (old.of("i-lora").preset, old.of("i-lora").deciding_stage.epochs) == ("paper", 2)
+    # A record of a run that names no preset of a baseline; one of this version does.
+    asked = {**MINIMAL, "method": "eva", "baselines": ["i-lora"]}
+    assert make_recipe(asked).of("i-lora").preset == "loss-per-parameter"
+    assert make_recipe({**asked, "resolved": {"data": {}}}).of("i-lora").preset == "paper"
+
+
 def test_the_record_of_a_run_is_not_converted(tmp_path: Path) -> None:
     (tmp_path / "recipe.yaml").write_text(yaml.safe_dump({**MINIMAL, "stage2": {}, "resolved": {}}))
     with pytest.raises(RecipeError, match="is the record of a run"):

@@ -123,7 +123,7 @@ def test_a_preset_fills_in_and_the_recipe_overrides_it(method: str, preset: str)
 
 
 def test_without_a_preset_the_methods_own_default_is_used_and_recorded() -> None:
-    assert make_recipe(MINIMAL).preset == "paper"
+    assert make_recipe(MINIMAL).preset == "loss-per-parameter"
 
 
 @pytest.mark.parametrize("path", sorted(Path("examples").glob("*.yaml")), ids=str)
@@ -180,7 +180,7 @@ def test_what_search_leaves_out_is_as_in_train() -> None:
     stage = recipe.deciding_stage
     assert (stage.epochs, stage.batch_size, recipe.train.epochs) == (2, 4, 1)
     assert make_recipe(recipe.model_dump(mode="json")).deciding_stage == stage
-    assert make_recipe({**MINIMAL, "train": {"epochs": 1}}).deciding_stage.epochs == 1
+    assert make_recipe({**MINIMAL, "preset": "paper", "train": {"epochs": 1}}).deciding_stage.epochs == 1
 
 
 @pytest.mark.parametrize(

@@ -111,7 +111,7 @@ def small(tmp_path: Path, rows: int) -> dict[str, str]:
 
 
 def test_little_data_makes_batches_smaller(tiny_folder: Path, tmp_path: Path) -> None:
-    recipe, said = recipe_of(tiny_folder, small(tmp_path, 20)), list[str]()
+    recipe, said = recipe_of(tiny_folder, small(tmp_path, 20), preset="paper"), list[str]()
     data = load_task_data(recipe.data)
     found = fit_to_data(recipe, data, ("i-lora",), said.append)
     assert (found.measure.scoring_batch_size, found.search.batch_size) == (2, 18)
@@ -125,7 +125,7 @@ def test_little_data_makes_batches_smaller(tiny_folder: Path, tmp_path: Path) ->
     )
     assert scorer.measure.examples == 20
     assert said[2:] == ["measure.examples: 20 in place of 256, the training data has no more"]
-    given = recipe_of(tiny_folder, small(tmp_path, 20), measure={"scoring_batch_size": 32})
+    given = recipe_of(tiny_folder, small(tmp_path, 20), preset="paper", measure={"scoring_batch_size": 32})
     with pytest.raises(DataError, match="less than one batch of 32"):
         prepare(given, ("i-lora",))
 
@@ -208,7 +208,7 @@ def test_a_run_of_a_version_without_shares_is_continued(tiny_recipe: Any, tmp_pa
 @pytest.mark.filterwarnings("ignore:.*scoring examples are in the training data too")
 def test_what_was_shrunk_is_recorded_and_a_run_agrees_with_itself(tiny_folder: Path, tmp_path: Path) -> None:
     sections = {"triplets": {"initial_rank": 2}, "train": {"max_steps": 2}, "start": {"factors": "kept"}}
-    recipe = recipe_of(tiny_folder, small(tmp_path, 20), **sections)
+    recipe = recipe_of(tiny_folder, small(tmp_path, 20), preset="paper", **sections)
     out = tmp_path / "out"
     result = run(recipe, out, Console(quiet=True))
     written = yaml.safe_load((out / "recipe.yaml").read_text())

@@ -32,7 +32,8 @@ I_LORA = Method(
             ranks=RankOptions(rank_by="score-per-parameter", scope="global"),
         ),
     },
-    default_preset="paper",
+    default_preset="loss-per-parameter",
+    earlier_default="paper",
     # The paper's first stage is as long as its second. A share of a loss reduction needs fewer steps: in planted worlds a search
     # of 15 to 30 % of the run gave ranks as good as one of the whole.
     search_share={"loss-per-parameter": 0.3},

@@ -84,7 +84,8 @@ def upgraded(content: Mapping[str, Any]) -> dict[str, Any]:
     method = METHODS.get(str(content.get("method", "i-lora")))
     if method is None:
         raise RecipeError(f"method: {unknown_method(str(content.get('method')))}")
-    made: dict[str, Any] = {}
+    preset = content.get("preset") or method.earlier_default
+    made: dict[str, Any] = {"preset": preset} if preset is not None else {}
     for key, value in content.items():
         if key == "model":
             own = {
@@ -97,9 +98,9 @@ def upgraded(content: Mapping[str, Any]) -> dict[str, Any]:
             made["target_modules"] = value
         elif key == "baselines":
             made["baselines"] = value
-        elif key not in (*SECTIONS, *KEYS, "format"):
+        elif key not in (*SECTIONS, *KEYS, "format", "preset"):
             made[key] = value
-    made |= _choices(content, method, content.get("preset"), of_recipe=True)
+    made |= _choices(content, method, preset, of_recipe=True)
     baselines, names = {}, content.get("baselines")
     for name in names if isinstance(names, list | tuple) and all(isinstance(one, str) for one in names) else ():
         baselines[name] = _of_baseline(content, method, made, METHODS[name]) if name in METHODS else {}
@@ -216,17 +217,19 @@ def _of_baseline(
     content: Mapping[str, Any], first: Method, made: Mapping[str, Any], baseline: Method
 ) -> dict[str, Any]:
     """Sections of a baseline's own: what it would not take over from the recipe."""
-    own = _choices(content, baseline, None, of_recipe=False)
-    given = {name: dict(section) for name, section in own.items() if name not in ("train", "search")}
+    preset = preset_of(baseline, baseline.earlier_default)
+    own = _choices(content, baseline, preset, of_recipe=False)
+    given: dict[str, Any] = {} if preset == baseline.default_preset else {"preset": preset}
+    given |= {name: dict(section) for name, section in own.items() if name not in ("train", "search")}
     given.get("triplets", {}).pop("initial_rank", None)
     given.get("start", {}).pop("scale_by", None)
     if looks_at_calibration_set(first):
         for key in ("examples", "batch_size"):
             given.get("measure", {}).pop(key, None)
     if baseline.has_scoring_set:  # ranked as the recipe's method is
-        preset = first.presets[preset_of(first, content.get("preset"))]
-        asked = {**preset.ranks.model_dump(), **(content.get("allocation") or {})}
-        own_ranks = baseline.default.ranks.model_dump()
+        of_first = first.presets[preset_of(first, content.get("preset") or first.earlier_default)]
+        asked = {**of_first.ranks.model_dump(), **(content.get("allocation") or {})}
+        own_ranks = baseline.presets[preset].ranks.model_dump()
         given["ranks"] = {key: asked[key] for key in ("rank_by", "scope") if asked[key] != own_ranks[key]}
     stages, shared = {}, made.get("train") or {}
     if baseline.allocates_in_training and "search" not in own and "learning_rate" in made.get("search", {}):

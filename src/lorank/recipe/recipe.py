@@ -241,9 +241,12 @@ class Recipe(Section):
         if method == self.method:
             return self
         if method == FULL:
-            own = full_sections(self.baselines.get(FULL, {}))
-            return Recipe(**inherited(self.model_dump(exclude_unset=True), UNIFORM.name, own))
-        made = inherited(self.model_dump(exclude_unset=True), method, self.baselines.get(method, {}))
+            whole = full_sections(self.baselines.get(FULL, {}))
+            return Recipe(**inherited(self.model_dump(exclude_unset=True), UNIFORM.name, whole))
+        own: Mapping[str, Any] = self.baselines.get(method, {})
+        if self.resolved is not None and METHODS[method].earlier_default:  # a record of this version names the preset
+            own = {"preset": METHODS[method].earlier_default, **own}
+        made = inherited(self.model_dump(exclude_unset=True), method, own)
         return Recipe(**made, **({} if self.resolved is None else {"resolved": self.resolved}))
 
     @property

@@ -5,6 +5,7 @@ from typing import Any
 
 from peft import TaskType
 
+from lorank.methods import METHODS
 from lorank.models.loading import load_without_weights, longest_input, task_type_of
 from lorank.recipe.method_sections import merged
 from lorank.recipe.recipe import Recipe
@@ -72,7 +73,8 @@ def fitted(recipe: Recipe, data: TaskData, methods: tuple[str, ...], say: Callab
 def fit_to_data(recipe: Recipe, data: TaskData, methods: tuple[str, ...], say: Callable[[str], None]) -> Recipe:
     """Lower `measure.scoring_batch_size`, `measure.examples` and a stage's `batch_size` to the examples that there are.
 
-    And write down how long a search is, where the recipe or a preset says what it may cost (`search.share`).
+    And write down how long a search is, where the recipe or a preset says what it may cost (`search.share`), and the preset of a
+    baseline whose default was another one in earlier versions.
 
     Args:
         recipe: as it was read; what it says itself stays.
@@ -97,6 +99,10 @@ def fit_to_data(recipe: Recipe, data: TaskData, methods: tuple[str, ...], say: C
             else:
                 part = getattr(recipe, section) or SearchSection()
                 recipe = recipe.model_copy(update={section: part.model_copy(update={key: value})})
+    for method in methods:
+        if method != recipe.method and METHODS[method].earlier_default:
+            named = {method: {"preset": recipe.of(method).preset}}
+            recipe = recipe.model_copy(update={"baselines": merged(recipe.baselines, named)})
     return _with_lengths(recipe, data, methods, say)
 
 

@@ -54,9 +54,9 @@ def locked_directory(directory: Path, recipe: Recipe, data: TaskData, provenance
 
 
 def as_begun(recipe: Recipe, directory: Path) -> Recipe:
-    """The recipe, with searches as long as `train` where the run in `directory` was begun by a version that knew no share.
+    """The recipe as the version read it that began the run in `directory`: with a search as long as `train`, with its defaults.
 
-    Other versions write how long a search is into the recipe of the run.
+    This version writes how long a search is, and which presets baselines have, into the recipe of the run.
     """
     try:
         stands = yaml.safe_load((directory / "recipe.yaml").read_text(encoding="utf-8"))
@@ -66,8 +66,10 @@ def as_begun(recipe: Recipe, directory: Path) -> Recipe:
     for method in (recipe.method, *recipe.baselines):
         if method not in METHODS or method not in (stood.method, *stood.baselines):
             continue
-        search = stood.of(method).search
-        if recipe.of(method).search_share is not None and not (search is not None and search.says_length):
+        before, now = stood.of(method), recipe.of(method)
+        shorter = now.search_share is not None and not (before.search is not None and before.search.says_length)
+        unnamed = method != stood.method and "preset" not in stood.baselines[method]
+        if shorter or (unnamed and before.preset != now.preset):
             return recipe.model_copy(update={"resolved": stands.get("resolved")})
     return recipe
 
