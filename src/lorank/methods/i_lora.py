@@ -34,7 +34,6 @@ I_LORA = Method(
     },
     default_preset="loss-per-parameter",
     earlier_default="paper",
-    # The paper's first stage is as long as its second. A share of a loss reduction needs fewer steps: in planted worlds a search
-    # of 15 to 30 % of the run gave ranks as good as one of the whole.
+    # The paper's first stage is as long as its second. Shares of a loss reduction need fewer steps: docs/where-ranks-matter.md.
     search_share={"loss-per-parameter": 0.3},
 )
