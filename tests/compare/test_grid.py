@@ -251,7 +251,8 @@ def test_what_a_comparison_leaves(recipe_file: Path, tmp_path: Path) -> None:
     assert content["grid"]["seeds"] == [0, 1]
     assert "sensitivity-lora" in (tmp_path / "grid" / "table.md").read_text()
     assert "sensitivity-lora" in found.sentences[1]
-    assert "the test loss of sensitivity-lora" in found.sentences[2]
+    assert "test losses" in found.sentences[2]
+    assert "sensitivity-lora" in found.sentences[2]
     assert content["rows"][1]["losses"]["examples"] == 40
     assert content["equal_within"] == content["rows"][1]["difference"]["within"] == 0.5
     for name in ("table.tex", "table.csv", "forest.png", "pareto.png"):

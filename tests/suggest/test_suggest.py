@@ -41,7 +41,7 @@ def test_a_tiny_model_is_answered_and_the_snippet_can_be_used(finished: Path, ti
     content = yaml.safe_load((finished / "suggestion.yaml").read_text())
     assert content == made["recipe"]
     changed = make_recipe(merged(recipe.model_dump(exclude_unset=True), content))
-    assert changed.budget == made["budget"] == f"r={answer.ranks[answer.chosen]}"
+    assert changed.budget == made["budget"] == f"r={answer.ranks[answer.to_start_with]}"
     assert changed.search.learning_rate == pytest.approx(made["rates"]["triplets"]["chosen"], rel=0.05)
 
 
