@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 from rich.console import Console
 
+from lorank.compare.cost import duration
 from lorank.errors import DataError, RecipeError
 from lorank.headroom.learned_plans import LEARNED, learned_plans, recipe_of_headroom
 from lorank.headroom.picture import draw_headroom
@@ -157,7 +158,7 @@ def _say_cost(trained: SideBySide, plans: Mapping[str, RankPlan], seeds: Sequenc
         return
     of_seed = trained.timed(list(plans.values()), left[0]) * (1 + len(LEARNED) / len(plans))
     least = max(1, sum(seed in left for seed in seeds[:LEAST_SEEDS]))
-    numbers, times = [f"{least}", f"{len(left)}"], [_duration(least * of_seed), _duration(len(left) * of_seed)]
+    numbers, times = [f"{least}", f"{len(left)}"], [duration(least * of_seed), duration(len(left) * of_seed)]
     of_step = trained.section.batch_size * trained.section.gradient_accumulation
     console.print(
         f"cost: {len(plans) + len(LEARNED)} plans x {_range(numbers)} {'seed' if len(left) == 1 else 'seeds'} x {trained.steps} "
@@ -170,9 +171,3 @@ def _say_cost(trained: SideBySide, plans: Mapping[str, RankPlan], seeds: Sequenc
 
 def _range(ends: Sequence[str]) -> str:
     return " to ".join(dict.fromkeys(ends))
-
-
-def _duration(seconds: float) -> str:
-    if seconds < 90:
-        return f"{seconds:.0f} s"
-    return f"{seconds / 60:.0f} min" if seconds < 5400 else f"{seconds / 3600:.1f} h"
