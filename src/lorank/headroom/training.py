@@ -23,10 +23,10 @@ from lorank.processes import processes
 from lorank.recipe.sections import TrainingSection
 from lorank.scoring.batches import Batch
 from lorank.tasks.encoding import collator
+from lorank.training.epoch_batches import EpochBatches
 from lorank.training.prepared import Prepared
 from lorank.training.stacked_adapters import StackedAdapters
 from lorank.training.stacked_training import check_stackable, losses_of, train_stacked
-from lorank.training.trainer import SeededOrder
 
 _SHARE_OF_MEMORY = 0.25
 
@@ -101,7 +101,7 @@ class SideBySide:
         """Seconds that one seed of these plans would take, from a few steps and one batch of the first of them."""
         task, part = self._model(seed), list(plans[: self.most])
         stacked = self._stacked(part, task, seed)
-        batches = list(_first(EpochBatches(self, seed), (steps + 1) * self.section.gradient_accumulation))
+        batches = list(_first(self._batches(seed), (steps + 1) * self.section.gradient_accumulation))
         with autocast_of(self._precision):
             train_stacked(stacked, batches, self.section, 1)  # the first step is slower
             began = time.monotonic()
@@ -118,6 +118,9 @@ class SideBySide:
         """fp16 would need its losses scaled for each adapter."""
         return "bf16" if self.prepared.settings.precision == "bf16" else "fp32"
 
+    def _batches(self, seed: int) -> EpochBatches:
+        return EpochBatches(self.prepared, self.section, self.rows, seed)
+
     def _model(self, seed: int) -> TaskModel:
         """The base model; the seed decides a new head."""
         task = replace(self.prepared, settings=replace(self.prepared.settings, seed=seed)).load_model()
@@ -133,10 +136,10 @@ class SideBySide:
 
     def _train(self, plans: Mapping[str, RankPlan], task: TaskModel, seed: int) -> np.ndarray | None:
         stacked = self._stacked(list(plans.values()), task, seed)
-        batches = EpochBatches(self, seed)
+        batches = self._batches(seed)
         if not self.checked and len(plans) > 1:
             try:
-                check_stackable(stacked, next(iter(EpochBatches(self, seed))))
+                check_stackable(stacked, next(iter(self._batches(seed))))
             except TrainingError as error:
                 self.most = 1
                 self.console.print(f"note: {error}: this is done now", highlight=False, soft_wrap=True)
@@ -182,24 +185,6 @@ class SideBySide:
             folder / f"{number:03}.safetensors",
             lambda temporary: save_file(tensors, temporary, {"headroom": json.dumps(said)}),
         )
-
-
-class EpochBatches:
-    """Micro-batches of an epoch; iterated again, those of the next epoch. The order is that of a run with this seed."""
-
-    def __init__(self, of: SideBySide, seed: int) -> None:
-        self.rows, self.size, settings = of.rows, of.section.batch_size, of.prepared.settings
-        whole = self.size * of.section.gradient_accumulation
-        self.order = SeededOrder(of.lengths, whole, seed, group_by_length=settings.group_by_length)
-        self.collate = collator(of.prepared.tokenizer, of.prepared.task_type)
-        self.epoch = 0
-
-    def __iter__(self) -> Iterator[Batch]:
-        self.order.epoch, self.epoch = self.epoch, self.epoch + 1
-        indices = list(self.order)
-        rows = self.rows.remove_columns("length")
-        for start in range(0, len(indices), self.size):
-            yield self.collate([rows[k] for k in indices[start : start + self.size]])
 
 
 def side_by_side(prepared: Prepared, config: object, batch: int, longest: int) -> int:

@@ -1,6 +1,5 @@
 """Short trainings and their losses on held-out training examples: plain LoRA side by side, triplets one after the other."""
 
-import copy
 import math
 import shutil
 import time
@@ -26,11 +25,11 @@ from lorank.scoring.undisturbed import undisturbed
 from lorank.tasks.data import hold_out
 from lorank.tasks.encoding import collator
 from lorank.tasks.example_losses import example_losses
+from lorank.training.epoch_batches import EpochBatches
 from lorank.training.prepared import Prepared
 from lorank.training.stacked_adapters import StackedAdapters
 from lorank.training.stacked_training import check_stackable, losses_of, train_stacked
 from lorank.training.stage import initial_config, train_stage
-from lorank.training.trainer import SeededOrder
 
 MOST_JUDGED = (
     1250  # examples that are held out: more change a rank no more, and all adapters are judged on each of them
@@ -97,7 +96,7 @@ class ShortRuns:
             stacked = self._stack(ranks[start : start + size], seed)
             own = rates[start : start + size]
             with self._in_memory(size):
-                train_stacked(stacked, _Epochs(self, seed), self.section, self.steps, own)
+                train_stacked(stacked, self._epochs(seed), self.section, self.steps, own)
                 found.append(losses_of(stacked, self._batches(judged)).numpy())
         return np.concatenate(found)
 
@@ -108,7 +107,7 @@ class ShortRuns:
             TrainingError: the model trains by another loss than the stock one, so that examples cannot be judged one by one.
 
         """
-        batch = next(iter(_Epochs(self, 0)))
+        batch = next(iter(self._epochs(0)))
         losses_of(self._stack((rank,), 0), [batch])
         try:
             check_stackable(self._stack((rank, rank), 0), batch)
@@ -118,7 +117,7 @@ class ShortRuns:
     def seconds_per_step(self, rank: int) -> float:
         """What an optimizer step of one adapter takes, measured on three adapters side by side."""
         size = min(3, self.side_by_side or 3)
-        stacked, batches = self._stack((rank,) * size, 0), _Epochs(self, 0)
+        stacked, batches = self._stack((rank,) * size, 0), self._epochs(0)
         with self._in_memory(size):
             train_stacked(stacked, batches, self.section, 1)
             begun = time.perf_counter()
@@ -177,6 +176,9 @@ class ShortRuns:
         scale = self.prepared.settings.scale
         return StackedAdapters(model, targets, plans, [seed] * len(plans), scale=scale, heads=task.heads)
 
+    def _epochs(self, seed: int) -> EpochBatches:
+        return EpochBatches(self.prepared, self.section, self.rows.train, seed)
+
     def _batches(self, rows: Dataset) -> Iterator[Batch]:
         """Padded batches, those of like length together: the order of the examples is always the same."""
         order = np.argsort(rows["length"][:], kind="stable")
@@ -184,20 +186,3 @@ class ShortRuns:
         size = self.section.batch_size
         for start in range(0, len(order), size):
             yield collate([columns[int(row)] for row in order[start : start + size]])
-
-
-class _Epochs:
-    """Micro-batches of the training rows; each time that it is iterated is the next epoch."""
-
-    def __init__(self, runs: ShortRuns, seed: int) -> None:
-        self.rows, self.section, settings = runs.rows.train, runs.section, runs.prepared.settings
-        batch = self.section.batch_size * self.section.gradient_accumulation
-        self.order = SeededOrder(self.rows["length"][:], batch, seed, group_by_length=settings.group_by_length)
-        self.columns = self.rows.remove_columns("length")
-        self.collate = collator(runs.prepared.tokenizer, runs.prepared.task_type)
-
-    def __iter__(self) -> Iterator[Batch]:
-        size, order = self.section.batch_size, list(copy.copy(self.order))
-        self.order.epoch += 1
-        for start in range(0, len(order), size):
-            yield self.collate([self.columns[row] for row in order[start : start + size]])
