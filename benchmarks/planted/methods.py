@@ -10,6 +10,7 @@ from collections.abc import Callable, Collection, Iterator, Mapping
 from typing import Any
 
 import torch
+from bases import linear
 from students import (
     CAP,
     INITIAL,
@@ -23,7 +24,7 @@ from students import (
     train_triplets,
     uniform_ranks,
 )
-from worlds import World, linear, projection
+from worlds import World, projection
 
 import lorank
 from lorank import ImportanceScores

@@ -18,8 +18,9 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from bases import Bases
 from students import plan_losses, recovery
-from worlds import DESIGNS, Bases, World, make_world
+from worlds import DESIGNS, World, make_world
 
 from methods import FROZEN, IN_TRAINING, SEARCHES, attempts, controls, frozen_plans, pruned, searched, trained
 

@@ -24,10 +24,11 @@ def planted() -> Iterator[Any]:
     """Worlds and students: scripts beside each other, which import one another by their names alone."""
     sys.path.insert(0, PLANTED)
     try:
+        import bases
         import students
         import worlds
 
-        yield worlds, students, worlds.Bases(small_steps=250, train=2048, test=512)
+        yield worlds, students, bases.Bases(small_steps=250, train=2048, test=512)
     finally:
         sys.path.remove(PLANTED)
 
