@@ -1,7 +1,8 @@
 """Frozen bases of planted worlds: a small one that is made from nothing, and real weights; texts for them.
 
 The base `small` is a BERT of 3 layers x 64 that learned, from a random start, fixed functions of three neighbouring tokens of a
-random Markov chain. `minilm` and `smollm2` are real weights and read windows of real news.
+random Markov chain. `minilm` (6 layers x 384) and `smollm2` (the first 6 layers of SmolLM2, 576 wide) are real weights and read
+windows of real news.
 """
 
 import copy
@@ -17,6 +18,12 @@ from transformers import AutoModelForSequenceClassification, AutoTokenizer, Bert
 
 DOWNLOADS = Path("downloads")
 OUTPUTS, LENGTH, WORDS = 32, 12, 512
+LAYERS = 6  # of smollm2's 30
+SIZES = {
+    "small": {"train": 4096, "test": 1024},
+    "minilm": {"train": 2048, "test": 512},
+    "smollm2": {"train": 2048, "test": 512},
+}
 
 
 class Examples(Dataset):  # type: ignore[type-arg]
@@ -37,6 +44,10 @@ class Examples(Dataset):  # type: ignore[type-arg]
     def part(self, start: int, stop: int | None = None) -> "Examples":
         """Some of them."""
         return Examples(self.ids[start:stop], self.labels[start:stop])
+
+    def on(self, device: str) -> "Examples":
+        """All of them, on a device."""
+        return Examples(self.ids.to(device), self.labels.to(device))
 
     def batches(self, size: int) -> list[dict[str, torch.Tensor]]:
         """In order."""
@@ -112,7 +123,9 @@ def news_ids(part: str, length: int, tokenizer: Any) -> torch.Tensor:
 class Bases:
     """Bases by kind, each made or read once, with texts for it."""
 
-    def __init__(self, *, small_steps: int = 500, train: int = 4096, test: int = 1024, device: str = "cpu") -> None:
+    def __init__(
+        self, *, small_steps: int = 500, train: int | None = None, test: int | None = None, device: str = "cpu"
+    ) -> None:
         self.sizes, self.small_steps, self.device = {"train": train, "test": test}, small_steps, device
         self._made: dict[str, tuple[nn.Module, dict[str, torch.Tensor]]] = {}
 
@@ -124,9 +137,10 @@ class Bases:
         return copy.deepcopy(base), ids
 
     def _make(self, kind: str) -> tuple[nn.Module, dict[str, torch.Tensor]]:
+        sizes = {part: self.sizes[part] or SIZES[kind][part] for part in ("train", "test")}
         if kind == "small":
             model = small_base(self.small_steps)
-            ids = {part: markov_ids(count, 2 + k) for k, (part, count) in enumerate(self.sizes.items())}
+            ids = {part: markov_ids(count, 2 + k) for k, (part, count) in enumerate(sizes.items())}
             head = nn.Linear(64, OUTPUTS)
             model.set_submodule("classifier", head)
             model.num_labels = OUTPUTS  # type: ignore[assignment]
@@ -134,12 +148,15 @@ class Bases:
         else:
             folder = DOWNLOADS / kind
             tokenizer = AutoTokenizer.from_pretrained(folder)
-            ids = {part: news_ids(part, 16, tokenizer)[:count] for part, count in self.sizes.items()}
+            ids = {part: news_ids(part, 16, tokenizer)[:count] for part, count in sizes.items()}
             torch.manual_seed(0)
             no_dropout = {"hidden_dropout_prob": 0.0, "attention_probs_dropout_prob": 0.0} if kind == "minilm" else {}
             model = AutoModelForSequenceClassification.from_pretrained(
                 folder, num_labels=OUTPUTS, problem_type="regression", dtype=torch.float32, **no_dropout
             )
+            if kind == "smollm2":
+                model.model.layers = model.model.layers[:LAYERS]
+                model.config.num_hidden_layers = LAYERS
             model.config.pad_token_id = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else 0
             if kind == "minilm":  # it was trained for the mean of tokens, and its pooler is not trained
                 nn.init.orthogonal_(model.bert.pooler.dense.weight)

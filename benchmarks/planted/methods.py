@@ -4,7 +4,6 @@ Plans are trained as plain LoRA, all of a world and seed side by side. What trai
 """
 
 import copy
-import random
 import time
 from collections.abc import Callable, Collection, Iterator, Mapping
 from typing import Any
@@ -14,9 +13,11 @@ from bases import linear
 from students import (
     CAP,
     INITIAL,
+    SCALE,
     STEPS,
     Ranks,
     lora_model,
+    plan_of,
     searched_plan,
     test_losses,
     train_allocation,
@@ -24,10 +25,13 @@ from students import (
     train_triplets,
     uniform_ranks,
 )
-from worlds import World, projection
+from worlds import World
 
 import lorank
 from lorank import ImportanceScores
+from lorank.compare.controls import shuffled
+from lorank.headroom.plans import plans_by_kind
+from lorank.targets import find_targets
 
 # Scores of the frozen model as lorank has them: name -> method and options.
 FROZEN: Mapping[str, tuple[str, dict[str, Any]]] = {
@@ -64,17 +68,6 @@ TRIPLETS = (
     "uniform-triplets",
     "oracle-triplets",
 )
-
-
-def shuffled(world: World, number: int) -> dict[str, int]:
-    """The planted ranks, shuffled among modules of one cost."""
-    source, found = random.Random(f"shuffled/{number}"), dict[str, int]()
-    for cost in sorted(set(world.costs.values())):
-        names = [name for name in world.costs if world.costs[name] == cost]
-        ranks = [world.planted[name] for name in names]
-        source.shuffle(ranks)
-        found |= dict(zip(names, ranks, strict=True))
-    return found
 
 
 def frozen_plans(world: World, seed: int, names: Collection[str]) -> Iterator[tuple[str, dict[str, int], float]]:
@@ -192,24 +185,15 @@ def searched(world: World, kind: str, seed: int, names: Collection[str]) -> Iter
 
 def controls(world: World) -> dict[str, Ranks]:
     """Plans that no score made."""
-    feed_forward = {name for name in world.costs if projection(name) in ("up", "down", "gate")}
-    only = lambda keep: by_type(world, keep)  # noqa: E731
+    by_kind, _ = plans_by_kind(find_targets(world.base), world.budget, SCALE)
+    planted = plan_of(world, world.planted)
     return {
         "uniform": uniform_ranks(world),
         "oracle": dict(world.planted),
-        "shuffled oracle 1": shuffled(world, 1),
-        "shuffled oracle 2": shuffled(world, 2),
-        "feed-forward only": only(feed_forward),
-        "attention only": only(set(world.costs) - feed_forward),
+        "shuffled oracle 1": dict(shuffled(planted, 1).ranks),
+        "shuffled oracle 2": dict(shuffled(planted, 2).ranks),
+        **{f"{kind} only": dict(plan.ranks) for kind, plan in by_kind.items() if kind in ("feed-forward", "attention")},
     }
-
-
-def by_type(world: World, keep: set[str]) -> dict[str, int]:
-    """Uniform ranks in some modules, none in the others."""
-    from lorank.allocation.top_b import uniform_scores
-
-    own = {name: cost for name, cost in world.costs.items() if name in keep}
-    return dict.fromkeys(world.costs, 0) | dict(lorank.allocate(uniform_scores(own, 64), world.budget).ranks)
 
 
 def pruned(world: World, kind: str, seed: int, rank: int = 8) -> Iterator[tuple[str, torch.Tensor, dict[str, int]]]:

@@ -28,7 +28,7 @@ from lorank.training.stacked_training import losses_of, train_stacked
 
 SCALE, BATCH, STEPS, INITIAL, CAP = 2.0, 32, 200, 12, 16
 # Peak learning rates of plain LoRA and of triplets, chosen on worlds of seed 99, which no result uses (see tune.py).
-RATES = {"small": (2e-2, 4e-2), "minilm": (1e-2, 2e-2), "smollm2": (2e-3, 1e-2)}
+RATES = {"small": (2e-2, 4e-2), "minilm": (1e-2, 2e-2), "smollm2": (2e-2, 3e-2)}
 transformers.utils.logging.set_verbosity_error()
 
 Ranks = Mapping[str, int]
@@ -57,11 +57,10 @@ def train_plans(
     return stacked
 
 
-def plan_losses(
-    world: World, plans: Mapping[str, Ranks], kind: str, seed: int, at_once: int = 40
-) -> dict[str, torch.Tensor]:
+def plan_losses(world: World, plans: Mapping[str, Ranks], kind: str, seed: int) -> dict[str, torch.Tensor]:
     """Name -> test losses `(examples,)` of a student with that plan."""
     found, names = dict[str, torch.Tensor](), list(plans)
+    at_once = 40 if kind == "small" else 10  # what a GPU that many processes share has memory for
     for start in range(0, len(names), at_once):
         part = names[start : start + at_once]
         stacked = train_plans(world, {name: plans[name] for name in part}, kind, seed)
@@ -157,12 +156,12 @@ class Regulariser(TrainerCallback):
         add_orthogonality_gradient(self.adapter, 0.1)
 
 
-def train_triplets(world: World, kind: str, seed: int, ranks: Ranks) -> torch.Tensor:
+def train_triplets(world: World, kind: str, seed: int, ranks: Ranks, rate: float | None = None) -> torch.Tensor:
     """Triplets that have these ranks from the start: the parametrisation alone. Test losses."""
     with quiet() as folder:
         model = lora_model(world, ranks, seed)
         adapter = to_triplets(model, "default")
-        trainer = trainer_of(model, world, seed, folder, STEPS, RATES[kind][1], [Regulariser(adapter)])
+        trainer = trainer_of(model, world, seed, folder, STEPS, rate or RATES[kind][1], [Regulariser(adapter)])
         trainer.train()
         return test_losses(trainer.model, world)
 

@@ -10,7 +10,7 @@ are whitened, so that each direction counts, and scaled so that the loss of the 
 import copy
 import random
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
@@ -55,6 +55,11 @@ class World:
     def budget(self) -> int:
         """Parameters that were planted."""
         return sum(rank * self.costs[name] for name, rank in self.planted.items())
+
+    def on(self, device: str) -> "World":
+        """A copy on a device."""
+        base = copy.deepcopy(self.base).to(device)
+        return replace(self, base=base, train=self.train.on(device), test=self.test.on(device))
 
 
 def projection(name: str) -> str:

@@ -17,8 +17,12 @@ def targets() -> tuple[Target, ...]:
 def test_every_plan_spends_the_budget() -> None:
     budget = 3 * (4 * 32 + 2 * 80)
     plans, left_out = tried_plans(targets(), budget, 2.0, random=5, seed=0)
-    assert list(plans) == ["uniform", *KINDS, *(f"random {k}" for k in range(5))]
+    alone = [f"{name} alone" for name in ("query", "key", "value", "attention.output", "intermediate", "output")]
+    assert list(plans) == ["uniform", *KINDS, *alone, *(f"random {k}" for k in range(5))]
     assert not left_out
+    assert {name for name, rank in plans["output alone"].ranks.items() if rank} == {
+        f"bert.encoder.layer.{layer}.output.dense" for layer in range(3)
+    }
     assert set(plans["uniform"].ranks.values()) == {1}
     for name, plan in plans.items():
         cheapest = min(plan.unit_costs[module] for module, rank in plan.ranks.items() if rank)
@@ -43,6 +47,12 @@ def test_kinds_that_a_model_lacks_are_left_out_with_the_reason() -> None:
     plans, left_out = tried_plans(tuple(names), 32, 2.0, random=2, seed=0)
     assert {"attention", "query, key", "value, output", "feed-forward"} <= set(left_out)
     assert "ranks of uniform" in " ".join(left_out.values()) or len(plans) > 1
+    experts = [f"layers.{k}.mlp.experts.{e}.{n}" for k in range(2) for e in range(4) for n in ("up_proj", "down_proj")]
+    plans, left_out = tried_plans(tuple(Target(name, 8, 8) for name in experts), 128, 2.0, random=0, seed=0)
+    assert len([name for name, rank in plans["up_proj alone"].ranks.items() if rank]) == 8
+    many = tuple(Target(f"layers.0.part{k}", 8, 8) for k in range(9))
+    _, left_out = tried_plans(many, 64, 2.0, random=0, seed=0)
+    assert "9 projections" in left_out["each projection alone"]
     few = tuple(Target(f"model.layers.0.{name}", 8, 8) for name in LLAMA)
     _, left_out = tried_plans(few, 5 * 8 * 16, 2.0, random=2, seed=0)
     assert "can spend only" in left_out["query, key"]

@@ -1,13 +1,13 @@
 """Plans to try at one exact budget: uniform ranks, random ones, and those that adapt one kind of modules only."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 import numpy as np
 
 from lorank.allocation.budgeted import allocate
 from lorank.allocation.top_b import uniform_scores
-from lorank.module_names import is_attention, leaf_of
+from lorank.module_names import expert_of, is_attention, leaf_of, places
 from lorank.plan import RankPlan
 from lorank.scores import ImportanceScores
 from lorank.targets import Target, unit_costs
@@ -37,6 +37,9 @@ KINDS: Mapping[str, Callable[[str], bool]] = {
     "query, key": _is_query_key,
     "value, output": _is_value_output,
 }
+# A plan for each projection alone, where a model has no more of them. Scores miss a projection that others can stand in for, such
+# as `down` of an early layer (docs/where-ranks-matter.md).
+_MOST_PROJECTIONS = 8
 
 
 def uniform_plan(targets: tuple[Target, ...], budget: int, scale: float) -> RankPlan:
@@ -53,6 +56,31 @@ def random_plan(targets: tuple[Target, ...], budget: int, scale: float, seed: in
     return allocate(ImportanceScores(scores, costs, None, own, max_ranks=_most(targets)), budget, scale=scale)
 
 
+def kinds_of(names: Iterable[str]) -> tuple[dict[str, Callable[[str], bool]], str | None]:
+    """Kinds of modules that get a plan of their own: those of `KINDS`, and each projection alone.
+
+    Returns:
+        Name -> whether a module is of this kind; and why projections are left out, None where they are not.
+
+    Example:
+        >>> kinds, _ = kinds_of(["layers.0.mlp.up_proj", "layers.0.mlp.down_proj"])
+        >>> list(kinds)[len(KINDS) :]
+        ['up_proj alone', 'down_proj alone']
+
+    """
+    names = list(names)
+    alike = {name: expert[0] if (expert := expert_of(name)) else name for name in names}
+    projections = {name: place.projection for name, place in places(alike.values()).items()}
+    each = sorted(set(projections.values()), key=list(projections.values()).index)
+    if len(each) > _MOST_PROJECTIONS:
+        return dict(KINDS), f"there are {len(each)} projections, and at most {_MOST_PROJECTIONS} are tried alone"
+    own = {
+        f"{projection} alone": lambda name, projection=projection: projections[alike[name]] == projection
+        for projection in each
+    }
+    return {**KINDS, **own}, None
+
+
 def plans_by_kind(targets: tuple[Target, ...], budget: int, scale: float) -> tuple[dict[str, RankPlan], dict[str, str]]:
     """Equal ranks in the modules of one kind, none elsewhere, at the same budget.
 
@@ -60,9 +88,12 @@ def plans_by_kind(targets: tuple[Target, ...], budget: int, scale: float) -> tup
         Name -> plan; and of the kinds that are left out: name -> why.
 
     """
+    kinds, too_many = kinds_of(target.name for target in targets)
     plans, left_out = dict[str, RankPlan](), dict[str, str]()
+    if too_many:
+        left_out["each projection alone"] = too_many
     all_costs = unit_costs(targets)
-    for kind, belongs in KINDS.items():
+    for kind, belongs in kinds.items():
         inside = tuple(target for target in targets if belongs(target.name))
         room = sum(target.max_rank * target.unit_cost for target in inside)
         if not inside or len(inside) == len(targets):
