@@ -1,5 +1,6 @@
 """Plans whose ranks stay near the mean rank that the budget buys."""
 
+import math
 from fractions import Fraction
 
 import numpy as np
@@ -83,3 +84,15 @@ def test_what_is_refused(limits: dict, said: str) -> None:
     scores = ImportanceScores({name: np.arange(20.0) for name in "ab"}, {"a": 3, "b": 5})
     with pytest.raises(AllocationError, match=said):
         allocate(scores, "r=6", **limits)
+
+
+def test_bounds_are_those_that_the_scores_were_made_by_unless_others_are_given() -> None:
+    values = {"a": np.array([100.0]), "b": np.array([1.0])}
+    made = ImportanceScores(
+        values, {"a": 2, "b": 2}, None, {"choices": {"ranks": {"within": 2.0}}}, max_ranks={"a": 64, "b": 64}
+    )
+    plain = ImportanceScores(values, {"a": 2, "b": 2}, max_ranks={"a": 64, "b": 64})
+    assert allocate(made, 32).ranks == allocate(plain, 32, within=2.0).ranks == {"a": 12, "b": 4}
+    assert allocate(made, 32).provenance["within"] == 2.0
+    assert allocate(made, 32, within=math.inf).ranks == allocate(plain, 32).ranks == {"a": 16, "b": 0}
+    assert "within" not in allocate(made, 32, within=math.inf).provenance

@@ -24,7 +24,9 @@ MINIMAL = {"model": "some/model", "budget": "r=2", "data": {"train": "a.tsv", "t
 @pytest.mark.parametrize("path", OLD)
 def test_the_converted_recipe_is_the_one_that_the_repository_has_now(path: str) -> None:
     assert is_format_1(OLD[path]["recipe"])
-    converted, stands = (written(recipe) for recipe in (make_recipe(OLD[path]["recipe"]), load_recipe(path)))
+    # This example leaves its preset to the default, which was another one then.
+    then = ["preset=recommended"] if path == "examples/sensitivity-lora.yaml" else []
+    converted, stands = (written(recipe) for recipe in (make_recipe(OLD[path]["recipe"]), load_recipe(path, then)))
     if converted["budget"] == "beta=0.5":
         converted["budget"] = "keep=50%"
     if path.startswith("recipes/papers/"):

@@ -65,7 +65,8 @@ def allocate(
         scale: `alpha / r` that the plan records; None is that of the recipe that the scores were made by, or 2.
         within: no module gets less than the mean rank divided by this, or more than the mean rank times this; the mean rank is
             what the budget buys uniformly. `within=2.0`: from half to twice the mean; where the half is at most 1/2, rank 0
-            is allowed. A module that cannot have the lower limit gets all that it can. See `lorank.allocation.bounds`.
+            is allowed. A module that cannot have the lower limit gets all that it can. None is that of the preset or the
+            recipe that the scores were made by, `math.inf` sets no bounds. See `lorank.allocation.bounds`.
 
     Raises:
         BudgetError: the budget cannot be read, or pays for no unit.
@@ -83,6 +84,8 @@ def allocate(
     asked_limits: dict[str, Any] = {"max_rank": max_rank, "min_rank": min_rank, "multiple_of": multiple_of}
     made_in = scores.provenance.get("choices") or {}
     rank_by = rank_by or made_in.get("ranks", {}).get("rank_by", "score")
+    within = made_in.get("ranks", {}).get("within") if within is None else within
+    within = None if within == math.inf else within
     asked_limits |= {"rank_by": rank_by, "scope": scope}
     most = scores.max_ranks or {name: len(values) for name, values in scores.scores.items()}
     _check_limits(scores, most, **asked_limits)

@@ -18,7 +18,11 @@ def allocate_command(
     min_rank: Annotated[int, typer.Option(help="lower limit for every module")] = 0,
     multiple_of: Annotated[int, typer.Option(help="every rank is a multiple of this")] = 1,
     within: Annotated[
-        float | None, typer.Option(help="2: no module below half or above twice the mean rank; default: no such bounds")
+        float | None,
+        typer.Option(
+            help="2: no module below half or above twice the mean rank; inf: no such bounds; default: as the scores' preset or "
+            "recipe says"
+        ),
     ] = None,
     rank_by: Annotated[
         str | None,

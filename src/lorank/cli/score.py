@@ -47,7 +47,9 @@ def score_command(
     method: Annotated[str | None, typer.Option(help="one of {scorers}; default: the recipe's")] = None,
     preset: Annotated[
         str | None,
-        typer.Option(help="of the method; sensitivity-lora: recommended, or paper (the Hessian of the loss)"),
+        typer.Option(
+            help="of the method; sensitivity-lora: per-output, recommended, or paper (the Hessian of the loss)"
+        ),
     ] = None,
     output: Annotated[Path, typer.Option(help="where the scores go")] = Path("scores.safetensors"),
     overwrite: Annotated[bool, typer.Option(help="replace the output if it is there already")] = False,

@@ -59,9 +59,9 @@ def score(
             and batch that returns the sum of the losses of all targets and the number of targets of each example,
             `(examples,)` on the CPU.
         seed: of what is drawn: Hutchinson's directions, and the bootstrap.
-        preset: of the method; None is its default. Sensitivity-LoRA has `"recommended"` (the Hessian of each layer's own
-            squared error, `estimator="gram"`) and `"paper"` (the Hessian of the loss, arXiv 2509.09119, abstract:
-            `estimator="fisher"`, which looks at gradients for the labels of the data; `estimator="hutchinson"` over it
+        preset: of the method; None is its default. Sensitivity-LoRA has `"per-output"` (the default) and
+            `"recommended"` (both the Hessian of each layer's own squared error, `estimator="gram"`) and `"paper"` (the Hessian
+            of the loss, arXiv 2509.09119, abstract: `estimator="fisher"`, which looks at gradients for the labels of the data; `estimator="hutchinson"` over it
             has neither of fisher's two differences to the Hessian, at many times the cost). `"probe"` has I-LoRA's presets,
             its default is `"loss-per-parameter"`.
         provenance: JSON values to record with the scores.
@@ -109,6 +109,8 @@ def score(
         "versions": versions(),
         **(provenance or {}),
     }
+    if method != PROBE and isinstance(decided := METHODS[method].presets[chosen_preset], FrozenModelChoices):
+        found["choices"] = {"ranks": decided.ranks.model_dump(mode="json")}  # allocate ranks as the preset does
     scoring = ScoringInput(model, find_targets(model, targets), dataloader, chosen, loss, seed, found)
     return probe_scores(scoring, scoring_data, chosen_preset) if method == PROBE else METHODS[method].score(scoring)
 

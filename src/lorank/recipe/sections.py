@@ -25,7 +25,7 @@ EXPERT: dict[str, frozenset[str]] = {
     "measure": frozenset(
         (
             *("baseline", "granularity", "vector_reduction", "dropout", "source", "when", "tolerance"),
-            *("folds", "probes", "components", "per_output"),
+            *("folds", "probes", "components"),
         )
     ),
     "smooth": frozenset(("accumulate", "ema_decay", "mean_decay", "deviation_decay", "epsilon", "ucb_weight")),

@@ -82,7 +82,10 @@ def score_frozen(prepared: Prepared, recipe: Recipe) -> ImportanceScores:
     if prepared.settings.gradient_checkpointing:
         model.train()
         model.gradient_checkpointing_enable({"use_reentrant": False})
-    provenance = {**prepared.provenance, "method": recipe.method, "preset": recipe.preset}
+    choices = {
+        "ranks": recipe.ranks.model_dump(mode="json")
+    }  # plans from these scores are allocated as the recipe says
+    provenance = {**prepared.provenance, "method": recipe.method, "preset": recipe.preset, "choices": choices}
     scoring = scoring_input(prepared, recipe, model, prepared.targets, provenance)
     with autocast_of(prepared.settings.precision):
         return METHODS[recipe.method].score(scoring)
