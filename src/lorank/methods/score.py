@@ -61,9 +61,9 @@ def score(
         seed: of what is drawn: Hutchinson's directions, and the bootstrap.
         preset: of the method; None is its default. Sensitivity-LoRA has `"per-output"` (the default) and
             `"recommended"` (both the Hessian of each layer's own squared error, `estimator="gram"`) and `"paper"` (the Hessian
-            of the loss, arXiv 2509.09119, abstract: `estimator="fisher"`, which looks at gradients for the labels of the data; `estimator="hutchinson"` over it
-            has neither of fisher's two differences to the Hessian, at many times the cost). `"probe"` has I-LoRA's presets,
-            its default is `"loss-per-parameter"`.
+            of the loss, arXiv 2509.09119, abstract: `estimator="fisher"`, which looks at gradients for the labels of the data;
+            `estimator="hutchinson"` over it has neither of fisher's two differences to the Hessian, at many times the
+            cost). `"probe"` has I-LoRA's presets, its default is `"loss-per-parameter"`.
         provenance: JSON values to record with the scores.
         **options: of the method, see `lorank.scoring.options`: for Sensitivity-LoRA `estimator="gram"`,
             `folds=16`, ...; for `"probe"` `steps` and `learning_rate` (needed), `initial_rank`, `scale`, `heads`; those that the
