@@ -2,6 +2,7 @@
 
 import json
 import random
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -78,7 +79,17 @@ def test_stopped_and_continued_is_the_same_as_at_once(recipe: Any, tmp_path: Pat
     assert all(np.array_equal(before[key], after[key]) for key in before)
     assert json.loads((folder / "headroom.json").read_text()) == written
     with pytest.raises(OutputError, match="plans"):
-        looks_made(folder / "headroom.json", {**whole.plans, "random 2": whole.plans["random 0"]})
+        looks_made(folder / "headroom.json", {**whole.plans, "random 2": whole.plans["random 0"]}, 0.02)
+    with pytest.raises(OutputError, match=r"give --smallest 0\.02"):
+        measure_headroom(recipe, folder, replace(OPTIONS, smallest=0.5), Console(quiet=True))
+    with pytest.raises(OutputError, match="give --held-out 40 with the same data"):
+        measure_headroom(recipe, folder, replace(OPTIONS, held_out=50), Console(quiet=True))
+
+
+def test_where_no_plan_differs_nothing_is_trained(recipe: Any, tmp_path: Path) -> None:
+    one = recipe.model_copy(update={"target_modules": ["layer.0.attention.self.query"]})
+    with pytest.raises(ComparisonError, match="no plan differs from uniform ranks with 1 targets"):
+        measure_headroom(one, tmp_path / "out", OPTIONS, Console(quiet=True))
 
 
 def stored(folder: Path) -> dict[tuple[str, str], np.ndarray]:

@@ -98,6 +98,16 @@ def test_false_alarms_and_power() -> None:
     assert hits >= 0.8 * 30
 
 
+def test_a_gain_that_is_shown_and_too_small_to_count_is_no_reason_for_another_plan() -> None:
+    losses = 1.0 + 1e-4 * np.random.default_rng(0).standard_normal((3, 5, 200))
+    losses[1:] -= 0.001
+    small = headroom_from_losses(losses)
+    assert small.gain.mean == pytest.approx(0.001, abs=2e-4)
+    assert small.interval[0] > 0
+    assert small.verdict == "not more than"
+    assert headroom_from_losses(losses, smallest=1e-5).verdict == "ranks matter"
+
+
 def test_the_bound_of_the_best_plan_is_above_each_plan() -> None:
     losses = 0.5 + 0.01 * draws(3).standard_normal((6, 4, 80))
     gains = (losses[0] - losses).mean((1, 2))

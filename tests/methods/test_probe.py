@@ -146,13 +146,13 @@ def test_the_head_of_a_classifier_trains_and_that_of_a_language_model_does_not()
         assert scores.provenance["probe"]["heads"] == list(("classifier",) if heads is None else heads)
     assert len(set(found.values())) == 3
     sizes = {"hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2}
-    text = [{**batch, "labels": batch["input_ids"]} for batch in LOADER]
+    text, other = ([{**batch, "labels": batch["input_ids"]} for batch in data] for data in (LOADER, HELD_OUT[:1]))
     for model in (
         LlamaForCausalLM(LlamaConfig(vocab_size=32, num_key_value_heads=1, initializer_range=0.3, **sizes)).bfloat16(),
         GPT2LMHeadModel(GPT2Config(n_embd=16, n_head=2, n_layer=1, vocab_size=32, n_positions=16)),
     ):
         model.gradient_checkpointing_enable()
-        scores = lorank.score(model, text, **{**STEPS, "scoring_data": text[:1]}, initial_rank=64)
+        scores = lorank.score(model, text, **{**STEPS, "scoring_data": other}, initial_rank=64)
         assert scores.provenance["probe"]["heads"] == []
         assert all(
             len(v) == min(t.d_in, t.d_out) for v, t in zip(scores.scores.values(), find_targets(model), strict=True)
@@ -171,6 +171,8 @@ def test_the_head_of_a_classifier_trains_and_that_of_a_language_model_does_not()
         ({"scoring_data": LOADER}, RecipeError, "hold examples out"),
         ({"scoring_data": []}, DataError, "gives no batch"),
         ({"scoring_data": [{"pixels": torch.ones(1)}]}, DataError, "first scoring batch cannot be computed"),
+        ({"scoring_data": 5}, DataError, "scoring_data of method 'probe' is int"),
+        ({"scoring_data": [tuple(HELD_OUT[0].values())]}, DataError, "a batch is tuple"),
         ({"heads": ["head"]}, AdapterError, "heads name 'head'"),
         ({"heads": ["bert"]}, AdapterError, "is part of a head"),
         ({"learning_rate": 1e30}, LorankError, "not finite"),
@@ -186,6 +188,20 @@ def test_what_is_refused(options: dict, kind: type[Exception], said: str) -> Non
         lorank.score(tiny_bert(), LOADER, scoring_data=HELD_OUT)
 
 
+def test_half_precision_heads_train_in_fp32_and_gradients_are_on_wherever_it_is_called() -> None:
+    model = tiny_bert(dtype=torch.float16)
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+    with torch.inference_mode():
+        scores = lorank.score(model, LOADER, **STEPS)
+    wide = lorank.score(tiny_bert(dtype=torch.float32), LOADER, **STEPS)
+    assert all(np.isfinite(values).all() for values in scores.scores.values())
+    found, expected = (np.concatenate(list(one.scores.values())) for one in (scores, wide))
+    assert np.corrcoef(found, expected)[0, 1] > 0.9
+    for name, value in model.state_dict().items():
+        assert value.dtype == before[name].dtype
+        assert torch.equal(value, before[name])
+
+
 def test_scores_that_say_nothing_are_refused() -> None:
     def nothing(model: nn.Module, batch: Any) -> tuple[torch.Tensor, torch.Tensor]:
         return model(**batch).logits.sum() * 0, torch.ones(4)
@@ -196,6 +212,8 @@ def test_scores_that_say_nothing_are_refused() -> None:
     loader, same = DataLoader(rows, batch_size=3), DataLoader(rows[:1], batch_size=1)
     with pytest.warns(LorankWarning, match="1 of 1 scoring examples are in the training data"):
         lorank.score(tiny_bert(), loader, **{**STEPS, "scoring_data": same})
+    with pytest.warns(LorankWarning, match="4 of 8 scoring examples are in the training data"):
+        lorank.score(tiny_bert(), LOADER, **{**STEPS, "scoring_data": [LOADER[0], HELD_OUT[0]]})
 
 
 def test_a_recipe_names_the_method_that_is_the_same() -> None:

@@ -6,7 +6,12 @@ import pytest
 import torch
 from peft import LoraConfig, PeftModel, get_peft_model
 from tests.conftest import tiny_config
-from transformers import BertForSequenceClassification, get_scheduler
+from transformers import (
+    BertForSequenceClassification,
+    DebertaV2Config,
+    DebertaV2ForSequenceClassification,
+    get_scheduler,
+)
 
 from lorank.errors import TrainingError
 from lorank.recipe.sections import TrainingSection
@@ -116,6 +121,31 @@ def test_a_model_whose_examples_change_each_other_is_refused() -> None:
     with pytest.raises(TrainingError, match="side by side"):
         check_stackable(stacked, batches()[0])
     assert all(not b.any() for b in stacked.b.values())
+
+
+def test_rows_that_belong_to_no_example_are_refused() -> None:
+    """DeBERTa projects the relative positions of all examples at once, by the layers of its queries and keys."""
+    small = {
+        "hidden_size": 16,
+        "intermediate_size": 32,
+        "num_hidden_layers": 1,
+        "num_attention_heads": 2,
+        "vocab_size": 64,
+    }
+    positions = {
+        "relative_attention": True,
+        "position_buckets": 8,
+        "share_att_key": True,
+        "pos_att_type": ["p2c", "c2p"],
+    }
+    model = DebertaV2ForSequenceClassification(
+        DebertaV2Config(num_labels=3, **small, **positions, position_biased_input=False)
+    ).eval()
+    targets = find_targets(model)
+    stacked = StackedAdapters(model, targets, [{target.name: 2 for target in targets}] * 2, [0, 1], scale=SCALE)
+    with pytest.raises(TrainingError, match=r"belong to no single example.*--side-by-side 1"):
+        check_stackable(stacked, batches()[0])
+    train_stacked(stacked.only(0), batches(), SECTION, 1)  # alone it can be trained
 
 
 def test_a_diverged_adapter_leaves_the_others_alone() -> None:

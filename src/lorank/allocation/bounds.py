@@ -3,6 +3,7 @@
 import math
 from collections.abc import Mapping
 from fractions import Fraction
+from numbers import Real
 from typing import Any
 
 from lorank.errors import AllocationError
@@ -25,7 +26,7 @@ def rank_bounds(mean: Fraction, within: float, multiple_of: int = 1) -> tuple[in
             pay for the lowest rank everywhere.
 
     """
-    if isinstance(within, bool) or not isinstance(within, int | float) or not 1 < within < math.inf:
+    if isinstance(within, bool) or not isinstance(within, Real) or not 1 < within < math.inf:
         raise AllocationError(f"within is {within!r}; allowed: numbers above 1 (2.0: half to twice the mean rank)")
     factor, blocks = Fraction(str(within)), mean / multiple_of
     lower, upper = blocks / factor, math.floor(blocks * factor)

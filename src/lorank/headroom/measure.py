@@ -10,7 +10,7 @@ import numpy as np
 from rich.console import Console
 
 from lorank.compare.cost import duration
-from lorank.errors import DataError, RecipeError
+from lorank.errors import ComparisonError, DataError, RecipeError
 from lorank.headroom.learned_plans import LEARNED, learned_plans, recipe_of_headroom
 from lorank.headroom.picture import draw_headroom
 from lorank.headroom.plans import tried_plans
@@ -19,6 +19,7 @@ from lorank.headroom.results import (
     RESULT,
     HeadroomOptions,
     Measured,
+    check_held_out,
     looks_made,
     times_chosen,
     write_result,
@@ -82,6 +83,11 @@ def _measure(
     size = {"base_parameters": prepared.provenance["base_parameters"], "initial_rank": recipe.triplets.initial_rank}
     budget = recipe.read_budget.parameters(unit_costs(prepared.targets), **size)
     plans, left_out = tried_plans(prepared.targets, budget, recipe.scale, random=options.random, seed=recipe.seed)
+    if len(plans) < 2:
+        raise ComparisonError(
+            f"no plan differs from uniform ranks with {len(prepared.targets)} targets at this budget, so ranks cannot matter; "
+            "give more target_modules, or a budget of more units of rank"
+        )
     halves, judged = _judged(held, prepared)
     config = load_config(prepared.base.name, trust_remote_code=prepared.base.trust_remote_code)
     for note in _notes(recipe, prepared.base, config):
@@ -95,6 +101,7 @@ def _measure(
         console=console,
         most=options.side_by_side or 1,
     )
+    check_held_out(directory, trained)
     if options.side_by_side is None:
         fitting = side_by_side(prepared, config, recipe.train.batch_size, max(trained.lengths))
         trained.most = min(fitting, len(plans) + len(LEARNED))
@@ -105,7 +112,7 @@ def _measure(
     for name, plan in plans.items():
         if not (path := directory / "plans" / f"{name.replace(', ', '-').replace(' ', '-')}.json").exists():
             plan.save(path)
-    made = looks_made(directory / RESULT, plans)
+    made = looks_made(directory / RESULT, plans, options.smallest)
     arrays, measured = list[np.ndarray](), None
     for look in [*made, *looks_until(options.seeds, made)]:
         while len(arrays) < look.seeds:

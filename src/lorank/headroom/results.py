@@ -19,6 +19,7 @@ from lorank.plan import RankPlan
 from lorank.recipe.recipe import Recipe
 
 RESULT = "headroom.json"
+HELD_OUT = "held-out.json"
 LEAST_HELD_OUT = 20
 
 
@@ -78,19 +79,48 @@ class Measured:
     directory: Path
 
 
-def looks_made(path: Path, plans: Mapping[str, RankPlan]) -> list[Look]:
-    """Looks of this measurement before: they have used a part of the chance of a false claim."""
+def check_held_out(directory: Path, trained: SideBySide) -> None:
+    """Note which examples are held out, before anything is trained; refuse others than were held out before.
+
+    Raises:
+        OutputError: the directory is of a measurement with other held-out examples: its plans were learned on some of these.
+
+    """
+    path = directory / HELD_OUT
+    now = {"examples": len(trained.held_out), "sum": trained.sum_of_held_out}
+    if not path.is_file():
+        write_json(path, now)
+    elif (before := json.loads(path.read_text(encoding="utf-8"))) != now:
+        raise OutputError(
+            f"{directory} was begun with {before['examples']} held-out examples, now {now['examples']} others are held out, and "
+            f"plans were learned on some of them; give --held-out {before['examples']} with the same data, or another --output"
+        )
+
+
+def looks_made(path: Path, plans: Mapping[str, RankPlan], smallest: float) -> list[Look]:
+    """Looks of this measurement before: they have used a part of the chance of a false claim.
+
+    Raises:
+        OutputError: they were of other plans, or of another smallest gain that counts.
+
+    """
     if not path.is_file():
         return []
     try:
         before = json.loads(path.read_text(encoding="utf-8"))
         names, looks = list(before["plans"]), [Look(**look) for look in before["looks"]]
+        counted = before["options"]["smallest"]
     except (ValueError, KeyError, TypeError) as error:
         raise OutputError(f"{path}: damaged ({error}); remove it, or give another --output") from None
     if names != list(plans):
         raise OutputError(
             f"{path} was made with {len(names)} plans, now there are {len(plans)}: results were looked at already, so plans "
             "cannot be added; give another --output"
+        )
+    if counted != smallest:
+        raise OutputError(
+            f"{path}: results were looked at with a smallest gain of {counted:g}, now it is {smallest:g}; what counts is chosen "
+            f"before results are seen: give --smallest {counted:g}, or another --output"
         )
     return looks
 

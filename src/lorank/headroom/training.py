@@ -99,8 +99,10 @@ class SideBySide:
 
     def timed(self, plans: Sequence[RankPlan], seed: int, steps: int = 2) -> float:
         """Seconds that one seed of these plans would take, from a few steps and one batch of the first of them."""
-        task, part = self._model(seed), list(plans[: self.most])
-        stacked = self._stacked(part, task, seed)
+        task = self._model(seed)
+        stacked = self._stacked(list(plans[: self.most]), task, seed)
+        if not self._fits(stacked, seed):
+            stacked = self._stacked(list(plans[:1]), task, seed)
         batches = list(_first(self._batches(seed), (steps + 1) * self.section.gradient_accumulation))
         with autocast_of(self._precision):
             train_stacked(stacked, batches, self.section, 1)  # the first step is slower
@@ -111,7 +113,7 @@ class SideBySide:
             losses_of(stacked, _first(self._judged(), 1))
             of_batch = time.monotonic() - began
         judged = -(-len(self.held_out) // self.section.batch_size)
-        return (of_step * self.steps + of_batch * judged) * len(plans) / len(part)
+        return (of_step * self.steps + of_batch * judged) * len(plans) / stacked.count
 
     @property
     def _precision(self) -> str:
@@ -137,14 +139,8 @@ class SideBySide:
     def _train(self, plans: Mapping[str, RankPlan], task: TaskModel, seed: int) -> np.ndarray | None:
         stacked = self._stacked(list(plans.values()), task, seed)
         batches = self._batches(seed)
-        if not self.checked and len(plans) > 1:
-            try:
-                check_stackable(stacked, next(iter(self._batches(seed))))
-            except TrainingError as error:
-                self.most = 1
-                self.console.print(f"note: {error}: this is done now", highlight=False, soft_wrap=True)
-                return None
-            self.checked = True
+        if not self._fits(stacked, seed):
+            return None
         with autocast_of(self._precision):
             train_stacked(stacked, batches, self.section, self.steps)
             found = losses_of(stacked, self._judged()).numpy()
@@ -155,6 +151,20 @@ class SideBySide:
                 "a new output directory"
             )
         return np.asarray(found)
+
+    def _fits(self, stacked: StackedAdapters, seed: int) -> bool:
+        """Whether these adapters can train side by side; looked at once. From then on they train one at a time if they cannot."""
+        if self.checked or stacked.count == 1:
+            return True
+        try:
+            with autocast_of(self._precision):
+                check_stackable(stacked, next(iter(self._batches(seed))))
+        except TrainingError as error:
+            self.most = 1
+            self.console.print(f"note: {error}: this is done now", highlight=False, soft_wrap=True)
+            return False
+        self.checked = True
+        return True
 
     def _judged(self) -> Iterator[Batch]:
         collate = collator(self.prepared.tokenizer, self.prepared.task_type)

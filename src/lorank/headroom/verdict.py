@@ -36,7 +36,7 @@ class Headroom:
     """What the losses of some plans say about ranks.
 
     Attributes:
-        verdict: "ranks matter": the gain is above 0. "not more than": the gain is below the smallest that counts. Else
+        verdict: "not more than": the gain is below the smallest that counts. Else "ranks matter": the gain is above 0. Else
             "cannot tell".
         gain: of a plan that was chosen on one seed, measured on other seeds and other examples; in units of the loss.
         look: seeds and level of this verdict.
@@ -159,7 +159,8 @@ def headroom_from_losses(
     uniform = float(means[0].mean())
     counts = smallest * abs(uniform)
     low, high = gain.interval(look.level)
-    verdict: Verdict = "ranks matter" if low > 0 else "not more than" if high < counts else "cannot tell"
+    # A gain that is shown, and shown to be too small to count, is no reason for another plan.
+    verdict: Verdict = "not more than" if high < counts else "ranks matter" if low > 0 else "cannot tell"
     return Headroom(
         verdict=verdict,
         gain=gain,

@@ -87,8 +87,9 @@ def probe_scores(
     assert scoring_data is not None
     heads = _heads(scoring.model) if options.heads is None else options.heads
     batches = LoaderBatches(scoring_data, scoring.seed)
-    warn_of_overlap(batches.rows, getattr(scoring.batches, "dataset", None))
-    with _own_streams(scoring.model, scoring.seed):
+    warn_of_overlap(_rows_in(scoring_data), _rows_in(scoring.batches))
+    # Gradients are needed, wherever this is called.
+    with _own_streams(scoring.model, scoring.seed), torch.inference_mode(False), torch.enable_grad():
         placed = temporary_triplets(
             scoring.model, scoring.targets, rank=options.initial_rank, scale=options.scale, heads=heads
         )
@@ -218,6 +219,10 @@ def _check(options: ProbeOptions, loader: Any, scoring_data: Any) -> None:
     for name, data in (("the loader", loader), ("scoring_data", scoring_data)):
         if isinstance(data, Mapping):
             raise DataError(f"{name} is a single batch; give an iterable of batches, [batch] for one")
+        if not isinstance(data, Iterable) and not hasattr(data, "__getitem__"):
+            raise DataError(
+                f"{name} of method 'probe' is {type(data).__name__}; give a DataLoader or a list of batches"
+            )
         if isinstance(data, Iterator):
             raise DataError(
                 f"{name} of method 'probe' is {type(data).__name__}, which can be passed through only once; give a DataLoader "
@@ -225,6 +230,20 @@ def _check(options: ProbeOptions, loader: Any, scoring_data: Any) -> None:
             )
     if loader is scoring_data:
         raise RecipeError("scoring_data is the loader that is trained on; hold examples out, and give a loader of them")
+
+
+def _rows_in(batches: Any) -> Any:
+    """The examples of a loader's data set; those of a list of batches, one by one."""
+    if not isinstance(batches, list | tuple):
+        return getattr(batches, "dataset", None)
+    if not all(isinstance(batch, Mapping) for batch in batches):
+        return None  # refused when the model is called
+    rows = []
+    for batch in batches:
+        tensors = {key: value for key, value in batch.items() if isinstance(value, torch.Tensor) and value.ndim}
+        count = min((len(value) for value in tensors.values()), default=0)
+        rows += [{key: value[number] for key, value in tensors.items()} for number in range(count)]
+    return rows
 
 
 def _heads(model: nn.Module) -> tuple[str, ...]:

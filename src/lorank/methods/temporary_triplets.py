@@ -34,7 +34,7 @@ def temporary_triplets(
         targets: layers that get triplets; P and Q are drawn from the random streams as they are.
         rank: of every layer, or all that its matrix can have.
         scale: factor of `P diag(λ) Q`.
-        heads: full names of modules of which a copy trains whole.
+        heads: full names of modules of which a copy trains whole, at least in fp32.
 
     Yields:
         The triplets, at least fp32, and all parameters that train.
@@ -72,7 +72,7 @@ def temporary_triplets(
         adapter.refresh()
         trained += adapter.factors("all")
         for name in heads:
-            head = copy.deepcopy(parts[name])
+            head = _wide(copy.deepcopy(parts[name]))
             for parameter in head.parameters():
                 parameter.grad = None
                 parameter.requires_grad_(True)
@@ -87,6 +87,18 @@ def temporary_triplets(
             parameter.requires_grad_(trains)
         for module, training in modes:
             module.training = training
+
+
+def _wide(head: nn.Module) -> nn.Module:
+    """A head that computes at least in fp32, whatever it is called with."""
+    if all(parameter.dtype == at_least_fp32(parameter).dtype for parameter in head.parameters()):
+        return head
+    for tensor in (*head.parameters(), *head.buffers()):
+        tensor.data = at_least_fp32(tensor.data) if tensor.is_floating_point() else tensor.data
+    head.register_forward_pre_hook(
+        lambda _, args: tuple(at_least_fp32(x) if torch.is_tensor(x) and x.is_floating_point() else x for x in args)
+    )
+    return head
 
 
 def _layer(base: nn.Module, rank: int, scale: float) -> TripletLinear:

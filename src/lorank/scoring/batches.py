@@ -34,6 +34,11 @@ def call(model: nn.Module, batch: Batch) -> Any:
         DataError: the model does not take this batch; says which keys are missing or unknown, or what the model said.
 
     """
+    if not isinstance(batch, Mapping):
+        raise DataError(
+            f"a batch is {type(batch).__name__}; give the model's arguments by name, {{'input_ids': ..., 'labels': ...}}, or "
+            "loss=, a function that calls the model itself (see lorank.score)"
+        )
     try:
         return model(**{key: value for key, value in batch.items() if key != "num_items_in_batch"})
     except (LorankError, torch.OutOfMemoryError):

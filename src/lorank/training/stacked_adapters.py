@@ -65,6 +65,7 @@ class StackedAdapters:
         for one in (one for copies in self.copies.values() for one in copies):
             one.requires_grad_(True)
         self._undo = list[Callable[[], None]]()
+        self._rows, self._lengths = 0, frozenset[int]()  # of the batch that was stacked last
 
     def _add(self, target: Target, ranks: Sequence[int], seeds: Sequence[int]) -> None:
         device = next(self.model.get_submodule(target.name).parameters()).device
@@ -113,10 +114,19 @@ class StackedAdapters:
         self._undo.pop()()
 
     def _adapted(self, name: str, x: torch.Tensor, out: torch.Tensor) -> torch.Tensor:
+        if self.count > 1 and self._rows and not self._of_examples(x):
+            raise TrainingError(
+                f"{name!r} works on rows that belong to no single example (its input has the shape {tuple(x.shape)}, for "
+                f"{self._rows} examples), so adapters cannot train side by side; train them one at a time: --side-by-side 1"
+            )
         a = self.a[name]
         flat = x.to(a.dtype).reshape(self.count, -1, x.shape[-1])
         added = torch.bmm(torch.bmm(flat, a) * self.masks[name], self.b[name])
         return out + added.reshape(out.shape).to(out.dtype)
+
+    def _of_examples(self, x: torch.Tensor) -> bool:
+        """Whether rows of a module's input are those of the batch in its order: examples first, or all tokens in a row."""
+        return len(x) == self._rows or (x.ndim == 2 and len(x) in {self._rows * length for length in self._lengths})
 
     def parameters(self) -> list[nn.Parameter]:
         """Factors of all adapters, `(adapters, d_in, rank)` and `(adapters, rank, d_out)`; heads are in `head_parameters`."""
@@ -138,7 +148,9 @@ class StackedAdapters:
 
     def stacked(self, batch: Batch) -> dict[str, Any]:
         """The batch once for each adapter, one after the other."""
-        sizes = [len(value) for value in batch.values() if isinstance(value, torch.Tensor) and value.ndim]
+        shapes = [value.shape for value in batch.values() if isinstance(value, torch.Tensor) and value.ndim]
+        sizes = [shape[0] for shape in shapes]
+        self._rows, self._lengths = self.count * sizes[0], frozenset(shape[1] for shape in shapes if len(shape) > 1)
         return {
             key: value.repeat(self.count, *[1] * (value.ndim - 1))
             if isinstance(value, torch.Tensor) and value.ndim and len(value) == sizes[0]

@@ -13,6 +13,8 @@ from lorank.scoring.batches import Batch, call, loss_in, on_device_of, shifts_la
 from lorank.tasks.example_losses import example_losses
 from lorank.training.stacked_adapters import StackedAdapters
 
+_HALF = (torch.bfloat16, torch.float16)
+
 
 def train_stacked(
     stacked: StackedAdapters,
@@ -86,7 +88,7 @@ def losses_of(stacked: StackedAdapters, batches: Iterable[Batch]) -> torch.Tenso
 def check_stackable(stacked: StackedAdapters, batch: Batch) -> None:
     """Refuse a model in which one adapter's rows change another's: each has to give the same alone and in the stack.
 
-    The factors B, which are zero, are set to small draws for the length of this check.
+    The factors B, which are zero, are set to draws for the length of this check that change the outputs much.
 
     Raises:
         TrainingError: the outputs differ.
@@ -98,17 +100,19 @@ def check_stackable(stacked: StackedAdapters, batch: Batch) -> None:
     try:
         with torch.no_grad():
             for b in stacked.b.values():
-                b.copy_(torch.randn(b.shape, generator=generator) * 0.02)
+                b.copy_(torch.randn(b.shape, generator=generator) * 0.3)
         together = losses_of(stacked, [batch])
-        alone = losses_of(stacked.only(stacked.count - 1), [batch])
+        some = sorted({0, stacked.count // 2, stacked.count - 1})
+        alone = torch.cat([losses_of(stacked.only(k), [batch]) for k in some])
     finally:
         with torch.no_grad():
             for b in stacked.b.values():
                 b.zero_()
-    if not torch.allclose(together[-1:], alone, rtol=1e-3, atol=1e-4):
+    half = torch.is_autocast_enabled() or any(p.dtype in _HALF for p in stacked.model.parameters())
+    if not torch.allclose(together[some], alone, rtol=5e-2 if half else 1e-3, atol=1e-4):
         raise TrainingError(
             "adapters of this model cannot be trained side by side: one gives other losses in a stack than alone "
-            f"({float(together[-1].mean()):.6g}, {float(alone.mean()):.6g}); train them one at a time"
+            f"({float(together[some].mean()):.6g}, {float(alone.mean()):.6g}); train them one at a time: --side-by-side 1"
         )
 
 
