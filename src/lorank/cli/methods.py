@@ -20,3 +20,7 @@ def methods_command(plugin: Plugin = None) -> None:
             presets = sorted(method.presets, key=lambda name: name != method.default_preset)
             table.add_row(method.name, ", ".join(presets), method.looks_at, method.reference)
         out.print(table)
+        out.print(
+            'In Python, lorank.score(method="probe") gives scores before training by a short search of I-LoRA.',
+            highlight=False,
+        )
