@@ -62,7 +62,7 @@ def choices_of(question: Question) -> Preset:
 def extra_passes(question: Question, modules: Sequence[str]) -> Passes:
     """Count the passes that a method makes beside training.
 
-    - AdaLoRA, and IGU-LoRA `official`: none.
+    - AdaLoRA: none. IGU-LoRA `official`: none, but it trains to its last cut, and then from a fresh start for all steps.
     - IGU-LoRA, with `n` scored mini-batches (every `every`-th step before the last cut): those of the estimator for each
       (`estimator_points`, times the number of layers for a path of one layer at a time), a comparison of losses at the 1st, 2nd,
       4th, 8th ..., and N + 1 for the check of the quadrature at the last cut (N even; 8 for `single-pass`).
@@ -101,8 +101,10 @@ def _of_training_batches(question: Question, choices: TrainingBatchChoices, modu
     schedule, _ = schedule_of(choices, question.steps, question.steps_per_epoch)
     measure = choices.measure
     scored = (schedule.last - 1) // measure.every
+    # From a fresh start the adapter that is served trains after the last cut, for all its steps.
+    search = schedule.last if choices.start.factors == "fresh" else 0
     if measure.estimator == "training-pass":
-        return Passes(scored_batches=scored)
+        return Passes(search_steps=search, scored_batches=scored)
     intervals = measure.intervals if isinstance(measure.intervals, int) else FIRST_INTERVALS
     points = len(estimator_points(measure.estimator, intervals, Random(0)))
     groups = 1
@@ -114,7 +116,7 @@ def _of_training_batches(question: Question, choices: TrainingBatchChoices, modu
     passes = scored * points * groups + doublings + last + 1
     if measure.intervals == "auto":
         passes += doublings * (FIRST_INTERVALS + 1)
-    return Passes(scored_batches=scored, scoring=passes, exact=measure.intervals != "auto")
+    return Passes(search_steps=search, scored_batches=scored, scoring=passes, exact=measure.intervals != "auto")
 
 
 def _of_scoring_set(question: Question, choices: ScoringSetChoices, modules: int) -> Passes:

@@ -125,14 +125,15 @@ def id_of(tensor: torch.Tensor) -> int:
 
 
 class _FusedAttention(torch.autograd.Function):
-    """Saves what PyTorch's fused kernels save: queries, keys, values, a mask or bias where there is one, the output, and one fp32
-    number for each query and head.
+    """Saves what PyTorch's fused kernels save.
+
+    Queries, keys, values, a mask or bias where there is one, the output, and one fp32 number for each query and head.
     """
 
     @staticmethod
     def forward(ctx: Any, query: Any, key: Any, value: Any, mask: Any) -> torch.Tensor:
         # As the kernels lay it out, so that the transposed output is contiguous already.
-        batch, heads, length, width = *query.shape[:-1], value.shape[-1]
+        (batch, heads, length), width = query.shape[:-1], value.shape[-1]
         output = query.new_empty(batch, length, heads, width).transpose(1, 2)
         sums = query.new_empty(query.shape[:-1], dtype=torch.float32)
         ctx.save_for_backward(query, key, value, output, sums, *(() if mask is None else (mask,)))
