@@ -61,3 +61,38 @@ def test_saved_tensors_are_those_of_a_real_pass(
     }
     measured = saved_on_cpu(model, inputs)
     assert found.activations.saved == pytest.approx(measured, rel=0.15), (found.activations.saved, measured)
+
+
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize("kind", ["llama", "bert"])
+def test_gradient_checkpointing_keeps_inputs_of_blocks(kind: str, config_folder: Callable[[str], str]) -> None:
+    folder = config_folder(kind)
+    meta = load_without_weights(folder)
+    targets, real = find_targets(meta), real_model(folder, meta)
+    found = inspect_model(
+        meta, targets, read_question({"budget": "r=2", "batch": 2, "seq": 48, "dtype": "fp32"})
+    ).activations
+    model = get_peft_model(real, LoraConfig(r=2, target_modules=[target.name for target in targets])).train()
+    model.enable_input_require_grads()
+    model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+    inputs = {key: torch.zeros(t.shape, dtype=t.dtype) + 1 for key, t in inputs_of(meta, 2, 48, 48).items()}
+    held = found.saved - found.in_blocks + found.block_inputs
+    assert held == pytest.approx(saved_on_cpu(model, inputs), rel=0.15)
+    assert found.peak(checkpointing=True) == held + max(found.logits_gradient, found.largest_block)
+
+
+def test_a_model_that_looks_at_values_has_an_estimate(
+    config_folder: Callable[[str], str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(*_: Any) -> None:
+        raise RuntimeError("Tensor.item() cannot be called on meta tensors")
+
+    question = read_question({"budget": "r=2", "batch": 2, "seq": 48})
+    meta = load_without_weights(config_folder("llama"))
+    traced = inspect_model(meta, find_targets(meta), question)
+    monkeypatch.setattr("lorank.memory.activations.trace", fail)
+    meta = load_without_weights(config_folder("llama"))
+    found = inspect_model(meta, find_targets(meta), question)
+    assert (traced.activations.traced, found.activations.traced) == (True, False)
+    assert 0.3 < found.activations.saved / traced.activations.saved < 3
+    assert "rough formula" in found.notes[0]
