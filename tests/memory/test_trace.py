@@ -69,9 +69,9 @@ def test_gradient_checkpointing_keeps_inputs_of_blocks(kind: str, config_folder:
     folder = config_folder(kind)
     meta = load_without_weights(folder)
     targets, real = find_targets(meta), real_model(folder, meta)
-    found = inspect_model(
-        meta, targets, read_question({"budget": "r=2", "batch": 2, "seq": 48, "dtype": "fp32"})
-    ).activations
+    asked = {"budget": "r=2", "batch": 2, "seq": 48, "dtype": "fp32", "gradient_checkpointing": True}
+    found = inspect_model(meta, targets, read_question(asked)).activations
+    assert found.traced
     model = get_peft_model(real, LoraConfig(r=2, target_modules=[target.name for target in targets])).train()
     model.enable_input_require_grads()
     model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})

@@ -76,6 +76,10 @@ def activations(
     logits = tokens * vocabulary * (width + (_FP32 if width != _FP32 else 0))
     put_adapters(model, targets, dict(trained.initial_ranks), triplets=triplets)
     _train_heads(model)
+    if question.gradient_checkpointing:
+        # So does PEFT, since blocks of the reentrant form need inputs with gradients; what stands before the blocks then saves.
+        any_model: Any = model
+        any_model.get_input_embeddings().register_forward_hook(lambda _, __, output: output.requires_grad_(True))
     try:
         saved = trace(model, inputs_of(model, question.batch, question.seq, target_seq))
     except Exception:  # of any kind: what a forward pass without values may run into is the model's own
