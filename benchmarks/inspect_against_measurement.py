@@ -180,7 +180,7 @@ def watch_smoothers() -> list[int]:
             add(self, tensors)
             held[0] = max(held[0], self.state_bytes)
 
-        kind.add = and_look  # type: ignore[method-assign]
+        kind.add = and_look  # type: ignore[method-assign, assignment]
     return held
 
 

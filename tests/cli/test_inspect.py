@@ -125,7 +125,8 @@ def test_sharding_and_checkpointing_take_less(tmp_path: Path) -> None:
     plain, sharded, checkpointed = peak(), peak("--gpus", 4, "--shard", "zero3"), peak("--gradient-checkpointing")
     assert sharded["base_on_device_bytes"] < plain["base_on_device_bytes"]
     assert any("DDP" in note for note in sharded["notes"])
-    assert checkpointed["activation_bytes"] == plain["activation_with_checkpointing_bytes"]
+    # With it PEFT gives the first block inputs with gradients, so that block saves a little more.
+    assert checkpointed["activation_bytes"] == pytest.approx(plain["activation_with_checkpointing_bytes"], rel=0.02)
     assert checkpointed["activation_bytes"] < plain["activation_bytes"]
 
 
