@@ -25,7 +25,8 @@ class Activations:
         largest_block: of these, what one block saves.
         block_inputs: what gradient checkpointing keeps in place of `in_blocks`.
         logits: the logits in the model's dtype and the copy in fp32 that the loss is made of.
-        logits_gradient: of these for a moment, when the backward pass begins.
+        logits_gradient: for a moment, when the backward pass begins: gradients of the log-softmax's output and of its input, in
+            fp32.
         traced: whether a forward pass was traced; otherwise these are estimates by a formula.
 
     """
@@ -73,6 +74,7 @@ def activations(
     width = DTYPES[dtype].itemsize
     target_seq = question.target_seq or question.seq
     tokens = question.batch * (target_seq if _encoder_decoder(model) else question.seq)
+    gradient = 2 * _FP32 * tokens * vocabulary
     logits = tokens * vocabulary * (width + (_FP32 if width != _FP32 else 0))
     put_adapters(model, targets, dict(trained.initial_ranks), triplets=triplets)
     _train_heads(model)
@@ -83,9 +85,9 @@ def activations(
     try:
         saved = trace(model, inputs_of(model, question.batch, question.seq, target_seq))
     except Exception:  # of any kind: what a forward pass without values may run into is the model's own
-        return _by_formula(model, targets, question, trained, (width, logits))
+        return _by_formula(model, targets, question, trained, (width, logits, gradient))
     return Activations(
-        saved.bytes, saved.in_blocks, saved.largest_block, saved.block_inputs, logits, logits, traced=True
+        saved.bytes, saved.in_blocks, saved.largest_block, saved.block_inputs, logits, gradient, traced=True
     )
 
 
@@ -112,10 +114,10 @@ def _train_heads(model: nn.Module) -> None:
 
 
 def _by_formula(
-    model: nn.Module, targets: Sequence[Target], question: Question, trained: Trained, sizes: tuple[int, int]
+    model: nn.Module, targets: Sequence[Target], question: Question, trained: Trained, sizes: tuple[int, int, int]
 ) -> Activations:
     any_model: Any = model
-    config, (width, logits) = any_model.config.get_text_config(), sizes
+    config, (width, logits, gradient) = any_model.config.get_text_config(), sizes
     hidden = int(getattr(config, "hidden_size", 768))
     layers = int(getattr(config, "num_hidden_layers", 12))
     wide = int(getattr(config, "intermediate_size", None) or 4 * hidden)
@@ -126,4 +128,4 @@ def _by_formula(
     )
     inside = of_blocks + of_adapters
     block_inputs = tokens * hidden * width * layers
-    return Activations(inside + logits, inside, inside // max(1, layers), block_inputs, logits, logits, traced=False)
+    return Activations(inside + logits, inside, inside // max(1, layers), block_inputs, logits, gradient, traced=False)
