@@ -6,13 +6,14 @@ import typer
 
 from lorank.cli.compare import compare_command
 from lorank.cli.headroom import headroom_command
+from lorank.cli.inspect import inspect_command
 from lorank.cli.methods import methods_command
 from lorank.cli.options import NamesMethods
 from lorank.cli.plan import allocate_command, plan_app
 from lorank.cli.prune import prune_command
 from lorank.cli.recipe import recipe_app
 from lorank.cli.run import run_command, train_command
-from lorank.cli.score import inspect_command, score_command
+from lorank.cli.score import score_command
 from lorank.cli.serve import export_command, merge_command, verify_command
 from lorank.cli.suggest import suggest_command
 from lorank.cli.sweep import sweep_command

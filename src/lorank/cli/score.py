@@ -1,6 +1,5 @@
-"""`lorank inspect` and `lorank score`: a model before any training."""
+"""`lorank score`: the modules of a model before any training."""
 
-import re
 from pathlib import Path
 from typing import Annotated
 
@@ -8,35 +7,6 @@ import typer
 
 from lorank.cli.options import Plugin
 from lorank.console import clear_errors, out, progress, say
-
-
-def inspect_command(
-    model: Annotated[str, typer.Argument(help="hub name or folder; only its config is read")],
-    targets: Annotated[
-        str | None, typer.Option(help='names, "query,value"; a regular expression for full names; or all-linear')
-    ] = None,
-    trust_remote_code: Annotated[bool, typer.Option(help="let the model's own code run")] = False,
-) -> None:
-    """Show the adaptable modules, the cost of one unit of rank, and what budgets mean for a model."""
-    with clear_errors():
-        from lorank.models.base_size import base_parameters
-        from lorank.models.loading import load_without_weights
-        from lorank.report.tables import budget_table, target_table
-        from lorank.targets import find_targets
-
-        loaded = load_without_weights(model, trust_remote_code=trust_remote_code)
-        found, size = find_targets(loaded, _names_or_pattern(targets)), base_parameters(loaded)
-        counted = f"{size:,} parameters, heads and poolers not counted; a budget of 1% is {size // 100:,}"
-        say(f"{model}: {type(loaded).__name__}, {counted}")
-        out.print(target_table(found))
-        out.print(budget_table(found, size))
-
-
-def _names_or_pattern(targets: str | None) -> str | list[str] | None:
-    """Names as a recipe's list has them: with a comma, or without any sign that makes it a regular expression."""
-    if targets is None or targets == "all-linear" or not re.fullmatch(r"[\w.\-]+(\s*,\s*[\w.\-]+)*", targets):
-        return targets
-    return [name.strip() for name in targets.split(",")]
 
 
 def score_command(

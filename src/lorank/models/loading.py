@@ -15,7 +15,6 @@ from safetensors import SafetensorError
 from torch import nn
 from transformers import (
     AutoConfig,
-    AutoModel,
     AutoModelForCausalLM,
     AutoModelForSeq2SeqLM,
     AutoModelForSequenceClassification,
@@ -26,6 +25,7 @@ from transformers import (
 
 from lorank.errors import RecipeError, one_line
 from lorank.models.classifier_dropout import set_classifier_dropout
+from lorank.models.families import trained_families
 from lorank.models.padding_token import set_pad_id, set_padding
 from lorank.models.pretrained import Pretrained
 from lorank.models.weights import check_loaded
@@ -159,8 +159,8 @@ def check_classifier_dropout(base: Pretrained) -> None:
 def load_without_weights(name: str, *, trust_remote_code: bool = False, task_type: TaskType | None = None) -> nn.Module:
     """Build a model from its config alone, on the meta device: names and shapes, no weights, no download of them.
 
-    The class is that of `task_type`. Without one it is sequence classification where the architecture has it, else
-    sequence-to-sequence, causal or the bare model.
+    The class is that of `task_type`, as `load_task_model` picks it. Without one it is the class that the architecture is
+    usually trained as, see `trained_families`.
 
     Raises:
         RecipeError: there is no config under that name, or no class for it.
@@ -168,8 +168,7 @@ def load_without_weights(name: str, *, trust_remote_code: bool = False, task_typ
     """
     config = load_config(name, trust_remote_code=trust_remote_code)
     own_code = getattr(config, "auto_map", None) or {} if trust_remote_code else {}
-    others = (AutoModelForSequenceClassification, AutoModelForSeq2SeqLM, AutoModelForCausalLM, AutoModel)
-    for family in others if task_type is None else (_FAMILIES[task_type],):
+    for family in trained_families(config) if task_type is None else (_FAMILIES[task_type],):
         if type(config) in family._model_mapping or family.__name__ in own_code:
             try:
                 with torch.device("meta"), quiet_loading():

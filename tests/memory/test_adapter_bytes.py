@@ -1,0 +1,61 @@
+"""Bytes of what trains, against real tensors."""
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+from peft import LoraConfig, get_peft_model
+from tests.memory.conftest import real_model
+
+from lorank.adapter.convert import to_triplets
+from lorank.budget import Budget
+from lorank.errors import BudgetError
+from lorank.memory.adapter_bytes import trained_parameters
+from lorank.models.base_size import base_parameters
+from lorank.models.loading import load_without_weights
+from lorank.targets import find_targets
+
+
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize(("kind", "dtype"), [("bert", "fp32"), ("bert", "bf16"), ("llama", "bf16")])
+def test_parameters_and_optimizer_are_those_of_a_real_step(
+    kind: str, dtype: str, config_folder: Callable[[str], str]
+) -> None:
+    folder = config_folder(kind)
+    meta = load_without_weights(folder)
+    targets, torch_dtype = find_targets(meta), {"fp32": torch.float32, "bf16": torch.bfloat16}[dtype]
+    found = trained_parameters(
+        meta, targets, Budget.parse("r=2"), size=base_parameters(meta), triplets=True, initial_rank=6,
+        dtype_bytes=torch_dtype.itemsize,
+    )  # fmt: skip
+    config = LoraConfig(
+        r=6,
+        target_modules=[target.name for target in targets],
+        modules_to_save=["classifier"] if kind == "bert" else None,
+    )
+    model: Any = get_peft_model(real_model(folder, meta, torch_dtype), config)
+    to_triplets(model, "default")
+    trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    assert sum(p.numel() * p.element_size() for p in trained) == found.trained_bytes(found.initial_parameters)
+    optimizer = torch.optim.AdamW(trained)
+    for parameter in trained:
+        parameter.grad = torch.ones_like(parameter)
+    optimizer.step()
+    state = [tensor for held in optimizer.state.values() for tensor in held.values()]
+    assert sum(t.numel() * t.element_size() for t in state) == found.optimizer_bytes(found.initial_parameters, "adamw")
+    assert sum(p.grad.numel() * p.grad.element_size() for p in trained) == found.trained_bytes(found.initial_parameters)
+    assert found.optimizer_bytes(found.initial_parameters, "sgd") == 0
+
+
+def test_the_initial_rank_is_above_what_the_budget_pays_for(config_folder: Callable[[str], str]) -> None:
+    meta = load_without_weights(config_folder("llama"))
+    targets = find_targets(meta)
+    options: Any = {"size": base_parameters(meta), "triplets": True, "dtype_bytes": 4}
+    ranks = [
+        max(trained_parameters(meta, targets, Budget.parse(b), initial_rank=None, **options).initial_ranks.values())
+        for b in ("r=2", "r=8")
+    ]
+    assert ranks == [8, 12]
+    with pytest.raises(BudgetError, match="raise the initial rank"):
+        trained_parameters(meta, targets, Budget.parse("r=8"), initial_rank=4, **options)
