@@ -25,7 +25,7 @@ from lorank.headroom.results import (
 )
 from lorank.headroom.training import SideBySide, side_by_side
 from lorank.headroom.verdict import LEAST_SEEDS, headroom_from_losses, looks_until
-from lorank.models.loading import load_config
+from lorank.models.loading import config_of
 from lorank.models.pretrained import Pretrained
 from lorank.plan import RankPlan
 from lorank.processes import processes
@@ -83,7 +83,7 @@ def _measure(
     budget = recipe.read_budget.parameters(unit_costs(prepared.targets), **size)
     plans, left_out = tried_plans(prepared.targets, budget, recipe.scale, random=options.random, seed=recipe.seed)
     halves, judged = _judged(held, prepared)
-    config = load_config(prepared.base.name, trust_remote_code=prepared.base.trust_remote_code)
+    config = config_of(prepared.base)
     for note in _notes(recipe, prepared.base, config):
         console.print(f"note: {note}", highlight=False, soft_wrap=True)
     trained = SideBySide(

@@ -54,6 +54,21 @@ class ModelSection(Section):
         None, ge=0, lt=1, description="dropout in front of the head of a classifier; null: as its config says"
     )
     trust_remote_code: bool = Field(False, description="let the code that comes with a hub model run")
+    dtype: Literal["fp32", "bf16", "fp16"] | None = Field(
+        None,
+        description="of the base model's weights; null: as the checkpoint's config says (fp32 where it names none of the three); "
+        "adapters, heads, scores and the optimizer are fp32",
+    )
+    quantization: Literal["4bit", "8bit"] | None = Field(
+        None,
+        description="of the base model, by bitsandbytes: 4bit is nf4 with double quantisation, 8bit is LLM.int8(); matrix "
+        "products and all other weights are of model.dtype",
+    )
+    attention: str | None = Field(
+        None,
+        description="transformers' attn_implementation: eager, sdpa, flash_attention_2, ...; null: transformers' choice",
+    )
+    revision: str | None = Field(None, description="branch, tag or commit of a hub model; null: the main branch")
 
 
 class TrainingSection(Section):

@@ -17,7 +17,8 @@ from lorank.errors import BudgetError, RecipeError, TargetError
 from lorank.findings import Findings
 from lorank.methods import METHODS
 from lorank.models.base_size import base_parameters
-from lorank.models.loading import head_modules, load_without_weights, longest_input, task_type_of
+from lorank.models.loading import head_modules, task_type_of, without_weights
+from lorank.models.positions import longest_input
 from lorank.module_names import is_within
 from lorank.plan import RankPlan
 from lorank.recipe.recipe import Recipe
@@ -53,9 +54,7 @@ def check_model(recipe: Recipe, methods: Sequence[str]) -> tuple[tuple[Target, .
     model, targets_and_provenance = None, None
     with findings.check():
         task_type = task_type_of(pretrained_of(recipe), writes=recipe.data.writes)
-        model = load_without_weights(
-            recipe.model.name, trust_remote_code=recipe.model.trust_remote_code, task_type=task_type
-        )
+        model = without_weights(pretrained_of(recipe), task_type)
     if model is not None:
         with findings.check():
             _check_length(recipe.data, recipe.model.name, model, task_type)

@@ -1,11 +1,12 @@
 """Full fine-tuning: the baseline that trains every weight, on the data, order and steps that a plan is trained with."""
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 from rich.console import Console
 
+from lorank.models.quantization import check_full_training
 from lorank.recipe.sections import TrainingSection
 from lorank.training.checkpoints import stage_folder
 from lorank.training.prepared import Prepared
@@ -35,7 +36,7 @@ class FullResult:
 
 
 def train_full(prepared: Prepared, section: TrainingSection, directory: Path, console: Console) -> FullResult:
-    """Train every weight in fp32, or continue; and evaluate on all test parts.
+    """Train every weight in fp32, or continue; and evaluate on all test parts. `model.dtype` is for bases that are frozen.
 
     Args:
         prepared: the run's.
@@ -44,9 +45,12 @@ def train_full(prepared: Prepared, section: TrainingSection, directory: Path, co
         console: for lines of progress.
 
     Raises:
+        RecipeError: the base model is quantised.
         TrainingError: a loss that is not finite.
 
     """
+    check_full_training(prepared.base)
+    prepared = replace(prepared, base=replace(prepared.base, dtype="fp32"))
     task, folder = prepared.load_model(), stage_folder(directory, "train", "stage2")
     model: Any = task.model
     heads = {id(p) for name in task.heads for p in model.get_submodule(name).parameters()}

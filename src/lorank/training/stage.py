@@ -87,6 +87,7 @@ def initial_config(
         lora_dropout=dropout,
         modules_to_save=list(task.heads) or None,
         task_type=task.task_type,
+        revision=task.revision,
     )
 
 
