@@ -89,7 +89,10 @@ def meaning(recipe: Recipe) -> dict[str, Any]:
 
 
 def stage(section: TrainingSection) -> dict[str, Any]:
-    return section.model_dump(mode="json")
+    """What format 1 could say of a stage."""
+    found = section.model_dump(mode="json")
+    assert found.pop("optimizer") is found.pop("loraplus_lr_ratio") is None
+    return found
 
 
 def test_a_file_runs_with_one_line_that_names_the_new_keys(tmp_path: Path) -> None:

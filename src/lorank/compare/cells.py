@@ -36,7 +36,7 @@ ORDER, RESULT, ERROR = "cell.json", "result.json", "error.txt"
 # Of the training that is judged: the same for every method of a task.
 SAME = (
     *("epochs", "max_steps", "batch_size", "gradient_accumulation"),
-    *("warmup", "scheduler", "weight_decay", "max_grad_norm"),
+    *("warmup", "scheduler", "weight_decay", "max_grad_norm", "optimizer"),
 )
 
 

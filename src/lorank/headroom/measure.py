@@ -35,6 +35,7 @@ from lorank.runs.prepare import prepare
 from lorank.targets import unit_costs
 from lorank.tasks.data import hold_out, load_task_data
 from lorank.training.prepared import Prepared
+from lorank.training.stacked_training import replaced_by_adamw
 from lorank.training.steps import stage_steps
 
 PICTURE = "headroom.png"
@@ -148,6 +149,8 @@ def _notes(recipe: Recipe, base: Pretrained, config: Any) -> list[str]:
         )
     if recipe.precision == "fp16":
         notes.append("precision fp16: plans that train side by side train in fp32")
+    if adamw_instead := replaced_by_adamw(recipe.train):
+        notes.append(adamw_instead)
     return notes
 
 

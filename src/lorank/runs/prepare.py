@@ -21,6 +21,7 @@ from lorank.tasks.data import TaskData, load_task_data
 from lorank.tasks.encoding import check_texts
 from lorank.tasks.general_text import check_general_text
 from lorank.tasks.tokenizer_checks import check_tokens
+from lorank.training.full_stage import check_full_section
 from lorank.training.prepared import Prepared
 from lorank.training.steps import check_warmup
 
@@ -62,6 +63,8 @@ def prepare(
     if FULL in methods:
         with findings.check():
             check_full_training(base)
+        with findings.check():
+            check_full_section(recipe.of(FULL).train)
     if model is not None and task_type == TaskType.SEQ_CLS:
         with findings.check():
             check_classifier_dropout(base)

@@ -6,6 +6,7 @@ from typing import Any
 
 from rich.console import Console
 
+from lorank.errors import RecipeError
 from lorank.models.quantization import check_full_training
 from lorank.recipe.sections import TrainingSection
 from lorank.training.checkpoints import stage_folder
@@ -35,6 +36,20 @@ class FullResult:
     more: dict[str, dict[str, Any]] = field(default_factory=dict)
 
 
+def check_full_section(section: TrainingSection) -> None:
+    """Refuse what is about A and B only.
+
+    Raises:
+        RecipeError: LoRA+.
+
+    """
+    if section.loraplus_lr_ratio is not None:
+        raise RecipeError(
+            "loraplus_lr_ratio is about A and B, which full fine-tuning does not have; give full a train section with "
+            "loraplus_lr_ratio=null"
+        )
+
+
 def train_full(prepared: Prepared, section: TrainingSection, directory: Path, console: Console) -> FullResult:
     """Train every weight in fp32, or continue; and evaluate on all test parts. `model.dtype` is for bases that are frozen.
 
@@ -45,11 +60,12 @@ def train_full(prepared: Prepared, section: TrainingSection, directory: Path, co
         console: for lines of progress.
 
     Raises:
-        RecipeError: the base model is quantised.
+        RecipeError: the base model is quantised, or LoRA+.
         TrainingError: a loss that is not finite.
 
     """
     check_full_training(prepared.base)
+    check_full_section(section)
     prepared = replace(prepared, base=replace(prepared.base, dtype="fp32"))
     task, folder = prepared.load_model(), stage_folder(directory, "train", "stage2")
     model: Any = task.model
