@@ -153,6 +153,21 @@ middle of a large tensor can go unnoticed.
 These tables are written from the code by `python docs/write_recipe_page.py`.
 """
 
+MODEL_NOTES = """
+**Which dtype.** `model.dtype` is that of the base model's weights, `precision` that of autocast in the forward pass. With
+`precision: fp32` there is no autocast: a bf16 base computes in bf16. Adapters, heads that train with them, scores and the
+optimizer's state are fp32 whatever the base is in. Left out, the dtype is the checkpoint's, and a line of output says so
+where that is not fp32. The recipe of a run names it, so a run is never continued in another one: runs that an earlier version
+began, and recipes of format 1, stay in fp32. `baselines: [full]` trains in fp32. Estimator `hutchinson` needs `model.dtype:
+fp32`.
+
+**Quantised bases** need bitsandbytes (`pip install bitsandbytes`). The layers of the blocks are packed; output layer, heads
+and poolers are not. Nothing of the base model is turned into fp32 for training (PEFT's `prepare_model_for_kbit_training` does
+that to embeddings, norms and the output layer), so it stays as small as it was loaded. Give `model.dtype: bf16` on a GPU
+where the checkpoint is in fp32: it is what 4-bit matrix products are computed in. A checkpoint that is saved in 4 or 8 bit is
+loaded as it is, without `model.quantization`. The model card of the adapter says how its base was loaded.
+"""
+
 STAGE_KEYS = """
 ## Keys of `search` and `train`
 

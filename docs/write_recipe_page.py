@@ -225,7 +225,15 @@ def page() -> str:
         make_recipe(yaml.safe_load(example))
     lines = [text.HEAD + "\n".join(section_table()), text.STAGES + "\n".join(budget_rows()), text.AFTER_BUDGETS]
     lines += [*TABLE, *common_rows(), "", "### `model`", "", "A name alone, or this section.", "", *TABLE]
-    lines += [*key_rows(ModelSection, "model."), "", "### `data`", "", *TABLE, *key_rows(DataSection, "data.")]
+    lines += [
+        *key_rows(ModelSection, "model."),
+        *text.MODEL_NOTES.rstrip().splitlines(),
+        "",
+        "### `data`",
+        "",
+        *TABLE,
+        *key_rows(DataSection, "data."),
+    ]
     lines += [text.STAGE_KEYS, *TABLE, *key_rows(SearchSection), text.CHOICE_KEYS]
     for (title, note), names in KINDS.items():
         lines += [f"### {title}: {', '.join(names)}", "", *([note, ""] if note else []), *choice_table(names)]

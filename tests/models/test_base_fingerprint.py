@@ -73,15 +73,18 @@ def test_a_folder_of_an_earlier_version_is_continued(folder: Path, tiny_recipe: 
     lock(tmp_path / "out", recipe)
 
 
-def test_a_hub_model_is_its_commit(monkeypatch: pytest.MonkeyPatch) -> None:
-    class Config:
-        _commit_hash: str | None = "0123abcd"
-
-    monkeypatch.setattr(module, "load_config", lambda *_, **__: Config)
-    base = Pretrained("someone/model")
-    assert base_fingerprint(base) == {"commit": "0123abcd"}
-    Config._commit_hash = None
-    assert base_fingerprint(base) == {}
+def test_a_hub_model_is_its_commit(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    hub = tmp_path / "hub" / "models--someone--model"
+    (hub / "refs").mkdir(parents=True)
+    for name, commit in (("main", "a" * 40), ("v1", "b" * 40)):
+        (hub / "refs" / name).write_text(commit)
+        shutil.copytree(folder, hub / "snapshots" / commit)
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(hub.parent))
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    assert base_fingerprint(Pretrained("someone/model")) == {"commit": "a" * 40}
+    assert base_fingerprint(Pretrained("someone/model", revision="v1")) == {"commit": "b" * 40}
+    monkeypatch.setattr(module, "try_to_load_from_cache", lambda *_, **__: None)
+    assert base_fingerprint(Pretrained("someone/model")) == {}
 
 
 def test_large_weights_are_sampled_in_every_tensor(tmp_path: Path) -> None:

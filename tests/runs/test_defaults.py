@@ -20,7 +20,8 @@ from transformers import (
 )
 
 from lorank.errors import DataError, RecipeError
-from lorank.models.loading import load_without_weights, longest_input, task_type_of
+from lorank.models.loading import load_without_weights, task_type_of
+from lorank.models.positions import longest_input
 from lorank.recipe.files import load_recipe, make_recipe
 from lorank.recipe.recipe import Recipe
 from lorank.recipe.search_length import LEAST_STEPS, search_steps

@@ -80,7 +80,7 @@ def test_stages_get_the_values_of_the_recipe(tiny_recipe: Any, tiny_folder: Path
     others = {"checkpoint_every": 11, "gradient_checkpointing": True, "group_by_length": False, "metrics": ["matthews"]}
     model = {"name": str(tiny_folder), "dropout": 0.3}
     recipe, prepared = prepare(tiny_recipe(model=model, **changes, **others), ("lora",))
-    assert prepared.base == Pretrained(recipe.model.name, False, 0.3)
+    assert prepared.base == Pretrained(recipe.model.name, False, 0.3, dtype="fp32")
     assert prepared.task_type == TaskType.SEQ_CLS
     assert (prepared.section, prepared.metrics) == (recipe.data, ("matthews",))
     for name, value in asdict(prepared.settings).items():

@@ -264,6 +264,10 @@ def test_weights_in_8_bits_are_read_as_the_numbers_that_they_are(tmp_path: Path)
     for target in find_targets(plain):
         weight = plain.get_submodule(target.name).weight.detach()
         torch.testing.assert_close(weight_of(packed.get_submodule(target.name)).float(), weight, atol=1e-3, rtol=0)
+    ids = torch.arange(8)[None]
+    torch.testing.assert_close(
+        packed(ids).logits, plain(ids).logits, atol=0.05, rtol=0
+    )  # reading them left them as they were
     layer = packed.get_submodule(find_targets(plain)[0].name)
     layer.weight = torch.nn.Parameter(torch.ones(64, 64, dtype=torch.int8), requires_grad=False)
     with pytest.raises(ScoresError, match=r"holds its weights as torch\.int8, which cannot be read"):

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from lorank.artefact import checksum, write_json
-from lorank.errors import ComparisonError
+from lorank.errors import ComparisonError, RecipeError
 from lorank.methods import METHODS
 from lorank.methods.plugins import plugin_of
 from lorank.methods.registry import FULL, unknown_method
@@ -36,7 +36,7 @@ ORDER, RESULT, ERROR = "cell.json", "result.json", "error.txt"
 # Of the training that is judged: the same for every method of a task.
 SAME = (
     *("epochs", "max_steps", "batch_size", "gradient_accumulation"),
-    *("warmup", "scheduler", "weight_decay", "max_grad_norm"),
+    *("warmup", "scheduler", "weight_decay", "max_grad_norm", "optimizer"),
 )
 
 
@@ -241,8 +241,24 @@ def fingerprint_of(recipe: Recipe, cell: Cell) -> str:
     """What decides a cell's numbers, as one sum: the resolved recipe, which cell it is, and the file that its method is from.
 
     Defaults are left out, so that a key which a later version adds does not make finished cells another recipe's. A default that
-    a later version changes goes unnoticed: a grid should be finished by the version that began it.
+    a later version changes goes unnoticed: a grid should be finished by the version that began it. The dtype of the base model
+    is no such default: fp32, which all cells of earlier versions were trained in, is left out, and any other is named.
     """
     content = recipe.model_dump(mode="json", exclude={"resolved"}, exclude_defaults=True)
+    dtype = recipe.model.dtype or _dtype_of_checkpoint(recipe)
+    content["model"].pop("dtype", None)
+    if dtype != "fp32":
+        content["model"]["dtype"] = dtype
     from_file = {"plugin": plugin.sha} if (plugin := plugin_of(recipe.method)) else {}
     return checksum({"cell": asdict(cell), "recipe": content, **from_file})
+
+
+def _dtype_of_checkpoint(recipe: Recipe) -> str:
+    from lorank.models.base_dtype import dtype_of_checkpoint
+    from lorank.models.loading import config_of
+    from lorank.runs.recipe_values import pretrained_of
+
+    try:
+        return dtype_of_checkpoint(config_of(pretrained_of(recipe)))
+    except RecipeError:  # no such model, so the cell cannot run either
+        return "fp32"

@@ -3,6 +3,7 @@
 from collections.abc import Mapping
 from dataclasses import replace
 
+from lorank.artefact import checksum
 from lorank.budget import Budget
 from lorank.compare.cells import BASELINE, CONTROLS, SAME, Cell, Measured, recipe_of
 from lorank.compare.controls import check_shortened
@@ -95,7 +96,9 @@ def check_base(grid: Grid, done: Mapping[Cell, Measured]) -> None:
 
     """
     for task in grid.contents:
-        sums = {measured.base for cell, measured in done.items() if cell.task == task and measured.base}
+        # Of models on the hub, earlier versions knew nothing.
+        unknown = ("", checksum({}))
+        sums = {measured.base for cell, measured in done.items() if cell.task == task and measured.base not in unknown}
         recipe = recipe_of(grid.contents[task], Cell(task, grid.budgets[0], BASELINE, 0))
         if sums and sums != {base_sum(pretrained_of(recipe))}:
             raise OutputError(

@@ -26,7 +26,7 @@ from lorank.headroom.results import (
 )
 from lorank.headroom.training import SideBySide, side_by_side
 from lorank.headroom.verdict import LEAST_SEEDS, headroom_from_losses, looks_until
-from lorank.models.loading import load_config
+from lorank.models.loading import config_of
 from lorank.models.pretrained import Pretrained
 from lorank.plan import RankPlan
 from lorank.processes import processes
@@ -36,6 +36,7 @@ from lorank.runs.prepare import prepare
 from lorank.targets import unit_costs
 from lorank.tasks.data import hold_out, load_task_data
 from lorank.training.prepared import Prepared
+from lorank.training.stacked_training import replaced_by_adamw
 from lorank.training.steps import stage_steps
 
 PICTURE = "headroom.png"
@@ -89,7 +90,7 @@ def _measure(
             "give more target_modules, or a budget of more units of rank"
         )
     halves, judged = _judged(held, prepared)
-    config = load_config(prepared.base.name, trust_remote_code=prepared.base.trust_remote_code)
+    config = config_of(prepared.base)
     for note in _notes(recipe, prepared.base, config):
         console.print(f"note: {note}", highlight=False, soft_wrap=True)
     trained = SideBySide(
@@ -155,6 +156,8 @@ def _notes(recipe: Recipe, base: Pretrained, config: Any) -> list[str]:
         )
     if recipe.precision == "fp16":
         notes.append("precision fp16: plans that train side by side train in fp32")
+    if adamw_instead := replaced_by_adamw(recipe.train):
+        notes.append(adamw_instead)
     return notes
 
 

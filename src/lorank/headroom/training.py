@@ -17,9 +17,9 @@ from safetensors.numpy import save_file
 
 from lorank.artefact import write_atomically
 from lorank.errors import OutputError, TrainingError
-from lorank.models.loading import TaskModel, autocast_of
+from lorank.models.base_dtype import autocast_of
+from lorank.models.loading import TaskModel, on_own_device
 from lorank.plan import RankPlan
-from lorank.processes import processes
 from lorank.recipe.sections import TrainingSection
 from lorank.scoring.batches import Batch
 from lorank.tasks.encoding import collator
@@ -126,7 +126,7 @@ class SideBySide:
     def _model(self, seed: int) -> TaskModel:
         """The base model; the seed decides a new head."""
         task = replace(self.prepared, settings=replace(self.prepared.settings, seed=seed)).load_model()
-        task.model.to(processes().device)
+        on_own_device(task.model)
         return task
 
     def _stacked(self, plans: Sequence[RankPlan], task: TaskModel, seed: int) -> StackedAdapters:

@@ -37,7 +37,7 @@ def load_adapted(
 
     """
     try:
-        name, family, config = _base_of(adapter, base, trust_remote_code=trust_remote_code)
+        name, family, config, revision = _base_of(adapter, base, trust_remote_code=trust_remote_code)
         width = labels_of(family, config, _saved_shapes(adapter), trust_remote_code=trust_remote_code)
         if width is not None:
             config.num_labels = width
@@ -47,6 +47,7 @@ def load_adapted(
                 name,
                 config=config,
                 dtype=dtype,
+                revision=revision,
                 trust_remote_code=trust_remote_code,
                 output_loading_info=True,
                 ignore_mismatched_sizes=width is not None,  # a head for another number of labels
@@ -73,7 +74,7 @@ def head_width(adapter: Path, base: str | None = None, *, trust_remote_code: boo
 
     """
     try:
-        _, family, config = _base_of(adapter, base, trust_remote_code=trust_remote_code)
+        _, family, config, _ = _base_of(adapter, base, trust_remote_code=trust_remote_code)
         return labels_of(family, config, _saved_shapes(adapter), trust_remote_code=trust_remote_code)
     except NOT_LOADABLE as error:
         raise AdapterError(f"the head of {adapter} cannot be read: {one_line(error)}; give its base model") from None
@@ -137,12 +138,13 @@ def on_meta(family: Any, config: Any, *, trust_remote_code: bool = False) -> Any
         return family._from_config(config)
 
 
-def _base_of(adapter: Path, base: str | None, *, trust_remote_code: bool) -> tuple[str, Any, Any]:
-    """Name, class and config of the base model."""
+def _base_of(adapter: Path, base: str | None, *, trust_remote_code: bool) -> tuple[str, Any, Any, str]:
+    """Name, class, config and revision of the base model."""
     saved = PeftConfig.from_pretrained(str(adapter))
     name = base or saved.base_model_name_or_path
-    config = AutoConfig.from_pretrained(name, trust_remote_code=trust_remote_code)
-    return name, model_class(saved.task_type, config, class_of(saved.to_dict())), config
+    revision = str(saved.revision or "main") if base in (None, saved.base_model_name_or_path) else "main"
+    config = AutoConfig.from_pretrained(name, trust_remote_code=trust_remote_code, revision=revision)
+    return name, model_class(saved.task_type, config, class_of(saved.to_dict())), config, revision
 
 
 def _is_model(candidate: Any) -> bool:

@@ -1,12 +1,15 @@
 """What a base model is, to be recognised again: its commit on the hub, or sums over the files of its folder."""
 
 import hashlib
+import re
 from fnmatch import fnmatch
 from pathlib import Path
 from typing import Any, BinaryIO
 
+from huggingface_hub import try_to_load_from_cache
+
 from lorank.artefact import checksum, file_checksum, tensors_described
-from lorank.models.loading import load_config
+from lorank.models.loading import config_of
 from lorank.models.pretrained import Pretrained
 
 _WEIGHTS = ("*.safetensors", "pytorch_model*.bin")
@@ -37,8 +40,10 @@ def base_fingerprint(base: Pretrained) -> dict[str, Any]:
             path.name: file_sum(path) for path in files if any(fnmatch(path.name, p) for p in (*_WEIGHTS, *_OTHERS))
         }
         return {"files": sums}
-    commit = getattr(load_config(base.name, trust_remote_code=base.trust_remote_code), "_commit_hash", None)
-    return {"commit": commit} if commit else {}
+    config_of(base)  # is in the cache of the hub's client then, or there is no such model
+    path = try_to_load_from_cache(base.name, "config.json", revision=base.revision or "main")
+    commit = re.search(r"snapshots/([0-9a-f]{40})/", Path(path).as_posix()) if isinstance(path, str) else None
+    return {"commit": commit[1]} if commit else {}
 
 
 def base_sum(base: Pretrained) -> str:

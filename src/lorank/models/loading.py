@@ -2,9 +2,10 @@
 
 import sys
 from collections.abc import Iterator, Sequence
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import lru_cache
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -24,10 +25,12 @@ from transformers import (
 )
 
 from lorank.errors import RecipeError, one_line
+from lorank.models.base_dtype import DTYPES, dtype_of_checkpoint, train_in_fp32
 from lorank.models.classifier_dropout import set_classifier_dropout
 from lorank.models.families import trained_families
 from lorank.models.padding_token import set_pad_id, set_padding
 from lorank.models.pretrained import Pretrained
+from lorank.models.quantization import quantization_config
 from lorank.models.weights import check_loaded
 from lorank.module_names import is_within, parent_of
 from lorank.processes import processes
@@ -44,12 +47,14 @@ class TaskModel:
         model: with the task head on top.
         heads: full names of the modules to train whole: the head, and whatever the checkpoint had no weights for.
         task_type: PEFT's word for what the model does.
+        revision: of the model on the hub, which adapters record.
 
     """
 
     model: nn.Module
     heads: tuple[str, ...]
     task_type: TaskType
+    revision: str | None = None
 
 
 def task_type_of(base: Pretrained, *, writes: bool) -> TaskType:
@@ -61,25 +66,38 @@ def task_type_of(base: Pretrained, *, writes: bool) -> TaskType:
     """
     if not writes:
         return TaskType.SEQ_CLS
-    return TaskType.SEQ_2_SEQ_LM if _is_encoder_decoder(base.name, base.trust_remote_code) else TaskType.CAUSAL_LM
+    decides = _is_encoder_decoder(base.name, base.trust_remote_code, base.revision)
+    return TaskType.SEQ_2_SEQ_LM if decides else TaskType.CAUSAL_LM
 
 
 @lru_cache
-def _is_encoder_decoder(name: str, trust_remote_code: bool) -> bool:
-    return bool(load_config(name, trust_remote_code=trust_remote_code).is_encoder_decoder)
+def _is_encoder_decoder(name: str, trust_remote_code: bool, revision: str | None) -> bool:
+    return bool(load_config(name, trust_remote_code=trust_remote_code, revision=revision).is_encoder_decoder)
 
 
-def load_config(name: str, *, trust_remote_code: bool = False) -> PreTrainedConfig:
+def load_config(name: str, *, trust_remote_code: bool = False, revision: str | None = None) -> PreTrainedConfig:
     """Config of a model.
 
     Raises:
-        RecipeError: there is none under that name.
+        RecipeError: there is none under that name, or no such revision.
 
     """
     try:
-        return AutoConfig.from_pretrained(name, trust_remote_code=trust_remote_code)
+        return AutoConfig.from_pretrained(name, trust_remote_code=trust_remote_code, revision=revision or "main")
     except NOT_LOADABLE as error:
         raise _not_loadable(name, error) from None
+
+
+def config_of(base: Pretrained) -> PreTrainedConfig:
+    """Config of a base model.
+
+    Raises:
+        RecipeError: as `load_config`, or a revision of a folder.
+
+    """
+    if base.revision is not None and Path(base.name).is_dir():
+        raise RecipeError(f"model.revision: is of a model on the hub, {base.name!r} is a folder; leave it out")
+    return load_config(base.name, trust_remote_code=base.trust_remote_code, revision=base.revision)
 
 
 _CALLED = {
@@ -103,18 +121,20 @@ def load_tokenizer(base: Pretrained) -> PreTrainedTokenizerBase:
 
     """
     try:
-        tokenizer = AutoTokenizer.from_pretrained(base.name, trust_remote_code=base.trust_remote_code)
+        tokenizer = AutoTokenizer.from_pretrained(
+            base.name, trust_remote_code=base.trust_remote_code, revision=base.revision or "main"
+        )
     except NOT_LOADABLE as error:
         raise _not_loadable(base.name, error) from None
-    set_padding(tokenizer, load_config(base.name, trust_remote_code=base.trust_remote_code), base.name)
+    set_padding(tokenizer, config_of(base), base.name)
     return tokenizer
 
 
 def load_task_model(base: Pretrained, task_type: TaskType, label_names: Sequence[str]) -> TaskModel:
-    """Load the base model in fp32: with a head on top (one output for regression), or, for tasks that write, as it is.
+    """Load the base model in its dtype: with a head on top (one output for regression), or, for tasks that write, as it is.
 
-    The head is new, unless the checkpoint has one of the same shape, as `from_pretrained` does it; it is trained whole. Any
-    other weight is the checkpoint's. Model and tokenizer pad with the same token.
+    The head is new, unless the checkpoint has one of the same shape, as `from_pretrained` does it; it is trained whole, in fp32.
+    Any other weight is the checkpoint's, quantised where that is asked for. Model and tokenizer pad with the same token.
 
     Args:
         base: which model.
@@ -126,15 +146,22 @@ def load_task_model(base: Pretrained, task_type: TaskType, label_names: Sequence
 
     """
     config = _task_config(base, task_type, label_names)
+    dtype = DTYPES[base.dtype or dtype_of_checkpoint(config)]
+    options: dict[str, Any] = {} if base.attention is None else {"attn_implementation": base.attention}
     try:
+        if base.quantization is not None:
+            options["quantization_config"] = quantization_config(base, dtype, _never_quantised(base, task_type))
+            options["device_map"] = {"": processes().device}  # quantised weights are not moved afterwards
         with quiet_loading():
             model, loading = _FAMILIES[task_type].from_pretrained(
                 base.name,
                 config=config,
-                dtype=torch.float32,
+                dtype=dtype,
                 output_loading_info=True,
                 ignore_mismatched_sizes=True,  # a head for another number of labels
                 trust_remote_code=base.trust_remote_code,
+                revision=base.revision or "main",
+                **options,
             )
     except NOT_LOADABLE as error:
         raise _not_loadable(base.name, error) from None
@@ -142,7 +169,22 @@ def load_task_model(base: Pretrained, task_type: TaskType, label_names: Sequence
     heads = head_modules(model, loading["missing_keys"]) if task_type == TaskType.SEQ_CLS else ()
     beside = head_modules(model) if task_type == TaskType.SEQ_CLS else ()
     check_loaded(model, loading, base.name, heads=beside)
-    return TaskModel(model, heads, task_type)
+    train_in_fp32(model, heads)
+    return TaskModel(model, heads, task_type, base.revision)
+
+
+def _never_quantised(base: Pretrained, task_type: TaskType) -> tuple[str, ...]:
+    """Modules of a classifier that may be trained whole."""
+    if task_type != TaskType.SEQ_CLS:
+        return ()
+    model = without_weights(base, task_type)
+    poolers = [name for name, _ in model.named_modules() if name.endswith("pooler")]
+    return (*head_modules(model), *poolers)
+
+
+def on_own_device(model: Any) -> Any:
+    """The model on the device of this process; one that is quantised was loaded there."""
+    return model if getattr(model, "is_quantized", False) else model.to(processes().device)
 
 
 def check_classifier_dropout(base: Pretrained) -> None:
@@ -156,7 +198,30 @@ def check_classifier_dropout(base: Pretrained) -> None:
         _task_config(base, TaskType.SEQ_CLS, ())
 
 
-def load_without_weights(name: str, *, trust_remote_code: bool = False, task_type: TaskType | None = None) -> nn.Module:
+def without_weights(base: Pretrained, task_type: TaskType) -> nn.Module:
+    """`load_without_weights` of a base model.
+
+    Raises:
+        RecipeError: as there, or an attention that transformers or the model does not have.
+
+    """
+    return load_without_weights(
+        base.name,
+        trust_remote_code=base.trust_remote_code,
+        task_type=task_type,
+        revision=base.revision,
+        attention=base.attention,
+    )
+
+
+def load_without_weights(
+    name: str,
+    *,
+    trust_remote_code: bool = False,
+    task_type: TaskType | None = None,
+    revision: str | None = None,
+    attention: str | None = None,
+) -> nn.Module:
     """Build a model from its config alone, on the meta device: names and shapes, no weights, no download of them.
 
     The class is that of `task_type`, as `load_task_model` picks it. Without one it is the class that the architecture is
@@ -166,37 +231,17 @@ def load_without_weights(name: str, *, trust_remote_code: bool = False, task_typ
         RecipeError: there is no config under that name, or no class for it.
 
     """
-    config = load_config(name, trust_remote_code=trust_remote_code)
+    config = load_config(name, trust_remote_code=trust_remote_code, revision=revision)
+    options = {} if attention is None else {"attn_implementation": attention}
     own_code = getattr(config, "auto_map", None) or {} if trust_remote_code else {}
     for family in trained_families(config) if task_type is None else (_FAMILIES[task_type],):
         if type(config) in family._model_mapping or family.__name__ in own_code:
             try:
                 with torch.device("meta"), quiet_loading():
-                    return family.from_config(config, trust_remote_code=trust_remote_code)
+                    return family.from_config(config, trust_remote_code=trust_remote_code, **options)
             except (*NOT_LOADABLE, AssertionError) as error:  # torch asserts that a padding token has an embedding
                 raise _not_loadable(name, error) from None
     raise _not_loadable(name, ValueError(f"{config.model_type!r} has no {_CALLED[task_type]} class"))
-
-
-def autocast_of(precision: str) -> AbstractContextManager[Any]:
-    """The precision `fp32`, `bf16` or `fp16`, for a forward pass outside of Trainer."""
-    narrow = {"bf16": torch.bfloat16, "fp16": torch.float16}.get(precision)
-    return nullcontext() if narrow is None else torch.autocast(processes().device.type, narrow)
-
-
-# As models name their tables of positions: BERT, GPT-2, BART and OPT, OpenAI's GPT.
-_POSITIONS = ("position_embeddings", "wpe", "embed_positions", "positions_embed")
-
-
-def longest_input(model: nn.Module) -> int | None:
-    """How many tokens the tables of positions in a model allow; None where positions are relative or computed."""
-    for name, module in model.named_modules():
-        if isinstance(module, nn.Embedding) and name.endswith(_POSITIONS):
-            # RoBERTa and MPNet count positions from behind the padding index, BART and OPT from an offset.
-            before = 0 if module.padding_idx is None else module.padding_idx + 1
-            return module.num_embeddings - getattr(module, "offset", before)
-    # GPT-J and CodeGen have a table that is no weight.
-    return next((len(table) for name, table in model.named_buffers() if name.endswith(_POSITIONS)), None)
 
 
 def head_modules(model: nn.Module, missing_keys: Sequence[str] = ()) -> tuple[str, ...]:
@@ -213,7 +258,7 @@ def head_modules(model: nn.Module, missing_keys: Sequence[str] = ()) -> tuple[st
 
 
 def _task_config(base: Pretrained, task_type: TaskType, label_names: Sequence[str]) -> PreTrainedConfig:
-    config = load_config(base.name, trust_remote_code=base.trust_remote_code)
+    config = config_of(base)
     if task_type != TaskType.SEQ_CLS:
         pass  # its head is the language model's own
     elif not label_names:

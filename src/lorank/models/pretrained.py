@@ -12,6 +12,10 @@ class Pretrained:
         trust_remote_code: let the code that comes with a hub model run.
         dropout: inside of the model; None: as its config says.
         classifier_dropout: in front of the head of a classifier; None: as its config says.
+        dtype: fp32, bf16 or fp16; None: as its config says, see `dtype_of_checkpoint`.
+        quantization: 4bit or 8bit; None: as the checkpoint is.
+        attention: transformers' `attn_implementation`; None: transformers' choice.
+        revision: branch, tag or commit on the hub; None: the main branch.
 
     """
 
@@ -19,3 +23,7 @@ class Pretrained:
     trust_remote_code: bool = False
     dropout: float | None = None
     classifier_dropout: float | None = None
+    dtype: str | None = None
+    quantization: str | None = None
+    attention: str | None = None
+    revision: str | None = None

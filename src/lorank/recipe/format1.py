@@ -93,7 +93,7 @@ def upgraded(content: Mapping[str, Any]) -> dict[str, Any]:
                 "trust_remote_code": content.get("trust_remote_code") or None,
             }
             own = {name: each for name, each in own.items() if each is not None}
-            made["model"] = {"name": value, **own} if own else value
+            made["model"] = {"name": value, **own, "dtype": "fp32"}  # as format 1 loaded all models
         elif key == "targets":
             made["target_modules"] = value
         elif key == "baselines":

@@ -9,6 +9,7 @@ from lorank.engine.options import ScoringSetOptions, StartOptions, TripletOption
 from lorank.errors import RecipeError
 from lorank.methods import METHODS, Method
 from lorank.methods.choose import choices_in
+from lorank.recipe.optimizers import CUT_WITH_RANKS, known_optimizer
 from lorank.scoring.options import CalibrationOptions
 from lorank.validation import Section, nearest
 
@@ -54,6 +55,21 @@ class ModelSection(Section):
         None, ge=0, lt=1, description="dropout in front of the head of a classifier; null: as its config says"
     )
     trust_remote_code: bool = Field(False, description="let the code that comes with a hub model run")
+    dtype: Literal["fp32", "bf16", "fp16"] | None = Field(
+        None,
+        description="of the base model's weights; null: as the checkpoint's config says (fp32 where it names none of the three); "
+        "adapters, heads, scores and the optimizer are fp32",
+    )
+    quantization: Literal["4bit", "8bit"] | None = Field(
+        None,
+        description="of the base model, by bitsandbytes: 4bit is nf4 with double quantisation, 8bit is LLM.int8(); matrix "
+        "products and all other weights are of model.dtype",
+    )
+    attention: str | None = Field(
+        None,
+        description="transformers' attn_implementation: eager, sdpa, flash_attention_2, ...; null: transformers' choice",
+    )
+    revision: str | None = Field(None, description="branch, tag or commit of a hub model; null: the main branch")
 
 
 class TrainingSection(Section):
@@ -61,7 +77,7 @@ class TrainingSection(Section):
 
     epochs: float = Field(3.0, gt=0, description="times through the training data")
     max_steps: int | None = Field(None, ge=1, description="optimizer steps; overrides epochs")
-    learning_rate: float = Field(5e-4, gt=0, description="peak learning rate of AdamW")
+    learning_rate: float = Field(5e-4, gt=0, description="peak learning rate")
     batch_size: int = Field(32, ge=1, description="examples in a micro-batch, on each device")
     gradient_accumulation: int = Field(1, ge=1, description="micro-batches in an optimizer step")
     warmup: Annotated[int, Field(strict=True, ge=0)] | Annotated[float, Field(ge=0, lt=1)] = Field(
@@ -69,8 +85,23 @@ class TrainingSection(Section):
         description="share of the stage in which the learning rate rises, below 1; a whole number is optimizer steps",
     )
     scheduler: str = Field("linear", description="learning-rate schedule, by transformers' name")
-    weight_decay: float = Field(0.0, ge=0, description="of AdamW")
+    weight_decay: float = Field(0.0, ge=0, description="of the optimizer")
     max_grad_norm: float = Field(1.0, ge=0, description="gradients are clipped to this norm; 0 does not clip")
+    optimizer: str | None = Field(
+        None,
+        description="by transformers' name; null: its default, AdamW. A stage that cuts ranks takes "
+        f"{', '.join(CUT_WITH_RANKS)}; others also adafactor, paged_adamw_8bit, lion_8bit, ...",
+    )
+    loraplus_lr_ratio: float | None = Field(
+        None,
+        ge=1,
+        description="LoRA+: learning rate of B over that of A (PEFT's create_loraplus_optimizer); for stages that train a plan",
+    )
+
+    @field_validator("optimizer")
+    @classmethod
+    def _known_optimizer(cls, name: str | None) -> str | None:
+        return None if name is None else known_optimizer(name)
 
     @field_validator("scheduler")
     @classmethod

@@ -52,7 +52,7 @@ In PEFT:
 
 ```python
 from peft import PeftModel
-from transformers import {{ family }}
+from transformers import {{ family }}{{ ", BitsAndBytesConfig" if "BitsAndBytesConfig" in options }}
 
 base = {{ family }}.from_pretrained({{ base_in_python }}{{ options }})
 model = PeftModel.from_pretrained(base, {{ title_in_python }})  # this folder
@@ -85,6 +85,7 @@ def write_model_card(
     task_type: str,
     num_labels: int,
     seed: int,
+    base_options: str = "",
     picture: Path | None = None,
 ) -> None:
     """Write README.md into an adapter's folder, over the empty form that PEFT leaves there; and copy the picture beside it.
@@ -104,6 +105,7 @@ def write_model_card(
         task_type: PEFT's.
         num_labels: width of the head of a classifier.
         seed: of the run.
+        base_options: arguments that load the base model as it was trained on, as Python writes them; empty where there are none.
         picture: ranks.png.
 
     """
@@ -141,7 +143,9 @@ def write_model_card(
         family={"CAUSAL_LM": "AutoModelForCausalLM", "SEQ_2_SEQ_LM": "AutoModelForSeq2SeqLM"}.get(
             task_type, "AutoModelForSequenceClassification"
         ),
-        options=f", num_labels={num_labels}" if task_type == "SEQ_CLS" else "",
+        options="".join(
+            f", {each}" for each in (f"num_labels={num_labels}" if task_type == "SEQ_CLS" else "", base_options) if each
+        ),
         made_with=", ".join(f"{name} {number}" for name, number in versions().items()),
     )
     _write(folder / "README.md", f"{card}".encode())

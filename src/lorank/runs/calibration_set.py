@@ -8,8 +8,8 @@ import torch
 from datasets import Dataset
 
 from lorank.methods import METHODS
-from lorank.models.loading import autocast_of
-from lorank.processes import processes
+from lorank.models.base_dtype import autocast_of
+from lorank.models.loading import on_own_device
 from lorank.recipe.recipe import Recipe
 from lorank.recipe.sections import CalibrationSet
 from lorank.scores import ImportanceScores
@@ -78,7 +78,7 @@ def score_frozen(prepared: Prepared, recipe: Recipe) -> ImportanceScores:
         ScoresError: something that is not finite.
 
     """
-    model: Any = prepared.load_model().model.to(processes().device)
+    model: Any = on_own_device(prepared.load_model().model)
     if prepared.settings.gradient_checkpointing:
         model.train()
         model.gradient_checkpointing_enable({"use_reentrant": False})

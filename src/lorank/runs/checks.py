@@ -8,6 +8,7 @@ from typing import Any
 
 from peft import TaskType
 from torch import nn
+from transformers import Trainer
 from transformers.integrations.integration_utils import INTEGRATION_TO_CALLBACK
 
 from lorank.allocation.budgeted import allocate
@@ -17,9 +18,11 @@ from lorank.errors import BudgetError, RecipeError, TargetError
 from lorank.findings import Findings
 from lorank.methods import METHODS
 from lorank.models.base_size import base_parameters
-from lorank.models.loading import head_modules, load_without_weights, longest_input, task_type_of
+from lorank.models.loading import head_modules, task_type_of, without_weights
+from lorank.models.positions import longest_input
 from lorank.module_names import is_within
 from lorank.plan import RankPlan
+from lorank.recipe.optimizers import cannot_be_cut
 from lorank.recipe.recipe import Recipe
 from lorank.recipe.sections import TrainingSection
 from lorank.runs.recipe_values import pretrained_of, stage_settings_of
@@ -50,12 +53,13 @@ def check_model(recipe: Recipe, methods: Sequence[str]) -> tuple[tuple[Target, .
     with findings.check():
         stages = {"train": recipe.train} | ({"search": recipe.deciding_stage} if recipe.has_search else {})
         _check_training_options(stage_settings_of(recipe), stages)
+    for method in methods:
+        with findings.check():
+            _check_optimizer(recipe.of(method), baseline=method != recipe.method)
     model, targets_and_provenance = None, None
     with findings.check():
         task_type = task_type_of(pretrained_of(recipe), writes=recipe.data.writes)
-        model = load_without_weights(
-            recipe.model.name, trust_remote_code=recipe.model.trust_remote_code, task_type=task_type
-        )
+        model = without_weights(pretrained_of(recipe), task_type)
     if model is not None:
         with findings.check():
             _check_length(recipe.data, recipe.model.name, model, task_type)
@@ -119,13 +123,27 @@ def _check_length(data: DataSection, name: str, model: Any, task_type: TaskType)
             raise RecipeError(f"{what} is {tokens}, but {name} has {positions} positions; lower it")
 
 
+def _check_optimizer(recipe: Recipe, *, baseline: bool) -> None:
+    """Whether the optimizer can follow what the method's stage does with its ranks."""
+    if not METHODS[recipe.method].allocates_in_training:
+        return
+    stage, key = recipe.deciding_stage, "search" if recipe.has_search else "train"
+    place = f"baselines.{recipe.method}.{key}" if baseline else key
+    if reason := cannot_be_cut(stage.optimizer):
+        raise RecipeError(f"{place}.optimizer: {reason}")
+    if stage.loraplus_lr_ratio is not None:
+        raise RecipeError(
+            f"{place}.loraplus_lr_ratio: this stage of {recipe.method} trains triplets, not A and B; set it to null there"
+        )
+
+
 def _check_training_options(settings: StageSettings, stages: Mapping[str, TrainingSection]) -> None:
     known = ("none", "all", *INTEGRATION_TO_CALLBACK)
     if settings.report_to not in known:
         raise RecipeError(f"report_to is {settings.report_to!r}; allowed: {', '.join(known)}")
     for name, section in stages.items():
         try:
-            training_arguments(settings, section, Path(gettempdir()))
+            Trainer.get_optimizer_cls_and_kwargs(training_arguments(settings, section, Path(gettempdir())))
         except (ValueError, ImportError) as error:
             raise RecipeError(f"{name}: transformers refuses these options: {error}") from None
 

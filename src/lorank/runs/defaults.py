@@ -6,7 +6,9 @@ from typing import Any
 from peft import TaskType
 
 from lorank.methods import METHODS
-from lorank.models.loading import load_without_weights, longest_input, task_type_of
+from lorank.models.base_dtype import dtype_of_checkpoint
+from lorank.models.loading import config_of, task_type_of, without_weights
+from lorank.models.positions import longest_input
 from lorank.recipe.method_sections import merged
 from lorank.recipe.recipe import Recipe
 from lorank.recipe.search_length import LEAST_STEPS, search_steps
@@ -58,6 +60,30 @@ def fit_to_model(recipe: Recipe, model: Any, task_type: TaskType, say: Callable[
     return recipe.model_copy(update={"data": data.model_copy(update=changed)}) if changed else recipe
 
 
+def with_dtype(recipe: Recipe, say: Callable[[str], None]) -> Recipe:
+    """Write down in which dtype the base model is loaded, where the recipe leaves it to the checkpoint.
+
+    Args:
+        recipe: as it was read.
+        say: called with a line where weights or matrix products are no fp32.
+
+    Raises:
+        RecipeError: there is no such model.
+
+    """
+    model, own = recipe.model, recipe.model.dtype
+    dtype = own or dtype_of_checkpoint(config_of(pretrained_of(recipe)))
+    if model.quantization is not None:
+        say(f"the base model is loaded in {model.quantization}, its matrix products are in {dtype} (model.dtype)")
+    elif own is None and dtype != "fp32":
+        say(
+            f"model.dtype: {dtype}, as the checkpoint; adapters and scores are fp32 (earlier versions: model.dtype=fp32)"
+        )
+    if dtype == "fp16" and recipe.precision == "fp32":
+        say("gradients pass through fp16 layers without a loss scale; give precision=fp16, or model.dtype=bf16")
+    return recipe.model_copy(update={"model": model.model_copy(update={"dtype": dtype})})
+
+
 def fitted(recipe: Recipe, data: TaskData, methods: tuple[str, ...], say: Callable[[str], None]) -> Recipe:
     """The recipe as `prepare` makes it fit its model and data, without its checks.
 
@@ -66,8 +92,8 @@ def fitted(recipe: Recipe, data: TaskData, methods: tuple[str, ...], say: Callab
 
     """
     kind = task_type_of(pretrained_of(recipe), writes=recipe.data.writes)
-    model = load_without_weights(recipe.model.name, trust_remote_code=recipe.model.trust_remote_code, task_type=kind)
-    return fit_to_data(fit_to_model(recipe, model, kind, say), data, methods, say)
+    model = without_weights(pretrained_of(recipe), kind)
+    return fit_to_data(fit_to_model(with_dtype(recipe, say), model, kind, say), data, methods, say)
 
 
 def fit_to_data(recipe: Recipe, data: TaskData, methods: tuple[str, ...], say: Callable[[str], None]) -> Recipe:

@@ -13,6 +13,7 @@ from lorank.allocation.cut_history import CUTS
 from lorank.artefact import copy_file, write_json
 from lorank.errors import OutputError
 from lorank.methods import METHODS
+from lorank.models.loading import on_own_device
 from lorank.plan import RankPlan
 from lorank.processes import processes
 from lorank.recipe.recipe import Recipe
@@ -175,7 +176,7 @@ def start_of(recipe: Recipe, prepared: Prepared, plan: RankPlan) -> Callable[[Pe
 
     def begin(model: PeftModel) -> None:
         inside = model.get_base_model()
-        model.to(processes().device)
+        on_own_device(model)
         layers = {name: inside.get_submodule(name) for name, rank in plan.ranks.items() if rank}
         adapted = tuple(Target(name, layer.in_features, layer.out_features) for name, layer in layers.items())
         method.set_start(model, scoring_input(prepared, recipe, inside, adapted, prepared.provenance))

@@ -2,7 +2,7 @@
 
 import platform
 import warnings
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -14,7 +14,9 @@ from lorank.artefact import make_folder, write_atomically
 from lorank.errors import LorankWarning, OutputError, RecipeError, one_line
 from lorank.methods import METHODS
 from lorank.methods.plugins import loaded_plugins
+from lorank.models.base_dtype import dtype_of_checkpoint
 from lorank.models.base_fingerprint import base_fingerprint
+from lorank.models.loading import config_of
 from lorank.processes import processes
 from lorank.recipe.files import make_recipe
 from lorank.recipe.recipe import Recipe
@@ -53,14 +55,19 @@ def locked_directory(directory: Path, recipe: Recipe, data: TaskData, provenance
         ) from None
 
 
-def as_begun(recipe: Recipe, directory: Path) -> Recipe:
+def as_begun(recipe: Recipe, directory: Path, say: Callable[[str], None] = lambda _: None) -> Recipe:
     """The recipe as the version read it that began the run in `directory`: with a search as long as `train`, with its defaults.
 
-    This version writes how long a search is, and which presets baselines have, into the recipe of the run.
+    This version writes how long a search is, which presets baselines have, and in which dtype the base model is loaded (earlier
+    versions: fp32, always) into the recipe of the run. `say` is called with a line where that dtype is not the checkpoint's.
     """
     try:
         stands = yaml.safe_load((directory / "recipe.yaml").read_text(encoding="utf-8"))
         stood = make_recipe(stands)
+        if recipe.model.dtype is None and not _names_dtype(stands):
+            recipe = recipe.model_copy(update={"model": recipe.model.model_copy(update={"dtype": "fp32"})})
+            if (usual := dtype_of_checkpoint(config_of(pretrained_of(recipe)))) != "fp32":
+                say(f"model.dtype: fp32, as {directory} was begun by an earlier version; the checkpoint is in {usual}")
     except (OSError, UnicodeDecodeError, yaml.YAMLError, RecipeError, TypeError, AttributeError):
         return recipe  # it is looked at again when the directory is locked
     for method in (recipe.method, *recipe.baselines):
@@ -105,6 +112,8 @@ def _check_or_write(directory: Path, recipe: Recipe, data: TaskData, provenance:
         stands = yaml.safe_load(path.read_text(encoding="utf-8"))
         before = stands.pop("resolved")
         hashes, versions = before["data"], before["versions"]
+        if not _names_dtype(stands):
+            stands = _in_fp32(stands)
     except (yaml.YAMLError, AttributeError, KeyError, TypeError, UnicodeDecodeError):
         raise OutputError(f"{path} was not written by lorank or was damaged; give another --output") from None
     try:
@@ -118,8 +127,8 @@ def _check_or_write(directory: Path, recipe: Recipe, data: TaskData, provenance:
     seen = {**hashes, "labels": before.get("labels")}
     if difference := first_difference(seen, {**resolved["data"], "labels": resolved["labels"]}):
         raise OutputError(f"{directory}: the data changed since this run began: {difference}; give another --output")
-    # A folder of an earlier version does not say of which weights it is.
-    if "base" in before and (difference := first_difference(before["base"], resolved["base"])):
+    # A folder of an earlier version does not say of which weights it is, or says {} of a model on the hub.
+    if before.get("base") and (difference := first_difference(before["base"], resolved["base"])):
         raise OutputError(
             f"{directory}: the base model or its tokenizer changed since this run began: {difference}; give another --output"
         )
@@ -131,6 +140,18 @@ def _check_or_write(directory: Path, recipe: Recipe, data: TaskData, provenance:
         )
     if difference := first_difference(versions, resolved["versions"]):
         warnings.warn(f"{directory}: versions changed since this run began: {difference}", LorankWarning, stacklevel=4)
+
+
+def _names_dtype(stands: Any) -> bool:
+    """Whether the recipe of a run says in which dtype its base model is; those of earlier versions do not."""
+    model = stands["model"]
+    return isinstance(model, Mapping) and "dtype" in model
+
+
+def _in_fp32(stands: Mapping[str, Any]) -> dict[str, Any]:
+    """The recipe of a run of an earlier version; one of format 1 says so as it is read."""
+    model = stands["model"]
+    return {**stands, "model": {**model, "dtype": "fp32"} if isinstance(model, Mapping) else model}
 
 
 def _with_baselines(recipe: Recipe) -> dict[str, Any]:

@@ -5,20 +5,23 @@ from collections.abc import Sequence
 from peft import TaskType
 from rich.console import Console
 
+from lorank.errors import RecipeError
 from lorank.findings import Findings
 from lorank.methods import METHODS
 from lorank.methods.registry import FULL
-from lorank.models.loading import check_classifier_dropout, load_tokenizer, load_without_weights, task_type_of
+from lorank.models.loading import check_classifier_dropout, config_of, load_tokenizer, task_type_of, without_weights
+from lorank.models.quantization import check_full_training, check_quantization
 from lorank.processes import processes
 from lorank.recipe.recipe import Recipe
 from lorank.runs.checks import check_model
 from lorank.runs.choices import allocation_stage
-from lorank.runs.defaults import fit_to_data, fit_to_model
+from lorank.runs.defaults import fit_to_data, fit_to_model, with_dtype
 from lorank.runs.recipe_values import pretrained_of, stage_settings_of
 from lorank.tasks.data import TaskData, load_task_data
 from lorank.tasks.encoding import check_texts
 from lorank.tasks.general_text import check_general_text
 from lorank.tasks.tokenizer_checks import check_tokens
+from lorank.training.full_stage import check_full_section
 from lorank.training.prepared import Prepared
 from lorank.training.steps import check_warmup
 
@@ -51,11 +54,23 @@ def prepare(
 
     with findings.check():
         task_type = task_type_of(base, writes=recipe.data.writes)
-        model = load_without_weights(base.name, trust_remote_code=base.trust_remote_code, task_type=task_type)
-        recipe = fit_to_model(recipe, model, task_type, say)
+        model = without_weights(base, task_type)
+        recipe = fit_to_model(with_dtype(recipe, say), model, task_type, say)
+        base = pretrained_of(recipe)
+    if model is not None:
+        with findings.check():
+            check_quantization(base, config_of(base))
+    if FULL in methods:
+        with findings.check():
+            check_full_training(base)
+        with findings.check():
+            check_full_section(recipe.of(FULL).train)
     if model is not None and task_type == TaskType.SEQ_CLS:
         with findings.check():
             check_classifier_dropout(base)
+    for method in with_ranks if model is not None else ():
+        with findings.check():
+            _check_second_derivatives(recipe.of(method))
     with findings.check():
         checked = check_model(recipe, with_ranks)
     with findings.check():
@@ -96,6 +111,14 @@ def prepare(
         settings=stage_settings_of(recipe),
         provenance=provenance,
     )
+
+
+def _check_second_derivatives(recipe: Recipe) -> None:
+    if getattr(recipe.measure, "estimator", None) == "hutchinson" and recipe.model.dtype != "fp32":
+        raise RecipeError(
+            f"measure.estimator hutchinson of {recipe.method} takes second derivatives, which are noise in {recipe.model.dtype}; "
+            "give model.dtype=fp32, or another estimator"
+        )
 
 
 def _check_warmup(recipe: Recipe, methods: Sequence[str], examples: int, findings: Findings) -> None:

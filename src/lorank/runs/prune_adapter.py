@@ -15,9 +15,8 @@ from lorank.links import check_links
 from lorank.models.adapted_model import load_adapted
 from lorank.models.adapter_checks import check_adapter_labels, check_adapter_task
 from lorank.models.label_names import label_names_of, read_label_names, write_label_names
-from lorank.models.loading import NOT_LOADABLE
+from lorank.models.loading import NOT_LOADABLE, on_own_device
 from lorank.plan import RankPlan
-from lorank.processes import processes
 from lorank.pruning.budgets import folder_names, read_budgets
 from lorank.pruning.prune import Pruned, held_parameters, mean_loss, pruned_copies
 from lorank.pruning.report import draw_pruning_curve
@@ -190,7 +189,7 @@ class _Loaded:
 
 def _load(adapter: Path, data: Recipe | DataFile | None, console: Console) -> _Loaded:
     if data is None:
-        model = load_adapted(adapter).to(processes().device)
+        model = on_own_device(load_adapted(adapter))
         _say(model, console)
         return _Loaded(adapter, model, None, None, measures_loss_alone=False, console=console)
     recipe, task_data = recipe_of_file(adapter, data) if isinstance(data, DataFile) else (data, None)
@@ -198,7 +197,7 @@ def _load(adapter: Path, data: Recipe | DataFile | None, console: Console) -> _L
     recipe, prepared = prepare(recipe, (), console, task_data)
     if not recipe.data.writes:
         check_adapter_labels(adapter, prepared.base, prepared.data.label_names)
-    model = _on(prepared.load_model().model, adapter).to(processes().device)
+    model = on_own_device(_on(prepared.load_model().model, adapter))
     _say(model, console)
     calibration = calibration_set_of(recipe)
     rows = calibration_rows(prepared.data.train, calibration.examples, recipe.seed)

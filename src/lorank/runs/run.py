@@ -6,6 +6,7 @@ stopped.
 
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -18,8 +19,9 @@ from lorank.errors import OutputError, RecipeError
 from lorank.findings import Findings
 from lorank.methods import METHODS
 from lorank.methods.registry import FULL, PROBE, unknown_method
-from lorank.models.loading import load_without_weights, task_type_of
+from lorank.models.loading import config_of, task_type_of, without_weights
 from lorank.models.pretrained import Pretrained
+from lorank.models.quantization import loading_options
 from lorank.plan import RankPlan
 from lorank.processes import processes
 from lorank.recipe.recipe import Recipe
@@ -66,7 +68,8 @@ def run(recipe: Recipe, directory: str | Path, console: Console | None = None) -
     """
     _check_recipe(recipe)
     directory, console, results = Path(directory), _console(console), {}
-    recipe, prepared = prepare(as_begun(recipe, directory), (recipe.method, *recipe.baselines), console)
+    begun = as_begun(recipe, directory, partial(_note, console))
+    recipe, prepared = prepare(begun, (recipe.method, *recipe.baselines), console)
     main_run = MethodRun(recipe, prepared, recipe.method, directory, console)
     with locked_directory(directory, recipe, prepared.data, prepared.provenance):
         results[recipe.method] = main_run.result()
@@ -99,7 +102,8 @@ def run_plan(recipe: Recipe, plan: RankPlan, directory: str | Path, console: Con
     with findings.check():
         check_plan(pretrained_of(recipe), plan, writes=recipe.data.writes)
     with findings.check():
-        recipe, prepared = prepare(as_begun(recipe, directory), tuple(recipe.baselines), console)
+        begun = as_begun(recipe, directory, partial(_note, console))
+        recipe, prepared = prepare(begun, tuple(recipe.baselines), console)
     findings.raise_all()
     assert prepared is not None
     main_run = MethodRun(recipe, prepared, name, directory, console)
@@ -131,7 +135,11 @@ def check_plan(base: Pretrained, plan: RankPlan, *, writes: bool) -> None:
 
     """
     task_type = task_type_of(base, writes=writes)
-    plan.check_model(load_without_weights(base.name, trust_remote_code=base.trust_remote_code, task_type=task_type))
+    plan.check_model(without_weights(base, task_type))
+
+
+def _note(console: Console, line: str) -> None:
+    console.print(f"note: {line}", highlight=False, soft_wrap=True)
 
 
 def _console(console: Console | None) -> Console:
@@ -178,6 +186,7 @@ def _write_results(main_run: MethodRun, preset: Any, plan: RankPlan, results: Ma
         task_type=prepared.task_type,
         num_labels=len(prepared.data.label_names) or 1,
         seed=prepared.settings.seed,
+        base_options=loading_options(prepared.base, config_of(prepared.base)),
         picture=picture if picture.is_file() else None,
     )
 

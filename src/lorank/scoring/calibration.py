@@ -279,7 +279,10 @@ def weight_of(module: nn.Module) -> torch.Tensor:
         )
     if packed_for_inference(module):
         raise ScoresError(_PACKED)
+    held = module.weight
     weight = dequantize_module_weight(module).detach()
+    # On the CPU PEFT leaves a copy of an 8-bit weight that has lost its scales, with which the layer cannot run.
+    module.weight = held
     if weight.dtype not in (torch.float64, torch.float32, torch.bfloat16, torch.float16):
         raise ScoresError(
             f"{type(module).__name__} holds its weights as {weight.dtype}, which cannot be read as numbers; load the model "

@@ -17,8 +17,8 @@ from rich.console import Console
 
 from lorank.adapter.convert import to_triplets
 from lorank.errors import TrainingError
-from lorank.models.loading import TaskModel, autocast_of
-from lorank.processes import processes
+from lorank.models.base_dtype import autocast_of
+from lorank.models.loading import TaskModel, on_own_device
 from lorank.recipe.sections import TrainingSection
 from lorank.scoring.batches import Batch, call, on_device_of, shifts_labels
 from lorank.scoring.undisturbed import undisturbed
@@ -172,7 +172,7 @@ class ShortRuns:
         task: TaskModel = self._seeded(seed).load_model()
         targets = self.prepared.targets
         plans = [{target.name: min(rank, target.max_rank) for target in targets} for rank in ranks]
-        model = task.model.to(processes().device)
+        model = on_own_device(task.model)
         scale = self.prepared.settings.scale
         return StackedAdapters(model, targets, plans, [seed] * len(plans), scale=scale, heads=task.heads)
 

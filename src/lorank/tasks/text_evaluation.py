@@ -20,7 +20,8 @@ from transformers import (
 )
 
 from lorank.artefact import write_text
-from lorank.models.loading import autocast_of, quiet_loading
+from lorank.models.base_dtype import autocast_of
+from lorank.models.loading import quiet_loading
 from lorank.processes import processes
 from lorank.tasks.encoding import collator, tokenize
 from lorank.tasks.evaluation_settings import EvaluationSettings

@@ -13,7 +13,7 @@ from transformers import PreTrainedTokenizerBase
 
 from lorank.errors import LorankWarning, RecipeError
 from lorank.findings import Findings
-from lorank.models.loading import load_config
+from lorank.models.loading import config_of
 from lorank.models.padding_token import pad_id_of, takes_mask
 from lorank.models.pretrained import Pretrained
 from lorank.tasks.data import TaskData
@@ -152,7 +152,7 @@ def _head_reads(model: nn.Module, key: str) -> bool:
 
 
 def _warn_of_padding(base: Pretrained, tokenizer: PreTrainedTokenizerBase, model: nn.Module) -> None:
-    config = load_config(base.name, trust_remote_code=base.trust_remote_code)
+    config = config_of(base)
     named, used = pad_id_of(config), tokenizer.pad_token_id
     if named not in (None, used) and _head_reads(model, "pad_token_id"):
         warnings.warn(

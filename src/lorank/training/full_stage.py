@@ -1,11 +1,13 @@
 """Full fine-tuning: the baseline that trains every weight, on the data, order and steps that a plan is trained with."""
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 from rich.console import Console
 
+from lorank.errors import RecipeError
+from lorank.models.quantization import check_full_training
 from lorank.recipe.sections import TrainingSection
 from lorank.training.checkpoints import stage_folder
 from lorank.training.prepared import Prepared
@@ -34,8 +36,22 @@ class FullResult:
     more: dict[str, dict[str, Any]] = field(default_factory=dict)
 
 
+def check_full_section(section: TrainingSection) -> None:
+    """Refuse what is about A and B only.
+
+    Raises:
+        RecipeError: LoRA+.
+
+    """
+    if section.loraplus_lr_ratio is not None:
+        raise RecipeError(
+            "loraplus_lr_ratio is about A and B, which full fine-tuning does not have; give full a train section with "
+            "loraplus_lr_ratio=null"
+        )
+
+
 def train_full(prepared: Prepared, section: TrainingSection, directory: Path, console: Console) -> FullResult:
-    """Train every weight in fp32, or continue; and evaluate on all test parts.
+    """Train every weight in fp32, or continue; and evaluate on all test parts. `model.dtype` is for bases that are frozen.
 
     Args:
         prepared: the run's.
@@ -44,9 +60,13 @@ def train_full(prepared: Prepared, section: TrainingSection, directory: Path, co
         console: for lines of progress.
 
     Raises:
+        RecipeError: the base model is quantised, or LoRA+.
         TrainingError: a loss that is not finite.
 
     """
+    check_full_training(prepared.base)
+    check_full_section(section)
+    prepared = replace(prepared, base=replace(prepared.base, dtype="fp32"))
     task, folder = prepared.load_model(), stage_folder(directory, "train", "stage2")
     model: Any = task.model
     heads = {id(p) for name in task.heads for p in model.get_submodule(name).parameters()}

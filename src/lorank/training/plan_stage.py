@@ -80,6 +80,7 @@ def train_plan(
         lora_dropout=prepared.settings.lora_dropout,
         modules_to_save=list(task.heads) or None,
         task_type=task.task_type,
+        revision=task.revision,
     )
     model = get_peft_model(task.model, config)
     _check_ranks(model, plan)

@@ -65,6 +65,13 @@ def train_stacked(
             scheduler.step()
 
 
+def replaced_by_adamw(section: TrainingSection) -> str | None:
+    """What to say where the recipe trains by another optimizer than `train_stacked` does; None where it does not."""
+    own = [] if section.optimizer in (None, "adamw_torch", "adamw_torch_fused") else [f"optimizer {section.optimizer}"]
+    own += [] if section.loraplus_lr_ratio is None else ["LoRA+"]
+    return f"{' and '.join(own)}: adapters that train side by side train by AdamW at one learning rate" if own else None
+
+
 @torch.no_grad()
 def losses_of(stacked: StackedAdapters, batches: Iterable[Batch]) -> torch.Tensor:
     """Mean loss of each example under each adapter, `(adapters, examples)` float64 on the CPU, in the order of the batches.

@@ -47,6 +47,7 @@ def training_arguments(settings: StageSettings, section: TrainingSection, direct
         lr_scheduler_type=section.scheduler,
         weight_decay=section.weight_decay,
         max_grad_norm=section.max_grad_norm,
+        **({} if section.optimizer is None else {"optim": section.optimizer}),
         bf16=settings.precision == "bf16",
         fp16=settings.precision == "fp16",
         seed=settings.seed,
@@ -87,6 +88,7 @@ def initial_config(
         lora_dropout=dropout,
         modules_to_save=list(task.heads) or None,
         task_type=task.task_type,
+        revision=task.revision,
     )
 
 
@@ -127,6 +129,7 @@ def train_stage(
     batch = section.batch_size * section.gradient_accumulation
     trainer = StageTrainer(
         stage=name,
+        loraplus_lr_ratio=section.loraplus_lr_ratio,
         order=SeededOrder(lengths, batch, prepared.settings.seed, group_by_length=prepared.settings.group_by_length),
         model=model,
         args=arguments,

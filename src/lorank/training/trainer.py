@@ -5,6 +5,7 @@ from collections.abc import Iterator, Sequence
 from typing import Any
 
 import torch
+from peft.optimizers import create_loraplus_optimizer
 from torch import nn
 from torch.utils.data import Sampler
 from transformers import Trainer, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
@@ -43,19 +44,23 @@ class StageTrainer(Trainer):
     Args:
         stage: name for messages.
         order: data order; its epoch is set as epochs begin.
+        loraplus_lr_ratio: of LoRA+, for a PEFT LoRA; None: one learning rate for all.
         **options: of `transformers.Trainer`.
 
     """
+
+    optimizer: Any  # Trainer's, which gives it no type
 
     def __init__(
         self,
         *,
         stage: str,
         order: SeededOrder,
+        loraplus_lr_ratio: float | None = None,
         **options: Any,
     ) -> None:
         super().__init__(**options)
-        self.stage, self.order = stage, order
+        self.stage, self.order, self.loraplus_lr_ratio = stage, order, loraplus_lr_ratio
         # Every micro-batch then weighs the same, and Trainer divides the loss by their number.
         self.model_accepts_loss_kwargs = False
         self._first_bad_step = torch.tensor(-1, device=self.args.device)
@@ -64,6 +69,15 @@ class StageTrainer(Trainer):
 
     def _get_train_sampler(self, train_dataset: Any = None) -> SeededOrder:
         return self.order
+
+    def create_optimizer(self, model: Any = None) -> torch.optim.Optimizer:
+        """Trainer's, or with LoRA+ PEFT's groups of it, in which B learns faster than A."""
+        if self.optimizer is None and self.loraplus_lr_ratio is not None:
+            trained = self.model if model is None else model
+            kind, options = self.get_optimizer_cls_and_kwargs(self.args, trained)
+            options |= {"loraplus_lr_ratio": self.loraplus_lr_ratio, "loraplus_weight_decay": self.args.weight_decay}
+            self.optimizer = create_loraplus_optimizer(trained, kind, **options)
+        return super().create_optimizer(model)
 
     def training_step(self, model: nn.Module, inputs: Any, num_items_in_batch: Any = None) -> torch.Tensor:
         """One forward and backward pass. Whether the loss is finite is noted on the device, without a host sync."""
