@@ -55,6 +55,10 @@ def allocate_command(
             out.print(f"{plan.budget}: {plan.spending}, total rank {plan.total_rank}", highlight=False)
         for line in hessian_lines(next(iter(plans.values()))):
             say(line)
+        if within is None and (bound := next(iter(plans.values())).provenance.get("within")):
+            say(
+                f"bounded as the scores' preset or recipe says: within {bound:g} times the mean rank; --within inf: no bounds"
+            )
         for path, plan in plans.items():
             for line in stability_lines(plan):
                 say(f"{plan.budget}: {line}")

@@ -2,6 +2,7 @@
 
 import random
 import time
+import warnings
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
@@ -22,7 +23,7 @@ from lorank.engine.scoring_set_path import ScoringSetPath
 from lorank.engine.smoother import RunningSmoother
 from lorank.engine.training_pass import TrainingPass
 from lorank.engine.unit_scores import by_module
-from lorank.errors import DataError, RecipeError, ScoresError
+from lorank.errors import DataError, LorankWarning, RecipeError, ScoresError
 from lorank.methods.i_lora import I_LORA
 from lorank.methods.temporary_triplets import temporary_triplets
 from lorank.models.loading import head_modules
@@ -76,7 +77,7 @@ def probe_scores(
         ScoresError: a loss or a score that is not finite, or an adapter without influence on the loss.
 
     Warns:
-        LorankWarning: scoring examples that are trained on too.
+        LorankWarning: scoring examples that are trained on too; a held-out loss that became larger.
 
     """
     options, began = scoring.chosen(ProbeOptions), time.perf_counter()
@@ -110,6 +111,13 @@ def probe_scores(
     if not any(values.any() for values in scores.values()):
         raise ScoresError(
             "every score is 0: the triplets have no influence on the held-out loss; look at labels, targets and learning rate"
+        )
+    if (measure.loss_reduction or 0.0) < 0:
+        warnings.warn(
+            f"the short training made the held-out loss larger, by {-(measure.loss_reduction or 0.0):.4g}: these scores are "
+            "shares of nothing that was gained; give more steps, another learning_rate, or more training batches",
+            LorankWarning,
+            stacklevel=3,
         )
     provenance = {
         **scoring.provenance,
