@@ -77,6 +77,7 @@ def test_ranks_are_found_where_modules_need_different_ones(planted: Any) -> None
     assert triplets["igu"] < 0.95 * triplets["uniform"]
 
 
+@pytest.mark.long
 def test_nothing_is_lost_where_uniform_ranks_are_right(planted: Any) -> None:
     worlds, students, bases = planted
     world = worlds.make_world(bases, "small", "homogeneous", 0)

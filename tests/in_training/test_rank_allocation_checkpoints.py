@@ -27,7 +27,10 @@ RESUMED = {
 }
 
 
-@pytest.mark.parametrize("name", RESUMED)
+@pytest.mark.parametrize(
+    "name",
+    ["recommended", "adalora", *(pytest.param(one, marks=pytest.mark.long) for one in ("official", "paper-auto"))],
+)
 def test_resuming_from_any_checkpoint_is_the_uninterrupted_run(name: str, tmp_path: Path) -> None:
     """Before, within and after pruning: ranks, weights, optimizer and scores are the same to the bit."""
     more = {"gradient_accumulation_steps": 2} if name == "official" else {}

@@ -213,6 +213,7 @@ def test_a_recipe_of_another_method_is_scored_by_it(recipe_file: Path, own_file:
     assert ImportanceScores.load(scores).provenance["method"] == "gora"
 
 
+@pytest.mark.long
 def test_a_comparison_hands_the_file_to_its_cells(recipe_file: Path, own_file: Path, tmp_path: Path) -> None:
     folder = tmp_path / "grid"
     asked = ("compare", recipe_file, "--methods", "lora,gora", "--seeds", "1", "--output", folder)

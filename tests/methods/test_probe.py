@@ -29,6 +29,8 @@ from lorank.methods.temporary_triplets import temporary_triplets
 from lorank.recipe.files import make_recipe
 from lorank.targets import find_targets
 
+# A few steps of a tiny model on random labels need not make the held-out loss smaller.
+pytestmark = pytest.mark.filterwarnings("ignore:the short training made the held-out loss larger")
 LOADER, HELD_OUT = ([random_batch(seed=seed) for seed in seeds] for seeds in (range(3), range(10, 14)))
 STEPS: dict[str, Any] = {"method": "probe", "scoring_data": HELD_OUT, "steps": 8, "learning_rate": 2e-2}
 
@@ -200,6 +202,18 @@ def test_half_precision_heads_train_in_fp32_and_gradients_are_on_wherever_it_is_
     for name, value in model.state_dict().items():
         assert value.dtype == before[name].dtype
         assert torch.equal(value, before[name])
+
+
+def test_a_training_that_makes_the_held_out_loss_larger_is_said() -> None:
+    one, other = (
+        [{**batch, "labels": torch.full_like(batch["labels"], label)} for batch in batches]
+        for label, batches in enumerate((LOADER, HELD_OUT))
+    )
+    with pytest.warns(LorankWarning, match="made the held-out loss larger, by .*: these scores are shares of nothing"):
+        scores = lorank.score(
+            tiny_bert(), LOADER, **{**STEPS, "scoring_data": wrong, "learning_rate": 5e-2, "steps": 16}
+        )
+    assert scores.provenance["loss_reduction"] < 0
 
 
 def test_scores_that_say_nothing_are_refused() -> None:

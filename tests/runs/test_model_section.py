@@ -74,7 +74,13 @@ def base_bytes(model: torch.nn.Module) -> int:
 
 @pytest.mark.parametrize(
     ("method", "quantization"),
-    [("i-lora", None), ("i-lora", "4bit"), ("igu-lora", "4bit"), ("igu-lora", "8bit"), ("sensitivity-lora", "4bit")],
+    [
+        ("i-lora", None),
+        ("i-lora", "4bit"),
+        pytest.param("igu-lora", "4bit", marks=pytest.mark.long),
+        ("igu-lora", "8bit"),
+        ("sensitivity-lora", "4bit"),
+    ],
 )
 def test_a_narrow_base_stays_as_small_as_it_was_under_fp32_adapters(
     method: str, quantization: str | None, recipe_on: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
@@ -179,7 +185,7 @@ def test_a_narrow_base_is_scored_before_training_in_fp32(
         assert abs(values - plain.scores[name]).max() <= 0.5 * abs(plain.scores[name]).max()
 
 
-@pytest.mark.parametrize("quantization", ["4bit", "8bit"])
+@pytest.mark.parametrize("quantization", ["4bit", pytest.param("8bit", marks=pytest.mark.long)])
 def test_an_adapter_on_a_narrow_base_is_pruned_with_its_recipe(
     quantization: str, recipe_on: Any, tmp_path: Path
 ) -> None:

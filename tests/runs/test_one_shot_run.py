@@ -35,7 +35,7 @@ def test_a_run_scores_allocates_and_trains(method: str, tiny_recipe: Any, tmp_pa
     result = run(recipe, tmp_path / "run")
     plan = result.plan
     assert plan.provenance["method"] == method
-    assert plan.provenance["preset"] == "recommended"
+    assert plan.provenance["preset"] == ("per-output" if method == "sensitivity-lora" else "recommended")
     assert adapter_parameters(tmp_path / "run" / "adapter") == plan.spent <= plan.budget_parameters
     assert set(result.results) == {method, "lora"}
     if method == "sensitivity-lora":

@@ -194,7 +194,7 @@ class TestPresets:
             made = paper.provenance
             assert (made["preset"], made["estimator"]) == ("paper", "fisher")
             assert made["hessian_of"].startswith("the loss, by squared gradients")
-            assert by_hand.provenance["preset"] == "recommended"
+            assert by_hand.provenance["preset"] == "per-output"
         assert "not the loss" in lorank.score(tiny_bert(), BATCHES).provenance["hessian_of"]
 
     @pytest.mark.filterwarnings("ignore:.*negative and counts as zero", "ignore:the standard error of the trace")

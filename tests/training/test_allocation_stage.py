@@ -24,7 +24,12 @@ SMALL = {"budget": "r=1", "measure": {"every": 1}, "triplets": {"initial_rank": 
 
 @pytest.mark.parametrize(
     ("method", "factors"),
-    [("igu-lora", "kept"), ("igu-lora", "fresh"), ("adalora", "kept"), ("adalora", "fresh")],
+    [
+        ("igu-lora", "kept"),
+        pytest.param("igu-lora", "fresh", marks=pytest.mark.long),
+        pytest.param("adalora", "kept", marks=pytest.mark.long),
+        ("adalora", "fresh"),
+    ],
 )
 def test_a_recipe_run_ends_as_any_other(method: str, factors: str, tiny_recipe, tiny_folder, tmp_path: Path) -> None:
     recipe = tiny_recipe(**{**SMALL, "method": method, "start": {"factors": factors}, "baselines": ["lora"]})
