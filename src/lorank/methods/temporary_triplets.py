@@ -11,6 +11,7 @@ from transformers.pytorch_utils import Conv1D
 
 from lorank.adapter.triplet import TripletAdapter, TripletConv1D, TripletLinear
 from lorank.errors import AdapterError
+from lorank.models.base_dtype import train_in_fp32
 from lorank.module_names import is_within, leaf_of, parent_of
 from lorank.scoring.precision import at_least_fp32
 from lorank.scoring.undisturbed import train_mode_passes
@@ -72,12 +73,13 @@ def temporary_triplets(
         adapter.refresh()
         trained += adapter.factors("all")
         for name in heads:
-            head = _wide(copy.deepcopy(parts[name]))
+            head = copy.deepcopy(parts[name])
+            put(name, head)
+            train_in_fp32(model, (name,))
             for parameter in head.parameters():
                 parameter.grad = None
                 parameter.requires_grad_(True)
                 trained.append(parameter)
-            put(name, head)
         with train_mode_passes(model):
             yield adapter, trained
     finally:
@@ -87,18 +89,6 @@ def temporary_triplets(
             parameter.requires_grad_(trains)
         for module, training in modes:
             module.training = training
-
-
-def _wide(head: nn.Module) -> nn.Module:
-    """A head that computes at least in fp32, whatever it is called with."""
-    if all(parameter.dtype == at_least_fp32(parameter).dtype for parameter in head.parameters()):
-        return head
-    for tensor in (*head.parameters(), *head.buffers()):
-        tensor.data = at_least_fp32(tensor.data) if tensor.is_floating_point() else tensor.data
-    head.register_forward_pre_hook(
-        lambda _, args: tuple(at_least_fp32(x) if torch.is_tensor(x) and x.is_floating_point() else x for x in args)
-    )
-    return head
 
 
 def _layer(base: nn.Module, rank: int, scale: float) -> TripletLinear:
