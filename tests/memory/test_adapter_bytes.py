@@ -12,6 +12,7 @@ from lorank.adapter.convert import to_triplets
 from lorank.budget import Budget
 from lorank.errors import BudgetError
 from lorank.memory.adapter_bytes import trained_parameters
+from lorank.models.base_dtype import train_in_fp32
 from lorank.models.base_size import base_parameters
 from lorank.models.loading import load_without_weights
 from lorank.targets import find_targets
@@ -27,14 +28,15 @@ def test_parameters_and_optimizer_are_those_of_a_real_step(
     targets, torch_dtype = find_targets(meta), {"fp32": torch.float32, "bf16": torch.bfloat16}[dtype]
     found = trained_parameters(
         meta, targets, Budget.parse("r=2"), size=base_parameters(meta), triplets=True, initial_rank=6,
-        dtype_bytes=torch_dtype.itemsize,
     )  # fmt: skip
     config = LoraConfig(
         r=6,
         target_modules=[target.name for target in targets],
         modules_to_save=["classifier"] if kind == "bert" else None,
     )
-    model: Any = get_peft_model(real_model(folder, meta, torch_dtype), config)
+    base = real_model(folder, meta, torch_dtype)
+    train_in_fp32(base, ["classifier"] if kind == "bert" else [])
+    model: Any = get_peft_model(base, config)
     to_triplets(model, "default")
     trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
     assert sum(p.numel() * p.element_size() for p in trained) == found.trained_bytes(found.initial_parameters)
@@ -51,7 +53,7 @@ def test_parameters_and_optimizer_are_those_of_a_real_step(
 def test_the_initial_rank_is_above_what_the_budget_pays_for(config_folder: Callable[[str], str]) -> None:
     meta = load_without_weights(config_folder("llama"))
     targets = find_targets(meta)
-    options: Any = {"size": base_parameters(meta), "triplets": True, "dtype_bytes": 4}
+    options: Any = {"size": base_parameters(meta), "triplets": True}
     ranks = [
         max(trained_parameters(meta, targets, Budget.parse(b), initial_rank=None, **options).initial_ranks.values())
         for b in ("r=2", "r=8")

@@ -28,7 +28,7 @@ class Trained:
         final_parameters: what the budget buys; the finished adapter has at most so many.
         head_parameters: of heads that train whole, as copies beside those of the base.
         head_tensors: number of their tensors.
-        head_bytes: their size.
+        head_bytes: their size, in fp32 as recipes train them.
 
     """
 
@@ -69,7 +69,6 @@ def trained_parameters(
     size: int,
     triplets: bool,
     initial_rank: int | None,
-    dtype_bytes: int,
 ) -> Trained:
     """Work out what trains.
 
@@ -83,7 +82,6 @@ def trained_parameters(
         size: parameters of the base model, of which `1%` is a share.
         triplets: whether ranks are decided while triplets train.
         initial_rank: at the start; of plain LoRA it says nothing.
-        dtype_bytes: of a number of the base model, in which PEFT keeps copies of heads.
 
     Raises:
         BudgetError: below one unit of rank, above the base model, or above what the initial ranks cost.
@@ -109,7 +107,7 @@ def trained_parameters(
     initial = start + sum(ranks.values()) if triplets else asked
     heads = list(trained_heads(model))
     parameters = sum(parameter.numel() for parameter in heads)
-    return Trained(ranks, triplets, initial, asked, parameters, len(heads), dtype_bytes * parameters)
+    return Trained(ranks, triplets, initial, asked, parameters, len(heads), FP32 * parameters)
 
 
 def trained_heads(model: nn.Module) -> Sequence[nn.Parameter]:

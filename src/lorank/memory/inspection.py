@@ -190,7 +190,7 @@ def inspect_model(model: nn.Module, targets: Sequence[Target], question: Questio
     with findings.check():
         trained = trained_parameters(
             model, targets, Budget.parse(question.budget), size=base_parameters(model), triplets=allocates,
-            initial_rank=question.initial_rank, dtype_bytes=DTYPES[dtype].itemsize,
+            initial_rank=question.initial_rank,
         )  # fmt: skip
     with findings.check():
         passes = extra_passes(question, list(shapes))
