@@ -1,6 +1,6 @@
 """Table and picture of the planted study.
 
-usage: python benchmarks/planted/report.py results/planted/small.csv [more.csv] [--worlds 0-4] [--picture FILE.png]
+usage: python benchmarks/planted/report.py results/planted/small.csv [more.csv] [--worlds 0-4] [--designs random,raw] [--picture FILE.png]
 
 `regret = (loss - oracle) / (uniform - oracle)`: 0 is as good as the planted ranks, 1 as good as uniform ranks, above 1 is worse
 than uniform. A method is measured against uniform and planted ranks of its own kind, plain LoRA or triplets. Losses are means
@@ -25,14 +25,15 @@ Losses = Mapping[str, Mapping[str, float]]  # world -> method -> mean loss over 
 
 
 def read(
-    paths: Sequence[Path], worlds: Sequence[int] | None = None
+    paths: Sequence[Path], worlds: Sequence[int] | None = None, designs: Sequence[str] | None = None
 ) -> tuple[dict[str, dict[str, float]], dict[str, int]]:
     """World -> method -> mean loss over student seeds; and student seeds of each world."""
     found: dict[str, dict[str, list[float]]] = defaultdict(lambda: defaultdict(list))
     for path in paths:
         with path.open() as file:
             for row in csv.DictReader(file):
-                if worlds is None or int(row["world"].split(":")[1]) in worlds:
+                design, number = row["world"].split(":")
+                if (worlds is None or int(number) in worlds) and (designs is None or design in designs):
                     found[row["world"]][row["method"]].append(float(row["loss"]))
     means = {world: {name: float(np.mean(each)) for name, each in of.items()} for world, of in found.items()}
     return means, {world: max(len(each) for each in of.values()) for world, of in found.items()}
@@ -114,9 +115,10 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("files", type=Path, nargs="+")
     parser.add_argument("--worlds", type=numbers, help="0-4")
+    parser.add_argument("--designs", type=lambda text: text.split(","), help="random,one-type")
     parser.add_argument("--picture", type=Path)
     given = parser.parse_args()
-    losses, seeds = read(given.files, given.worlds)
+    losses, seeds = read(given.files, given.worlds, given.designs)
     uneven = [world for world in losses if not even(world)]
     counts = f"{len(uneven)} worlds with planted differences, {len(losses) - len(uneven)} homogeneous"
     said = f"{counts}, {max(seeds.values())} student seeds"
