@@ -1,6 +1,7 @@
 """Table and picture of the planted study.
 
-usage: python benchmarks/planted/report.py results/planted/small.csv [more.csv] [--worlds 0-4] [--designs random,raw] [--picture FILE.png]
+usage: python benchmarks/planted/report.py results/planted/small.csv [more.csv] [--worlds 0-4] [--designs random,raw]
+       [--picture FILE.png]
 
 `regret = (loss - oracle) / (uniform - oracle)`: 0 is as good as the planted ranks, 1 as good as uniform ranks, above 1 is worse
 than uniform. A method is measured against uniform and planted ranks of its own kind, plain LoRA or triplets. Losses are means
