@@ -13,27 +13,24 @@ from typing import Any
 import numpy as np
 from bases import Bases
 from rich.console import Console
-from students import BATCH, RATES, SCALE, STEPS
+from students import RATES, SCALE, train_plans
 from study import numbers
 from worlds import World, make_world
 
 from lorank.headroom.plans import tried_plans
 from lorank.headroom.verdict import headroom_at_looks
-from lorank.recipe.sections import TrainingSection
 from lorank.targets import find_targets
-from lorank.training.stacked_adapters import StackedAdapters
-from lorank.training.stacked_training import losses_of, train_stacked
+from lorank.training.stacked_training import losses_of
 
 
 def measured(world: World, kind: str, seeds: int) -> dict[str, Any]:
     """Verdict of a world, and what the planted ranks gain."""
     targets = find_targets(world.base)
     plans, _ = tried_plans(targets, world.budget, SCALE, random=8, seed=0)
-    ranks = [dict(plan.ranks) for plan in plans.values()] + [dict(world.planted)]
-    section, losses = TrainingSection(learning_rate=RATES[kind][0], batch_size=BATCH), list[np.ndarray]()
+    ranks = {name: plan.ranks for name, plan in plans.items()} | {"planted": world.planted}
+    losses = list[np.ndarray]()
     for seed in range(seeds):
-        stacked = StackedAdapters(world.base, targets, ranks, [seed] * len(ranks), scale=SCALE)
-        train_stacked(stacked, world.train.shuffled(BATCH, STEPS, seed), section, STEPS)
+        stacked = train_plans(world, ranks, kind, seed)
         losses.append(losses_of(stacked, world.test.batches(64)).numpy())
     table = np.stack(losses, 1)  # (plans, seeds, examples)
     found, means = headroom_at_looks(table[:-1]), table.mean((1, 2))

@@ -46,14 +46,19 @@ def plan_of(world: World, ranks: Ranks) -> RankPlan:
 
 
 def train_plans(
-    world: World, plans: Mapping[str, Ranks], kind: str, seed: int, steps: int = STEPS, rate: float | None = None
+    world: World,
+    plans: Mapping[str, Ranks],
+    kind: str,
+    seed: int,
+    steps: int = STEPS,
+    rates: Sequence[float] | None = None,
 ) -> StackedAdapters:
     """Plain LoRA with the ranks of each plan, all side by side."""
     stacked = StackedAdapters(
         world.base, find_targets(world.base), list(plans.values()), [seed] * len(plans), scale=SCALE
     )
-    section = TrainingSection(learning_rate=rate or RATES[kind][0], batch_size=BATCH)
-    train_stacked(stacked, world.train.shuffled(BATCH, steps, seed), section, steps)
+    section = TrainingSection(learning_rate=RATES[kind][0], batch_size=BATCH)
+    train_stacked(stacked, world.train.shuffled(BATCH, steps, seed), section, steps, rates)
     return stacked
 
 

@@ -13,6 +13,7 @@ import time
 from collections import defaultdict
 from collections.abc import Collection, Iterator
 from concurrent.futures import ProcessPoolExecutor, as_completed
+from functools import cache
 from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
@@ -95,17 +96,13 @@ def run(
     """One world and seed, in a process of its own."""
     torch.set_num_threads(1)
     key = f"{design}:{world}"
-    bases = _bases(kind, "cpu" if kind == "small" else device)
+    bases = _bases("cpu" if kind == "small" else device)
     return list(rows_of(make_world(bases, kind, design, world), kind, key, seed, wanted, known, device))
 
 
-_MADE: dict[tuple[str, str], Bases] = {}
-
-
-def _bases(kind: str, device: str) -> Bases:
-    if (kind, device) not in _MADE:
-        _MADE[kind, device] = Bases(device=device)
-    return _MADE[kind, device]
+@cache
+def _bases(device: str) -> Bases:
+    return Bases(device=device)
 
 
 def numbers(text: str) -> list[int]:

@@ -7,13 +7,10 @@ import argparse
 
 from bases import Bases
 from rich.console import Console
-from students import BATCH, RATES, SCALE, STEPS, train_triplets, uniform_ranks
+from students import RATES, train_plans, train_triplets, uniform_ranks
 from worlds import make_world
 
-from lorank.recipe.sections import TrainingSection
-from lorank.targets import find_targets
-from lorank.training.stacked_adapters import StackedAdapters
-from lorank.training.stacked_training import losses_of, train_stacked
+from lorank.training.stacked_training import losses_of
 
 FACTORS = (0.1, 0.3, 1.0, 3.0, 10.0)
 
@@ -31,11 +28,7 @@ def main() -> None:
         uniform = uniform_ranks(world)
         for name, ranks in (("uniform", uniform), ("planted", dict(world.planted))):
             rates = [RATES[given.kind][0] * factor for factor in FACTORS]
-            stacked = StackedAdapters(
-                world.base, find_targets(world.base), [ranks] * len(rates), [0] * len(rates), scale=SCALE
-            )
-            section = TrainingSection(learning_rate=1.0, batch_size=BATCH)
-            train_stacked(stacked, world.train.shuffled(BATCH, STEPS, 0), section, STEPS, rates)
+            stacked = train_plans(world, {f"{rate:g}": ranks for rate in rates}, given.kind, 0, rates=rates)
             for rate, loss in zip(rates, losses_of(stacked, world.test.batches(128)).mean(1).tolist(), strict=True):
                 console.print(f"{given.kind} {design}, plain LoRA, {name} ranks, {rate:.2g}: {loss:.4f}")
         for factor in FACTORS[1:4]:

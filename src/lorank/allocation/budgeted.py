@@ -82,9 +82,9 @@ def allocate(
         raise AllocationError(f"scale is {scale}; allowed: numbers above 0")
     costs = dict(scores.unit_costs)
     asked_limits: dict[str, Any] = {"max_rank": max_rank, "min_rank": min_rank, "multiple_of": multiple_of}
-    made_in = scores.provenance.get("choices") or {}
-    rank_by = rank_by or made_in.get("ranks", {}).get("rank_by", "score")
-    within = made_in.get("ranks", {}).get("within") if within is None else within
+    made_by = (scores.provenance.get("choices") or {}).get("ranks", {})
+    rank_by = rank_by or made_by.get("rank_by", "score")
+    within = made_by.get("within") if within is None else within
     within = None if within == math.inf else within
     asked_limits |= {"rank_by": rank_by, "scope": scope}
     most = scores.max_ranks or {name: len(values) for name, values in scores.scores.items()}

@@ -143,15 +143,14 @@ def _show_training(
 
 
 def _write_json(content: dict[str, Any], path: Path) -> None:
-    from json import dumps
-
-    text = dumps(content, indent=2) + "\n"
     if path == Path("-"):
-        print(text, end="")
-        return
-    from lorank.artefact import write_atomically
+        from json import dumps
 
-    write_atomically(path, lambda temporary: temporary.write_text(text, encoding="utf-8"))
+        print(dumps(content, indent=2))
+        return
+    from lorank.artefact import write_json
+
+    write_json(path, content)
 
 
 def _names_or_pattern(targets: str | None) -> str | list[str] | None:

@@ -16,6 +16,7 @@ from lorank.engine.training_pass import ATTACH, ModelPass, TrainingPass
 from lorank.errors import LorankWarning, TrainingError
 from lorank.in_training.fresh_start import holds_lambdas
 from lorank.in_training.trainer_pass import TrainerPass
+from lorank.models.base_dtype import is_narrow
 
 JOINED_LATE = (
     "RankAllocation joined after the Trainer was made (add_callback, or model_init); call attach(trainer), or give it to the "
@@ -177,7 +178,7 @@ def training_facts(
         steps,
         epoch,
         seed=args.seed,
-        half=args.bf16 or args.fp16 or any(p.dtype in (torch.bfloat16, torch.float16) for p in model.parameters()),
+        half=args.bf16 or args.fp16 or is_narrow(model),
         # The scaler that training has for small gradients is not for passes of our own.
         loss_scale=1.0 if getattr(optimizer, "scaler", None) is None else 1024.0,
         may_shrink=args.world_size == 1,

@@ -6,13 +6,12 @@ from typing import Any
 
 from torch import nn
 
-from lorank.memory.adapter_bytes import Trained
-from lorank.memory.base_bytes import DTYPES, in_dtype
+from lorank.memory.adapter_bytes import FP32, Trained, trained_heads
+from lorank.memory.base_bytes import in_dtype
 from lorank.memory.question import Question
 from lorank.memory.trace import inputs_of, put_adapters, trace
+from lorank.models.base_dtype import DTYPES
 from lorank.targets import Target
-
-_FP32 = 4
 
 
 @dataclass(frozen=True)
@@ -74,8 +73,8 @@ def activations(
     width = DTYPES[dtype].itemsize
     target_seq = question.target_seq or question.seq
     tokens = question.batch * (target_seq if _encoder_decoder(model) else question.seq)
-    gradient = 2 * _FP32 * tokens * vocabulary
-    logits = tokens * vocabulary * (width + (_FP32 if width != _FP32 else 0))
+    gradient = 2 * FP32 * tokens * vocabulary
+    logits = tokens * vocabulary * (width + (FP32 if width != FP32 else 0))
     put_adapters(model, targets, dict(trained.initial_ranks), triplets=triplets)
     _train_heads(model)
     if question.gradient_checkpointing:
@@ -107,8 +106,6 @@ def _vocabulary(model: nn.Module) -> int:
 
 
 def _train_heads(model: nn.Module) -> None:
-    from lorank.memory.adapter_bytes import trained_heads
-
     for parameter in trained_heads(model):
         parameter.requires_grad_(True)
 
@@ -124,7 +121,7 @@ def _by_formula(
     tokens = question.batch * question.seq
     of_blocks = tokens * layers * (22 * hidden + 3 * wide) * width
     of_adapters = (
-        tokens * _FP32 * sum(target.d_in * (width != _FP32) + trained.initial_ranks[target.name] for target in targets)
+        tokens * FP32 * sum(target.d_in * (width != FP32) + trained.initial_ranks[target.name] for target in targets)
     )
     inside = of_blocks + of_adapters
     block_inputs = tokens * hidden * width * layers

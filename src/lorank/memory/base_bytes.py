@@ -11,9 +11,9 @@ from transformers.pytorch_utils import Conv1D
 from transformers.quantizers.base import get_keys_to_not_convert
 from transformers.quantizers.quantizers_utils import should_convert_module
 
+from lorank.models.base_dtype import DTYPES
 from lorank.module_names import has_part
 
-DTYPES: Mapping[str, torch.dtype] = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 # bitsandbytes' layout: weights in a block share an absolute maximum; with double quantisation 256 of these share another.
 _BLOCK, _NESTED_BLOCK, _NF4_CODES, _NESTED_CODES = 64, 256, 16, 256
 

@@ -4,19 +4,19 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-import torch
 from torch import nn
 
 from lorank.budget import Budget
 from lorank.findings import Findings
 from lorank.memory.activations import Activations, activations
 from lorank.memory.adapter_bytes import FP32, Trained, trained_parameters
-from lorank.memory.base_bytes import DTYPES, QuantisedBase, base_bytes, in_dtype, module_bytes, quantised
+from lorank.memory.base_bytes import QuantisedBase, base_bytes, in_dtype, module_bytes, quantised
 from lorank.memory.passes import Passes, extra_passes
 from lorank.memory.question import Question
 from lorank.memory.score_state import ScoreState, score_state
 from lorank.memory.untouched import parameters_by_kind
 from lorank.methods import METHODS
+from lorank.models.base_dtype import DTYPES, dtype_of_checkpoint
 from lorank.models.base_size import base_parameters
 from lorank.targets import Target
 
@@ -182,8 +182,9 @@ def inspect_model(model: nn.Module, targets: Sequence[Target], question: Questio
         AllocationError: the run is too short for the method. With more than one finding, `SeveralFindings`.
 
     """
+    any_model: Any = model
     findings, allocates = Findings(), METHODS[question.method].allocates_in_training
-    dtype = question.dtype or own_dtype(model)
+    dtype = question.dtype or dtype_of_checkpoint(any_model.config)
     in_dtype(model, "fp32")  # accelerate's count never widens what it is given
     shapes = {target.name: (target.d_in, target.d_out) for target in targets}
     trained = passes = state = None
@@ -212,15 +213,6 @@ def inspect_model(model: nn.Module, targets: Sequence[Target], question: Questio
     return Inspection(
         question, type(model).__name__, dtype, base, chosen, gathered, kinds, trained, state, found, passes, notes
     )  # fmt: skip
-
-
-def own_dtype(model: nn.Module) -> str:
-    """The dtype of the checkpoint, as its config says; fp32 where it says nothing that is known here."""
-    config: Any = getattr(model, "config", None)
-    known = {kind: name for name, kind in DTYPES.items()}
-    given = getattr(config, "dtype", None)
-    given = getattr(torch, given, None) if isinstance(given, str) else given
-    return known.get(given, "fp32") if isinstance(given, torch.dtype) else "fp32"
 
 
 def _gathered(model: nn.Module, dtype: str) -> int:

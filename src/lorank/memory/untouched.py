@@ -30,7 +30,7 @@ def parameters_by_kind(model: nn.Module, targets: Sequence[Target]) -> dict[str,
 
     """
     inner = unwrapped(model)
-    weights = {name for target in targets for name in (target.name,)}
+    weights = {target.name for target in targets}
     towers, heads = _towers(inner), {id(part) for head in heads_of(inner) for part in head.modules()}
     linears, seen, found = linear_layers(inner), set[int](), dict.fromkeys(KINDS, 0)
     modules = list(inner.named_modules())

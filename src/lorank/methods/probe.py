@@ -26,6 +26,7 @@ from lorank.engine.unit_scores import by_module
 from lorank.errors import DataError, LorankWarning, RecipeError, ScoresError
 from lorank.methods.i_lora import I_LORA
 from lorank.methods.temporary_triplets import temporary_triplets
+from lorank.models.base_dtype import is_narrow
 from lorank.models.loading import head_modules
 from lorank.scores import ImportanceScores
 from lorank.scoring.batches import Batch, on_device_of, summed_loss
@@ -140,7 +141,7 @@ class _ProbePass(TrainingPass):
     def __init__(self, scoring: ScoringInput) -> None:
         super().__init__(scoring.model)
         self._given = None if scoring.loss is summed_loss else scoring.loss
-        half = any(p.dtype in (torch.bfloat16, torch.float16) for p in scoring.model.parameters())
+        half = is_narrow(scoring.model)
         self.loss_scale = HALF_LOSS_SCALE if half else 1.0
 
     def start(self) -> None:

@@ -12,6 +12,7 @@ from lorank.processes import processes
 
 # As recipes write them.
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+NARROW = (torch.bfloat16, torch.float16)
 
 
 def dtype_of_checkpoint(config: PreTrainedConfig) -> str:
@@ -24,6 +25,11 @@ def autocast_of(precision: str) -> AbstractContextManager[Any]:
     """The precision `fp32`, `bf16` or `fp16`, for a forward pass outside of Trainer."""
     narrow = {"bf16": torch.bfloat16, "fp16": torch.float16}.get(precision)
     return nullcontext() if narrow is None else torch.autocast(processes().device.type, narrow)
+
+
+def is_narrow(model: nn.Module) -> bool:
+    """Whether any of its parameters are in bf16 or fp16."""
+    return any(parameter.dtype in NARROW for parameter in model.parameters())
 
 
 def train_in_fp32(model: nn.Module, names: Sequence[str]) -> None:
@@ -39,7 +45,7 @@ def train_in_fp32(model: nn.Module, names: Sequence[str]) -> None:
     """
     for name in names:
         module = model.get_submodule(name)
-        if any(p.dtype in (torch.bfloat16, torch.float16) for p in module.parameters()):
+        if is_narrow(module):
             module.to(torch.float32)
             module.register_forward_pre_hook(_widened, with_kwargs=True)
 
@@ -51,5 +57,4 @@ def _widened(
 
 
 def _wide(value: Any) -> Any:
-    is_narrow = isinstance(value, torch.Tensor) and value.dtype in (torch.bfloat16, torch.float16)
-    return value.to(torch.float32) if is_narrow else value
+    return value.to(torch.float32) if isinstance(value, torch.Tensor) and value.dtype in NARROW else value

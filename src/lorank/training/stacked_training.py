@@ -8,12 +8,11 @@ from torch import nn
 from transformers import get_scheduler
 
 from lorank.errors import TrainingError
+from lorank.models.base_dtype import is_narrow
 from lorank.recipe.sections import TrainingSection
 from lorank.scoring.batches import Batch, call, loss_in, on_device_of, shifts_labels
 from lorank.tasks.example_losses import example_losses
 from lorank.training.stacked_adapters import StackedAdapters
-
-_HALF = (torch.bfloat16, torch.float16)
 
 
 def train_stacked(
@@ -115,7 +114,7 @@ def check_stackable(stacked: StackedAdapters, batch: Batch) -> None:
         with torch.no_grad():
             for b in stacked.b.values():
                 b.zero_()
-    half = torch.is_autocast_enabled() or any(p.dtype in _HALF for p in stacked.model.parameters())
+    half = torch.is_autocast_enabled() or is_narrow(stacked.model)
     if not torch.allclose(together[some], alone, rtol=5e-2 if half else 1e-3, atol=1e-4):
         raise TrainingError(
             "adapters of this model cannot be trained side by side: one gives other losses in a stack than alone "
