@@ -32,7 +32,14 @@ def check_grid(grid: Grid) -> dict[str, int]:
     findings, data = Findings(), dict[str, TaskData]()
     for task, content in grid.contents.items():
         with findings.check():
-            data[task] = load_task_data(recipe_of(content, Cell(task, grid.budgets[0], BASELINE, 0)).data)
+            section = recipe_of(content, Cell(task, grid.budgets[0], BASELINE, 0)).data
+            if section.packing:
+                raise ComparisonError(
+                    f"{task}: data.packing: steps of a comparison are counted by examples, and packed rows hold several; set it "
+                    "to false"
+                )
+            data[task] = load_task_data(section)
+            data[task].needs_test(f"{task}: to compare methods")
     for cell in grid.cells():
         if cell.seed == grid.seeds[0] and cell.task in data:
             with findings.check():

@@ -97,7 +97,7 @@ def _learned(recipe: Recipe, prepared: Prepared, method: str, budget: int, folde
     own = own.model_copy(update={"budget": str(budget), "seed": seed, "report_to": "none"})
     own = fit_to_data(own, prepared.data, (method,), _say(console))
     check_model(own, (method,))
-    allocation_stage(own, prepared.data.train).check_schedule()
+    allocation_stage(own, prepared.data).check_schedule()
     settings: Any = replace(prepared.settings, seed=seed)
     run = MethodRun(own, replace(prepared, settings=settings), method, folder, console)
     run.allocate_in_training()

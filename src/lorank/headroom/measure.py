@@ -31,6 +31,7 @@ from lorank.models.pretrained import Pretrained
 from lorank.plan import RankPlan
 from lorank.processes import processes
 from lorank.recipe.recipe import Recipe
+from lorank.runs.defaults import unpacked
 from lorank.runs.output import locked_directory
 from lorank.runs.prepare import prepare
 from lorank.targets import unit_costs
@@ -63,6 +64,7 @@ def measure_headroom(
     options, console = options or HeadroomOptions(), console or Console(stderr=True)
     if processes().num_processes > 1:
         raise RecipeError("headroom runs in one process, and there are several; start it without torchrun")
+    recipe = unpacked(recipe, console)
     data = load_task_data(recipe.data)
     share = min(_SHARE_HELD_OUT, options.held_out / len(data.train))
     kept, held = hold_out(data.train, share, recipe.seed)

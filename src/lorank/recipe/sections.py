@@ -98,6 +98,18 @@ class TrainingSection(Section):
         description="LoRA+: learning rate of B over that of A (PEFT's create_loraplus_optimizer); for stages that train a plan",
     )
 
+    eval_every: int | None = Field(
+        None,
+        ge=1,
+        description="of train: optimizer steps between evaluations on data.eval; null: checkpoint_every",
+    )
+    patience: int | None = Field(
+        None,
+        ge=1,
+        description="of train: it ends when the loss on data.eval has not fallen in so many evaluations, and the best adapter is "
+        "kept (checkpoints are then made at each evaluation); null: it goes on to its end",
+    )
+
     @field_validator("optimizer")
     @classmethod
     def _known_optimizer(cls, name: str | None) -> str | None:
@@ -109,6 +121,9 @@ class TrainingSection(Section):
         if name not in SCHEDULERS:
             raise ValueError(f"{name!r} is unknown{nearest(name, SCHEDULERS)}; allowed: {', '.join(SCHEDULERS)}")
         return name
+
+
+OF_TRAIN = ("eval_every", "patience")  # a search is not evaluated: it is as long as it is
 
 
 class SearchSection(TrainingSection):

@@ -1,11 +1,10 @@
 """The stage of a recipe that decides the ranks while it trains."""
 
-from datasets import Dataset
-
 from lorank.engine.options import ScoringSetChoices
 from lorank.methods.choose import Chosen
 from lorank.recipe.recipe import Recipe
 from lorank.runs.scoring_set import split_for_scoring
+from lorank.tasks.data import TaskData
 from lorank.training.allocation_stage import AllocationStage
 
 
@@ -17,21 +16,21 @@ def chosen_by(recipe: Recipe) -> Chosen:
     return Chosen(recipe.method, recipe.preset, choices)
 
 
-def allocation_stage(recipe: Recipe, rows: Dataset) -> AllocationStage:
+def allocation_stage(recipe: Recipe, data: TaskData) -> AllocationStage:
     """The stage that decides the ranks.
 
     Args:
         recipe: of a method that allocates while it trains.
-        rows: the training data.
+        data: whose training part it trains on.
 
     Raises:
         DataError: no scoring set can be held out.
 
     """
-    chosen, scoring = chosen_by(recipe), None
+    chosen, scoring, rows = chosen_by(recipe), None, data.train
     name = f"train, {recipe.method}" if recipe.keeps_triplets else f"search, {recipe.method}"
     if isinstance(chosen.choices, ScoringSetChoices):
-        rows, held_out = split_for_scoring(recipe, rows)
+        rows, held_out = split_for_scoring(recipe, data)
         scoring = held_out if chosen.choices.measure.source == "held-out" else None
     return AllocationStage(
         name,
@@ -42,4 +41,5 @@ def allocation_stage(recipe: Recipe, rows: Dataset) -> AllocationStage:
         recipe.triplets.initial_rank,
         rows,
         scoring,
+        data.training_rows(len(rows)),
     )

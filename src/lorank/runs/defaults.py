@@ -4,6 +4,7 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 from peft import TaskType
+from rich.console import Console
 
 from lorank.methods import METHODS
 from lorank.models.base_dtype import dtype_of_checkpoint
@@ -84,6 +85,14 @@ def with_dtype(recipe: Recipe, say: Callable[[str], None]) -> Recipe:
     return recipe.model_copy(update={"model": model.model_copy(update={"dtype": dtype})})
 
 
+def unpacked(recipe: Recipe, console: Console) -> Recipe:
+    """The recipe for trainings side by side, in which every example is a row of its own; says so where it changes anything."""
+    if not recipe.data.packing:
+        return recipe
+    console.print("note: data.packing is off here, every example is a row of its own", highlight=False)
+    return recipe.model_copy(update={"data": recipe.data.model_copy(update={"packing": False})})
+
+
 def fitted(recipe: Recipe, data: TaskData, methods: tuple[str, ...], say: Callable[[str], None]) -> Recipe:
     """The recipe as `prepare` makes it fit its model and data, without its checks.
 
@@ -136,7 +145,7 @@ def _with_lengths(recipe: Recipe, data: TaskData, methods: tuple[str, ...], say:
     """The recipe with `search.max_steps` in place of a share. Baselines first: they take over what the recipe's search says."""
     fixed = recipe.search_share is not None and recipe.method in methods
     for method in sorted(methods, key=lambda name: name == recipe.method):
-        own, train_steps = recipe.of(method), stage_steps(recipe.of(method).train, len(data.train))
+        own, train_steps = recipe.of(method), stage_steps(recipe.of(method).train, data.training_rows(len(data.train)))
         if (share := own.search_share) is not None:
             steps = search_steps(own.deciding_stage, own.train, own.measure, share, train_steps)
             place = "search" if method == recipe.method else f"baselines.{method}.search"

@@ -78,7 +78,7 @@ class MethodRun:
         return stage_folder(self.folder, "search", "stage1")
 
     def _allocated(self, results: Path) -> ImportanceScores:
-        stage = allocation_stage(self.recipe, self.prepared.data.train)
+        stage = allocation_stage(self.recipe, self.prepared.data)
         own = {**self.prepared.provenance, "preset": stage.chosen.preset}
         if stage.scoring_rows is not None:
             own["scoring_set"] = content_hash(stage.scoring_rows)
@@ -152,11 +152,10 @@ class MethodRun:
                 name = f"train, {self.method}"
                 self.console.print(f"{name}: training {plan.spent:,} adapter parameters", highlight=False)
                 train_plan(self.prepared, self.recipe.train, plan, self.folder, self.console, name, start)
-            data = self.prepared.data
-            counts = ", ".join(
-                [f"{len(data.test):,}", *(f"{len(rows):,} ({name})" for name, rows in data.more.items())]
-            )
-            self.console.print(f"evaluating {self.method} on {counts} test examples", highlight=False)
+            parts = {name: rows for name, rows in self.prepared.data.parts.items() if name != "train"}
+            named = [f"{len(rows):,}" + ("" if name == "test" else f" ({name})") for name, rows in parts.items()]
+            if named:
+                self.console.print(f"evaluating {self.method} on {', '.join(named)} examples", highlight=False)
             stage = stage_folder(self.folder, "train", "stage1" if kept else "stage2")
             evaluation = evaluate_adapter(self.prepared, plan, self.folder, stage)
             if processes().is_main_process:

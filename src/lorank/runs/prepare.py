@@ -1,9 +1,10 @@
 """Everything that can be checked before anything is trained or written, with all findings at once."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 from peft import TaskType
 from rich.console import Console
+from transformers import PreTrainedTokenizerBase
 
 from lorank.errors import RecipeError
 from lorank.findings import Findings
@@ -17,9 +18,10 @@ from lorank.runs.checks import check_model
 from lorank.runs.choices import allocation_stage
 from lorank.runs.defaults import fit_to_data, fit_to_model, with_dtype
 from lorank.runs.recipe_values import pretrained_of, stage_settings_of
-from lorank.tasks.data import TaskData, load_task_data
+from lorank.tasks.data import TaskData, load_task_data, with_tokens
 from lorank.tasks.encoding import check_texts
 from lorank.tasks.general_text import check_general_text
+from lorank.tasks.sft_rows import assistant_only, set_chat_template
 from lorank.tasks.tokenizer_checks import check_tokens
 from lorank.training.full_stage import check_full_section
 from lorank.training.prepared import Prepared
@@ -74,20 +76,26 @@ def prepare(
     with findings.check():
         checked = check_model(recipe, with_ranks)
     with findings.check():
+        tokenizer = load_tokenizer(base)
+        set_chat_template(tokenizer, recipe.data)
+    if model is not None and tokenizer is not None:
+        with findings.check():
+            recipe = _sft_checked(recipe, tokenizer, task_type, say)
+    with findings.check():
         data = data or load_task_data(recipe.data)
+        if tokenizer is not None:
+            data = with_tokens(data, tokenizer, recipe.data)
     if data is not None:
         for part, sum_ in data.hashes.items():
             if part != "train" and sum_ == data.hashes["train"]:
                 say(f"the {part} part is the training part: its results say nothing about other examples")
         with findings.check():
             recipe = fit_to_data(recipe, data, tuple(with_ranks), say)
-        _check_warmup(recipe, methods, len(data.train), findings)
+        _check_warmup(recipe, methods, data.training_rows(len(data.train)), findings)
         for method in with_ranks:
             if METHODS[method].allocates_in_training:
                 with findings.check():
-                    allocation_stage(recipe.of(method), data.train).check_schedule()
-    with findings.check():
-        tokenizer = load_tokenizer(base)
+                    allocation_stage(recipe.of(method), data).check_schedule()
     if data is not None and tokenizer is not None and task_type is not None:
         with findings.check():
             check_texts(data, tokenizer, recipe.data, task_type)
@@ -111,6 +119,31 @@ def prepare(
         settings=stage_settings_of(recipe),
         provenance=provenance,
     )
+
+
+def _sft_checked(
+    recipe: Recipe, tokenizer: PreTrainedTokenizerBase, task_type: TaskType | None, say: Callable[[str], None]
+) -> Recipe:
+    """The recipe with what its loss is of; says so.
+
+    Raises:
+        RecipeError: a model that TRL's SFTTrainer does not train, or one whose chat template does not mark what is asked for.
+
+    """
+    if not recipe.data.is_sft:
+        return recipe
+    if task_type != TaskType.CAUSAL_LM:
+        raise RecipeError(
+            f"data.task {recipe.data.task} is for decoders, and {recipe.model.name!r} is an encoder-decoder; give summarization, "
+            "or instruction"
+        )
+    if recipe.data.task != "chat":
+        say(f"the loss is that of {'the completions' if recipe.data.task == 'completion' else 'all tokens'}")
+        return recipe
+    only = assistant_only(tokenizer, recipe.data)
+    why = "" if recipe.data.assistant_only is False else ", as its chat template does not mark the assistant's"
+    say("the loss is that of the assistant's tokens" if only else f"the loss is that of all tokens{why}")
+    return recipe.model_copy(update={"data": recipe.data.model_copy(update={"assistant_only": only})})
 
 
 def _check_second_derivatives(recipe: Recipe) -> None:

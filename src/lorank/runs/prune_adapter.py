@@ -159,7 +159,7 @@ class _Loaded:
             return found
         if known is not None:
             return {**found, **known}
-        rows = self.prepared.data.test
+        rows = self.prepared.data.needs_test("to measure a pruned adapter")
         held = f"{found['adapter_parameters']:,} parameters"
         self.console.print(f"evaluating {held} on {len(rows):,} test examples", highlight=False)
         if self.measures_loss_alone:  # the prompts of its training are not known, so what it writes says nothing
@@ -195,6 +195,7 @@ def _load(adapter: Path, data: Recipe | DataFile | None, console: Console) -> _L
     recipe, task_data = recipe_of_file(adapter, data) if isinstance(data, DataFile) else (data, None)
     check_adapter_task(adapter, pretrained_of(recipe), recipe.data.task, writes=recipe.data.writes)
     recipe, prepared = prepare(recipe, (), console, task_data)
+    prepared.data.needs_test("to measure a pruned adapter")
     if not recipe.data.writes:
         check_adapter_labels(adapter, prepared.base, prepared.data.label_names)
     model = on_own_device(_on(prepared.load_model().model, adapter))

@@ -35,7 +35,7 @@ from lorank.runs.prepare import prepare
 from lorank.runs.recipe_values import pretrained_of
 from lorank.scores import ImportanceScores
 from lorank.tasks.data import TaskData
-from lorank.tasks.section import DataSection
+from lorank.tasks.section import EVAL, DataSection
 
 
 @dataclass(frozen=True)
@@ -210,7 +210,7 @@ def _data_described(section: DataSection, data: TaskData) -> str:
     else:
         train, *tests = (f"`{Path(str(path)).name}`" for path in (section.train, *parts.values()))
     labels = f", {len(data.label_names)} labels" if data.label_names else f", {section.task}"
-    sums = {name: sum_ for name, sum_ in data.hashes.items() if name != "train"}
+    sums = {name: sum_ for name, sum_ in data.hashes.items() if name not in ("train", EVAL)}
     use = "never used for scoring or stopping"
     if data.hashes["train"] in sums.values():
         use = (
@@ -218,7 +218,7 @@ def _data_described(section: DataSection, data: TaskData) -> str:
             if data.more
             else "which are the same: it was tested on what it was trained on"
         )
-    names = [f"{name}: " for name in parts] if data.more else [""]
+    names = [f"{name}: " for name in parts] if data.more else [""] * len(tests)
     tested = "; ".join(
         f"{called}{len(data.parts[name]):,} of {test}, SHA-256 {sum_[:12]}…"
         for called, (name, sum_), test in zip(names, sums.items(), tests, strict=True)
@@ -227,10 +227,10 @@ def _data_described(section: DataSection, data: TaskData) -> str:
     if data.drawn and section.sample is not None:
         shares = ", ".join(f"{len(part.rows):,} of the {part.of:,} of {name}" for name, part in data.drawn.items())
         drawn = f" These are random examples (`data.sample`, seed {section.sample.seed}): {shares}."
-    return (
-        f"Trained on {len(data.train):,} examples of {train}{labels}, SHA-256 {data.hashes['train'][:12]}…; tested on "
-        f"{tested}, {use}.{drawn}"
-    )
+    said = f"tested on {tested}, {use}" if tests else "not tested"
+    if data.eval is not None:
+        drawn = f" The loss was measured on {len(data.eval):,} other examples while training (`data.eval`).{drawn}"
+    return f"Trained on {len(data.train):,} examples of {train}{labels}, SHA-256 {data.hashes['train'][:12]}…; {said}.{drawn}"
 
 
 def _rank_map_title(base: Pretrained, section: DataSection, plan: RankPlan, method: str, preset: Any) -> str:

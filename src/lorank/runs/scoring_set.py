@@ -6,11 +6,11 @@ from lorank.engine.options import ScoringSetChoices
 from lorank.errors import DataError
 from lorank.recipe.recipe import Recipe
 from lorank.recipe.sections import ScoringSet
-from lorank.tasks.data import hold_out
+from lorank.tasks.data import TaskData, hold_out
 from lorank.training.steps import stage_steps
 
 
-def split_for_scoring(recipe: Recipe, rows: Dataset) -> tuple[Dataset, Dataset]:
+def split_for_scoring(recipe: Recipe, data: TaskData) -> tuple[Dataset, Dataset]:
     """What the stage that decides trains on, and the scoring set; cheap, so that it can be checked before anything expensive.
 
     Raises:
@@ -20,6 +20,7 @@ def split_for_scoring(recipe: Recipe, rows: Dataset) -> tuple[Dataset, Dataset]:
     options, stage = recipe.measure, recipe.deciding_stage
     name = "train" if recipe.keeps_triplets else "search"
     assert isinstance(options, ScoringSet)
+    rows = data.train
     train, scoring = scoring_rows(recipe, rows)
     if len(scoring) < options.scoring_batch_size:
         raise DataError(
@@ -33,7 +34,7 @@ def split_for_scoring(recipe: Recipe, rows: Dataset) -> tuple[Dataset, Dataset]:
         )
     choices = recipe.choices()
     assert isinstance(choices, ScoringSetChoices)
-    steps, measure = stage_steps(stage, len(train)), choices.measure
+    steps, measure = stage_steps(stage, data.training_rows(len(train))), choices.measure
     counted = (steps - int(measure.warmup * steps)) // measure.every
     if measure.when == "during" and counted < 1:
         raise DataError(

@@ -16,6 +16,7 @@ from lorank.findings import Findings
 from lorank.methods.uniform import UNIFORM
 from lorank.processes import processes
 from lorank.recipe.recipe import Recipe
+from lorank.runs.defaults import unpacked
 from lorank.runs.output import locked_directory
 from lorank.runs.prepare import prepare
 from lorank.suggest.answer import Answer, answer_of
@@ -74,6 +75,7 @@ class _Work:
 def _prepared(recipe: Recipe, question: Question, console: Console) -> _Work:
     if processes().num_processes > 1:
         raise RecipeError("lorank suggest runs in one process; start it without torchrun")
+    recipe = unpacked(recipe, console)
     uniform = Recipe(
         **{
             **recipe.of(UNIFORM.name).model_dump(

@@ -2,24 +2,29 @@
 
 import hashlib
 import json
+import math
 import random
 import sys
 import warnings
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
 import datasets
-from datasets import Dataset
+from datasets import Dataset, concatenate_datasets
+from transformers import PreTrainedTokenizerBase
 
 from lorank.errors import DataError, LorankWarning, one_line
 from lorank.tasks.files import Rows, read_rows
 from lorank.tasks.labels import Classes, LabelColumn, nearest, regression_labels
 from lorank.tasks.sample import DrawnRows, check_classes, sampled
-from lorank.tasks.section import DataSection
+from lorank.tasks.section import EVAL, SFT_COLUMNS, DataSection
+from lorank.tasks.sft_rows import OPTIONAL, SHAREGPT, encode_sft, packed, sft_examples, taught
 from lorank.tasks.text_data import needed_columns, prompts_and_targets
+
+SCORING_SET, EVALUATION_SET = "scoring set", "evaluation set"
 
 
 @dataclass(frozen=True)
@@ -28,27 +33,48 @@ class TaskData:
 
     Attributes:
         train: text columns `text_1` (and `text_2`), `labels`, and `content`, a hash of the texts; of tasks that write, `prompt`,
-            `cue` (its end), `target` and `content`.
-        test: the same, evaluated once at the end; of several parts the first.
+            `cue` (its end), `target` and `content`; of chat, completion and text, `example` (JSON) and `content`, and, once they
+            are made (`with_tokens`), their tokens.
+        test: the same, evaluated once at the end; of several parts the first; None where the recipe has none.
         label_names: name of each class in order; empty for regression and tasks that write.
         hashes: SHA-256 over the content of each part, for the record and for resuming; the first test part is `test`.
         more: further test parts, by name.
         drawn: which rows of the file or split are used, by part (`train`, `test`, names of further ones), where `data.sample`
             draws a share of them.
+        eval: what the loss is measured on while training; None where nothing is. No row of it is in `train`.
+        packing_ratio: rows that a stage trains on for each example, below 1 where examples are packed.
 
     """
 
     train: Dataset
-    test: Dataset
+    test: Dataset | None
     label_names: tuple[str, ...]
     hashes: Mapping[str, str]
     more: Mapping[str, Dataset] = field(default_factory=dict)
     drawn: Mapping[str, DrawnRows] = field(default_factory=dict)
+    eval: Dataset | None = None
+    packing_ratio: float = 1.0
 
     @property
     def parts(self) -> dict[str, Dataset]:
         """All parts by name; the first test part is `test`."""
-        return {"train": self.train, "test": self.test, **self.more}
+        named = {"train": self.train, EVAL: self.eval, "test": self.test}
+        return {**{name: rows for name, rows in named.items() if rows is not None}, **self.more}
+
+    def training_rows(self, examples: int) -> int:
+        """Rows that a stage trains on where it is given so many examples; with packing, about."""
+        return math.ceil(examples * self.packing_ratio - 1e-9)
+
+    def needs_test(self, what: str) -> Dataset:
+        """The test part.
+
+        Raises:
+            DataError: there is none; the message begins with what it is needed for.
+
+        """
+        if self.test is None:
+            raise DataError(f"{what}, a test part is needed, and the recipe has none; give data.test, a file")
+        return self.test
 
 
 def load_task_data(section: DataSection) -> TaskData:
@@ -63,17 +89,20 @@ def load_task_data(section: DataSection) -> TaskData:
 
     """
     raw, wrong = dict[str, Rows](), list[str]()
-    first, *others = section.test_parts
-    for part in ("train", first, *others):
+    first, *others = section.test_parts or (None,)
+    read = {"train": "train", **({EVAL: EVAL} if isinstance(section.eval, str) else {})}
+    read |= {"test": first} if first is not None else {}
+    for part, named in (read | {name: name for name in others}).items():
         try:
-            raw["test" if part == first else part] = load_rows(section, part)
+            raw[part] = load_rows(section, named)
         except DataError as error:
             wrong.append(str(error))
     if wrong:
         raise DataError("\n".join(wrong))
     names: tuple[str, ...] = ()
     if section.writes:
-        parts = {part: prompts_and_targets(part, rows, section) for part, rows in raw.items()}
+        made = sft_examples if section.is_sft else prompts_and_targets
+        parts = {part: made(part, rows, section) for part, rows in raw.items()}
     else:
         columns = {part: LabelColumn(part, section.label, rows) for part, rows in raw.items()}
         labels: dict[str, Any] = {}
@@ -92,12 +121,58 @@ def load_task_data(section: DataSection) -> TaskData:
             raise DataError(f"data.{same[0]}: correlation needs at least two different labels; these are all the same")
     elif "train" in drawn and not section.writes and (said := check_classes(names, whole["train"], parts["train"])):
         warnings.warn(said, LorankWarning, stacklevel=2)
+    if isinstance(section.eval, float):
+        seed = 0 if section.sample is None else section.sample.seed
+        parts["train"], parts[EVAL] = hold_out(parts["train"], section.eval, seed, EVALUATION_SET)
     hashes = {part: content_hash(rows) for part, rows in parts.items()}
-    return TaskData(parts["train"], parts["test"], names, hashes, {name: parts[name] for name in others}, drawn)
+    more = {name: parts[name] for name in others}
+    return TaskData(parts["train"], parts.get("test"), names, hashes, more, drawn, parts.get(EVAL))
+
+
+def with_tokens(data: TaskData, tokenizer: PreTrainedTokenizerBase, section: DataSection) -> TaskData:
+    """The data of chat, completion and text with the tokens of each example, made once; others as they are.
+
+    Examples that are cut before their first token with a label teach nothing, and are left out.
+
+    Raises:
+        DataError: no example is left of a part, or one that cannot be made into tokens.
+
+    Warns:
+        LorankWarning: examples are cut, or left out.
+
+    """
+    if not section.is_sft:
+        return data
+    made = dict[str, Dataset]()
+    for part, rows in data.parts.items():
+        try:
+            tokens = encode_sft(rows, tokenizer, section)
+        except DataError as error:
+            raise DataError(f"data.{part}: {error}") from None
+        kept = taught(tokens)
+        if not kept:
+            raise DataError(
+                f"data.{part}: no example has a token to learn within data.max_length ({section.max_length} tokens); raise it"
+            )
+        if len(kept) < len(tokens):
+            warnings.warn(
+                f"{len(tokens) - len(kept):,} of {len(tokens):,} {part} examples have no token to learn within data.max_length "
+                f"({section.max_length} tokens): they are left out",
+                LorankWarning,
+                stacklevel=2,
+            )
+        made[part] = concatenate_datasets([rows, tokens], axis=1).select(kept)
+    ratio = len(packed(made["train"], section)) / len(made["train"]) if section.packing else 1.0
+    more = {name: made[name] for name in data.more}
+    return replace(
+        data, train=made["train"], test=made.get("test"), more=more, eval=made.get(EVAL), packing_ratio=ratio
+    )
 
 
 def content_hash(rows: Dataset) -> str:
     """SHA-256 over texts and labels, or prompts and targets, of all examples, in order."""
+    if "example" in rows.column_names:  # whose content is all of it
+        return hashlib.sha256("\n".join(rows["content"][:]).encode()).hexdigest()
     digest = hashlib.sha256()
     answers = rows["labels" if "labels" in rows.column_names else "target"]
     for content, label in zip(rows["content"][:], answers[:], strict=True):
@@ -105,10 +180,16 @@ def content_hash(rows: Dataset) -> str:
     return digest.hexdigest()
 
 
-def hold_out(rows: Dataset, fraction: float, seed: int) -> tuple[Dataset, Dataset]:
-    """Split into what triplets train on and the scoring set, disjoint by content (reading A10).
+def hold_out(rows: Dataset, fraction: float, seed: int, what: str = SCORING_SET) -> tuple[Dataset, Dataset]:
+    """Split into what is trained on and what is held out, the scoring set (reading A10) or another, disjoint by content.
 
     Examples with the same texts go to the same side, so that no text is both trained on and scored.
+
+    Args:
+        rows: of `load_task_data`.
+        fraction: of the rows that is held out.
+        seed: of the draw.
+        what: is held out; another one is another draw.
 
     Raises:
         DataError: a side would be empty.
@@ -118,7 +199,7 @@ def hold_out(rows: Dataset, fraction: float, seed: int) -> tuple[Dataset, Datase
     for index, content in enumerate(rows["content"][:]):
         by_content.setdefault(content, []).append(index)
     contents = sorted(by_content)
-    random.Random(f"{seed}/scoring set").shuffle(contents)
+    random.Random(f"{seed}/{what}").shuffle(contents)
     wanted, held = round(fraction * len(rows)), list[int]()
     for content in contents[:-1]:  # the last is left to train on
         if len(held) >= wanted:
@@ -127,11 +208,11 @@ def hold_out(rows: Dataset, fraction: float, seed: int) -> tuple[Dataset, Datase
     kept = sorted(set(range(len(rows))) - set(held))
     if not held or not kept:
         raise DataError(
-            f"a scoring fraction of {fraction} leaves {len(kept)} examples to train on and {len(held)} to score; change it"
+            f"a {what} of {fraction} of the rows leaves {len(kept)} examples to train on and {len(held)} in it; change it"
         )
     train, scoring = rows.select(kept), rows.select(sorted(held))
     if common := set(train["content"][:]) & set(scoring["content"][:]):
-        raise DataError(f"scoring set and training data share {len(common)} texts; they must be disjoint")
+        raise DataError(f"{what} and training data share {len(common)} texts; they must be disjoint")
     return train, scoring
 
 
@@ -145,7 +226,10 @@ def load_rows(section: DataSection, part: str) -> Rows:
     if not sys.stderr.isatty():
         datasets.disable_progress_bars()
     needed = _needed(section)
-    rows = _from_hub(section, part, needed) if section.name is not None else _from_file(section, part, needed)
+    wanted = (*needed, *((SHAREGPT, *OPTIONAL) if section.is_sft else ()))
+    rows = _from_hub(section, part, wanted) if section.name is not None else _from_file(section, part, wanted)
+    if section.task == "chat" and SHAREGPT in rows.columns:
+        needed = {SHAREGPT: "task"}
     if len(rows) == 0 and not rows.names:
         raise DataError(f"data.{part} has no examples; it needs at least one")
     missing = [
@@ -162,6 +246,8 @@ def load_rows(section: DataSection, part: str) -> Rows:
 
 def _needed(section: DataSection) -> dict[str, str]:
     """Columns that the task needs, each with the key of the section that says so."""
+    if section.is_sft:
+        return dict.fromkeys(SFT_COLUMNS[section.task], "task")
     if section.writes and section.task != "summarization":
         return dict.fromkeys(needed_columns(section), "task")
     return {**dict.fromkeys(section.text, "text"), section.label: "label"}
@@ -169,14 +255,15 @@ def _needed(section: DataSection) -> dict[str, str]:
 
 def _from_file(section: DataSection, part: str, needed: Iterable[str]) -> Rows:
     try:
-        return read_rows(Path(str(section.train if part == "train" else section.test_parts[part])), needed)
+        files = {"train": section.train, EVAL: section.eval, **section.test_parts}
+        return read_rows(Path(str(files[part])), needed)
     except DataError as error:
         raise DataError(f"data.{part}: {error}") from error.__cause__
 
 
 def _from_hub(section: DataSection, part: str, needed: Iterable[str]) -> Rows:
     """Rows with the types that `datasets` gives them. A folder of this machine is read anew: its cache goes by time stamps."""
-    split = section.train_split if part == "train" else section.test_parts[part]
+    split = {"train": section.train_split, EVAL: section.eval, **section.test_parts}[part]
     try:
         if Path(str(section.name)).exists():
             with TemporaryDirectory() as cache:

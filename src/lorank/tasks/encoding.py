@@ -9,6 +9,7 @@ from transformers import DataCollatorForSeq2Seq, DataCollatorWithPadding, PreTra
 
 from lorank.tasks.data import TaskData
 from lorank.tasks.section import DataSection
+from lorank.tasks.sft_rows import encode_sft
 from lorank.tasks.text_data import IGNORED, encode_text
 
 
@@ -22,6 +23,10 @@ def tokenize(rows: Dataset, tokenizer: PreTrainedTokenizerBase, section: DataSec
         task_type: of the model: a classifier, an encoder-decoder or a decoder.
 
     """
+    if section.is_sft:
+        if "input_ids" not in rows.column_names:
+            return encode_sft(rows, tokenizer, section)
+        return rows.select_columns(["input_ids", "attention_mask", "labels", "length"])
     if task_type != TaskType.SEQ_CLS:
         return encode_text(rows, tokenizer, section, encoder_decoder=task_type == TaskType.SEQ_2_SEQ_LM)
     columns = [name for name in ("text_1", "text_2") if name in rows.column_names]
@@ -40,7 +45,7 @@ def check_texts(data: TaskData, tokenizer: PreTrainedTokenizerBase, section: Dat
         RecipeError: they do not, or it cannot.
 
     """
-    if section.writes:
+    if section.writes and not section.is_sft:  # whose tokens are there already
         tokenize(data.train.select([0]), tokenizer, section, task_type)
 
 

@@ -12,29 +12,30 @@ from transformers import DataCollatorWithPadding, PreTrainedTokenizerBase, Train
 
 from lorank.errors import LorankWarning
 from lorank.processes import processes
-from lorank.tasks.data import TaskData
 from lorank.tasks.encoding import tokenize
 from lorank.tasks.evaluation_settings import EvaluationSettings
 from lorank.tasks.example_losses import example_losses
 from lorank.tasks.loss_file import LOSSES, write_losses
 from lorank.tasks.metrics import choose_metrics
-from lorank.tasks.text_evaluation import evaluate_texts
+from lorank.tasks.text_evaluation import evaluate_texts, evaluate_tokens
 
 BATCH = 64  # examples that are classified side by side
 
 
 def evaluate(
     model: nn.Module,
-    data: TaskData,
+    test: Dataset,
+    classes: int,
     tokenizer: PreTrainedTokenizerBase,
     settings: EvaluationSettings,
     directory: Path,
 ) -> tuple[dict[str, float | None], float | None]:
-    """Evaluate a model on the test part; the loss of each example is left in `directory/losses.npy` (`write_losses`).
+    """Evaluate a model on a test part; the loss of each example is left in `directory/losses.npy` (`write_losses`).
 
     Args:
         model: with a head for the task.
-        data: its `test` is evaluated on.
+        test: of `load_task_data`.
+        classes: of a classifier; 0 for others.
         tokenizer: of the base model.
         settings: task, metrics and precision.
         directory: Trainer's to work in; texts that are written stand there in `predictions.jsonl`.
@@ -48,9 +49,10 @@ def evaluate(
     """
     section = settings.section
     if section.writes:
-        values, mean = evaluate_texts(model, data.test, tokenizer, settings, directory)
+        measure = evaluate_tokens if section.is_sft else evaluate_texts
+        values, mean = measure(model, test, tokenizer, settings, directory)
         return {name: _defined(name, value) for name, value in values.items()}, _defined("loss", mean)
-    rows: Dataset = tokenize(data.test, tokenizer, section, settings.task_type)
+    rows: Dataset = tokenize(test, tokenizer, section, settings.task_type)
     order = np.argsort(rows["length"], kind="stable")  # less padding
     rows = rows.select(order).remove_columns("length")
     trainer = Trainer(
@@ -64,7 +66,7 @@ def evaluate(
         sums, counts = example_losses(torch.from_numpy(logits), torch.from_numpy(labels))
         write_losses(directory / LOSSES, sums.numpy(), counts.numpy(), order)
     predicted = logits.reshape(-1) if section.task == "regression" else logits.argmax(-1)
-    chosen = choose_metrics(section.task, settings.metrics, len(data.label_names))
+    chosen = choose_metrics(section.task, settings.metrics, classes)
     metrics = {name: _defined(name, metric(labels, predicted)) for name, metric in chosen.items()}
     return metrics, _defined("loss", float(output.metrics["test_loss"]))
 

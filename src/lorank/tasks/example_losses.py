@@ -45,3 +45,17 @@ def example_losses(
         logits.flatten(0, -2), labels.long().flatten(), ignore_index=IGNORED, reduction="none"
     )
     return flat.reshape(count, -1).sum(1), (labels != IGNORED).reshape(count, -1).sum(1)
+
+
+def right_tokens(logits: torch.Tensor, labels: torch.Tensor, *, shifted: bool) -> torch.Tensor:
+    """How many of each example's targets are the likeliest token, `(examples,)` int64.
+
+    Args:
+        logits: `(examples, tokens, words)`.
+        labels: `(examples, tokens)`; -100 is no target.
+        shifted: as in `example_losses`.
+
+    """
+    if shifted:
+        logits, labels = logits[:, :-1], labels[:, 1:]
+    return ((logits.argmax(-1) == labels) & (labels != IGNORED)).sum(1)

@@ -9,6 +9,7 @@ from scipy import stats
 from sklearn import metrics as sklearn_metrics
 
 from lorank.errors import RecipeError
+from lorank.tasks.section import SFT_COLUMNS
 from lorank.tasks.text_tasks import TEXT_TASKS, Answer
 
 Metric = Callable[[Any, Any], float]
@@ -26,6 +27,11 @@ CLASSIFICATION: Mapping[str, Metric] = {
 REGRESSION: Mapping[str, Metric] = {
     "pearson": lambda labels, predicted: float(stats.pearsonr(labels, predicted).statistic),
     "spearman": lambda labels, predicted: float(stats.spearmanr(labels, predicted).statistic),
+}
+# Of chat, completion and text: from the mean loss of a target token, and the share of targets that are the likeliest token.
+TOKENS: Mapping[str, Metric] = {
+    "log_likelihood": lambda loss, right: -float(loss),
+    "token_accuracy": lambda loss, right: float(right),
 }
 
 
@@ -72,6 +78,8 @@ def choose_metrics(task: str, names: Sequence[str] | None, classes: int | None =
         usual = TEXT_TASKS[task].metrics
         known = {kind: partial(rouge, kind=kind) for kind in ("rouge1", "rouge2", "rougeL", "rougeLsum")}
         known["exact_match"] = partial(exact_match, answer=TEXT_TASKS[task].answer)
+    if task in SFT_COLUMNS:
+        known, usual = dict(TOKENS), tuple(TOKENS)
     if classes == 2:
         known["f1"] = partial(_f1, average="binary")
     unknown = [name for name in names or () if name not in known]

@@ -25,13 +25,14 @@ from lorank.models.loading import quiet_loading
 from lorank.processes import processes
 from lorank.tasks.encoding import collator, tokenize
 from lorank.tasks.evaluation_settings import EvaluationSettings
-from lorank.tasks.example_losses import example_losses
+from lorank.tasks.example_losses import example_losses, right_tokens
 from lorank.tasks.loss_file import LOSSES, write_losses
 from lorank.tasks.metrics import choose_metrics
 from lorank.tasks.section import DataSection
 from lorank.tasks.text_data import IGNORED
 
 BATCH = 16  # texts that are written side by side
+_TOKENS_AT_A_TIME = 4096
 # What models return beside logits, none of which a loss needs.
 _NOT_LOGITS = [
     *("past_key_values", "hidden_states", "attentions", "decoder_hidden_states", "decoder_attentions"),
@@ -43,13 +44,17 @@ class LossTrainer(Trainer):
     """transformers' trainer whose predictions are the summed loss and the number of targets of each example."""
 
     shifted = False  # a decoder's position predicts the token behind it
+    counts_right = False  # a third number: how many targets are the likeliest token
 
     def prediction_step(self, model: nn.Module, inputs: Any, *_: Any, **__: Any) -> Any:
         """Evaluate one batch; logits, which are large, do not leave it."""
         loss, logits, labels = super().prediction_step(model, inputs, False, ignore_keys=_NOT_LOGITS)
         first = logits[0] if isinstance(logits, tuple) else logits
         sums, counts = example_losses(first, labels, shifted=self.shifted)
-        return loss, torch.stack([sums, counts.float()], 1), None
+        found = [sums, counts.float()]
+        if self.counts_right:
+            found.append(right_tokens(first, labels, shifted=self.shifted).float())
+        return loss, torch.stack(found, 1), None
 
 
 class Writer(Seq2SeqTrainer):
@@ -113,6 +118,30 @@ def evaluate_texts(
     return {name: metric(targets, written) for name, metric in chosen.items()}, loss
 
 
+def evaluate_tokens(
+    model: nn.Module,
+    rows: Dataset,
+    tokenizer: PreTrainedTokenizerBase,
+    settings: EvaluationSettings,
+    directory: Path,
+) -> tuple[dict[str, float], float]:
+    """Metrics and mean loss over all target tokens of rows of chat, completion or text; nothing is generated.
+
+    The losses of examples are left in `directory/losses.npy`.
+    """
+    encoded = tokenize(rows, tokenizer, settings.section, settings.task_type)
+    order = np.argsort(encoded["length"], kind="stable")  # less padding
+    encoded = encoded.select(order).remove_columns("length")
+    # Logits are as large as the vocabulary: about so many tokens at a time.
+    at_a_time = max(1, min(BATCH, _TOKENS_AT_A_TIME // settings.section.max_length))
+    _, found = text_losses(model, encoded, tokenizer, settings, directory, batch=at_a_time, counts_right=True)
+    if processes().is_main_process:
+        write_losses(directory / LOSSES, found[:, 0], found[:, 1], order)
+    loss, targets, right = (float(column.sum(dtype="float64")) for column in found.T)
+    chosen = choose_metrics(settings.section.task, settings.metrics)
+    return {name: metric(loss / targets, right / targets) for name, metric in chosen.items()}, loss / targets
+
+
 def _generation(model: Any, section: DataSection, tokenizer: PreTrainedTokenizerBase) -> GenerationConfig:
     """The model's special tokens; greedy or by beams, without penalties, and as long as the section allows."""
     settings = deepcopy(model.generation_config)
@@ -132,6 +161,9 @@ def text_losses(
     tokenizer: PreTrainedTokenizerBase,
     settings: EvaluationSettings,
     directory: Path,
+    *,
+    batch: int = BATCH,
+    counts_right: bool = False,
 ) -> tuple[float, np.ndarray]:
     """Loss of each row's target.
 
@@ -141,15 +173,18 @@ def text_losses(
         tokenizer: of the base model.
         settings: kind of model and precision.
         directory: Trainer's to work in.
+        batch: rows side by side.
+        counts_right: whether the targets that are the likeliest token are counted.
 
     Returns:
         Mean loss as Trainer counts it (of the means of batches), and float32 `(rows, 2)`: the summed loss of each row and its
-        number of targets.
+        number of targets; with `counts_right` a third column.
 
     """
     trainer = LossTrainer(
-        model=model, args=settings.arguments(directory, BATCH), data_collator=collator(tokenizer, settings.task_type)
+        model=model, args=settings.arguments(directory, batch), data_collator=collator(tokenizer, settings.task_type)
     )
+    trainer.counts_right = counts_right
     trainer.shifted = settings.task_type == TaskType.CAUSAL_LM
     output = trainer.predict(encoded, metric_key_prefix="test")
     return float(output.metrics["test_loss"]), np.asarray(output.predictions)

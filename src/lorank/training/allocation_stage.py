@@ -34,6 +34,7 @@ class AllocationStage:
         initial_rank: triplets of every module at the start.
         rows: what it trains on.
         scoring_rows: what a scoring set is made of; None for methods without one, or where it is `rows`.
+        count: rows that a Trainer sees in an epoch: fewer than `rows` where they are packed.
 
     """
 
@@ -44,7 +45,8 @@ class AllocationStage:
     section: TrainingSection
     initial_rank: int
     rows: Dataset
-    scoring_rows: Dataset | None = None
+    scoring_rows: Dataset | None
+    count: int
 
     def check_schedule(self) -> None:
         """Whether the stage is long enough to cut in, and longer than its warm-up, before anything is trained.
@@ -54,9 +56,9 @@ class AllocationStage:
             RecipeError: its warm-up is as long.
 
         """
-        check_warmup("train" if self.kept else "search", self.section, len(self.rows))
-        steps = stage_steps(self.section, len(self.rows))
-        schedule_of(self.chosen.choices, steps, steps_per_epoch(self.section, len(self.rows)))
+        check_warmup("train" if self.kept else "search", self.section, self.count)
+        steps = stage_steps(self.section, self.count)
+        schedule_of(self.chosen.choices, steps, steps_per_epoch(self.section, self.count))
 
 
 def allocate_in_training(
@@ -91,7 +93,7 @@ def allocate_in_training(
     model = get_peft_model(task.model, config)
     scoring = None
     if stage.scoring_rows is not None:
-        scoring = prepared.tokenize(stage.scoring_rows).remove_columns("length")
+        scoring = prepared.like_training(stage.scoring_rows)
     allocation = RankAllocation(
         chosen.method,
         stage.budget,
@@ -107,14 +109,15 @@ def allocate_in_training(
         section=stage.section,
         directory=stage_folder(directory, "train" if stage.kept else "search", "stage1"),
         model=model,
-        rows=prepared.tokenize(stage.rows),
+        rows=prepared.training_rows(stage.rows),
         console=console,
+        evaluated=stage.kept,
         callbacks=[allocation],
     )
     found = allocation.scores.provenance
     if rule := found["stop_rule"]:
         console.print(f"{stage.name}: ended, {found['ended']}; rule: {rule}", highlight=False)
     if stage.kept:
-        save_adapter(model, directory)
+        save_adapter(model, directory, prepared)
     processes().wait_for_everyone()  # until the first has written scores and plan
     return allocation

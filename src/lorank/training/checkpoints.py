@@ -69,9 +69,14 @@ class CheckpointCallback(TrainerCallback):
 
     transformers writes a checkpoint file by file. The marker is written, by renaming, after every other file, and two
     checkpoints are kept, so a process killed at any moment leaves a complete one behind (or has not made one yet).
+
+    Args:
+        evaluates: whether an evaluation goes before the last checkpoint.
+
     """
 
-    def __init__(self) -> None:
+    def __init__(self, *, evaluates: bool = False) -> None:
+        self.evaluates = evaluates
         self.trainer: Any = None
         self.seconds_before = 0.0
         self._began = 0.0
@@ -90,6 +95,7 @@ class CheckpointCallback(TrainerCallback):
         """Check before anything is logged or saved."""
         if control.should_training_stop:
             control.should_save = True
+            control.should_evaluate = self.evaluates
         if control.should_save or control.should_log:
             self.trainer.check_finite()
 

@@ -78,8 +78,9 @@ def train_full(prepared: Prepared, section: TrainingSection, directory: Path, co
         section=section,
         directory=folder,
         model=model,
-        rows=prepared.tokenize(prepared.data.train),
+        rows=prepared.training_rows(prepared.data.train),
         console=console,
+        evaluated=True,
     )
     metrics, loss = prepared.evaluate(model, folder)
     more = prepared.evaluate_more(model, folder)

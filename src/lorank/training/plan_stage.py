@@ -92,16 +92,17 @@ def train_plan(
         section=section,
         directory=stage_folder(directory, "train", "stage2"),
         model=model,
-        rows=prepared.tokenize(prepared.data.train),
+        rows=prepared.training_rows(prepared.data.train),
         console=console,
+        evaluated=True,
     )
-    save_adapter(model, directory)
+    save_adapter(model, directory, prepared)
 
 
-def save_adapter(model: PeftModel, directory: Path) -> None:
+def save_adapter(model: PeftModel, directory: Path, prepared: Prepared) -> None:
     """Save the adapter under `directory/adapter`, whole or not at all; every process waits for the first, which does it.
 
-    Names of labels are saved beside it.
+    Names of labels are saved beside it, and of chat, completion and text the tokenizer, with its chat template.
 
     Warns:
         LorankWarning: the adapter does nothing.
@@ -113,6 +114,8 @@ def save_adapter(model: PeftModel, directory: Path) -> None:
         shutil.rmtree(partial, ignore_errors=True)
         model.save_pretrained(str(partial))
         write_label_names(partial, label_names_of(model))
+        if prepared.section.is_sft:
+            prepared.tokenizer.save_pretrained(str(partial))
         partial.rename(directory / "adapter")
     processes().wait_for_everyone()
 

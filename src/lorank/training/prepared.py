@@ -18,7 +18,8 @@ from lorank.tasks.encoding import tokenize
 from lorank.tasks.evaluation import evaluate
 from lorank.tasks.evaluation_settings import EvaluationSettings
 from lorank.tasks.general_text import general_losses
-from lorank.tasks.section import GENERAL_TEXT, DataSection
+from lorank.tasks.section import EVAL, GENERAL_TEXT, DataSection
+from lorank.tasks.sft_rows import packed
 
 
 @dataclass(frozen=True)
@@ -90,18 +91,35 @@ class Prepared:
         """Examples as tokens, not padded; as `lorank.tasks.encoding.tokenize`."""
         return tokenize(rows, self.tokenizer, self.section, self.task_type)
 
+    def training_rows(self, rows: Dataset) -> Dataset:
+        """What a stage trains on: examples as tokens, packed into longer rows where the recipe says so."""
+        tokens = self.tokenize(rows)
+        return packed(tokens, self.section) if self.section.packing else tokens
+
+    def like_training(self, rows: Dataset) -> Dataset:
+        """Examples as tokens, one in a row, with the columns that packed training rows have."""
+        tokens = self.tokenize(rows)
+        if self.section.packing:
+            tokens = tokens.add_column("seq_lengths", [[length] for length in tokens["length"][:]])
+        return tokens.remove_columns("length")
+
     def evaluate(self, model: nn.Module, directory: Path) -> tuple[dict[str, float | None], float | None]:
-        """Metrics and mean loss of a model on the test part; as `lorank.tasks.evaluation.evaluate`."""
-        return evaluate(model, self.data, self.tokenizer, self._evaluation_settings, directory)
+        """Metrics and mean loss on the test part, as `lorank.tasks.evaluation.evaluate`; none where there is no such part."""
+        if self.data.test is None:
+            return {}, None
+        return evaluate(
+            model, self.data.test, len(self.data.label_names), self.tokenizer, self._evaluation_settings, directory
+        )
 
     @property
     def _evaluation_settings(self) -> EvaluationSettings:
         return EvaluationSettings(self.section, self.task_type, self.metrics, self.settings.precision)
 
     def evaluate_more(self, model: nn.Module, directory: Path) -> dict[str, dict[str, Any]]:
-        """Name of each further test part, general text among them -> its `metrics` and `loss`."""
+        """Name of each further part, `eval` and general text among them -> its `metrics` and `loss`."""
         found = {}
-        for name, rows in self.data.more.items():
+        evaluated = {} if self.data.eval is None else {EVAL: self.data.eval}
+        for name, rows in {**evaluated, **self.data.more}.items():
             part = replace(self, data=replace(self.data, test=rows))
             metrics, loss = part.evaluate(model, directory / name)
             found[name] = {"metrics": metrics, "loss": loss}

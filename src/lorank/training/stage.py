@@ -11,6 +11,7 @@ from peft import LoraConfig, PeftModel, set_peft_model_state_dict
 from rich.console import Console
 from safetensors.torch import load_file, load_model
 from transformers import (
+    EarlyStoppingCallback,
     PreTrainedModel,
     PrinterCallback,
     ProgressCallback,
@@ -33,9 +34,29 @@ from lorank.training.prepared import Prepared, StageSettings
 from lorank.training.trainer import SeededOrder, StageTrainer
 
 
-def training_arguments(settings: StageSettings, section: TrainingSection, directory: Path) -> TrainingArguments:
-    """A stage in the words of transformers."""
-    return TrainingArguments(
+def training_arguments(
+    settings: StageSettings,
+    section: TrainingSection,
+    directory: Path,
+    *,
+    family: type[TrainingArguments] = TrainingArguments,
+    evaluated: bool = False,
+    **more: Any,
+) -> TrainingArguments:
+    """A stage in the words of transformers.
+
+    Args:
+        settings: of all stages.
+        section: of this one.
+        directory: for checkpoints.
+        family: of arguments.
+        evaluated: whether the loss of an evaluation set is measured while training.
+        **more: arguments that only this family has.
+
+    """
+    if evaluated:
+        more |= _evaluation(settings, section)
+    return family(
         output_dir=str(directory),
         use_cpu=only_cpu(),
         num_train_epochs=section.epochs,
@@ -52,7 +73,7 @@ def training_arguments(settings: StageSettings, section: TrainingSection, direct
         fp16=settings.precision == "fp16",
         seed=settings.seed,
         save_strategy="steps",
-        save_steps=settings.checkpoint_every,
+        save_steps=more.pop("save_steps", settings.checkpoint_every),
         save_total_limit=2,
         logging_steps=settings.log_every,
         logging_nan_inf_filter=False,  # it would hide what check_finite looks for, at one host sync a step
@@ -60,9 +81,27 @@ def training_arguments(settings: StageSettings, section: TrainingSection, direct
         disable_tqdm=not sys.stderr.isatty(),
         label_names=["labels"],
         dataloader_pin_memory=torch.cuda.is_available(),
-        # Only said when asked for: the argument is being renamed in transformers, and its old name warns.
+        # Only said where it is not the family's default: the argument is being renamed in transformers, and its old name warns.
+        **({} if family is TrainingArguments else {"gradient_checkpointing": False}),
         **({"gradient_checkpointing": True} if settings.gradient_checkpointing else {}),
+        **more,
     )
+
+
+def _evaluation(settings: StageSettings, section: TrainingSection) -> dict[str, Any]:
+    """Arguments of a stage that is evaluated: the loss alone; where it may end early, with the best checkpoint kept."""
+    every = section.eval_every or settings.checkpoint_every
+    found = {
+        "eval_strategy": "steps",
+        "eval_steps": every,
+        "per_device_eval_batch_size": section.batch_size,
+        "prediction_loss_only": True,
+    }
+    if section.patience is None:
+        return found
+    best = {"load_best_model_at_end": True, "metric_for_best_model": "eval_loss", "greater_is_better": False}
+    # So that a resumed run has not forgotten how long it has waited.
+    return {**found, **best, "save_steps": every, "restore_callback_states_from_checkpoint": True}
 
 
 def initial_config(
@@ -102,6 +141,7 @@ def train_stage(
     rows: Dataset,
     console: Console,
     callbacks: Sequence[TrainerCallback] = (),
+    evaluated: bool = False,
 ) -> StageProgress:
     """Train `model` on `rows`, from the newest complete checkpoint in `directory` if there is one.
 
@@ -113,28 +153,37 @@ def train_stage(
         section: options of this stage.
         directory: for checkpoints.
         model: changed in place.
-        rows: of `Prepared.tokenize`.
+        rows: of `Prepared.training_rows`.
         console: for lines of progress.
         callbacks: Trainer's.
+        evaluated: whether the loss on the recipe's evaluation set is measured while training, and may end it.
 
     Raises:
         TrainingError: a loss or weight that is not finite.
 
     """
-    checkpoints = CheckpointCallback()
+    eval_rows = None
+    if evaluated and prepared.data.eval is not None:
+        eval_rows = prepared.training_rows(prepared.data.eval).remove_columns("length")
+    checkpoints = CheckpointCallback(evaluates=eval_rows is not None)
     with processes().main_process_first():  # which clears away what a killed process left
         checkpoint = latest_checkpoint(directory)
-    arguments = training_arguments(prepared.settings, section, directory)
+    kind, options = _trainer_of(prepared)
+    arguments = training_arguments(prepared.settings, section, directory, evaluated=eval_rows is not None, **options)
+    if arguments.load_best_model_at_end:
+        callbacks = (*callbacks, EarlyStoppingCallback(section.patience))
     lengths = rows["length"]
     batch = section.batch_size * section.gradient_accumulation
-    trainer = StageTrainer(
+    trainer = kind(
         stage=name,
         loraplus_lr_ratio=section.loraplus_lr_ratio,
         order=SeededOrder(lengths, batch, prepared.settings.seed, group_by_length=prepared.settings.group_by_length),
         model=model,
         args=arguments,
         train_dataset=rows.remove_columns("length"),
-        data_collator=collator(prepared.tokenizer, prepared.task_type),
+        eval_dataset=eval_rows,
+        data_collator=None if prepared.section.is_sft else collator(prepared.tokenizer, prepared.task_type),
+        processing_class=prepared.tokenizer if prepared.section.is_sft else None,
         callbacks=[*callbacks, _LogLine(name, console), checkpoints],
     )
     for callback in callbacks:
@@ -147,10 +196,11 @@ def train_stage(
     if checkpoint is not None:
         progress = checkpoints.restore(checkpoint)
         if progress.finished:
+            best = _best(checkpoint) if arguments.load_best_model_at_end else checkpoint
             if isinstance(model, PeftModel):
-                set_peft_model_state_dict(model, load_file(checkpoint / "adapter_model.safetensors"))
+                set_peft_model_state_dict(model, load_file(best / "adapter_model.safetensors"))
             else:
-                load_model(model, checkpoint / "model.safetensors")
+                load_model(model, best / "model.safetensors")
             _end_again(trainer, callbacks, checkpoint)
             # Device and autocast as after training, so that what follows is the same to the bit.
             trainer.accelerator.prepare_model(model, evaluation_mode=True)
@@ -165,6 +215,21 @@ def train_stage(
     ended = latest_checkpoint(directory)
     assert ended is not None, "CheckpointCallback saves when a stage ends"
     return read_progress(ended)
+
+
+def _trainer_of(prepared: Prepared) -> tuple[type[StageTrainer], dict[str, Any]]:
+    """The trainer of a stage, and what its arguments are: TRL's where TRL makes the rows."""
+    if not prepared.section.is_sft:
+        return StageTrainer, {}
+    from lorank.training.sft_trainer import SFTConfig, SFTStageTrainer, sft_options  # slow to import
+
+    return SFTStageTrainer, {"family": SFTConfig, **sft_options(prepared.section)}
+
+
+def _best(checkpoint: Path) -> Path:
+    """The checkpoint that a stage which chooses its best has kept, beside its last one."""
+    found = TrainerState.load_from_json(str(checkpoint / "trainer_state.json")).best_model_checkpoint
+    return checkpoint if found is None else checkpoint.parent / Path(found).name
 
 
 def _end_again(trainer: StageTrainer, callbacks: Sequence[TrainerCallback], checkpoint: Path) -> None:
@@ -193,6 +258,9 @@ class _LogLine(TrainerCallback):
     def on_log(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, logs: Any = None, **_: Any
     ) -> None:
+        if state.is_world_process_zero and logs and "eval_loss" in logs:
+            said = f"loss on data.eval {float(logs['eval_loss']):.4f}"
+            self.console.print(f"{self.name}: step {state.global_step}/{state.max_steps}  {said}", highlight=False)
         if state.is_world_process_zero and logs and "loss" in logs:
             total = logs.get("rank_allocation/total_rank")
             cut = (

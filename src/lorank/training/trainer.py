@@ -1,4 +1,4 @@
-"""transformers' Trainer with a seeded data order, and a stop at NaN."""
+"""transformers' Trainer, and TRL's SFTTrainer, with a seeded data order, and a stop at NaN."""
 
 import random
 from collections.abc import Iterator, Sequence
@@ -50,6 +50,7 @@ class StageTrainer(Trainer):
     """
 
     optimizer: Any  # Trainer's, which gives it no type
+    weighs_tokens = False  # every micro-batch weighs the same, and Trainer divides the loss by their number
 
     def __init__(
         self,
@@ -61,8 +62,8 @@ class StageTrainer(Trainer):
     ) -> None:
         super().__init__(**options)
         self.stage, self.order, self.loraplus_lr_ratio = stage, order, loraplus_lr_ratio
-        # Every micro-batch then weighs the same, and Trainer divides the loss by their number.
-        self.model_accepts_loss_kwargs = False
+        if not self.weighs_tokens:
+            self.model_accepts_loss_kwargs = False
         self._first_bad_step = torch.tensor(-1, device=self.args.device)
         # First in the list: the epoch must be set before the order is asked for.
         self.callback_handler.callbacks.insert(0, _SetEpoch(order))

@@ -1,0 +1,50 @@
+"""TRL's SFTTrainer as the trainer of a stage, on rows that are tokens already."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+from torch import nn
+from trl import SFTConfig, SFTTrainer
+
+from lorank.tasks.section import DataSection
+from lorank.training.trainer import StageTrainer
+
+
+class SFTStageTrainer(StageTrainer, SFTTrainer):
+    """SFTTrainer with what `StageTrainer` adds. As TRL has it, every token of an optimizer step weighs the same."""
+
+    weighs_tokens = True
+
+    def __init__(self, *, model: nn.Module, **options: Any) -> None:
+        with _trained_in_fp32(model):
+            super().__init__(model=model, **options)
+
+
+@contextmanager
+def _trained_in_fp32(model: nn.Module) -> Iterator[None]:
+    """SFTTrainer rounds what is trained on a quantised base to bf16; ours stays fp32, whatever the base."""
+    flags = [name for name in ("is_loaded_in_4bit", "is_loaded_in_8bit") if getattr(model, name, False)]
+    own = {name: vars(model)[name] for name in flags if name in vars(model)}
+    for name in flags:
+        setattr(model, name, False)
+    try:
+        yield
+    finally:
+        for name in flags:
+            delattr(model, name)
+        for name, value in own.items():
+            setattr(model, name, value)
+
+
+def sft_options(section: DataSection) -> dict[str, Any]:
+    """Options of `SFTConfig` for rows of `Prepared.training_rows`: they are cut, labelled and packed already."""
+    return {
+        "max_length": None,
+        "packing": section.packing,
+        "padding_free": section.padding_free,
+        "dataset_kwargs": {"skip_prepare_dataset": True},
+    }
+
+
+__all__ = ["SFTConfig", "SFTStageTrainer", "sft_options"]
