@@ -1,6 +1,7 @@
 """Everything that can be checked before anything is trained or written, with all findings at once."""
 
 from collections.abc import Callable, Sequence
+from typing import Any
 
 from peft import TaskType
 from rich.console import Console
@@ -18,6 +19,7 @@ from lorank.runs.checks import check_model
 from lorank.runs.choices import allocation_stage
 from lorank.runs.defaults import fit_to_data, fit_to_model, with_dtype
 from lorank.runs.recipe_values import pretrained_of, stage_settings_of
+from lorank.targets import Target
 from lorank.tasks.data import TaskData, load_task_data, with_tokens
 from lorank.tasks.encoding import check_texts
 from lorank.tasks.general_text import check_general_text
@@ -75,6 +77,8 @@ def prepare(
             _check_second_derivatives(recipe.of(method))
     with findings.check():
         checked = check_model(recipe, with_ranks)
+        if recipe.data.is_sft and model is not None:
+            _check_no_head(model, checked[0])
     with findings.check():
         tokenizer = load_tokenizer(base)
         set_chat_template(tokenizer, recipe.data)
@@ -144,6 +148,17 @@ def _sft_checked(
     why = "" if recipe.data.assistant_only is False else ", as its chat template does not mark the assistant's"
     say("the loss is that of the assistant's tokens" if only else f"the loss is that of all tokens{why}")
     return recipe.model_copy(update={"data": recipe.data.model_copy(update={"assistant_only": only})})
+
+
+def _check_no_head(model: Any, targets: Sequence[Target]) -> None:
+    """TRL multiplies by the weights of the language model's head itself: an adapter there would never be trained."""
+    head = model.get_output_embeddings()
+    for target in targets:
+        if model.get_submodule(target.name) is head:
+            raise RecipeError(
+                f"target_modules: {target.name} is the language model's head, and TRL's loss passes by an adapter there; "
+                "leave it out"
+            )
 
 
 def _check_second_derivatives(recipe: Recipe) -> None:

@@ -180,7 +180,7 @@ def _write_results(main_run: MethodRun, preset: Any, plan: RankPlan, results: Ma
         base_model=prepared.base.name,
         method=main_run.method,
         preset=preset,
-        data=_data_described(prepared.section, prepared.data),
+        data=_data_described(prepared.section, prepared.data, chosen=main_run.recipe.train.patience is not None),
         hub_data=prepared.section.name,
         results=results,
         task_type=prepared.task_type,
@@ -201,8 +201,8 @@ def _draw(folder: Path, plan: RankPlan, title: str) -> None:
         draw_cuts(CutHistory.load(folder / CUTS), folder / "cuts.png", title)
 
 
-def _data_described(section: DataSection, data: TaskData) -> str:
-    """What the adapter was trained and tested on, in Markdown."""
+def _data_described(section: DataSection, data: TaskData, *, chosen: bool) -> str:
+    """What the adapter was trained and tested on, in Markdown; and whether it was `chosen` by its loss on `data.eval`."""
     parts = section.test_parts
     if section.name is not None:
         named = " ".join(filter(None, [section.name, section.config]))
@@ -229,7 +229,10 @@ def _data_described(section: DataSection, data: TaskData) -> str:
         drawn = f" These are random examples (`data.sample`, seed {section.sample.seed}): {shares}."
     said = f"tested on {tested}, {use}" if tests else "not tested"
     if data.eval is not None:
-        drawn = f" The loss was measured on {len(data.eval):,} other examples while training (`data.eval`).{drawn}"
+        best = ", and the adapter with the lowest one is kept" if chosen else ""
+        drawn = (
+            f" The loss was measured on {len(data.eval):,} other examples while training (`data.eval`){best}.{drawn}"
+        )
     return f"Trained on {len(data.train):,} examples of {train}{labels}, SHA-256 {data.hashes['train'][:12]}…; {said}.{drawn}"
 
 

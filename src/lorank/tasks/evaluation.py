@@ -12,6 +12,7 @@ from transformers import DataCollatorWithPadding, PreTrainedTokenizerBase, Train
 
 from lorank.errors import LorankWarning
 from lorank.processes import processes
+from lorank.tasks.data import TaskData
 from lorank.tasks.encoding import tokenize
 from lorank.tasks.evaluation_settings import EvaluationSettings
 from lorank.tasks.example_losses import example_losses
@@ -24,18 +25,16 @@ BATCH = 64  # examples that are classified side by side
 
 def evaluate(
     model: nn.Module,
-    test: Dataset,
-    classes: int,
+    data: TaskData,
     tokenizer: PreTrainedTokenizerBase,
     settings: EvaluationSettings,
     directory: Path,
 ) -> tuple[dict[str, float | None], float | None]:
-    """Evaluate a model on a test part; the loss of each example is left in `directory/losses.npy` (`write_losses`).
+    """Evaluate a model on the test part; the loss of each example is left in `directory/losses.npy` (`write_losses`).
 
     Args:
         model: with a head for the task.
-        test: of `load_task_data`.
-        classes: of a classifier; 0 for others.
+        data: its `test` is evaluated on.
         tokenizer: of the base model.
         settings: task, metrics and precision.
         directory: Trainer's to work in; texts that are written stand there in `predictions.jsonl`.
@@ -47,7 +46,7 @@ def evaluate(
         LorankWarning: for each that is not defined.
 
     """
-    section = settings.section
+    section, test = settings.section, data.needs_test("to evaluate a model")
     if section.writes:
         measure = evaluate_tokens if section.is_sft else evaluate_texts
         values, mean = measure(model, test, tokenizer, settings, directory)
@@ -66,7 +65,7 @@ def evaluate(
         sums, counts = example_losses(torch.from_numpy(logits), torch.from_numpy(labels))
         write_losses(directory / LOSSES, sums.numpy(), counts.numpy(), order)
     predicted = logits.reshape(-1) if section.task == "regression" else logits.argmax(-1)
-    chosen = choose_metrics(section.task, settings.metrics, classes)
+    chosen = choose_metrics(section.task, settings.metrics, len(data.label_names))
     metrics = {name: _defined(name, metric(labels, predicted)) for name, metric in chosen.items()}
     return metrics, _defined("loss", float(output.metrics["test_loss"]))
 

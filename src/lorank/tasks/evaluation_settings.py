@@ -12,6 +12,10 @@ from transformers import TrainingArguments
 from lorank.processes import only_cpu
 from lorank.tasks.section import DataSection
 
+# transformers renames the argument that saves activations; the old name warns.
+_NEW = "activation_checkpointing"
+CHECKPOINTING = _NEW if _NEW in TrainingArguments.__dataclass_fields__ else "gradient_checkpointing"
+
 
 @dataclass(frozen=True)
 class EvaluationSettings:

@@ -17,11 +17,13 @@ from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerBase
 from lorank.errors import DataError, LorankWarning, RecipeError, one_line
 from lorank.models.loading import quiet_loading
 from lorank.processes import only_cpu
+from lorank.tasks.evaluation_settings import CHECKPOINTING
 from lorank.tasks.files import Rows
 from lorank.tasks.section import SFT_COLUMNS, DataSection
 from lorank.tasks.text_data import IGNORED, end_of_text
 
 SHAREGPT = "conversations"  # the column in place of `messages`, with `from` and `value`
+_ROLES = {"human": "user", "gpt": "assistant"}
 OPTIONAL = ("tools", "chat_template_kwargs")  # columns that chat templates read, where rows have them
 
 
@@ -39,7 +41,7 @@ def sft_examples(part: str, rows: Rows, section: DataSection) -> Dataset:
         if problem := _problem(kept, section.task):
             raise DataError(f"data.task {section.task}: {where} {problem}")
         try:
-            examples.append(json.dumps(_without_none(kept), ensure_ascii=False, sort_keys=True))
+            examples.append(json.dumps(_without_none(_with_roles(kept)), ensure_ascii=False, sort_keys=True))
         except (TypeError, ValueError) as error:
             raise DataError(f"data.task {section.task}: {where} holds what is no JSON ({one_line(error)})") from None
     content = [hashlib.sha256(example.encode("utf-8", "surrogatepass")).hexdigest() for example in examples]
@@ -75,6 +77,19 @@ def _problem_of_messages(name: str, messages: Any) -> str | None:
         if not known:
             return f"has {message!r:.80} as message {number} of {name}; one with role and content is allowed"
     return None
+
+
+def _with_roles(row: Mapping[str, Any]) -> Mapping[str, Any]:
+    """Conversations in ShareGPT's words as messages; other rows as they are."""
+    if SHAREGPT not in row or "messages" in row:
+        return row
+    told = [
+        message
+        if "role" in message
+        else {"role": _ROLES.get(message["from"], message["from"]), "content": message.get("value")}
+        for message in row[SHAREGPT]
+    ]
+    return {**{name: value for name, value in row.items() if name != SHAREGPT}, "messages": told}
 
 
 def _without_none(value: Any) -> Any:
@@ -182,7 +197,8 @@ def _by_trl(
     from trl import SFTConfig, SFTTrainer  # slow to import, and for these tasks alone
 
     named = {name for example in examples for name in example}
-    filled = [{**({"chat_template_kwargs": {}} if "chat_template_kwargs" in named else {}), **one} for one in examples]
+    usual: dict[str, Any] = {"chat_template_kwargs": {}} if "chat_template_kwargs" in named else {}
+    filled = [{**usual, **one} for one in examples]
     with _random_state_kept(), quiet_loading():
         model = LlamaForCausalLM(
             LlamaConfig(vocab_size=8, hidden_size=8, intermediate_size=8, num_hidden_layers=1, num_attention_heads=1)
@@ -191,10 +207,10 @@ def _by_trl(
             output_dir="unused",
             use_cpu=only_cpu(),
             bf16=False,
-            gradient_checkpointing=False,
             report_to="none",
             max_length=None,
             assistant_only_loss=assistant_only,
+            **{CHECKPOINTING: False},
         )
         trainer = SFTTrainer(
             model=model,

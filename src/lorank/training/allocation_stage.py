@@ -15,7 +15,7 @@ from lorank.methods.choose import Chosen, choices_in
 from lorank.processes import processes
 from lorank.recipe.sections import TrainingSection
 from lorank.training.checkpoints import stage_folder
-from lorank.training.plan_stage import save_adapter
+from lorank.training.plan_stage import save_adapter, tokenizer_beside
 from lorank.training.prepared import Prepared
 from lorank.training.stage import initial_config, train_stage
 from lorank.training.steps import check_warmup, stage_steps, steps_per_epoch
@@ -118,6 +118,6 @@ def allocate_in_training(
     if rule := found["stop_rule"]:
         console.print(f"{stage.name}: ended, {found['ended']}; rule: {rule}", highlight=False)
     if stage.kept:
-        save_adapter(model, directory, prepared)
+        save_adapter(model, directory, tokenizer_beside(prepared))
     processes().wait_for_everyone()  # until the first has written scores and plan
     return allocation

@@ -11,6 +11,7 @@ from peft import PeftModel, get_peft_model
 from peft.tuners.lora import LoraLayer
 from rich.console import Console
 from safetensors import safe_open
+from transformers import PreTrainedTokenizerBase
 
 from lorank.adapter.effect import warn_without_effect
 from lorank.errors import PlanError
@@ -96,13 +97,18 @@ def train_plan(
         console=console,
         evaluated=True,
     )
-    save_adapter(model, directory, prepared)
+    save_adapter(model, directory, tokenizer_beside(prepared))
 
 
-def save_adapter(model: PeftModel, directory: Path, prepared: Prepared) -> None:
+def tokenizer_beside(prepared: Prepared) -> PreTrainedTokenizerBase | None:
+    """What is saved beside an adapter of chat, completion or text: the tokenizer, with the chat template of its training."""
+    return prepared.tokenizer if prepared.section.is_sft else None
+
+
+def save_adapter(model: PeftModel, directory: Path, tokenizer: PreTrainedTokenizerBase | None = None) -> None:
     """Save the adapter under `directory/adapter`, whole or not at all; every process waits for the first, which does it.
 
-    Names of labels are saved beside it, and of chat, completion and text the tokenizer, with its chat template.
+    Names of labels are saved beside it, and the tokenizer where it is given.
 
     Warns:
         LorankWarning: the adapter does nothing.
@@ -114,8 +120,8 @@ def save_adapter(model: PeftModel, directory: Path, prepared: Prepared) -> None:
         shutil.rmtree(partial, ignore_errors=True)
         model.save_pretrained(str(partial))
         write_label_names(partial, label_names_of(model))
-        if prepared.section.is_sft:
-            prepared.tokenizer.save_pretrained(str(partial))
+        if tokenizer is not None:
+            tokenizer.save_pretrained(str(partial))
         partial.rename(directory / "adapter")
     processes().wait_for_everyone()
 

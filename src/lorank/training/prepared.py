@@ -107,9 +107,7 @@ class Prepared:
         """Metrics and mean loss on the test part, as `lorank.tasks.evaluation.evaluate`; none where there is no such part."""
         if self.data.test is None:
             return {}, None
-        return evaluate(
-            model, self.data.test, len(self.data.label_names), self.tokenizer, self._evaluation_settings, directory
-        )
+        return evaluate(model, self.data, self.tokenizer, self._evaluation_settings, directory)
 
     @property
     def _evaluation_settings(self) -> EvaluationSettings:

@@ -29,6 +29,7 @@ from lorank.processes import only_cpu, processes
 from lorank.recipe.sections import TrainingSection
 from lorank.targets import Target
 from lorank.tasks.encoding import collator
+from lorank.tasks.evaluation_settings import CHECKPOINTING
 from lorank.training.checkpoints import CheckpointCallback, StageProgress, latest_checkpoint, read_progress
 from lorank.training.prepared import Prepared, StageSettings
 from lorank.training.trainer import SeededOrder, StageTrainer
@@ -81,9 +82,7 @@ def training_arguments(
         disable_tqdm=not sys.stderr.isatty(),
         label_names=["labels"],
         dataloader_pin_memory=torch.cuda.is_available(),
-        # Only said where it is not the family's default: the argument is being renamed in transformers, and its old name warns.
-        **({} if family is TrainingArguments else {"gradient_checkpointing": False}),
-        **({"gradient_checkpointing": True} if settings.gradient_checkpointing else {}),
+        **{CHECKPOINTING: settings.gradient_checkpointing},
         **more,
     )
 

@@ -1,0 +1,232 @@
+"""Whole runs on chat, completion and text: what is trained, stopped, saved and refused."""
+
+import json
+import math
+import random
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from peft import PeftModel
+from rich.console import Console
+from safetensors.torch import load_file
+from tests.conftest import BAD, GOOD, save_tiny, sentence, tiny_writer
+from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaConfig, LlamaForCausalLM, set_seed
+
+from lorank.compare.grid import Grid
+from lorank.compare.grid_checks import check_grid
+from lorank.errors import DataError, LorankError, RecipeError
+from lorank.recipe.files import make_recipe
+from lorank.recipe.recipe import Recipe
+from lorank.recipe.search_length import search_steps
+from lorank.runs.prepare import prepare
+from lorank.runs.run import run
+from lorank.tasks.text_data import IGNORED
+from lorank.training import allocation_stage, plan_stage
+
+QUIET = Console(quiet=True)
+TEMPLATE = (
+    "{% for m in messages %}{% if m.role == 'assistant' %}{% generation %}{{ m.content }} [SEP]{% endgeneration %}"
+    "{% else %}[CLS] {{ m.content }} very {% endif %}{% endfor %}"
+)
+
+
+@pytest.fixture
+def chat_model(tiny_folder: Path, tmp_path: Path) -> Path:
+    """A tiny Llama, wide enough to be quantised, that was given a chat template."""
+    set_seed(0)
+    config = LlamaConfig(
+        vocab_size=32, hidden_size=64, intermediate_size=128, num_hidden_layers=2, num_attention_heads=2,
+        num_key_value_heads=1, max_position_embeddings=64, initializer_range=0.1, pad_token_id=0, eos_token_id=3,
+    )  # fmt: skip
+    folder = save_tiny(LlamaForCausalLM(config), tiny_folder, tmp_path / "chat", eos_token="[SEP]")
+    tokenizer = AutoTokenizer.from_pretrained(folder)
+    tokenizer.chat_template = TEMPLATE
+    tokenizer.save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture
+def chats(tmp_path: Path) -> Path:
+    source, path = random.Random(0), tmp_path / "chats.jsonl"
+    lines = []
+    for _ in range(60):
+        mood, word = source.choice(((GOOD, "kind"), (BAD, "cold")))
+        told = [
+            {"role": "user", "content": sentence(source, mood)},
+            {"role": "assistant", "content": f"the day was {word}"},
+        ]
+        lines.append(json.dumps({"messages": told}))
+    path.write_text("\n".join(lines))
+    return path
+
+
+@pytest.fixture
+def recipe_of(chat_model: Path, chats: Path) -> Callable[..., Recipe]:
+    def make(method: str = "lora", data: dict[str, Any] | None = None, **changes: Any) -> Recipe:
+        content: dict[str, Any] = {
+            "model": str(chat_model), "method": method, "budget": "r=1", "checkpoint_every": 4,
+            "data": {"train": str(chats), "task": "chat", "max_length": 32, **(data or {})},
+            "train": {"max_steps": 8, "batch_size": 8, "learning_rate": 1e-2, "scheduler": "constant", "warmup": 0},
+        }  # fmt: skip
+        if method in ("i-lora", "igu-lora", "adalora"):
+            content["triplets"] = {"initial_rank": 2}
+        if method == "i-lora":
+            content |= {"measure": {"scoring_batch_size": 4}, "preset": "paper", "search": {"max_steps": 6}}
+        if method == "igu-lora":
+            content |= {"measure": {"every": 1}, "train": {**content["train"], "max_steps": 20}}
+        for key, value in changes.items():
+            content[key] = (
+                {**content[key], **value} if isinstance(value, dict) and key in content and key != "model" else value
+            )
+        return make_recipe(content)
+
+    return make
+
+
+def losses_of(adapter: Path, base: Path, chats: Path) -> tuple[float, int]:
+    """Mean loss of the assistant's tokens, by plain transformers and PEFT, one chat at a time."""
+    tokenizer = AutoTokenizer.from_pretrained(adapter)
+    model = PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained(base), str(adapter)).eval()
+    total, count = 0.0, 0
+    for line in chats.read_text().splitlines():
+        made = tokenizer.apply_chat_template(
+            json.loads(line)["messages"], return_dict=True, return_assistant_tokens_mask=True, return_tensors="pt"
+        )
+        labels = made["input_ids"].masked_fill(torch.as_tensor(made["assistant_masks"]) == 0, IGNORED)
+        with torch.no_grad():
+            loss = model(made["input_ids"], labels=labels).loss
+        targets = int((labels[:, 1:] != IGNORED).sum())
+        total, count = total + float(loss) * targets, count + targets
+    return total / count, count
+
+
+@pytest.mark.parametrize(
+    "method", ["i-lora", "igu-lora", pytest.param("sensitivity-lora", marks=pytest.mark.long), "lora"]
+)
+def test_a_chat_recipe_gives_an_adapter(
+    method: str, recipe_of: Callable[..., Recipe], chat_model: Path, chats: Path, tmp_path: Path
+) -> None:
+    result = run(recipe_of(method, {"test": str(chats), "eval": 0.2}), tmp_path / "out", QUIET)
+    found = result.results[method]
+    assert found["adapter_parameters"] <= result.plan.budget_parameters
+    loss, targets = losses_of(tmp_path / "out" / "adapter", chat_model, chats)
+    assert targets == 60 * 5  # four words and the end
+    assert found["loss"] == pytest.approx(loss, rel=1e-4)
+    assert found["metrics"]["log_likelihood"] == pytest.approx(-loss, rel=1e-4)
+    assert 0 <= found["metrics"]["token_accuracy"] <= 1
+    assert set(found["more"]) == {"eval"}
+    assert AutoTokenizer.from_pretrained(tmp_path / "out" / "adapter").chat_template == TEMPLATE
+
+
+def test_no_test_part_is_needed(recipe_of: Callable[..., Recipe], tmp_path: Path) -> None:
+    recipe = recipe_of()
+    result = run(recipe, tmp_path / "out", QUIET)
+    assert result.results["lora"]["metrics"] == {}
+    assert result.results["lora"]["loss"] is None
+    assert "not tested" in (tmp_path / "out" / "adapter" / "README.md").read_text()
+    with pytest.raises(DataError, match="to compare methods, a test part is needed"):
+        check_grid(Grid({"chat": recipe.model_dump(mode="json")}, ("r=1",), ("lora",), (0, 1), {}, tmp_path / "grid"))
+
+
+def test_the_best_adapter_is_kept_also_when_a_finished_stage_is_read_again(
+    recipe_of: Callable[..., Recipe], tmp_path: Path
+) -> None:
+    """A rate that is too high: the loss on data.eval rises, and training ends early."""
+    options = {"patience": 2, "eval_every": 2, "learning_rate": 0.3, "max_steps": 40}
+    recipe = recipe_of(data={"eval": 0.2}, train=options)
+    result = run(recipe, tmp_path / "out", QUIET)
+    folder = tmp_path / "out" / "train"
+    newest = max(folder.glob("checkpoint-*"), key=lambda one: int(one.name[11:]))
+    state = json.loads((newest / "trainer_state.json").read_text())
+    losses = {one["step"]: one["eval_loss"] for one in state["log_history"] if "eval_loss" in one}
+    best = min(losses, key=lambda step: losses[step])
+    assert max(losses) == best + 4 < 40
+    assert result.results["lora"]["more"]["eval"]["loss"] == pytest.approx(losses[best], rel=1e-3)
+    kept = (tmp_path / "out" / "adapter" / "adapter_model.safetensors").read_bytes()
+    for name in ("adapter", "evaluation.json"):
+        path = tmp_path / "out" / name
+        path.rename(tmp_path / f"away-{name}")
+    again = run(recipe, tmp_path / "out", QUIET)
+    assert (tmp_path / "out" / "adapter" / "adapter_model.safetensors").read_bytes() == kept
+    assert again.results == result.results
+    assert "with the lowest one is kept" in (tmp_path / "out" / "adapter" / "README.md").read_text()
+
+
+@pytest.mark.parametrize("data", [{"packing": True}, {"padding_free": True}])
+def test_rows_without_padding_train_as_padded_ones(
+    data: dict[str, Any], recipe_of: Callable[..., Recipe], tmp_path: Path
+) -> None:
+    """One step on all chats at once: the adapter is the same however they are put together."""
+    found = []
+    for number, more in enumerate(({}, data)):
+        one_step = {"batch_size": 60, "max_steps": 1, "max_grad_norm": 0, "optimizer": "sgd", "learning_rate": 1.0}
+        run(recipe_of(data=more, train=one_step), tmp_path / str(number), QUIET)
+        found.append(load_file(tmp_path / str(number) / "adapter" / "adapter_model.safetensors"))
+    assert found[0].keys() == found[1].keys()
+    assert any(tensor.abs().max() > 1e-3 for key, tensor in found[0].items() if "lora_B" in key)
+    for key, tensor in found[0].items():
+        torch.testing.assert_close(found[1][key], tensor, rtol=1e-3, atol=1e-6)
+
+
+def test_a_packed_search_counts_packed_rows(recipe_of: Callable[..., Recipe]) -> None:
+    whole = {"max_steps": None, "epochs": 8, "batch_size": 4}
+    steps = []
+    for data in ({}, {"packing": True}):
+        asked = recipe_of("i-lora", data, train=whole, search={"max_steps": None, "share": 0.3})
+        recipe, prepared = prepare(asked, ("i-lora",))
+        rows = len(prepared.training_rows(prepared.data.train))
+        stage = recipe.deciding_stage
+        assert stage.max_steps == search_steps(stage, recipe.train, recipe.measure, 0.3, 8 * math.ceil(rows / 4))
+        steps.append(stage.max_steps)
+    assert steps[1] < steps[0]
+
+
+@pytest.mark.parametrize("method", ["i-lora", pytest.param("igu-lora", marks=pytest.mark.long)])
+def test_what_trains_on_a_quantised_base_is_fp32(
+    method: str, recipe_of: Callable[..., Recipe], chat_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """SFTTrainer rounds it to bf16. The base stays in 4 bit."""
+    seen = []
+    for module in (plan_stage, allocation_stage):
+
+        def trained(own: Any = module.train_stage, **options: Any) -> Any:
+            ended = own(**options)
+            seen.append({p.dtype for p in options["model"].parameters() if p.requires_grad})
+            seen.append(
+                {p.dtype for n, p in options["model"].named_parameters() if n.endswith("q_proj.base_layer.weight")}
+            )
+            return ended
+
+        monkeypatch.setattr(module, "train_stage", trained)
+    recipe = recipe_of(
+        method, {"packing": True}, model={"name": str(chat_model), "quantization": "4bit", "dtype": "bf16"}
+    )
+    run(recipe, tmp_path / "out", QUIET)
+    assert seen == [{torch.float32}, {torch.uint8}] * (2 if method == "i-lora" else 1)
+
+
+def test_what_cannot_be_is_refused_before_weights_are_loaded(
+    recipe_of: Callable[..., Recipe], tiny_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("lorank.training.prepared.load_task_model", None)
+    writer = tiny_writer("encoder-decoder", tiny_folder, tmp_path / "bart")
+    with pytest.raises(LorankError, match="is an encoder-decoder; give summarization"):
+        prepare(recipe_of(model=str(writer)), ("lora",))
+    with pytest.raises(RecipeError, match=r"train\.patience: there is nothing to evaluate on"):
+        recipe_of(train={"patience": 2})
+    with pytest.raises(RecipeError, match=r"train\.patience: igu-lora cuts ranks while it trains"):
+        recipe_of("igu-lora", {"eval": 0.1}, train={"patience": 2})
+    with pytest.raises(RecipeError, match=r"search\.eval_every: only train is evaluated"):
+        recipe_of("i-lora", {"eval": 0.1}, search={"eval_every": 2})
+    with pytest.raises(LorankError, match="lm_head is the language model's head"):
+        prepare(recipe_of(target_modules=["q_proj", "lm_head"]), ("lora",))
+
+
+def test_an_evaluation_set_of_other_tasks(tiny_recipe: Callable[..., Recipe], tmp_path: Path) -> None:
+    recipe = tiny_recipe(method="lora", data={"eval": 0.2}, train={"patience": 1, "eval_every": 2})
+    result = run(recipe, tmp_path / "out", QUIET)
+    assert set(result.results["lora"]["more"]) == {"eval"}
+    assert set(result.results["lora"]["more"]["eval"]["metrics"]) == set(result.results["lora"]["metrics"])
