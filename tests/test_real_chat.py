@@ -45,7 +45,9 @@ def chats(tmp_path_factory: pytest.TempPathFactory) -> Path:
     told = []
     for row in rows:
         asked = "What is this news about? " + " ".join(row["text"].split()[:24])
-        told.append([{"role": "user", "content": asked}, {"role": "assistant", "content": f"It is about {row['label']}."}])
+        told.append(
+            [{"role": "user", "content": asked}, {"role": "assistant", "content": f"It is about {row['label']}."}]
+        )
     (folder / "chats.jsonl").write_text("\n".join(json.dumps({"messages": messages}) for messages in told))
     return folder
 

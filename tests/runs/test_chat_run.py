@@ -230,3 +230,77 @@ def test_an_evaluation_set_of_other_tasks(tiny_recipe: Callable[..., Recipe], tm
     result = run(recipe, tmp_path / "out", QUIET)
     assert set(result.results["lora"]["more"]) == {"eval"}
     assert set(result.results["lora"]["more"]["eval"]["metrics"]) == set(result.results["lora"]["metrics"])
+
+
+def _streamed(chats: Path, tmp_path: Path) -> dict[str, Any]:
+    """A data set as on the hub: a folder with splits."""
+    folder, lines = tmp_path / "hub", chats.read_text().splitlines()
+    folder.mkdir()
+    for name, part in {"train": lines[:44], "validation": lines[44:52], "test": lines[52:]}.items():
+        (folder / f"{name}.jsonl").write_text("\n".join(part))
+    return {
+        "train": None,
+        "name": str(folder),
+        "stream": True,
+        "scoring": "validation",
+        "eval": "test",
+        "test_split": "test",
+    }
+
+
+@pytest.mark.parametrize(
+    "method",
+    [
+        "i-lora",
+        pytest.param("igu-lora", marks=pytest.mark.long),
+        pytest.param("sensitivity-lora", marks=pytest.mark.long),
+    ],
+)
+def test_a_stream_is_trained_on_and_resumed(
+    method: str, recipe_of: Callable[..., Recipe], chats: Path, chat_model: Path, tmp_path: Path
+) -> None:
+    recipe = recipe_of(method, {**_streamed(chats, tmp_path), "packing": True})
+    result = run(recipe, tmp_path / "out", QUIET)
+    assert result.plan.spent == result.results[method]["adapter_parameters"]
+    assert "Trained on a stream" in (tmp_path / "out" / "adapter" / "README.md").read_text()
+    kept = load_file(tmp_path / "out" / "adapter" / "adapter_model.safetensors")
+    newest = max((tmp_path / "out" / "train").glob("checkpoint-*"), key=lambda one: int(one.name[11:]))
+    for path in (newest, tmp_path / "out" / "adapter", tmp_path / "out" / "evaluation.json"):
+        path.rename(tmp_path / f"away-{path.name}")
+    again = run(recipe, tmp_path / "out", QUIET)
+    assert again.results[method]["loss"] == result.results[method]["loss"]
+    for key, tensor in load_file(tmp_path / "out" / "adapter" / "adapter_model.safetensors").items():
+        assert torch.equal(tensor, kept[key])
+
+
+def test_a_row_of_a_stream_that_has_another_form_is_named(
+    recipe_of: Callable[..., Recipe], chats: Path, tmp_path: Path
+) -> None:
+    data = _streamed(chats, tmp_path)
+    path = tmp_path / "hub" / "train.jsonl"
+    lines = path.read_text().splitlines()
+    path.write_text("\n".join([*lines[:5], json.dumps({"messages": []}), *lines[5:]]))
+    with pytest.raises(DataError, match=r"streamed example 5 has .* as messages"):
+        run(recipe_of(data=data), tmp_path / "out", QUIET)
+
+
+@pytest.mark.parametrize(
+    ("data", "more", "words"),
+    [
+        ({"scoring": None}, {}, "stream needs scoring"),
+        ({"eval": 0.1}, {}, "no share of a stream"),
+        ({"padding_free": True}, {}, "packing in place of padding_free"),
+        ({"name": None, "train": "x"}, {}, "a file is read whole"),
+        ({}, {"train": {"max_steps": None}}, r"train\.max_steps: a stream"),
+    ],
+)
+def test_what_a_stream_needs(
+    data: dict[str, Any],
+    more: dict[str, Any],
+    words: str,
+    recipe_of: Callable[..., Recipe],
+    chats: Path,
+    tmp_path: Path,
+) -> None:
+    with pytest.raises(RecipeError, match=words):
+        recipe_of(data={**_streamed(chats, tmp_path), "test_split": None, **data}, **more)

@@ -12,9 +12,10 @@ from tests.conftest import tiny_writer
 from transformers import AutoTokenizer
 
 from lorank.errors import DataError, LorankWarning, RecipeError
-from lorank.tasks.data import TaskData, load_task_data, with_tokens
+from lorank.tasks.data import TaskData, load_task_data
 from lorank.tasks.section import DataSection
-from lorank.tasks.sft_rows import assistant_only, encode_sft, packed, set_chat_template, sft_examples
+from lorank.tasks.sft_rows import sft_examples
+from lorank.tasks.sft_tokens import assistant_only, encode_sft, packed, set_chat_template, with_tokens
 
 # [CLS] (2) and "very" (20) around what a user says, [SEP] (3) behind what the assistant says.
 MARKED = (

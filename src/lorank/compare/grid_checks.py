@@ -33,6 +33,10 @@ def check_grid(grid: Grid) -> dict[str, int]:
     for task, content in grid.contents.items():
         with findings.check():
             section = recipe_of(content, Cell(task, grid.budgets[0], BASELINE, 0)).data
+            if section.stream:
+                raise ComparisonError(
+                    f"{task}: data.stream: the rows of a comparison are counted, a stream has no number; set it to false"
+                )
             if section.packing:
                 raise ComparisonError(
                     f"{task}: data.packing: steps of a comparison are counted by examples, and packed rows hold several; set it "

@@ -13,11 +13,11 @@ from lorank.methods import METHODS, Method
 from lorank.methods.choose import choices_in
 from lorank.methods.registry import FULL, unknown_method
 from lorank.methods.uniform import UNIFORM
+from lorank.recipe.lengths import OF_TRAIN, problems_of_lengths
 from lorank.recipe.method_sections import filled_sections, full_sections, inherited, without_expert
 from lorank.recipe.search_length import search_epochs, search_steps
 from lorank.recipe.sections import (
     CHOICES,
-    OF_TRAIN,
     InitialRank,
     ModelSection,
     PlanScale,
@@ -155,7 +155,8 @@ class Recipe(Section):
             problems.append(f"baselines: {self.method} is the recipe's method already; leave it out")
         if self.model.classifier_dropout is not None and self.data.writes:
             problems.append(f"model.classifier_dropout: a model for {self.data.task} has no classifier; leave it out")
-        problems += self._problems_of_evaluation()
+        cuts = self.method in METHODS and self.keeps_triplets
+        problems += problems_of_lengths(self.data, self.train, self.search, cuts=self.method if cuts else None)
         limits = self.ranks
         if method is not None and method.looks_at == "nothing":
             own = [key for key in ("rank_by", "scope") if getattr(limits, key) != RankOptions.model_fields[key].default]
@@ -178,23 +179,6 @@ class Recipe(Section):
             problems.append(
                 "search: no method here has a first stage that is thrown away; the stage of the adapter is `train`, leave search "
                 "out (search=null)"
-            )
-        return problems
-
-    def _problems_of_evaluation(self) -> list[str]:
-        """What is wrong with evaluations while training."""
-        given = [key for key in OF_TRAIN if getattr(self.train, key) is not None]
-        own = () if self.search is None else self.search.model_fields_set
-        problems = [
-            f"search.{key}: only train is evaluated while it trains; leave it out" for key in OF_TRAIN if key in own
-        ]
-        if self.data.eval is None:
-            more = "give data.eval, a file or a share of the training rows, or leave it out"
-            return problems + [f"train.{key}: there is nothing to evaluate on; {more}" for key in given]
-        if self.train.patience is not None and self.method in METHODS and self.keeps_triplets:
-            problems.append(
-                f"train.patience: {self.method} cuts ranks while it trains, by the length of the stage, and cannot end early; "
-                "set it to null there"
             )
         return problems
 

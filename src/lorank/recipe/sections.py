@@ -123,9 +123,6 @@ class TrainingSection(Section):
         return name
 
 
-OF_TRAIN = ("eval_every", "patience")  # a search is not evaluated: it is as long as it is
-
-
 class SearchSection(TrainingSection):
     """The first stage. Its length is that of `epochs` or `max_steps`, or what `share` pays for."""
 

@@ -51,7 +51,8 @@ def scoring_input(
 ) -> ScoringInput:
     """What a method that decides before training looks at."""
     seed, calibration = prepared.settings.seed, calibration_set_of(recipe)
-    rows = calibration_rows(prepared.data.train, calibration.examples, seed)
+    data = prepared.data
+    rows = calibration_rows(data.scoring or data.train, calibration.examples, seed)
     return ScoringInput(
         model,
         targets,

@@ -6,6 +6,7 @@ from lorank.recipe.recipe import Recipe
 from lorank.runs.scoring_set import split_for_scoring
 from lorank.tasks.data import TaskData
 from lorank.training.allocation_stage import AllocationStage
+from lorank.training.steps import rows_of_an_epoch
 
 
 def chosen_by(recipe: Recipe) -> Chosen:
@@ -41,5 +42,5 @@ def allocation_stage(recipe: Recipe, data: TaskData) -> AllocationStage:
         recipe.triplets.initial_rank,
         rows,
         scoring,
-        data.training_rows(len(rows)),
+        rows_of_an_epoch(recipe.deciding_stage, data, len(rows)),
     )

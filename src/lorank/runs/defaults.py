@@ -6,6 +6,7 @@ from typing import Any
 from peft import TaskType
 from rich.console import Console
 
+from lorank.errors import RecipeError
 from lorank.methods import METHODS
 from lorank.models.base_dtype import dtype_of_checkpoint
 from lorank.models.loading import config_of, task_type_of, without_weights
@@ -86,7 +87,14 @@ def with_dtype(recipe: Recipe, say: Callable[[str], None]) -> Recipe:
 
 
 def unpacked(recipe: Recipe, console: Console) -> Recipe:
-    """The recipe for trainings side by side, in which every example is a row of its own; says so where it changes anything."""
+    """The recipe for trainings side by side, in which every example is a row of its own; says so where it changes anything.
+
+    Raises:
+        RecipeError: rows are streamed.
+
+    """
+    if recipe.data.stream:
+        raise RecipeError("data.stream: here rows are split and read several times; set it to false")
     if not recipe.data.packing:
         return recipe
     console.print("note: data.packing is off here, every example is a row of its own", highlight=False)
@@ -174,7 +182,7 @@ _Change = tuple[str, str, int, str]
 
 
 def _calibration_changes(recipe: Recipe, data: TaskData) -> Iterator[_Change]:
-    options, count = recipe.measure, len(data.train)
+    options, count = recipe.measure, len(data.scoring or data.train)
     if isinstance(options, CalibrationSet) and "examples" not in options.model_fields_set and options.examples > count:
         yield "measure", "examples", count, "the training data has no more"
 
@@ -183,9 +191,9 @@ def _scoring_changes(recipe: Recipe, data: TaskData) -> Iterator[_Change]:
     options, stage = recipe.measure, recipe.deciding_stage
     if not isinstance(options, ScoringSet):
         return
-    train, scoring = scoring_rows(recipe, data.train)
+    train, scoring = scoring_rows(recipe, data)
     if "scoring_batch_size" not in options.model_fields_set and options.scoring_batch_size > len(scoring):
         yield "measure", "scoring_batch_size", len(scoring), "the scoring set has no more examples"
-    if "batch_size" not in stage.model_fields_set and stage.batch_size > len(train):
+    if data.stream is None and "batch_size" not in stage.model_fields_set and stage.batch_size > len(train):
         name = "train" if recipe.keeps_triplets else "search"
         yield name, "batch_size", len(train), "the training set without the scoring set has no more examples"

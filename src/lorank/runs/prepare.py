@@ -20,14 +20,14 @@ from lorank.runs.choices import allocation_stage
 from lorank.runs.defaults import fit_to_data, fit_to_model, with_dtype
 from lorank.runs.recipe_values import pretrained_of, stage_settings_of
 from lorank.targets import Target
-from lorank.tasks.data import TaskData, load_task_data, with_tokens
+from lorank.tasks.data import TaskData, load_task_data
 from lorank.tasks.encoding import check_texts
 from lorank.tasks.general_text import check_general_text
-from lorank.tasks.sft_rows import assistant_only, set_chat_template
+from lorank.tasks.sft_tokens import assistant_only, set_chat_template, with_tokens
 from lorank.tasks.tokenizer_checks import check_tokens
 from lorank.training.full_stage import check_full_section
 from lorank.training.prepared import Prepared
-from lorank.training.steps import check_warmup
+from lorank.training.steps import check_warmup, rows_of_an_epoch
 
 
 def prepare(
@@ -91,11 +91,11 @@ def prepare(
             data = with_tokens(data, tokenizer, recipe.data)
     if data is not None:
         for part, sum_ in data.hashes.items():
-            if part != "train" and sum_ == data.hashes["train"]:
+            if part != "train" and sum_ == data.hashes.get("train"):
                 say(f"the {part} part is the training part: its results say nothing about other examples")
         with findings.check():
             recipe = fit_to_data(recipe, data, tuple(with_ranks), say)
-        _check_warmup(recipe, methods, data.training_rows(len(data.train)), findings)
+        _check_warmup(recipe, methods, data, findings)
         for method in with_ranks:
             if METHODS[method].allocates_in_training:
                 with findings.check():
@@ -169,14 +169,14 @@ def _check_second_derivatives(recipe: Recipe) -> None:
         )
 
 
-def _check_warmup(recipe: Recipe, methods: Sequence[str], examples: int, findings: Findings) -> None:
+def _check_warmup(recipe: Recipe, methods: Sequence[str], data: TaskData, findings: Findings) -> None:
     """Whether the stages that are judged are longer than their warm-up; those that decide ranks have a check of their own."""
     checked = [recipe.train]
     with findings.check():
-        check_warmup("train", recipe.train, examples)
+        check_warmup("train", recipe.train, rows_of_an_epoch(recipe.train, data, len(data.train)))
     for method in methods:
         own = recipe.of(method).train
         if own not in checked:
             checked.append(own)
             with findings.check():
-                check_warmup(f"baselines.{method}.train", own, examples)
+                check_warmup(f"baselines.{method}.train", own, rows_of_an_epoch(own, data, len(data.train)))

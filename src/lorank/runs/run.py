@@ -35,7 +35,7 @@ from lorank.runs.prepare import prepare
 from lorank.runs.recipe_values import pretrained_of
 from lorank.scores import ImportanceScores
 from lorank.tasks.data import TaskData
-from lorank.tasks.section import EVAL, DataSection
+from lorank.tasks.section import EVAL, SCORING, DataSection
 
 
 @dataclass(frozen=True)
@@ -210,9 +210,9 @@ def _data_described(section: DataSection, data: TaskData, *, chosen: bool) -> st
     else:
         train, *tests = (f"`{Path(str(path)).name}`" for path in (section.train, *parts.values()))
     labels = f", {len(data.label_names)} labels" if data.label_names else f", {section.task}"
-    sums = {name: sum_ for name, sum_ in data.hashes.items() if name not in ("train", EVAL)}
+    sums = {name: sum_ for name, sum_ in data.hashes.items() if name not in ("train", EVAL, SCORING)}
     use = "never used for scoring or stopping"
-    if data.hashes["train"] in sums.values():
+    if data.hashes.get("train") in sums.values():
         use = (
             "of which one is what it was trained on"
             if data.more
@@ -233,7 +233,10 @@ def _data_described(section: DataSection, data: TaskData, *, chosen: bool) -> st
         drawn = (
             f" The loss was measured on {len(data.eval):,} other examples while training (`data.eval`){best}.{drawn}"
         )
-    return f"Trained on {len(data.train):,} examples of {train}{labels}, SHA-256 {data.hashes['train'][:12]}…; {said}.{drawn}"
+    of = f"{train}{labels}"
+    if data.stream is not None:
+        return f"Trained on a stream of {of}; {said}.{drawn}"
+    return f"Trained on {len(data.train):,} examples of {of}, SHA-256 {data.hashes['train'][:12]}…; {said}.{drawn}"
 
 
 def _rank_map_title(base: Pretrained, section: DataSection, plan: RankPlan, method: str, preset: Any) -> str:

@@ -7,7 +7,7 @@ from lorank.errors import DataError
 from lorank.recipe.recipe import Recipe
 from lorank.recipe.sections import ScoringSet
 from lorank.tasks.data import TaskData, hold_out
-from lorank.training.steps import stage_steps
+from lorank.training.steps import rows_of_an_epoch, stage_steps
 
 
 def split_for_scoring(recipe: Recipe, data: TaskData) -> tuple[Dataset, Dataset]:
@@ -21,20 +21,20 @@ def split_for_scoring(recipe: Recipe, data: TaskData) -> tuple[Dataset, Dataset]
     name = "train" if recipe.keeps_triplets else "search"
     assert isinstance(options, ScoringSet)
     rows = data.train
-    train, scoring = scoring_rows(recipe, rows)
+    train, scoring = scoring_rows(recipe, data)
     if len(scoring) < options.scoring_batch_size:
         raise DataError(
             f"measure.fraction {options.fraction} holds out {len(scoring)} of {len(rows)} examples, less than one batch of "
             f"{options.scoring_batch_size}; raise measure.fraction or lower measure.scoring_batch_size"
         )
-    if len(train) < stage.batch_size:
+    if data.stream is None and len(train) < stage.batch_size:
         raise DataError(
             f"measure.fraction {options.fraction} leaves {len(train)} of {len(rows)} examples to train on, less than one batch "
             f"of {stage.batch_size}; lower measure.fraction or {name}.batch_size"
         )
     choices = recipe.choices()
     assert isinstance(choices, ScoringSetChoices)
-    steps, measure = stage_steps(stage, data.training_rows(len(train))), choices.measure
+    steps, measure = stage_steps(stage, rows_of_an_epoch(stage, data, len(train))), choices.measure
     counted = (steps - int(measure.warmup * steps)) // measure.every
     if measure.when == "during" and counted < 1:
         raise DataError(
@@ -44,7 +44,7 @@ def split_for_scoring(recipe: Recipe, data: TaskData) -> tuple[Dataset, Dataset]
     return train, scoring
 
 
-def scoring_rows(recipe: Recipe, rows: Dataset) -> tuple[Dataset, Dataset]:
+def scoring_rows(recipe: Recipe, data: TaskData) -> tuple[Dataset, Dataset]:
     """What the stage that decides trains on, and what is scored on, of whatever size.
 
     Raises:
@@ -54,5 +54,7 @@ def scoring_rows(recipe: Recipe, rows: Dataset) -> tuple[Dataset, Dataset]:
     options = recipe.measure
     assert isinstance(options, ScoringSet)
     if getattr(options, "source", None) == "training":
-        return rows, rows
-    return hold_out(rows, options.fraction, recipe.seed)
+        return data.train, data.train
+    if data.scoring is not None:
+        return data.train, data.scoring
+    return hold_out(data.train, options.fraction, recipe.seed)

@@ -7,21 +7,20 @@ import random
 import sys
 import warnings
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
 import datasets
-from datasets import Dataset, concatenate_datasets
-from transformers import PreTrainedTokenizerBase
+from datasets import Dataset, IterableDataset
 
 from lorank.errors import DataError, LorankWarning, one_line
 from lorank.tasks.files import Rows, read_rows
 from lorank.tasks.labels import Classes, LabelColumn, nearest, regression_labels
 from lorank.tasks.sample import DrawnRows, check_classes, sampled
-from lorank.tasks.section import EVAL, SFT_COLUMNS, DataSection
-from lorank.tasks.sft_rows import OPTIONAL, SHAREGPT, encode_sft, packed, sft_examples, taught
+from lorank.tasks.section import EVAL, SCORING, SFT_COLUMNS, DataSection
+from lorank.tasks.sft_rows import OPTIONAL, SHAREGPT, sft_examples, streamed
 from lorank.tasks.text_data import needed_columns, prompts_and_targets
 
 SCORING_SET, EVALUATION_SET = "scoring set", "evaluation set"
@@ -41,7 +40,9 @@ class TaskData:
         more: further test parts, by name.
         drawn: which rows of the file or split are used, by part (`train`, `test`, names of further ones), where `data.sample`
             draws a share of them.
-        eval: what the loss is measured on while training; None where nothing is. No row of it is in `train`.
+        eval: what the loss is measured on while training; None where nothing is. A share of the training rows is not in `train`.
+        scoring: what ranks are scored on, where the recipe names rows for it.
+        stream: what is trained on, where rows are read while they are trained on; `train` is then `scoring`, to be looked at.
         packing_ratio: rows that a stage trains on for each example, below 1 where examples are packed.
 
     """
@@ -54,11 +55,14 @@ class TaskData:
     drawn: Mapping[str, DrawnRows] = field(default_factory=dict)
     eval: Dataset | None = None
     packing_ratio: float = 1.0
+    scoring: Dataset | None = None
+    stream: IterableDataset | None = None
 
     @property
     def parts(self) -> dict[str, Dataset]:
         """All parts by name; the first test part is `test`."""
-        named = {"train": self.train, EVAL: self.eval, "test": self.test}
+        train = self.train if self.stream is None else None
+        named = {"train": train, EVAL: self.eval, SCORING: self.scoring, "test": self.test}
         return {**{name: rows for name, rows in named.items() if rows is not None}, **self.more}
 
     def training_rows(self, examples: int) -> int:
@@ -90,7 +94,9 @@ def load_task_data(section: DataSection) -> TaskData:
     """
     raw, wrong = dict[str, Rows](), list[str]()
     first, *others = section.test_parts or (None,)
-    read = {"train": "train", **({EVAL: EVAL} if isinstance(section.eval, str) else {})}
+    read = {} if section.stream else {"train": "train"}
+    read |= {EVAL: EVAL} if isinstance(section.eval, str) else {}
+    read |= {SCORING: SCORING} if section.scoring is not None else {}
     read |= {"test": first} if first is not None else {}
     for part, named in (read | {name: name for name in others}).items():
         try:
@@ -125,47 +131,16 @@ def load_task_data(section: DataSection) -> TaskData:
         seed = 0 if section.sample is None else section.sample.seed
         parts["train"], parts[EVAL] = hold_out(parts["train"], section.eval, seed, EVALUATION_SET)
     hashes = {part: content_hash(rows) for part, rows in parts.items()}
-    more = {name: parts[name] for name in others}
-    return TaskData(parts["train"], parts.get("test"), names, hashes, more, drawn, parts.get(EVAL))
-
-
-def with_tokens(data: TaskData, tokenizer: PreTrainedTokenizerBase, section: DataSection) -> TaskData:
-    """The data of chat, completion and text with the tokens of each example, made once; others as they are.
-
-    Examples that are cut before their first token with a label teach nothing, and are left out.
-
-    Raises:
-        DataError: no example is left of a part, or one that cannot be made into tokens.
-
-    Warns:
-        LorankWarning: examples are cut, or left out.
-
-    """
-    if not section.is_sft:
-        return data
-    made = dict[str, Dataset]()
-    for part, rows in data.parts.items():
-        try:
-            tokens = encode_sft(rows, tokenizer, section)
-        except DataError as error:
-            raise DataError(f"data.{part}: {error}") from None
-        kept = taught(tokens)
-        if not kept:
-            raise DataError(
-                f"data.{part}: no example has a token to learn within data.max_length ({section.max_length} tokens); raise it"
-            )
-        if len(kept) < len(tokens):
-            warnings.warn(
-                f"{len(tokens) - len(kept):,} of {len(tokens):,} {part} examples have no token to learn within data.max_length "
-                f"({section.max_length} tokens): they are left out",
-                LorankWarning,
-                stacklevel=2,
-            )
-        made[part] = concatenate_datasets([rows, tokens], axis=1).select(kept)
-    ratio = len(packed(made["train"], section)) / len(made["train"]) if section.packing else 1.0
-    more = {name: made[name] for name in data.more}
-    return replace(
-        data, train=made["train"], test=made.get("test"), more=more, eval=made.get(EVAL), packing_ratio=ratio
+    return TaskData(
+        parts[SCORING if section.stream else "train"],
+        parts.get("test"),
+        names,
+        hashes,
+        {name: parts[name] for name in others},
+        drawn,
+        eval=parts.get(EVAL),
+        scoring=parts.get(SCORING),
+        stream=streamed(section) if section.stream else None,
     )
 
 
@@ -255,7 +230,7 @@ def _needed(section: DataSection) -> dict[str, str]:
 
 def _from_file(section: DataSection, part: str, needed: Iterable[str]) -> Rows:
     try:
-        files = {"train": section.train, EVAL: section.eval, **section.test_parts}
+        files = {"train": section.train, EVAL: section.eval, SCORING: section.scoring, **section.test_parts}
         return read_rows(Path(str(files[part])), needed)
     except DataError as error:
         raise DataError(f"data.{part}: {error}") from error.__cause__
@@ -263,7 +238,8 @@ def _from_file(section: DataSection, part: str, needed: Iterable[str]) -> Rows:
 
 def _from_hub(section: DataSection, part: str, needed: Iterable[str]) -> Rows:
     """Rows with the types that `datasets` gives them. A folder of this machine is read anew: its cache goes by time stamps."""
-    split = {"train": section.train_split, EVAL: section.eval, **section.test_parts}[part]
+    splits = {"train": section.train_split, EVAL: section.eval, SCORING: section.scoring, **section.test_parts}
+    split = splits[part]
     try:
         if Path(str(section.name)).exists():
             with TemporaryDirectory() as cache:

@@ -9,7 +9,7 @@ from transformers import DataCollatorForSeq2Seq, DataCollatorWithPadding, PreTra
 
 from lorank.tasks.data import TaskData
 from lorank.tasks.section import DataSection
-from lorank.tasks.sft_rows import encode_sft
+from lorank.tasks.sft_tokens import encode_sft
 from lorank.tasks.text_data import IGNORED, encode_text
 
 

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from datasets import Dataset
 
 from lorank.errors import DataError
-from lorank.tasks.section import EVAL, SampleSection
+from lorank.tasks.section import EVAL, SCORING, SampleSection
 
 
 @dataclass(frozen=True)
@@ -39,7 +39,7 @@ def drawn_rows(sample: SampleSection | None, part: str, count: int) -> DrawnRows
         DataError: the share leaves no rows.
 
     """
-    if sample is None or part == EVAL:
+    if sample is None or part in (EVAL, SCORING):
         return None
     key = "train" if part == "train" else "test"
     share: float = getattr(sample, key)

@@ -10,7 +10,7 @@ from lorank.tasks.text_tasks import TEXT_TASKS
 from lorank.validation import Section
 
 GENERAL_TEXT = "general text"  # how it is called among test parts
-EVAL = "eval"  # how the part that is evaluated while training is called
+EVAL, SCORING = "eval", "scoring"  # parts that are evaluated while training, and that ranks are scored on
 # Tasks of decoders whose rows TRL makes into tokens and trains on (its SFTTrainer), each with the columns that it needs.
 SFT_COLUMNS: Mapping[str, tuple[str, ...]] = {
     "chat": ("messages",),
@@ -45,6 +45,16 @@ class DataSection(Section):
         None,
         description="what the loss is measured on while training: a file (a split, of a hub data set), or the share of the "
         "training rows that is held out for it; null: nothing. It may end the training (train.patience), the test part never",
+    )
+    scoring: str | None = Field(
+        None,
+        description="what ranks are scored on: a file (a split, of a hub data set); null: training rows, held out where "
+        "the method has a scoring set",
+    )
+    stream: bool = Field(
+        False,
+        description="of chat, completion and text from the hub: rows are read while they are trained on, never all at once; then "
+        "data.scoring and train.max_steps are needed",
     )
     train_split: str = Field("train", description="split of the hub data set to train on")
     test_split: str | Mapping[str, str] | None = Field(
@@ -162,7 +172,7 @@ class DataSection(Section):
             raise ValueError(f"{keys[0]}: the columns of {self.task} are its own (docs/tasks.md); leave it out")
         if self.task != "chat" and (keys := given("assistant_only", "chat_template")):
             raise ValueError(f"{keys[0]} is for task chat, this is {self.task}; leave it out")
-        if not self.is_sft and (keys := given("packing", "padding_free")):
+        if not self.is_sft and (keys := given("packing", "padding_free", "stream")):
             raise ValueError(f"{keys[0]} is for tasks {', '.join(SFT_COLUMNS)}, this is {self.task}; leave it out")
         if self.prompt is not None and "{" not in self.prompt.rpartition("}")[0]:
             raise ValueError('prompt names no column in braces, for example "{question} Answer:"')
@@ -174,6 +184,8 @@ class DataSection(Section):
             raise ValueError("give either train and test (files) or name (hub), not both and not neither")
         if not self.test_parts and not self.is_sft:
             raise ValueError("a test file (or split) is missing: it is what the run is judged on")
+        if self.stream:
+            _check_stream(self)
         if self.name is not None and self.test is not None:
             raise ValueError("test is a file, and name a hub data set; give test_split in its place")
         for key, parts in (("test", self.test), ("test_split", self.test_split)):
@@ -182,16 +194,30 @@ class DataSection(Section):
         return self
 
 
+def _check_stream(section: DataSection) -> None:
+    """Refuse what needs all rows before the first is trained on."""
+    if section.name is None:
+        raise ValueError("stream is for hub data sets (name), a file is read whole; leave it out")
+    if section.scoring is None:
+        raise ValueError("stream needs scoring, a split of rows that ranks are scored on: none is held out of a stream")
+    if isinstance(section.eval, float) or section.sample is not None:
+        raise ValueError("stream: no share of a stream can be taken; give eval a split, and leave sample out")
+    if section.padding_free:
+        raise ValueError(
+            "stream: TRL does not cut streamed rows without padding; give packing in place of padding_free"
+        )
+
+
 def _check_names(key: str, names: list[str]) -> None:
     """Refuse names of test parts that are taken, or that cannot name a folder."""
     if not names:
         raise ValueError(f"{key}: give at least one part")
     for place, name in enumerate(names):
-        taken = name in ("train", EVAL, GENERAL_TEXT) or (name == "test" and place)
+        taken = name in ("train", EVAL, SCORING, GENERAL_TEXT) or (name == "test" and place)
         if taken or not re.fullmatch(r"[A-Za-z0-9_][\w -]*", name):
             raise ValueError(
                 f"{key}: a part is called {name!r}; allowed: letters, digits, spaces, - and _, but for train, {EVAL}, "
-                f"{GENERAL_TEXT}, and test where it is not the first"
+                f"{SCORING}, {GENERAL_TEXT}, and test where it is not the first"
             )
         if name.startswith("checkpoint-"):
             raise ValueError(f"{key}: a part is called {name!r}, as checkpoints are; give it another name")

@@ -109,7 +109,7 @@ def allocate_in_training(
         section=stage.section,
         directory=stage_folder(directory, "train" if stage.kept else "search", "stage1"),
         model=model,
-        rows=prepared.training_rows(stage.rows),
+        rows=prepared.stage_rows(stage.rows),
         console=console,
         evaluated=stage.kept,
         callbacks=[allocation],

@@ -78,7 +78,7 @@ def train_full(prepared: Prepared, section: TrainingSection, directory: Path, co
         section=section,
         directory=folder,
         model=model,
-        rows=prepared.training_rows(prepared.data.train),
+        rows=prepared.stage_rows(prepared.data.train),
         console=console,
         evaluated=True,
     )

@@ -93,7 +93,7 @@ def train_plan(
         section=section,
         directory=stage_folder(directory, "train", "stage2"),
         model=model,
-        rows=prepared.training_rows(prepared.data.train),
+        rows=prepared.stage_rows(prepared.data.train),
         console=console,
         evaluated=True,
     )

@@ -5,7 +5,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from datasets import Dataset
+from datasets import Dataset, IterableDataset
 from peft import PeftModel, TaskType
 from torch import nn
 from transformers import PreTrainedTokenizerBase, set_seed
@@ -19,7 +19,9 @@ from lorank.tasks.evaluation import evaluate
 from lorank.tasks.evaluation_settings import EvaluationSettings
 from lorank.tasks.general_text import general_losses
 from lorank.tasks.section import EVAL, GENERAL_TEXT, DataSection
-from lorank.tasks.sft_rows import packed
+from lorank.tasks.sft_tokens import packed
+
+_SHUFFLED_AT_A_TIME = 1000  # rows of a stream that are mixed with each other
 
 
 @dataclass(frozen=True)
@@ -91,8 +93,14 @@ class Prepared:
         """Examples as tokens, not padded; as `lorank.tasks.encoding.tokenize`."""
         return tokenize(rows, self.tokenizer, self.section, self.task_type)
 
+    def stage_rows(self, rows: Dataset) -> Dataset | IterableDataset:
+        """What a stage trains on: `training_rows`, or where the recipe streams, the stream in place of these rows."""
+        if self.data.stream is None:
+            return self.training_rows(rows)
+        return self.data.stream.shuffle(seed=self.settings.seed, buffer_size=_SHUFFLED_AT_A_TIME)
+
     def training_rows(self, rows: Dataset) -> Dataset:
-        """What a stage trains on: examples as tokens, packed into longer rows where the recipe says so."""
+        """Examples as tokens, packed into longer rows where the recipe says so."""
         tokens = self.tokenize(rows)
         return packed(tokens, self.section) if self.section.packing else tokens
 

@@ -37,8 +37,11 @@ def _trained_in_fp32(model: nn.Module) -> Iterator[None]:
             setattr(model, name, value)
 
 
-def sft_options(section: DataSection) -> dict[str, Any]:
-    """Options of `SFTConfig` for rows of `Prepared.training_rows`: they are cut, labelled and packed already."""
+def sft_options(section: DataSection, *, streamed: bool) -> dict[str, Any]:
+    """Options of `SFTConfig` for rows of `Prepared.stage_rows`: cut, labelled and packed already, unless they are `streamed`."""
+    if streamed:
+        only = bool(section.assistant_only)
+        return {"max_length": section.max_length, "packing": section.packing, "assistant_only_loss": only}
     return {
         "max_length": None,
         "packing": section.packing,

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from datasets import Dataset
+from datasets import Dataset, IterableDataset
 from peft import LoraConfig, PeftModel, set_peft_model_state_dict
 from rich.console import Console
 from safetensors.torch import load_file, load_model
@@ -137,7 +137,7 @@ def train_stage(
     section: TrainingSection,
     directory: Path,
     model: PreTrainedModel | PeftModel,
-    rows: Dataset,
+    rows: Dataset | IterableDataset,
     console: Console,
     callbacks: Sequence[TrainerCallback] = (),
     evaluated: bool = False,
@@ -152,7 +152,7 @@ def train_stage(
         section: options of this stage.
         directory: for checkpoints.
         model: changed in place.
-        rows: of `Prepared.training_rows`.
+        rows: of `Prepared.stage_rows`.
         console: for lines of progress.
         callbacks: Trainer's.
         evaluated: whether the loss on the recipe's evaluation set is measured while training, and may end it.
@@ -163,7 +163,8 @@ def train_stage(
     """
     eval_rows = None
     if evaluated and prepared.data.eval is not None:
-        eval_rows = prepared.training_rows(prepared.data.eval).remove_columns("length")
+        made = prepared.tokenize if prepared.data.stream is not None else prepared.training_rows
+        eval_rows = made(prepared.data.eval).remove_columns("length")  # beside a stream, TRL packs them itself
     checkpoints = CheckpointCallback(evaluates=eval_rows is not None)
     with processes().main_process_first():  # which clears away what a killed process left
         checkpoint = latest_checkpoint(directory)
@@ -171,15 +172,18 @@ def train_stage(
     arguments = training_arguments(prepared.settings, section, directory, evaluated=eval_rows is not None, **options)
     if arguments.load_best_model_at_end:
         callbacks = (*callbacks, EarlyStoppingCallback(section.patience))
-    lengths = rows["length"]
-    batch = section.batch_size * section.gradient_accumulation
+    order = None
+    if isinstance(rows, Dataset):
+        batch, grouped = section.batch_size * section.gradient_accumulation, prepared.settings.group_by_length
+        order = SeededOrder(rows["length"], batch, prepared.settings.seed, group_by_length=grouped)
+        rows = rows.remove_columns("length")
     trainer = kind(
         stage=name,
         loraplus_lr_ratio=section.loraplus_lr_ratio,
-        order=SeededOrder(lengths, batch, prepared.settings.seed, group_by_length=prepared.settings.group_by_length),
+        order=order,
         model=model,
         args=arguments,
-        train_dataset=rows.remove_columns("length"),
+        train_dataset=rows,
         eval_dataset=eval_rows,
         data_collator=None if prepared.section.is_sft else collator(prepared.tokenizer, prepared.task_type),
         processing_class=prepared.tokenizer if prepared.section.is_sft else None,
@@ -222,7 +226,10 @@ def _trainer_of(prepared: Prepared) -> tuple[type[StageTrainer], dict[str, Any]]
         return StageTrainer, {}
     from lorank.training.sft_trainer import SFTConfig, SFTStageTrainer, sft_options  # slow to import
 
-    return SFTStageTrainer, {"family": SFTConfig, **sft_options(prepared.section)}
+    return SFTStageTrainer, {
+        "family": SFTConfig,
+        **sft_options(prepared.section, streamed=prepared.data.stream is not None),
+    }
 
 
 def _best(checkpoint: Path) -> Path:

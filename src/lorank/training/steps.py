@@ -5,6 +5,15 @@ import math
 from lorank.errors import RecipeError
 from lorank.processes import processes
 from lorank.recipe.sections import TrainingSection
+from lorank.tasks.data import TaskData
+
+
+def rows_of_an_epoch(section: TrainingSection, data: TaskData, examples: int) -> int:
+    """Rows that a stage sees in an epoch of so many examples: packed ones count once; of a stream, all that it reads."""
+    if data.stream is None:
+        return data.training_rows(examples)
+    assert section.max_steps is not None, "a recipe with a stream has steps"
+    return section.max_steps * section.batch_size * section.gradient_accumulation * processes().num_processes
 
 
 def steps_per_epoch(section: TrainingSection, examples: int) -> int:

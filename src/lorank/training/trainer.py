@@ -43,7 +43,7 @@ class StageTrainer(Trainer):
 
     Args:
         stage: name for messages.
-        order: data order; its epoch is set as epochs begin.
+        order: data order; its epoch is set as epochs begin. None: the data are a stream, which has its own.
         loraplus_lr_ratio: of LoRA+, for a PEFT LoRA; None: one learning rate for all.
         **options: of `transformers.Trainer`.
 
@@ -56,7 +56,7 @@ class StageTrainer(Trainer):
         self,
         *,
         stage: str,
-        order: SeededOrder,
+        order: SeededOrder | None,
         loraplus_lr_ratio: float | None = None,
         **options: Any,
     ) -> None:
@@ -66,9 +66,10 @@ class StageTrainer(Trainer):
             self.model_accepts_loss_kwargs = False
         self._first_bad_step = torch.tensor(-1, device=self.args.device)
         # First in the list: the epoch must be set before the order is asked for.
-        self.callback_handler.callbacks.insert(0, _SetEpoch(order))
+        if order is not None:
+            self.callback_handler.callbacks.insert(0, _SetEpoch(order))
 
-    def _get_train_sampler(self, train_dataset: Any = None) -> SeededOrder:
+    def _get_train_sampler(self, train_dataset: Any = None) -> SeededOrder | None:
         return self.order
 
     def create_optimizer(self, model: Any = None) -> torch.optim.Optimizer:
