@@ -17,7 +17,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaConfig, Llama
 
 from lorank.compare.grid import Grid
 from lorank.compare.grid_checks import check_grid
-from lorank.errors import DataError, LorankError, RecipeError
+from lorank.errors import DataError, LorankError, OutputError, RecipeError
 from lorank.recipe.files import make_recipe
 from lorank.recipe.recipe import Recipe
 from lorank.recipe.search_length import search_steps
@@ -153,6 +153,16 @@ def test_the_best_adapter_is_kept_also_when_a_finished_stage_is_read_again(
     assert (tmp_path / "out" / "adapter" / "adapter_model.safetensors").read_bytes() == kept
     assert again.results == result.results
     assert "with the lowest one is kept" in (tmp_path / "out" / "adapter" / "README.md").read_text()
+
+
+def test_another_template_is_another_run(recipe_of: Callable[..., Recipe], tmp_path: Path) -> None:
+    template = tmp_path / "own.jinja"
+    template.write_text(TEMPLATE)
+    recipe = recipe_of(data={"chat_template": str(template)})
+    run(recipe, tmp_path / "out", QUIET)
+    template.write_text(TEMPLATE.replace("very", "rather"))
+    with pytest.raises(OutputError, match="the data changed since this run began: chat template"):
+        run(recipe, tmp_path / "out", QUIET)
 
 
 @pytest.mark.parametrize("data", [{"packing": True}, {"padding_free": True}])

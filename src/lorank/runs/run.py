@@ -35,7 +35,7 @@ from lorank.runs.prepare import prepare
 from lorank.runs.recipe_values import pretrained_of
 from lorank.scores import ImportanceScores
 from lorank.tasks.data import TaskData
-from lorank.tasks.section import EVAL, SCORING, DataSection
+from lorank.tasks.section import DataSection
 
 
 @dataclass(frozen=True)
@@ -210,7 +210,7 @@ def _data_described(section: DataSection, data: TaskData, *, chosen: bool) -> st
     else:
         train, *tests = (f"`{Path(str(path)).name}`" for path in (section.train, *parts.values()))
     labels = f", {len(data.label_names)} labels" if data.label_names else f", {section.task}"
-    sums = {name: sum_ for name, sum_ in data.hashes.items() if name not in ("train", EVAL, SCORING)}
+    sums = {name: sum_ for name, sum_ in data.hashes.items() if name == "test" or name in data.more}
     use = "never used for scoring or stopping"
     if data.hashes.get("train") in sums.values():
         use = (

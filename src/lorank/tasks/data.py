@@ -23,6 +23,7 @@ from lorank.tasks.section import EVAL, SCORING, SFT_COLUMNS, DataSection
 from lorank.tasks.sft_rows import OPTIONAL, SHAREGPT, sft_examples, streamed
 from lorank.tasks.text_data import needed_columns, prompts_and_targets
 
+_TEMPLATE = "chat template"
 SCORING_SET, EVALUATION_SET = "scoring set", "evaluation set"
 
 
@@ -36,7 +37,8 @@ class TaskData:
             are made (`with_tokens`), their tokens.
         test: the same, evaluated once at the end; of several parts the first; None where the recipe has none.
         label_names: name of each class in order; empty for regression and tasks that write.
-        hashes: SHA-256 over the content of each part, for the record and for resuming; the first test part is `test`.
+        hashes: SHA-256 over the content of each part, for the record and for resuming; the first test part is `test`. A chat
+            template of the recipe's own has one, too.
         more: further test parts, by name.
         drawn: which rows of the file or split are used, by part (`train`, `test`, names of further ones), where `data.sample`
             draws a share of them.
@@ -131,6 +133,8 @@ def load_task_data(section: DataSection) -> TaskData:
         seed = 0 if section.sample is None else section.sample.seed
         parts["train"], parts[EVAL] = hold_out(parts["train"], section.eval, seed, EVALUATION_SET)
     hashes = {part: content_hash(rows) for part, rows in parts.items()}
+    if section.chat_template is not None and Path(section.chat_template).is_file():  # it decides what is read, too
+        hashes[_TEMPLATE] = hashlib.sha256(Path(section.chat_template).read_bytes()).hexdigest()
     return TaskData(
         parts[SCORING if section.stream else "train"],
         parts.get("test"),
