@@ -183,7 +183,8 @@ class DataSection(Section):
         if (self.name is None) == (self.train is None):
             raise ValueError("give either train and test (files) or name (hub), not both and not neither")
         if not self.test_parts and not self.is_sft:
-            raise ValueError("a test file (or split) is missing: it is what the run is judged on")
+            missing = "a test file is missing" if self.name is None else "test_split is missing"
+            raise ValueError(f"{missing}: it is what the run is judged on")
         if self.stream:
             _check_stream(self)
         if self.name is not None and self.test is not None:
