@@ -23,6 +23,7 @@ from lorank.runs.choices import allocation_stage
 from lorank.scores import ImportanceScores
 from lorank.targets import Target, unit_costs
 from lorank.tasks.data import content_hash
+from lorank.tasks.section import SCORING
 from lorank.training.allocation_stage import allocate_in_training
 from lorank.training.checkpoints import latest_checkpoint, read_progress, stage_folder
 from lorank.training.plan_stage import Evaluation, evaluate_adapter, train_plan
@@ -152,8 +153,12 @@ class MethodRun:
                 name = f"train, {self.method}"
                 self.console.print(f"{name}: training {plan.spent:,} adapter parameters", highlight=False)
                 train_plan(self.prepared, self.recipe.train, plan, self.folder, self.console, name, start)
-            parts = {name: rows for name, rows in self.prepared.data.parts.items() if name != "train"}
-            named = [f"{len(rows):,}" + ("" if name == "test" else f" ({name})") for name, rows in parts.items()]
+            parts = self.prepared.data.parts.items()
+            named = [
+                f"{len(rows):,}" + ("" if name == "test" else f" ({name})")
+                for name, rows in parts
+                if name not in ("train", SCORING)
+            ]
             if named:
                 self.console.print(f"evaluating {self.method} on {', '.join(named)} examples", highlight=False)
             stage = stage_folder(self.folder, "train", "stage1" if kept else "stage2")
