@@ -41,7 +41,7 @@ def test_the_same_plan_and_weights(preset: str, tiny_recipe: Any, tmp_path: Path
     run(recipe, tmp_path / "run", Console(quiet=True))
 
     tokenizer, data = AutoTokenizer.from_pretrained(recipe.model.name), load_task_data(recipe.data)
-    train, scoring = split_for_scoring(recipe, data.train)
+    train, scoring = split_for_scoring(recipe, data)
 
     def tokens(rows: Any) -> Any:
         encoded = rows.map(lambda row: tokenizer(row["text_1"], truncation=True, max_length=16), keep_in_memory=True)
