@@ -158,9 +158,10 @@ class CalibrationSet(Section):
 class PlanScale(Section):
     """Scale of the adapter that is served."""
 
-    scale_by: Literal["initial", "target", "active"] = Field(
+    scale_by: Literal["initial", "target", "active", "rslora"] = Field(
         "initial",
-        description="A13: alpha / r with r the initial rank (one scale for all), the plan's mean, or the module's own",
+        description="A13: alpha / r with r the initial rank (one scale for all), the plan's mean, or the module's own; rslora is "
+        "alpha / sqrt(r) with the module's own r; alpha is scale times the initial rank",
     )
 
 

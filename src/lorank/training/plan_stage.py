@@ -50,11 +50,11 @@ def scaled_plan(plan: RankPlan, alpha: float, scale_by: str) -> RankPlan:
     """The plan with the scale of reading A13.
 
     With `alpha = scale · r_init`: `initial` scales every module by `alpha / r_init`, as the plan has it; `target` by alpha over
-    the mean rank of the plan, `active` by alpha over the module's own rank.
+    the mean rank of the plan, `active` by alpha over the module's own rank, and `rslora` over its square root.
     """
     if scale_by == "target":
         return replace(plan, scale=alpha * len(plan.ranks) / plan.total_rank)
-    return replace(plan, alpha=alpha) if scale_by == "active" else plan
+    return plan if scale_by == "initial" else replace(plan, alpha=alpha, rslora=scale_by == "rslora")
 
 
 def train_plan(
