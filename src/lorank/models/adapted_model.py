@@ -1,5 +1,6 @@
 """A saved adapter on its base model, as plain PEFT loads it."""
 
+import math
 from collections.abc import Mapping, Sequence
 from copy import deepcopy
 from pathlib import Path
@@ -52,7 +53,7 @@ def load_adapted(
                 output_loading_info=True,
                 ignore_mismatched_sizes=width is not None,  # a head for another number of labels
             )
-            check_loaded(model, loading, name, heads=saved_modules(adapter), error=AdapterError)
+            check_loaded(model, loading, name, heads=list(saved_modules(adapter)), error=AdapterError)
             if dequantise:
                 model = _dequantised(model, dtype if isinstance(dtype, torch.dtype) else None)
         return PeftModel.from_pretrained(model, str(adapter))
@@ -189,11 +190,14 @@ def _dequantised(model: Any, dtype: torch.dtype | None) -> Any:
     return model
 
 
-def saved_modules(adapter: Path) -> list[str]:
-    """Names, in the base model, of the modules that the adapter brings whole: they may be new in the base."""
+def saved_modules(adapter: Path) -> dict[str, int]:
+    """Names, in the base model, of the modules that the adapter brings whole, which may be new in the base -> parameters."""
     path = adapter / "adapter_model.safetensors"
-    if not path.is_file():
-        return []
-    with safe_open(path, framework="numpy") as file:
-        whole = [key for key in file.keys() if not is_adapter_tensor(key)]  # noqa: SIM118
-    return sorted({in_base_model(parent_of(key)) for key in whole})
+    found: dict[str, int] = {}
+    if path.is_file():
+        with safe_open(path, framework="numpy") as file:
+            for key in sorted(file.keys()):
+                if not is_adapter_tensor(key):
+                    name = in_base_model(parent_of(key))
+                    found[name] = found.get(name, 0) + math.prod(file.get_slice(key).get_shape())
+    return found

@@ -70,6 +70,11 @@ class ModelSection(Section):
         description="transformers' attn_implementation: eager, sdpa, flash_attention_2, ...; null: transformers' choice",
     )
     revision: str | None = Field(None, description="branch, tag or commit of a hub model; null: the main branch")
+    modules_to_save: tuple[str, ...] | None = Field(
+        None,
+        description="names of modules, or their ends, that train whole beside the adapters, as PEFT's: embed_tokens, lm_head; "
+        "heads of classifiers do in any case; not in the budget",
+    )
 
 
 class TrainingSection(Section):

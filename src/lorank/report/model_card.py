@@ -29,7 +29,10 @@ with lorank.
 ![rank by layer and projection](ranks.png)
 {% endif %}
 {{ mean_ranks }}
-
+{% if whole %}
+Trained whole beside it, in its file and not in the budget: \
+{% for name, size in whole.items() %}`{{ name }}` ({{ "{:,}".format(size) }} parameters){{ ", " if not loop.last }}{% endfor %}.
+{% endif %}
 ## Data
 
 {{ data }}
@@ -86,6 +89,7 @@ def write_model_card(
     num_labels: int,
     seed: int,
     base_options: str = "",
+    whole: Mapping[str, int] | None = None,
     picture: Path | None = None,
 ) -> None:
     """Write README.md into an adapter's folder, over the empty form that PEFT leaves there; and copy the picture beside it.
@@ -106,6 +110,7 @@ def write_model_card(
         num_labels: width of the head of a classifier.
         seed: of the run.
         base_options: arguments that load the base model as it was trained on, as Python writes them; empty where there are none.
+        whole: modules that were trained whole -> their parameters.
         picture: ranks.png.
 
     """
@@ -132,6 +137,7 @@ def write_model_card(
         adapted=sum(rank > 0 for rank in plan.ranks.values()),
         method=method,
         preset=preset,
+        whole=whole,
         picture=picture is not None,
         data=data,
         metrics=list(named_values(next(iter(results.values())))),

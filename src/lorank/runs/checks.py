@@ -20,6 +20,7 @@ from lorank.methods import METHODS
 from lorank.models.base_size import base_parameters
 from lorank.models.loading import head_modules, task_type_of, without_weights
 from lorank.models.positions import longest_input
+from lorank.models.trained_whole import trained_whole
 from lorank.module_names import is_within
 from lorank.plan import RankPlan
 from lorank.recipe.optimizers import cannot_be_cut
@@ -79,6 +80,12 @@ def _check_budget(
     if inside := [target.name for target in targets if is_within(target.name, heads)]:
         raise TargetError(
             f"target_modules match {inside[0]!r}, part of the head, which is trained whole; name the others more closely"
+        )
+    whole = trained_whole(model, recipe.model.modules_to_save, heads).names
+    if inside := [target.name for target in targets if is_within(target.name, whole)]:
+        raise TargetError(
+            f"{inside[0]!r} would be trained whole (model.modules_to_save), and is a target; name it in one of them, or give it "
+            "to exclude_modules"
         )
     costs, size = unit_costs(targets), base_parameters(model)
     initial, limits = recipe.triplets.initial_rank, recipe.ranks

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from peft import PeftModel, get_peft_model
+from peft import PeftModel
 from peft.tuners.lora import LoraLayer
 from rich.console import Console
 from safetensors import safe_open
@@ -76,13 +76,8 @@ def train_plan(
 
     """
     task = prepared.load_model()
-    config = plan.lora_config(
-        lora_dropout=prepared.settings.lora_dropout,
-        modules_to_save=list(task.heads) or None,
-        task_type=task.task_type,
-        revision=task.revision,
-    )
-    model = get_peft_model(task.model, config)
+    config = plan.lora_config(lora_dropout=prepared.settings.lora_dropout, **task.lora_options)
+    model = task.adapted(config)
     _check_ranks(model, plan)
     if start is not None:
         start(model)
