@@ -53,9 +53,9 @@ def test_a_narrow_base_stays_as_small_as_it_was_under_fp32_adapters(
     for module in (plan_stage, allocation_stage):
         save = module.save_adapter
 
-        def saved(model: Any, directory: Path, save: Any = save) -> None:
+        def saved(model: Any, directory: Path, tokenizer: Any = None, save: Any = save) -> None:
             trained.append(base_bytes(model))
-            save(model, directory)
+            save(model, directory, tokenizer)
 
         monkeypatch.setattr(module, "save_adapter", saved)
     recipe = recipe_on(method, {"quantization": quantization})

@@ -17,6 +17,7 @@ from transformers import AutoConfig, AutoModel, PreTrainedModel
 from lorank.errors import AdapterError, one_line
 from lorank.models.head_width import labels_by_shape
 from lorank.models.loading import NOT_LOADABLE, quiet_loading
+from lorank.models.new_tokens import resize_embeddings
 from lorank.models.weights import check_loaded
 from lorank.module_names import in_base_model, is_adapter_tensor, parameter_of_tensor, parent_of
 
@@ -30,6 +31,8 @@ def load_adapted(
     trust_remote_code: bool = False,
 ) -> PeftModel:
     """Load an adapter on the base model that its config names, or on `base`, with a head as wide as the saved one.
+
+    Its embeddings get the rows of tokens that were added for the adapter.
 
     With `dequantise`, a base model that is saved in 4 or 8 bit is turned into `dtype` first, and is no longer quantised.
 
@@ -54,6 +57,7 @@ def load_adapted(
                 ignore_mismatched_sizes=width is not None,  # a head for another number of labels
             )
             check_loaded(model, loading, name, heads=list(saved_modules(adapter)), error=AdapterError)
+            _resize(model, adapter)
             if dequantise:
                 model = _dequantised(model, dtype if isinstance(dtype, torch.dtype) else None)
         return PeftModel.from_pretrained(model, str(adapter))
@@ -146,6 +150,17 @@ def _base_of(adapter: Path, base: str | None, *, trust_remote_code: bool) -> tup
     revision = str(saved.revision or "main") if base in (None, saved.base_model_name_or_path) else "main"
     config = AutoConfig.from_pretrained(name, trust_remote_code=trust_remote_code, revision=revision)
     return name, model_class(saved.task_type, config, class_of(saved.to_dict())), config, revision
+
+
+def _resize(model: Any, adapter: Path) -> None:
+    """Give the embeddings the rows that an adapter trains, or has in a table that was trained whole."""
+    tokens = getattr(PeftConfig.from_pretrained(str(adapter)), "trainable_token_indices", None) or ()
+    needed = [max(rows) + 1 for rows in (tokens.values() if isinstance(tokens, Mapping) else [tokens]) if rows]
+    saved = _saved_shapes(adapter)
+    table = next((name for name, module in model.named_modules() if module is model.get_input_embeddings()), "")
+    needed += saved.get(f"{table}.weight", [])[:1]
+    if needed:
+        resize_embeddings(model, max(needed), from_mean=False)
 
 
 def _is_model(candidate: Any) -> bool:

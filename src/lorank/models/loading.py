@@ -28,6 +28,7 @@ from lorank.errors import RecipeError, one_line
 from lorank.models.base_dtype import DTYPES, dtype_of_checkpoint, train_in_fp32
 from lorank.models.classifier_dropout import set_classifier_dropout
 from lorank.models.families import trained_families
+from lorank.models.new_tokens import add_new_tokens, resize_embeddings, rows_of_new_tokens
 from lorank.models.padding_token import set_pad_id, set_padding
 from lorank.models.pretrained import Pretrained
 from lorank.models.quantization import quantization_config
@@ -101,7 +102,7 @@ def load_tokenizer(base: Pretrained) -> PreTrainedTokenizerBase:
     """Tokenizer of the base model.
 
     Raises:
-        RecipeError: there is none under that name, or it has no token to pad with.
+        RecipeError: there is none under that name, it has no token to pad with, or has one of `new_tokens` already.
 
     """
     try:
@@ -111,6 +112,7 @@ def load_tokenizer(base: Pretrained) -> PreTrainedTokenizerBase:
     except NOT_LOADABLE as error:
         raise _not_loadable(base.name, error) from None
     set_padding(tokenizer, config_of(base), base.name)
+    add_new_tokens(tokenizer, base.new_tokens, base.name)
     return tokenizer
 
 
@@ -149,14 +151,19 @@ def load_task_model(base: Pretrained, task_type: TaskType, label_names: Sequence
             )
     except NOT_LOADABLE as error:
         raise _not_loadable(base.name, error) from None
-    set_pad_id(model, int(load_tokenizer(base).pad_token_id))
+    tokenizer = load_tokenizer(base)
+    set_pad_id(model, int(tokenizer.pad_token_id))
     heads = head_modules(model, loading["missing_keys"]) if task_type == TaskType.SEQ_CLS else ()
     beside = head_modules(model) if task_type == TaskType.SEQ_CLS else ()
     check_loaded(model, loading, base.name, heads=beside)
+    if base.new_tokens:
+        with quiet_loading():
+            resize_embeddings(model, len(tokenizer), from_mean=True)
     train_in_fp32(model, heads)
     whole = trained_whole(model, base.modules_to_save, heads)
     check_not_quantised(model, whole)
-    return TaskModel(model, heads, task_type, base.revision, whole)
+    rows = rows_of_new_tokens(model, tokenizer, base.new_tokens, whole)
+    return TaskModel(model, heads, task_type, base.revision, whole, rows)
 
 
 def _never_quantised(base: Pretrained, task_type: TaskType) -> tuple[str, ...]:
@@ -188,19 +195,22 @@ def check_classifier_dropout(base: Pretrained) -> None:
 
 
 def without_weights(base: Pretrained, task_type: TaskType) -> nn.Module:
-    """`load_without_weights` of a base model.
+    """`load_without_weights` of a base model, with embeddings for its new tokens.
 
     Raises:
         RecipeError: as there, or an attention that transformers or the model does not have.
 
     """
-    return load_without_weights(
+    model = load_without_weights(
         base.name,
         trust_remote_code=base.trust_remote_code,
         task_type=task_type,
         revision=base.revision,
         attention=base.attention,
     )
+    if base.new_tokens:
+        resize_embeddings(model, len(load_tokenizer(base)), from_mean=False)
+    return model
 
 
 def load_without_weights(

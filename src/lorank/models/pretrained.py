@@ -17,6 +17,7 @@ class Pretrained:
         attention: transformers' `attn_implementation`; None: transformers' choice.
         revision: branch, tag or commit on the hub; None: the main branch.
         modules_to_save: names, or their ends, of modules that train whole beside the adapters.
+        new_tokens: special tokens that its tokenizer lacks, whose rows of the embeddings train.
 
     """
 
@@ -29,3 +30,4 @@ class Pretrained:
     attention: str | None = None
     revision: str | None = None
     modules_to_save: tuple[str, ...] | None = None
+    new_tokens: tuple[str, ...] | None = None

@@ -75,6 +75,11 @@ class ModelSection(Section):
         description="names of modules, or their ends, that train whole beside the adapters, as PEFT's: embed_tokens, lm_head; "
         "heads of classifiers do in any case; not in the budget",
     )
+    new_tokens: tuple[str, ...] | None = Field(
+        None,
+        description="special tokens to add to the tokenizer, [<|im_start|>, <|im_end|>]; the embeddings are resized, and the new "
+        "rows train",
+    )
 
 
 class TrainingSection(Section):

@@ -17,6 +17,7 @@ from lorank.artefact import versions
 from lorank.errors import BudgetError, RecipeError, TargetError
 from lorank.findings import Findings
 from lorank.methods import METHODS
+from lorank.model_parts import heads_of
 from lorank.models.base_size import base_parameters
 from lorank.models.loading import head_modules, task_type_of, without_weights
 from lorank.models.positions import longest_input
@@ -86,6 +87,13 @@ def _check_budget(
         raise TargetError(
             f"{inside[0]!r} would be trained whole (model.modules_to_save), and is a target; name it in one of them, or give it "
             "to exclude_modules"
+        )
+    output = next(
+        (name for name, part in model.named_modules() if recipe.model.new_tokens and part in heads_of(model)), None
+    )
+    if output and any(target.name == output for target in targets):
+        raise TargetError(
+            f"{output!r} is a target, and would train the rows of model.new_tokens: give it to exclude_modules"
         )
     costs, size = unit_costs(targets), base_parameters(model)
     initial, limits = recipe.triplets.initial_rank, recipe.ranks

@@ -115,6 +115,11 @@ def prepare(
             f"model.modules_to_save: {', '.join(whole.names)} train whole, {whole.parameters:,} parameters that are not in "
             f"the budget{'; the output layer shares the weight, and follows' if whole.tied else ''}"
         )
+    if base.new_tokens:
+        say(
+            f"model.new_tokens: {len(base.new_tokens)} tokens are added, {len(tokenizer):,} in all; their rows of the embeddings "
+            "train beside the adapters and are not in the budget"
+        )
     return recipe, Prepared(
         base=base,
         task_type=task_type,

@@ -188,6 +188,7 @@ def _write_results(main_run: MethodRun, preset: Any, plan: RankPlan, results: Ma
         num_labels=len(prepared.data.label_names) or 1,
         seed=prepared.settings.seed,
         base_options=loading_options(prepared.base, config_of(prepared.base)),
+        resized=bool(prepared.base.new_tokens),
         whole=saved_modules(main_run.folder / "adapter"),
         picture=picture if picture.is_file() else None,
     )

@@ -114,6 +114,6 @@ def allocate_in_training(
     if rule := found["stop_rule"]:
         console.print(f"{stage.name}: ended, {found['ended']}; rule: {rule}", highlight=False)
     if stage.kept:
-        save_adapter(model, directory)
+        save_adapter(model, directory, prepared.tokenizer if prepared.base.new_tokens else None)
     processes().wait_for_everyone()  # until the first has written scores and plan
     return allocation

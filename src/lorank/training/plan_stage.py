@@ -11,6 +11,7 @@ from peft import PeftModel
 from peft.tuners.lora import LoraLayer
 from rich.console import Console
 from safetensors import safe_open
+from transformers import PreTrainedTokenizerBase
 
 from lorank.adapter.effect import warn_without_effect
 from lorank.errors import PlanError
@@ -90,13 +91,14 @@ def train_plan(
         rows=prepared.tokenize(prepared.data.train),
         console=console,
     )
-    save_adapter(model, directory)
+    save_adapter(model, directory, prepared.tokenizer if prepared.base.new_tokens else None)
 
 
-def save_adapter(model: PeftModel, directory: Path) -> None:
+def save_adapter(model: PeftModel, directory: Path, tokenizer: PreTrainedTokenizerBase | None = None) -> None:
     """Save the adapter under `directory/adapter`, whole or not at all; every process waits for the first, which does it.
 
-    Names of labels are saved beside it.
+    Names of labels are saved beside it, and a tokenizer that is not the base model's. Of embeddings that were resized for it
+    the file has the rows that trained, and not the whole tables.
 
     Warns:
         LorankWarning: the adapter does nothing.
@@ -106,7 +108,9 @@ def save_adapter(model: PeftModel, directory: Path) -> None:
         warn_without_effect(model, str(directory / "adapter"))
         partial = directory / ".adapter.partial"
         shutil.rmtree(partial, ignore_errors=True)
-        model.save_pretrained(str(partial))
+        model.save_pretrained(str(partial), **({} if tokenizer is None else {"save_embedding_layers": False}))
+        if tokenizer is not None:
+            tokenizer.save_pretrained(str(partial))
         write_label_names(partial, label_names_of(model))
         partial.rename(directory / "adapter")
     processes().wait_for_everyone()
