@@ -172,8 +172,8 @@ stage, as PEFT's option of that name. They are in the adapter's file and not in 
 say how many parameters they are. PEFT trains a copy and keeps the base's own module: on a bf16 base the copy is fp32, so such a
 module costs its size again, twice as wide, with gradients and the optimizer's state. An output layer that shares the
 embedding's weight trains with it as one (`ensure_weight_tying`). A target of the adapters is refused, and a linear layer that is
-named is not quantised. Plain PEFT loads the adapter; on a bf16 base it holds these modules in bf16, which rounds them, and runs are
-evaluated so. Most serving engines refuse or lose them: `lorank verify` says which, and `lorank merge` adds them to the model.
+named is not quantised. Plain PEFT loads the adapter; on a bf16 base it holds these modules in bf16, which rounds them, and runs
+are evaluated so. Most serving engines refuse or lose them: `lorank verify` says which, and `lorank merge` adds them to the model.
 
 **New tokens.** `model.new_tokens: ["<|im_start|>", "<|im_end|>"]` adds special tokens to the tokenizer, and gives the embeddings
 rows for them where they have none to spare (drawn around the mean of the others, as transformers does). Only these rows train, in
@@ -203,9 +203,9 @@ The first table has the values of the default preset, and a second table shows w
 A15 are the open points of I-LoRA's text ([i-lora.md](i-lora.md)). In Python the same options are keywords of
 `RankAllocation` and `AllocationLoop` ([in-training.md](in-training.md#options)).
 
-`start.scale_by: rslora` is the scale of rsLoRA (arXiv 2312.03732) for each module's own rank: alpha / sqrt(r), alpha being `scale`
-times `triplets.initial_rank`. The adapter says it in `alpha_pattern`, as alpha · sqrt(r), and leaves `use_rslora` off, so that
-engines that do not know rsLoRA scale it as any other adapter of mixed ranks. Methods that keep the triplets that they trained
+`start.scale_by: rslora` is the scale of rsLoRA (arXiv 2312.03732) for each module's own rank: alpha / sqrt(r), with an alpha of
+`scale` times `triplets.initial_rank`. The adapter says it in `alpha_pattern`, as alpha · sqrt(r), and leaves `use_rslora` off.
+Engines that do not know rsLoRA scale it so as any other adapter of mixed ranks. Methods that keep the triplets that they trained
 (adalora, igu-lora) keep their scale, and refuse it. `lorank compare` needs one scale for all, and refuses it too.
 """
 

@@ -39,6 +39,9 @@ def inspect_command(
     ] = None,
     dtype: Annotated[str | None, typer.Option(help="fp32, bf16 or fp16; default: the config's")] = None,
     quantization: Annotated[str | None, typer.Option(help="4bit or 8bit, by bitsandbytes")] = None,
+    modules_to_save: Annotated[
+        str | None, typer.Option(help='modules that train whole beside the adapters, "embed_tokens,lm_head"')
+    ] = None,
     optimizer: Annotated[str | None, typer.Option(help="adamw or sgd; default: adamw")] = None,
     gradient_checkpointing: Annotated[bool, typer.Option(help="keep the inputs of blocks alone")] = False,
     gpus: Annotated[int | None, typer.Option(help="devices; default: 1")] = None,
@@ -59,6 +62,7 @@ def inspect_command(
         "target_seq": target_seq, "dtype": dtype, "quantization": quantization, "optimizer": optimizer, "gpus": gpus,
         "shard": shard, "steps": steps, "epochs": epochs, "scoring_batch": scoring_batch, "examples": examples,
         "gradient_checkpointing": gradient_checkpointing or None,
+        "modules_to_save": modules_to_save and [name.strip() for name in modules_to_save.split(",")],
     }  # fmt: skip
     with clear_errors():
         _check(asked, task, json)
