@@ -54,6 +54,20 @@ def test_a_shared_weight_trains_as_one(names: list[str]) -> None:
     assert model(input_ids=ids).logits.dtype == torch.bfloat16
 
 
+def test_a_whole_block_that_returns_what_it_was_given_trains_in_fp32() -> None:
+    found = trained_whole(llama(), ["layers.0.self_attn", "layers.0.mlp"])
+    config = LoraConfig(r=1, target_modules=["model.layers.1.self_attn.q_proj"], modules_to_save=list(found.names))
+    model = get_peft_model(llama().to(torch.bfloat16), config)
+    train_copies_in_fp32(model)
+    ids = torch.arange(8)[None].repeat(2, 1)
+    mask = torch.ones_like(ids)
+    mask[0, 5:] = 0
+    model(input_ids=ids, attention_mask=mask, labels=ids).loss.backward()
+    trained = [p for name, p in model.named_parameters() if p.requires_grad and ".lora_" not in name]
+    assert {p.dtype for p in trained} == {torch.float32}
+    assert all(p.grad is not None for p in trained)
+
+
 @pytest.mark.parametrize(
     ("names", "said"),
     [

@@ -57,12 +57,14 @@ def widen_inputs(module: nn.Module) -> None:
 
 
 def narrow_outputs(module: nn.Module, dtype: torch.dtype) -> None:
-    """Turn the tensor that a module returns into `dtype`."""
+    """Turn what a module returns into `dtype`: a tensor, or a tuple with some in it."""
     module.register_forward_hook(partial(_narrowed, dtype))
 
 
 def _narrowed(dtype: torch.dtype, module: nn.Module, inputs: tuple[Any, ...], output: Any) -> Any:
-    return output.to(dtype) if isinstance(output, torch.Tensor) else output
+    if type(output) is tuple:
+        return tuple(_narrowed(dtype, module, inputs, one) for one in output)
+    return output.to(dtype) if isinstance(output, torch.Tensor) and output.is_floating_point() else output
 
 
 def _widened(
@@ -72,4 +74,6 @@ def _widened(
 
 
 def _wide(value: Any) -> Any:
+    if type(value) is tuple:
+        return tuple(map(_wide, value))
     return value.to(torch.float32) if isinstance(value, torch.Tensor) and value.dtype in NARROW else value
