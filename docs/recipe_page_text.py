@@ -166,6 +166,28 @@ and poolers are not. Nothing of the base model is turned into fp32 for training 
 that to embeddings, norms and the output layer), so it stays as small as it was loaded. Give `model.dtype: bf16` on a GPU
 where the checkpoint is in fp32: it is what 4-bit matrix products are computed in. A checkpoint that is saved in 4 or 8 bit is
 loaded as it is, without `model.quantization`. The model card of the adapter says how its base was loaded.
+
+**Modules that train whole.** `model.modules_to_save: [embed_tokens, lm_head]` trains these modules beside the adapters, in every
+stage, as PEFT's option of that name. They are in the adapter's file and not in the budget; a line of output and the model card
+say how many parameters they are. PEFT trains a copy and keeps the base's own module: on a bf16 base the copy is fp32, so such a
+module costs its size again, twice as wide, with gradients and the optimizer's state. An output layer that shares the
+embedding's weight trains with it as one (`ensure_weight_tying`). A target of the adapters is refused, and a linear layer that is
+named is not quantised. Plain PEFT loads the adapter; on a bf16 base it holds these modules in bf16, which rounds them, and runs
+are evaluated so. Most serving engines refuse or lose them: `lorank verify` says which, and `lorank merge` adds them to the model.
+
+**New tokens.** `model.new_tokens: ["<|im_start|>", "<|im_end|>"]` adds special tokens to the tokenizer, and gives the embeddings
+rows for them where they have none to spare (drawn around the mean of the others, as transformers does). Only these rows train, in
+fp32 (PEFT's `trainable_token_indices`), in the embedding and in an output layer that does not share its weight. The adapter's
+folder has the tokenizer. PEFT needs a base with as many rows; the model card has the lines that load it:
+
+```python
+tokenizer = AutoTokenizer.from_pretrained("adapter")
+base.resize_token_embeddings(max(len(tokenizer), base.get_input_embeddings().num_embeddings))
+model = PeftModel.from_pretrained(base, "adapter")
+```
+
+No serving form can carry new tokens: `lorank export` refuses them, `lorank merge` makes a whole model with its tokenizer.
+Encoder-decoders are refused. `lorank headroom` and the short runs of `lorank suggest` train adapters and heads alone, on both.
 """
 
 STAGE_KEYS = """
@@ -180,6 +202,11 @@ CHOICE_KEYS = """
 The first table has the values of the default preset, and a second table shows where the presets of a method differ. A1 to
 A15 are the open points of I-LoRA's text ([i-lora.md](i-lora.md)). In Python the same options are keywords of
 `RankAllocation` and `AllocationLoop` ([in-training.md](in-training.md#options)).
+
+`start.scale_by: rslora` is the scale of rsLoRA (arXiv 2312.03732) for each module's own rank: alpha / sqrt(r), with an alpha of
+`scale` times `triplets.initial_rank`. The adapter says it in `alpha_pattern`, as alpha · sqrt(r), and leaves `use_rslora` off.
+Engines that do not know rsLoRA scale it so as any other adapter of mixed ranks. Methods that keep the triplets that they trained
+(adalora, igu-lora) keep their scale, and refuse it. `lorank compare` needs one scale for all, and refuses it too.
 """
 
 EXPERT_KEYS = """

@@ -1,10 +1,11 @@
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from peft import get_peft_model
+from peft import LoraConfig, get_peft_model
 from peft.tuners.lora import LoraLayer
 from transformers import BertForSequenceClassification
 
@@ -62,6 +63,28 @@ def test_the_config_says_the_same_scale_to_engines_that_ignore_patterns() -> Non
         some_plan().lora_config(r=4)
     with pytest.raises(LorankError, match="every rank"):
         some_plan((0,) * 6).lora_config()
+
+
+def test_the_scale_of_rslora_is_written_so_that_no_engine_has_to_know_it(tmp_path: Path) -> None:
+    plan = replace(some_plan(), alpha=8.0, rslora=True)
+    config = plan.lora_config()
+    ours = get_peft_model(BertForSequenceClassification(tiny_config()), config)
+    assert not config.use_rslora
+    same = LoraConfig(
+        r=3, lora_alpha=8, use_rslora=True, rank_pattern=config.rank_pattern, target_modules=config.target_modules
+    )
+    theirs = get_peft_model(BertForSequenceClassification(tiny_config()), same)
+    for (name, mine), (_, layer) in zip(ours.named_modules(), theirs.named_modules(), strict=True):
+        if isinstance(mine, LoraLayer):
+            rank = plan.ranks[name.removeprefix("base_model.model.")]
+            assert mine.scaling["default"] == pytest.approx(layer.scaling["default"]) == pytest.approx(8 / rank**0.5)
+    plan.save(tmp_path / "plan.json")
+    assert RankPlan.load(tmp_path / "plan.json") == plan
+    assert json.loads((tmp_path / "plan.json").read_text())["version"] == 2  # earlier versions would scale it otherwise
+    some_plan().save(tmp_path / "other.json")
+    assert "rslora" not in (tmp_path / "other.json").read_text()
+    with pytest.raises(LorankError, match="has no alpha"):
+        replace(some_plan(), rslora=True)
 
 
 @pytest.mark.parametrize("ranks", [(-1, 0, 0, 0, 0, 0), (1.0, 0, 0, 0, 0, 0), (40, 0, 0, 0, 0, 0)])

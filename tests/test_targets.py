@@ -1,6 +1,10 @@
+from dataclasses import replace
+from typing import Any
+
 import pytest
 import torch
 from peft import LoraConfig, get_peft_model
+from peft.tuners.lora import LoraLayer
 from torch import nn
 from transformers import (
     AutoModelForCausalLM,
@@ -17,7 +21,7 @@ from transformers import (
 
 import lorank
 from lorank import LorankError
-from lorank.errors import LorankWarning
+from lorank.errors import LorankWarning, TargetError
 from lorank.model_parts import unwrapped
 from lorank.module_names import places
 from lorank.targets import find_targets, unit_costs
@@ -101,6 +105,54 @@ def test_a_list_takes_names_and_their_ends_and_a_text_is_a_pattern() -> None:
             find_targets(model, select)
     with pytest.raises(LorankError, match="query"):
         find_targets(model, ["qurey"])
+
+
+def test_excluded_modules_are_those_that_peft_leaves_out() -> None:
+    def fresh() -> nn.Module:
+        return AutoModelForCausalLM.from_config(ARCHITECTURES["llama"][1])
+
+    for exclude in (["gate_proj"], ["layers.0.self_attn.q_proj", "down_proj"], r".*\.layers\.1\..*"):
+        targets = find_targets(fresh(), "all-linear", exclude)
+        config = LoraConfig(r=1, target_modules="all-linear", exclude_modules=exclude, task_type="CAUSAL_LM")
+        adapted = get_peft_model(fresh(), config).get_base_model()
+        theirs = [name for name, module in adapted.named_modules() if isinstance(module, LoraLayer)]
+        assert [target.name for target in targets] == theirs
+    assert find_targets(fresh(), None, ["lm_head"]) == find_targets(fresh())  # no target, and there
+    assert find_targets(fresh(), ["q_proj", "k_proj"], ["q_proj"]) == find_targets(fresh(), ["k_proj"])
+    assert find_targets(fresh(), None, []) == find_targets(fresh())
+
+
+@pytest.mark.parametrize(
+    ("select", "exclude", "said"),
+    [
+        (
+            None,
+            ["gate"],
+            r"\['gate'\] match no linear layer \(did you mean gate_proj\?\); linear layers here are named",
+        ),
+        (None, ["gate_proj", "mlp"], r"'mlp' is a module around .* regular expression: \.\*\\bmlp\\\.\.\*"),
+        (None, "gate_proj", r"\['gate_proj'\] match no linear layer"),
+        (None, "(", "exclude_modules '\\(' is not a regular expression"),
+        (None, ".*", "every target is excluded"),
+        (["q_proj"], ["q_proj"], "every target is excluded"),
+    ],
+)
+def test_an_exclusion_that_matches_nothing_or_everything_is_refused(select: Any, exclude: Any, said: str) -> None:
+    with torch.device("meta"):
+        model = AutoModelForCausalLM.from_config(ARCHITECTURES["llama"][1])
+    with pytest.raises(TargetError, match=said):
+        find_targets(model, select, exclude)
+
+
+def test_scores_and_plans_say_what_was_excluded() -> None:
+    model = AutoModelForCausalLM.from_config(ARCHITECTURES["llama"][1])
+    scores = lorank.score(model, method="magnitude", exclude_modules=["gate_proj", "up_proj"])
+    assert scores.provenance["exclude_modules"] == ["gate_proj", "up_proj"]
+    plan = lorank.allocate(scores, "r=2")
+    assert plan.spent == 2 * sum(unit_costs(find_targets(model, None, ["gate_proj", "up_proj"])).values())
+    plan.check_model(model)
+    with pytest.raises(LorankError, match="another model"):
+        replace(plan, provenance={**plan.provenance, "exclude_modules": ["gate_proj"]}).check_model(model)
 
 
 def test_a_model_without_blocks_is_refused() -> None:

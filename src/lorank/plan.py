@@ -21,6 +21,7 @@ if TYPE_CHECKING:
 
 FORMAT = "lorank.rank_plan"
 VERSION = 1
+WITH_RSLORA = 2  # of a plan that scales by alpha / sqrt(r): versions of lorank that know none refuse it
 WEIGHTED = "weighted_units"  # in the provenance of a plan whose budget weighs units: what the kept ones take from it
 
 
@@ -37,11 +38,13 @@ class RankPlan:
             rank that is left hurts (AdaLoRA's authors), so alpha follows the rank.
         alpha: None; or one alpha for every module, so that each is scaled by `alpha / r_m` in place of `scale`
             (reading A13, `active`).
+        rslora: with `alpha`: each module is scaled by `alpha / sqrt(r_m)` (rsLoRA, arXiv 2312.03732).
         provenance: JSON values: scores, method, limits.
         budget_units: units of rank that were asked for, where a budget counts these and not parameters; else None.
 
     Raises:
-        PlanError: no modules, a negative rank, ranks and costs of different modules, or more spent than asked.
+        PlanError: no modules, a negative rank, ranks and costs of different modules, more spent than asked, or `rslora` without
+            an alpha.
 
     """
 
@@ -53,6 +56,7 @@ class RankPlan:
     provenance: Mapping[str, Any] = field(default_factory=dict)
     alpha: float | None = None
     budget_units: int | None = None
+    rslora: bool = False
 
     def __post_init__(self) -> None:
         if not self.ranks:
@@ -62,6 +66,8 @@ class RankPlan:
         for name, rank in self.ranks.items():
             if isinstance(rank, bool) or not isinstance(rank, int) or rank < 0:
                 raise PlanError(f"rank of {name!r} is {rank!r}; allowed: whole numbers from 0")
+        if self.rslora and self.alpha is None:
+            raise PlanError("rslora scales by alpha / sqrt(r), and the plan has no alpha; give one")
         if self.spent > self.budget_parameters:
             raise PlanError(
                 f"the ranks spend {self.spent:,} parameters, above the budget's {self.budget_parameters:,}; lower some rank"
@@ -132,7 +138,8 @@ class RankPlan:
 
         `r` is the largest rank and `lora_alpha = scale · r`, so an engine that ignores patterns and scales by
         `lora_alpha / r` of the config (vLLM) scales every module right. One that divides by each tensor's own rank
-        (llama.cpp, TensorRT-LLM) does not. `rank_pattern` and `alpha_pattern` are keyed by the anchored full name.
+        (llama.cpp, TensorRT-LLM) does not. `rank_pattern` and `alpha_pattern` are keyed by the anchored full name. The scale of
+        rsLoRA is written into the patterns, `alpha_m = alpha · sqrt(r_m)`, and `use_rslora` stays off: not every engine reads it.
 
         What PEFT then trains is the plan's own parameters, `spent`, to the last one. Options that would train more, less or
         elsewhere are refused (DoRA, biases, other modules, ...), and so are modules that PEFT replaces in models of the plan's
@@ -157,11 +164,11 @@ class RankPlan:
             raise PlanError("every rank in the plan is 0, so there is no adapter to make; allocate a larger budget")
         check_modules(adapted, set(self.ranks) - set(adapted), options, self.provenance.get("model_type"))
         largest = max(adapted.values())
-        alphas = {name: self.scale * rank if self.alpha is None else self.alpha for name, rank in adapted.items()}
+        alphas = {name: self._alpha_of(rank) for name, rank in adapted.items()}
         try:
             return LoraConfig(
                 r=largest,
-                lora_alpha=whole(self.scale * largest if self.alpha is None else self.alpha),
+                lora_alpha=whole(self._alpha_of(largest)),
                 target_modules=list(adapted),
                 rank_pattern={exactly(name): rank for name, rank in adapted.items()},
                 alpha_pattern={exactly(name): whole(alpha) for name, alpha in alphas.items()},
@@ -169,6 +176,12 @@ class RankPlan:
             )
         except (ValueError, TypeError, ImportError) as error:
             raise PlanError(f"PEFT refuses these options: {one_line(error)}") from None
+
+    def _alpha_of(self, rank: int) -> float:
+        """PEFT's alpha of a module of this rank, which PEFT divides by the rank."""
+        if self.alpha is None:
+            return self.scale * rank
+        return self.alpha * rank**0.5 if self.rslora else self.alpha
 
     def plot(self, path: str | Path | None = None, scores: "ImportanceScores | None" = None) -> "Figure":
         """Draw the ranks by layer and projection, with mean rank and share of the parameters of each (needs no model).
@@ -201,11 +214,12 @@ class RankPlan:
         """Write the plan as JSON, atomically."""
         content = {
             "format": FORMAT,
-            "version": VERSION,
+            "version": WITH_RSLORA if self.rslora else VERSION,
             "budget": self.budget_record,
             "total_rank": self.total_rank,
             "scale": self.scale,
             "alpha": self.alpha,
+            **({"rslora": True} if self.rslora else {}),
             "modules": {name: {"rank": self.ranks[name], "unit_cost": self.unit_costs[name]} for name in self.ranks},
             "provenance": dict(self.provenance),
         }
@@ -228,9 +242,9 @@ class RankPlan:
             raise PlanError(f"{path}: damaged or not JSON ({error}); allocate again") from None
         if not isinstance(content, dict) or content.get("format") != FORMAT:
             raise PlanError(f"{path}: JSON, but not a lorank plan; give the plan.json of a run")
-        if content.get("version") != VERSION:
+        if content.get("version") not in (VERSION, WITH_RSLORA):
             raise PlanError(
-                f"{path}: format version {content.get('version')}, this lorank reads {VERSION}; allocate again"
+                f"{path}: format version {content.get('version')}, this lorank reads {VERSION} and {WITH_RSLORA}; allocate again"
             )
         if content.pop("checksum", None) != checksum(content):
             raise PlanError(
@@ -245,6 +259,7 @@ class RankPlan:
             alpha=content["alpha"],
             provenance=content["provenance"],
             budget_units=content["budget"].get("units"),
+            rslora=content.get("rslora", False),
         )
 
 

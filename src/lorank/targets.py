@@ -77,7 +77,9 @@ def _linear_shape(module: nn.Module) -> tuple[int, int] | None:
     return None
 
 
-def find_targets(model: nn.Module, select: str | Sequence[str] | None = None) -> tuple[Target, ...]:
+def find_targets(
+    model: nn.Module, select: str | Sequence[str] | None = None, exclude_modules: str | Sequence[str] | None = None
+) -> tuple[Target, ...]:
     """List the linear layers to adapt, in the model's order.
 
     Layers that cannot carry an adapter are no targets: those that PEFT refuses (Mamba's `out_proj`) or replaces by parameters
@@ -93,12 +95,15 @@ def find_targets(model: nn.Module, select: str | Sequence[str] | None = None) ->
             name is an entry or ends with `.entry`; a string is a regular expression that must match the full name.
             `"all-linear"` is PEFT's: every linear layer but the output embeddings, or the head of a classifier (whatever
             stands beside the base model, which is trained whole).
+        exclude_modules: layers that are no targets though `select` takes them: names or their ends, or a regular expression, as
+            in PEFT. None excludes none.
 
     Raises:
-        TargetError: nothing matches, and the message names the nearest modules; or only layers that cannot be adapted.
+        TargetError: nothing matches, or an entry of `exclude_modules` matches no linear layer, and the message names the nearest
+            modules; everything is excluded; or only layers that cannot be adapted are left.
 
     """
-    found, left_out = _select(model, select)
+    found, left_out = _select(model, select, exclude_modules)
     if left_out:
         firsts: dict[str, list[str]] = {}
         for name, reason in left_out.items():
@@ -115,7 +120,9 @@ def find_targets(model: nn.Module, select: str | Sequence[str] | None = None) ->
     return found
 
 
-def _select(model: nn.Module, select: str | Sequence[str] | None) -> tuple[tuple[Target, ...], dict[str, str]]:
+def _select(
+    model: nn.Module, select: str | Sequence[str] | None, exclude_modules: str | Sequence[str] | None
+) -> tuple[tuple[Target, ...], dict[str, str]]:
     """The targets, and the layers that were asked for and cannot be adapted, with the reason."""
     from lorank.unsuitable import unsuitable
 
@@ -123,25 +130,68 @@ def _select(model: nn.Module, select: str | Sequence[str] | None) -> tuple[tuple
     parts = named_parts(model)
     linears = {name: shape for name, module in parts.items() if (shape := _linear_shape(module)) and name}
     asked, problem = _asked(model, parts, linears, select)
+    if not asked or not all(asked.values()):
+        raise TargetError(f"{problem}{_known_names(linears, select)}")
+    if exclude_modules is not None:
+        excluded = _excluded(parts, linears, exclude_modules)
+        asked = {entry: left for entry, names in asked.items() if (left := [n for n in names if n not in excluded])}
+        if not asked:
+            raise TargetError("exclude_modules leaves no layer to adapt: every target is excluded; exclude fewer")
     wanted = dict.fromkeys(name for names in asked.values() for name in names)
     parents = {name: parts[parent_of(name)] for name in wanted}
     left_out = unsuitable(model, {name: parts[name] for name in wanted}, parents)
     for entry, names in asked.items():
-        if names and not set(names) - set(left_out):
+        if not set(names) - set(left_out):
             more = f" and {len(names) - 1} more" if names[1:] else ""
             raise TargetError(
                 f"{f'targets {entry!r} match' if entry else type(model).__name__ + ' has'} only layers that cannot be adapted: "
                 f"{names[0]!r}{more} {left_out[names[0]]}; name others"
             )
-    if not asked or not all(asked.values()):
-        known = sorted({place.projection for place in places(linears).values()} | {leaf_of(name) for name in linears})
-        meant = get_close_matches(select if isinstance(select, str) else " ".join(select or ()), known, 3, 0.6)
-        hint = f" (did you mean {', '.join(meant)}?)" if meant else ""
-        more = ", ..." if known[12:] else ""
-        raise TargetError(
-            f"{problem}{hint}; linear layers here are named {', '.join(known[:12]) or 'nothing at all'}{more}"
-        )
     return tuple(Target(name, *linears[name]) for name in linears if name in wanted and name not in left_out), left_out
+
+
+def _known_names(linears: Mapping[str, tuple[int, int]], asked: str | Sequence[str] | None) -> str:
+    """The end of a message about names that match nothing: the nearest names, and what there is."""
+    known = sorted({place.projection for place in places(linears).values()} | {leaf_of(name) for name in linears})
+    meant = get_close_matches(asked if isinstance(asked, str) else " ".join(asked or ()), known, 3, 0.6)
+    hint = f" (did you mean {', '.join(meant)}?)" if meant else ""
+    more = ", ..." if known[12:] else ""
+    return f"{hint}; linear layers here are named {', '.join(known[:12]) or 'nothing at all'}{more}"
+
+
+def _excluded(
+    parts: Mapping[str, nn.Module], linears: Mapping[str, tuple[int, int]], exclude_modules: str | Sequence[str]
+) -> set[str]:
+    """Names of the linear layers that are to be left out.
+
+    Raises:
+        TargetError: an entry that matches none.
+
+    """
+    if isinstance(exclude_modules, str):
+        pattern = _pattern("exclude_modules", exclude_modules)
+        found = {name for name in linears if pattern.fullmatch(name)}
+        missing = [] if found else [exclude_modules]
+    else:
+        ends = {entry: [name for name in linears if ends_with(name, entry)] for entry in exclude_modules}
+        found = {name for names in ends.values() for name in names}
+        missing = [entry for entry, names in ends.items() if not names]
+    if not missing:
+        return found
+    around = next((name for name in parts if name and ends_with(name, missing[0])), None)
+    if around and not isinstance(exclude_modules, str):
+        raise TargetError(
+            f"exclude_modules {missing[0]!r} is a module around linear layers ({around!r}), and entries of a list are linear "
+            rf"layers, as in PEFT; for everything in it give a regular expression: .*\b{re.escape(missing[0])}\..*"
+        )
+    raise TargetError(f"exclude_modules {missing} match no linear layer{_known_names(linears, missing)}")
+
+
+def _pattern(what: str, expression: str) -> re.Pattern[str]:
+    try:
+        return re.compile(expression)
+    except re.error as error:
+        raise TargetError(f"{what} {expression!r} is not a regular expression: {error}") from None
 
 
 def _asked(
@@ -165,10 +215,7 @@ def _asked(
         chosen = [name for name in linears if id(parts[name]) not in heads]
         return {"": chosen}, f"{type(model).__name__} has no linear layer but its head"
     if isinstance(select, str):
-        try:
-            pattern = re.compile(select)
-        except re.error as error:
-            raise TargetError(f"targets {select!r} is not a regular expression: {error}") from None
+        pattern = _pattern("targets", select)
         chosen = [name for name in linears if pattern.fullmatch(name)]
         return {select: chosen}, f"targets {select!r} matches the full name of no linear layer"
     ends = {entry: [name for name in linears if ends_with(name, entry)] for entry in select}
@@ -181,15 +228,24 @@ def unit_costs(targets: Iterable[Target]) -> dict[str, int]:
     return {target.name: target.unit_cost for target in targets}
 
 
+def chosen_modules(
+    targets: str | Sequence[str] | None, exclude_modules: str | Sequence[str] | None
+) -> dict[str, str | list[str] | None]:
+    """How modules were chosen, as provenance says it and `first_difference` reads it: JSON values."""
+    given = {"targets": targets} | ({} if exclude_modules is None else {"exclude_modules": exclude_modules})
+    return {key: one if one is None or isinstance(one, str) else list(one) for key, one in given.items()}
+
+
 def first_difference(costs: Mapping[str, int], model: nn.Module, provenance: Mapping[str, Any]) -> str | None:
     """How the modules of scores or of a plan differ from a model's, in words; None if they are the same.
 
-    Where the provenance says by which `targets` modules were chosen, the model's are chosen alike, so that a model with more
-    layers is another model; else the modules need only be among the model's. Those of `left_out` may be missing in the file.
+    Where the provenance says by which `targets` (and `exclude_modules`) modules were chosen, the model's are chosen alike, so
+    that a model with more layers is another model; else the modules need only be among the model's. Those of `left_out` may
+    be missing in the file.
     """
     try:
         there = (
-            unit_costs(_select(model, provenance["targets"])[0])
+            unit_costs(_select(model, provenance["targets"], provenance.get("exclude_modules"))[0])
             if "targets" in provenance
             else {name: sum(shape) for name, shape in linear_layers(model).items()}
         )

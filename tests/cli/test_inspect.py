@@ -31,6 +31,8 @@ def test_inspect_needs_a_config_alone(tiny_folder: Path, tmp_path: Path) -> None
     for select in (".*query", "query", "query,attention.self.query"):
         shown = lorank("inspect", str(tmp_path), "--targets", select)
         assert (shown.exit_code, shown.output.count("query")) == (0, 1), select
+    shown = lorank("inspect", str(tmp_path), "--exclude-modules", "query,key")
+    assert (shown.exit_code, shown.output.count("query"), shown.output.count("value")) == (0, 0, 1)
     assert lorank("inspect", str(tmp_path / "nothing")).exit_code == 1
 
 

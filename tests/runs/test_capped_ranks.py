@@ -15,7 +15,7 @@ from transformers import (
 
 import lorank
 from lorank.errors import LorankWarning, TargetError
-from lorank.models.loading import TaskModel
+from lorank.models.task_model import TaskModel
 from lorank.recipe.files import make_recipe
 from lorank.recipe.recipe import Recipe
 from lorank.runs.checks import allocate_for, check_model, equal_scores

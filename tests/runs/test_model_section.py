@@ -2,7 +2,6 @@
 
 import json
 import shutil
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -12,8 +11,7 @@ import yaml
 from peft import PeftModel, TaskType
 from rich.console import Console
 from safetensors.torch import load_file, save_file
-from tests.conftest import save_tiny
-from transformers import AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM, set_seed
+from transformers import AutoModelForCausalLM
 
 from lorank.compare.cells import Cell, fingerprint_of
 from lorank.errors import OutputError, RecipeError
@@ -23,8 +21,6 @@ from lorank.models.loading import load_task_model
 from lorank.models.pretrained import Pretrained
 from lorank.module_names import is_adapter_tensor
 from lorank.plan import RankPlan
-from lorank.recipe.files import make_recipe
-from lorank.recipe.recipe import Recipe
 from lorank.runs.prepare import prepare
 from lorank.runs.prune_adapter import prune_adapter
 from lorank.runs.run import run
@@ -32,40 +28,6 @@ from lorank.runs.score_recipe import score_recipe
 from lorank.training import allocation_stage, plan_stage
 
 QUIET = Console(quiet=True)
-
-
-@pytest.fixture
-def decoder(tiny_folder: Path, tmp_path: Path) -> Path:
-    """A tiny Llama that is saved in bf16, wide enough for blocks of 64 weights."""
-    set_seed(0)
-    config = LlamaConfig(
-        vocab_size=32, hidden_size=64, intermediate_size=128, num_hidden_layers=2, num_attention_heads=2,
-        num_key_value_heads=1, max_position_embeddings=64, initializer_range=0.1, pad_token_id=0, eos_token_id=3,
-    )  # fmt: skip
-    return save_tiny(LlamaForCausalLM(config).to(torch.bfloat16), tiny_folder, tmp_path / "decoder", eos_token="[SEP]")
-
-
-@pytest.fixture
-def recipe_on(decoder: Path, tmp_path: Path) -> Callable[..., Recipe]:
-    rows = tmp_path / "rows.jsonl"
-    words = ("cold", "warm", "fine", "dull") * 8
-    made = ({"instruction": "was the day", "input": word, "output": f"the day was {word}"} for word in words)
-    rows.write_text("\n".join(map(json.dumps, made)))
-
-    def make(method: str, model: dict[str, Any] | None = None, **changes: Any) -> Recipe:
-        content: dict[str, Any] = {
-            "model": {"name": str(decoder), **(model or {})},
-            "method": method, "budget": "r=1", "checkpoint_every": 8, "triplets": {"initial_rank": 2},
-            "train": {"max_steps": 20 if method == "igu-lora" else 6, "batch_size": 8, "learning_rate": 1e-2},
-            "data": {"train": str(rows), "test": str(rows), "task": "instruction", "max_length": 12, "max_target_length": 8},
-        }  # fmt: skip
-        if method == "i-lora":
-            content |= {"measure": {"scoring_batch_size": 4}, "preset": "paper"}
-        if method == "igu-lora":
-            content |= {"measure": {"every": 1}}
-        return make_recipe({**content, **changes})
-
-    return make
 
 
 def base_bytes(model: torch.nn.Module) -> int:
@@ -91,9 +53,9 @@ def test_a_narrow_base_stays_as_small_as_it_was_under_fp32_adapters(
     for module in (plan_stage, allocation_stage):
         save = module.save_adapter
 
-        def saved(model: Any, directory: Path, save: Any = save) -> None:
+        def saved(model: Any, directory: Path, tokenizer: Any = None, save: Any = save) -> None:
             trained.append(base_bytes(model))
-            save(model, directory)
+            save(model, directory, tokenizer)
 
         monkeypatch.setattr(module, "save_adapter", saved)
     recipe = recipe_on(method, {"quantization": quantization})

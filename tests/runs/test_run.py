@@ -18,9 +18,11 @@ from lorank import ImportanceScores, LorankError, RankPlan
 from lorank.allocation import allocate
 from lorank.allocation.cut_history import CutHistory
 from lorank.engine.path import PathScorer
-from lorank.errors import LorankWarning
+from lorank.errors import LorankWarning, RecipeError
 from lorank.recipe.files import load_recipe
 from lorank.runs.run import run, run_plan
+from lorank.serving.adapter_files import AdapterFiles
+from lorank.serving.verify import verify
 from lorank.tasks import metrics as metrics_module
 from lorank.training.checkpoints import latest_checkpoint
 
@@ -292,6 +294,24 @@ def test_every_reading_runs(tiny_recipe, tmp_path: Path, changes) -> None:
         config = json.loads((tmp_path / "adapter" / "adapter_config.json").read_text())
         assert config["lora_alpha"] == 4  # scale 2 at the initial rank 2, whatever the rank that is left
         assert set(config["alpha_pattern"].values()) == {4} == {result.plan.alpha}
+
+
+def test_rslora_scales_by_the_root_of_each_modules_rank_and_needs_a_fresh_adapter(tiny_recipe, tmp_path: Path) -> None:
+    recipe = tiny_recipe(start={"scale_by": "rslora"}, baselines=["lora"])
+    result = run(recipe, tmp_path, QUIET)
+    for folder, plan in ((tmp_path, result.plan), (tmp_path / "baselines/lora", None)):
+        plan = plan or RankPlan.load(folder / "plan.json")
+        files = AdapterFiles.read(folder / "adapter")
+        assert plan.alpha == 4  # scale 2 at the initial rank 2
+        assert files.peft_scales() == pytest.approx({m: 4 / plan.ranks[m] ** 0.5 for m in files.pairs})
+        assert len({rank for rank in plan.ranks.values() if rank}) > 1 or plan is not result.plan
+        assert not files.config["use_rslora"]
+        assert [one.answer for one in verify(folder / "adapter", engines=["peft", "vllm"]).verdicts] == ["right"] * 2
+    with pytest.raises(RecipeError, match=r"start\.scale_by rslora: igu-lora keeps the triplets"):
+        tiny_recipe(method="igu-lora", start={"scale_by": "rslora"})
+    with pytest.raises(RecipeError, match=r"baselines\.adalora\.start\.scale_by rslora: adalora keeps"):
+        tiny_recipe(start={"scale_by": "rslora"}, baselines=["adalora"])
+    tiny_recipe(method="igu-lora", start={"scale_by": "rslora", "factors": "fresh"})
 
 
 def test_baselines_get_what_the_units_cost_that_the_plan_keeps(tiny_recipe, tmp_path: Path) -> None:

@@ -17,6 +17,9 @@ def inspect_command(
     targets: Annotated[
         str | None, typer.Option(help='names, "query,value"; a regular expression for full names; or all-linear')
     ] = None,
+    exclude_modules: Annotated[
+        str | None, typer.Option(help='targets that are left out: names, "gate,lm_head", or a regular expression')
+    ] = None,
     task: Annotated[
         str | None,
         typer.Option(help="classification, causal-lm or seq2seq; default: what the architecture is usually trained as"),
@@ -36,6 +39,9 @@ def inspect_command(
     ] = None,
     dtype: Annotated[str | None, typer.Option(help="fp32, bf16 or fp16; default: the config's")] = None,
     quantization: Annotated[str | None, typer.Option(help="4bit or 8bit, by bitsandbytes")] = None,
+    modules_to_save: Annotated[
+        str | None, typer.Option(help='modules that train whole beside the adapters, "embed_tokens,lm_head"')
+    ] = None,
     optimizer: Annotated[str | None, typer.Option(help="adamw or sgd; default: adamw")] = None,
     gradient_checkpointing: Annotated[bool, typer.Option(help="keep the inputs of blocks alone")] = False,
     gpus: Annotated[int | None, typer.Option(help="devices; default: 1")] = None,
@@ -56,13 +62,14 @@ def inspect_command(
         "target_seq": target_seq, "dtype": dtype, "quantization": quantization, "optimizer": optimizer, "gpus": gpus,
         "shard": shard, "steps": steps, "epochs": epochs, "scoring_batch": scoring_batch, "examples": examples,
         "gradient_checkpointing": gradient_checkpointing or None,
+        "modules_to_save": modules_to_save and [name.strip() for name in modules_to_save.split(",")],
     }  # fmt: skip
     with clear_errors():
         _check(asked, task, json)
         if budget is None:
-            _show_model(model, targets, task, trust_remote_code=trust_remote_code)
+            _show_model(model, (targets, exclude_modules), task, trust_remote_code=trust_remote_code)
         else:
-            _show_training(model, targets, task, asked, json, trust_remote_code=trust_remote_code)
+            _show_training(model, (targets, exclude_modules), task, asked, json, trust_remote_code=trust_remote_code)
 
 
 def _check(asked: dict[str, Any], task: str | None, json: Path | None) -> None:
@@ -100,13 +107,13 @@ def _loaded(model: str, task: str | None, *, trust_remote_code: bool) -> Any:
     return load_without_weights(model, trust_remote_code=trust_remote_code, task_type=kind)
 
 
-def _show_model(model: str, targets: str | None, task: str | None, *, trust_remote_code: bool) -> None:
+def _show_model(model: str, chosen: tuple[str | None, ...], task: str | None, *, trust_remote_code: bool) -> None:
     from lorank.models.base_size import base_parameters
     from lorank.report.tables import budget_table, target_table
     from lorank.targets import find_targets
 
     loaded = _loaded(model, task, trust_remote_code=trust_remote_code)
-    found, size = find_targets(loaded, _names_or_pattern(targets)), base_parameters(loaded)
+    found, size = find_targets(loaded, *map(_names_or_pattern, chosen)), base_parameters(loaded)
     counted = f"{size:,} parameters, heads and poolers not counted; a budget of 1% is {size // 100:,}"
     say(f"{model}: {type(loaded).__name__}, {counted}")
     out.print(target_table(found))
@@ -115,7 +122,7 @@ def _show_model(model: str, targets: str | None, task: str | None, *, trust_remo
 
 def _show_training(
     model: str,
-    targets: str | None,
+    chosen: tuple[str | None, ...],
     task: str | None,
     asked: dict[str, Any],
     json: Path | None,
@@ -128,7 +135,7 @@ def _show_training(
     from lorank.targets import find_targets
 
     loaded = _loaded(model, task, trust_remote_code=trust_remote_code)
-    found = inspect_model(loaded, find_targets(loaded, _names_or_pattern(targets)), read_question(asked))
+    found = inspect_model(loaded, find_targets(loaded, *map(_names_or_pattern, chosen)), read_question(asked))
     if json is not None:
         _write_json({"model": model, **found.to_json()}, json)
     if json == Path("-"):

@@ -160,6 +160,8 @@ def _notes(recipe: Recipe, base: Pretrained, config: Any) -> list[str]:
         notes.append("precision fp16: plans that train side by side train in fp32")
     if adamw_instead := replaced_by_adamw(recipe.train):
         notes.append(adamw_instead)
+    if recipe.model.modules_to_save or recipe.model.new_tokens:
+        notes.append("plans that train side by side train without model.modules_to_save and new_tokens")
     return notes
 
 

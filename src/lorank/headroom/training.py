@@ -18,7 +18,8 @@ from safetensors.numpy import save_file
 from lorank.artefact import write_atomically
 from lorank.errors import OutputError, TrainingError
 from lorank.models.base_dtype import autocast_of
-from lorank.models.loading import TaskModel, on_own_device
+from lorank.models.loading import on_own_device
+from lorank.models.task_model import TaskModel
 from lorank.plan import RankPlan
 from lorank.recipe.sections import TrainingSection
 from lorank.scoring.batches import Batch

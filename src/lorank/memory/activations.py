@@ -76,7 +76,8 @@ def activations(
     gradient = 2 * FP32 * tokens * vocabulary
     logits = tokens * vocabulary * (width + (FP32 if width != FP32 else 0))
     put_adapters(model, targets, dict(trained.initial_ranks), triplets=triplets)
-    _train_heads(model)
+    for parameter in trained_heads(model, question.modules_to_save):
+        parameter.requires_grad_(True)
     if question.gradient_checkpointing:
         # So does PEFT, since blocks of the reentrant form need inputs with gradients; what stands before the blocks then saves.
         any_model: Any = model
@@ -103,11 +104,6 @@ def _vocabulary(model: nn.Module) -> int:
     except (AttributeError, NotImplementedError):
         output = None
     return 0 if output is None else int(output.weight.shape[0])
-
-
-def _train_heads(model: nn.Module) -> None:
-    for parameter in trained_heads(model):
-        parameter.requires_grad_(True)
 
 
 def _by_formula(

@@ -8,8 +8,10 @@ from typing import Any
 from torch import nn
 
 from lorank.budget import Budget
-from lorank.errors import BudgetError
+from lorank.errors import BudgetError, RecipeError
+from lorank.models.base_size import base_parameters
 from lorank.models.loading import head_modules
+from lorank.models.trained_whole import trained_whole
 from lorank.targets import Target, unit_costs
 
 FP32 = 4  # PEFT keeps adapters in fp32, whatever the base is in, and so lorank's triplets
@@ -26,7 +28,7 @@ class Trained:
         triplets: whether each unit of rank has a λ.
         initial_parameters: of the adapter at its start, λ included.
         final_parameters: what the budget buys; the finished adapter has at most so many.
-        head_parameters: of heads that train whole, as copies beside those of the base.
+        head_parameters: of heads and other modules that train whole, as copies beside those of the base.
         head_tensors: number of their tensors.
         head_bytes: their size, in fp32 as recipes train them.
 
@@ -66,9 +68,9 @@ def trained_parameters(
     targets: Sequence[Target],
     budget: Budget,
     *,
-    size: int,
     triplets: bool,
     initial_rank: int | None,
+    modules_to_save: Sequence[str] | None = None,
 ) -> Trained:
     """Work out what trains.
 
@@ -79,18 +81,19 @@ def trained_parameters(
         model: with its head.
         targets: layers that get adapters.
         budget: as it was asked for.
-        size: parameters of the base model, of which `1%` is a share.
         triplets: whether ranks are decided while triplets train.
         initial_rank: at the start; of plain LoRA it says nothing.
+        modules_to_save: modules that train whole, as recipes name them.
 
     Raises:
+        RecipeError: of these modules one is not there, or holds a target.
         BudgetError: below one unit of rank, above the base model, or above what the initial ranks cost.
 
     """
     costs = unit_costs(targets)
     most = {target.name: target.max_rank for target in targets}
     rank = initial_rank or RECIPE_RANK
-    asked = budget.parameters(costs, base_parameters=size, initial_rank=rank)
+    asked = budget.parameters(costs, base_parameters=base_parameters(model), initial_rank=rank)
     mean = asked / sum(costs.values())
     if initial_rank is None and not budget.counts_units:
         rank = max(rank, math.ceil(1.5 * mean))
@@ -105,14 +108,17 @@ def trained_parameters(
             "rank, best to half as much again as the budget's mean rank, or ask for less"
         )
     initial = start + sum(ranks.values()) if triplets else asked
-    heads = list(trained_heads(model))
+    heads = list(trained_heads(model, modules_to_save))
+    whole = {id(parameter) for parameter in heads}
+    if inside := [each.name for each in targets if id(next(model.get_submodule(each.name).parameters())) in whole]:
+        raise RecipeError(f"{inside[0]!r} would be trained whole (modules_to_save), and is a target; exclude it")
     parameters = sum(parameter.numel() for parameter in heads)
     return Trained(ranks, triplets, initial, asked, parameters, len(heads), FP32 * parameters)
 
 
-def trained_heads(model: nn.Module) -> Sequence[nn.Parameter]:
-    """Parameters of the head of a classifier, which trains whole; none for a model that writes."""
-    if not type(model).__name__.endswith("ForSequenceClassification"):
-        return []
+def trained_heads(model: nn.Module, modules_to_save: Sequence[str] | None = None) -> Sequence[nn.Parameter]:
+    """Parameters of the head of a classifier, which trains whole, and of other modules that are to train whole."""
     inner: Any = model
-    return [parameter for name in head_modules(inner) for parameter in inner.get_submodule(name).parameters()]
+    heads = head_modules(inner) if type(model).__name__.endswith("ForSequenceClassification") else ()
+    names = (*heads, *trained_whole(model, modules_to_save, heads).names)
+    return [parameter for name in names for parameter in inner.get_submodule(name).parameters()]

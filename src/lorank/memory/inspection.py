@@ -17,7 +17,6 @@ from lorank.memory.score_state import ScoreState, score_state
 from lorank.memory.untouched import parameters_by_kind
 from lorank.methods import METHODS
 from lorank.models.base_dtype import DTYPES, dtype_of_checkpoint
-from lorank.models.base_size import base_parameters
 from lorank.targets import Target
 
 
@@ -190,8 +189,8 @@ def inspect_model(model: nn.Module, targets: Sequence[Target], question: Questio
     trained = passes = state = None
     with findings.check():
         trained = trained_parameters(
-            model, targets, Budget.parse(question.budget), size=base_parameters(model), triplets=allocates,
-            initial_rank=question.initial_rank,
+            model, targets, Budget.parse(question.budget), triplets=allocates, initial_rank=question.initial_rank,
+            modules_to_save=question.modules_to_save,
         )  # fmt: skip
     with findings.check():
         passes = extra_passes(question, list(shapes))

@@ -28,6 +28,9 @@ class Question(Section):
     target_seq: int | None = Field(None, ge=2, description="tokens of an encoder-decoder's target; null: as seq")
     dtype: Precision | None = Field(None, description="of the base model; null: as its config says, or fp32")
     quantization: Literal["4bit", "8bit"] | None = Field(None, description="of the base model, by bitsandbytes")
+    modules_to_save: tuple[str, ...] | None = Field(
+        None, description="names of modules, or their ends, that train whole beside the adapters; heads do in any case"
+    )
     optimizer: Literal["adamw", "sgd"] = Field("adamw", description="AdamW, or SGD without momentum")
     gradient_checkpointing: bool = Field(False, description="keep the inputs of blocks alone")
     gpus: int = Field(1, ge=1, description="devices, each with a batch of its own")

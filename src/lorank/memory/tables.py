@@ -38,7 +38,7 @@ def memory_table(found: Inspection) -> SplitTable:
         ("base model", found.base_of_device),
         ("adapter at its start", FP32 * start),
         ("adapter at its end", FP32 * trained.final_parameters),
-        ("copies of trained heads", trained.head_bytes),
+        ("copies of heads and modules that train whole", trained.head_bytes),
         ("gradients", trained.trained_bytes(start)),
         (f"optimizer state ({question.optimizer})", trained.optimizer_bytes(start, question.optimizer)),
         ("score state", found.state.kept),

@@ -21,7 +21,7 @@ from lorank.scores import ImportanceScores
 from lorank.scoring.batches import Batch, SummedLoss, summed_loss
 from lorank.scoring.one_shot import ScoringInput
 from lorank.scoring.options import CalibrationOptions
-from lorank.targets import find_targets
+from lorank.targets import chosen_modules, find_targets
 from lorank.unsuitable import model_type_of
 from lorank.validation import explain, nearest
 
@@ -33,6 +33,7 @@ def score(
     *,
     scoring_data: Iterable[Batch] | None = None,
     targets: str | Sequence[str] | None = None,
+    exclude_modules: str | Sequence[str] | None = None,
     loss: SummedLoss = summed_loss,
     seed: int = 0,
     preset: str | None = None,
@@ -55,6 +56,7 @@ def score(
         method: `"sensitivity-lora"`, `"gradient"`, `"magnitude"`, `"eva"` or `"probe"`.
         scoring_data: for `"probe"`, batches as the loader's, of examples that it does not have.
         targets: which layers, see `lorank.targets.find_targets`; None takes every linear layer inside the blocks.
+        exclude_modules: which of them are left out: names or their ends, or a regular expression.
         loss: for models that are not called, or whose `labels` and `loss` are not, as transformers' are: a function of model
             and batch that returns the sum of the losses of all targets and the number of targets of each example,
             `(examples,)` on the CPU.
@@ -105,13 +107,13 @@ def score(
         "model": getattr(getattr(model, "config", None), "_name_or_path", "") or type(model).__name__,
         "model_type": model_type_of(model),
         "base_parameters": base_parameters(model),
-        "targets": targets if targets is None or isinstance(targets, str) else list(targets),
+        **chosen_modules(targets, exclude_modules),
         "versions": versions(),
         **(provenance or {}),
     }
     if method != PROBE and isinstance(decided := METHODS[method].presets[chosen_preset], FrozenModelChoices):
         found["choices"] = {"ranks": decided.ranks.model_dump(mode="json")}  # allocate ranks as the preset does
-    scoring = ScoringInput(model, find_targets(model, targets), dataloader, chosen, loss, seed, found)
+    scoring = ScoringInput(model, find_targets(model, targets, exclude_modules), dataloader, chosen, loss, seed, found)
     return probe_scores(scoring, scoring_data, chosen_preset) if method == PROBE else METHODS[method].score(scoring)
 
 
@@ -140,7 +142,7 @@ def _chosen(method: str, preset: str | None, options: Mapping[str, Any]) -> tupl
     kind = type(measure or CalibrationOptions())
     for key in options:
         if key not in kind.model_fields:
-            own = [*kind.model_fields, "targets", "loss", "seed", "preset"]
+            own = [*kind.model_fields, "targets", "exclude_modules", "loss", "seed", "preset"]
             hint = " (did you mean targets?)" if key == "target_modules" else nearest(key, own)
             raise RecipeError(f"{key}: no option of method {method!r}{hint}; allowed: {', '.join(own)}")
     values = {} if measure is None else measure.model_dump(exclude_unset=True)

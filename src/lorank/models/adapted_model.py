@@ -1,5 +1,6 @@
 """A saved adapter on its base model, as plain PEFT loads it."""
 
+import math
 from collections.abc import Mapping, Sequence
 from copy import deepcopy
 from pathlib import Path
@@ -16,6 +17,7 @@ from transformers import AutoConfig, AutoModel, PreTrainedModel
 from lorank.errors import AdapterError, one_line
 from lorank.models.head_width import labels_by_shape
 from lorank.models.loading import NOT_LOADABLE, quiet_loading
+from lorank.models.new_tokens import resize_embeddings
 from lorank.models.weights import check_loaded
 from lorank.module_names import in_base_model, is_adapter_tensor, parameter_of_tensor, parent_of
 
@@ -29,6 +31,8 @@ def load_adapted(
     trust_remote_code: bool = False,
 ) -> PeftModel:
     """Load an adapter on the base model that its config names, or on `base`, with a head as wide as the saved one.
+
+    Its embeddings get the rows of tokens that were added for the adapter.
 
     With `dequantise`, a base model that is saved in 4 or 8 bit is turned into `dtype` first, and is no longer quantised.
 
@@ -52,7 +56,8 @@ def load_adapted(
                 output_loading_info=True,
                 ignore_mismatched_sizes=width is not None,  # a head for another number of labels
             )
-            check_loaded(model, loading, name, heads=saved_modules(adapter), error=AdapterError)
+            check_loaded(model, loading, name, heads=list(saved_modules(adapter)), error=AdapterError)
+            _resize(model, adapter)
             if dequantise:
                 model = _dequantised(model, dtype if isinstance(dtype, torch.dtype) else None)
         return PeftModel.from_pretrained(model, str(adapter))
@@ -147,6 +152,17 @@ def _base_of(adapter: Path, base: str | None, *, trust_remote_code: bool) -> tup
     return name, model_class(saved.task_type, config, class_of(saved.to_dict())), config, revision
 
 
+def _resize(model: Any, adapter: Path) -> None:
+    """Give the embeddings the rows that an adapter trains, or has in a table that was trained whole."""
+    tokens = getattr(PeftConfig.from_pretrained(str(adapter)), "trainable_token_indices", None) or ()
+    needed = [max(rows) + 1 for rows in (tokens.values() if isinstance(tokens, Mapping) else [tokens]) if rows]
+    saved = _saved_shapes(adapter)
+    table = next((name for name, module in model.named_modules() if module is model.get_input_embeddings()), "")
+    needed += saved.get(f"{table}.weight", [])[:1]
+    if needed:
+        resize_embeddings(model, max(needed), from_mean=False)
+
+
 def _is_model(candidate: Any) -> bool:
     return isinstance(candidate, type) and issubclass(candidate, PreTrainedModel)
 
@@ -189,11 +205,14 @@ def _dequantised(model: Any, dtype: torch.dtype | None) -> Any:
     return model
 
 
-def saved_modules(adapter: Path) -> list[str]:
-    """Names, in the base model, of the modules that the adapter brings whole: they may be new in the base."""
+def saved_modules(adapter: Path) -> dict[str, int]:
+    """Names, in the base model, of the modules that the adapter brings whole, which may be new in the base -> parameters."""
     path = adapter / "adapter_model.safetensors"
-    if not path.is_file():
-        return []
-    with safe_open(path, framework="numpy") as file:
-        whole = [key for key in file.keys() if not is_adapter_tensor(key)]  # noqa: SIM118
-    return sorted({in_base_model(parent_of(key)) for key in whole})
+    found: dict[str, int] = {}
+    if path.is_file():
+        with safe_open(path, framework="numpy") as file:
+            for key in sorted(file.keys()):
+                if not is_adapter_tensor(key):
+                    name = in_base_model(parent_of(key))
+                    found[name] = found.get(name, 0) + math.prod(file.get_slice(key).get_shape())
+    return found

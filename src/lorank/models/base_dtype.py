@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
+from functools import partial
 from typing import Any
 
 import torch
@@ -47,7 +48,23 @@ def train_in_fp32(model: nn.Module, names: Sequence[str]) -> None:
         module = model.get_submodule(name)
         if is_narrow(module):
             module.to(torch.float32)
-            module.register_forward_pre_hook(_widened, with_kwargs=True)
+            widen_inputs(module)
+
+
+def widen_inputs(module: nn.Module) -> None:
+    """Turn whatever a module is given in bf16 or fp16 into fp32 first."""
+    module.register_forward_pre_hook(_widened, with_kwargs=True)
+
+
+def narrow_outputs(module: nn.Module, dtype: torch.dtype) -> None:
+    """Turn what a module returns into `dtype`: a tensor, or a tuple with some in it."""
+    module.register_forward_hook(partial(_narrowed, dtype))
+
+
+def _narrowed(dtype: torch.dtype, module: nn.Module, inputs: tuple[Any, ...], output: Any) -> Any:
+    if type(output) is tuple:
+        return tuple(_narrowed(dtype, module, inputs, one) for one in output)
+    return output.to(dtype) if isinstance(output, torch.Tensor) and output.is_floating_point() else output
 
 
 def _widened(
@@ -57,4 +74,6 @@ def _widened(
 
 
 def _wide(value: Any) -> Any:
+    if type(value) is tuple:
+        return tuple(map(_wide, value))
     return value.to(torch.float32) if isinstance(value, torch.Tensor) and value.dtype in NARROW else value

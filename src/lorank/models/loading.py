@@ -3,7 +3,6 @@
 import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
@@ -23,38 +22,24 @@ from transformers import (
     PreTrainedConfig,
     PreTrainedTokenizerBase,
 )
+from transformers.quantizers.base import get_keys_to_not_convert
 
 from lorank.errors import RecipeError, one_line
 from lorank.models.base_dtype import DTYPES, dtype_of_checkpoint, train_in_fp32
 from lorank.models.classifier_dropout import set_classifier_dropout
 from lorank.models.families import trained_families
+from lorank.models.new_tokens import add_new_tokens, resize_embeddings, rows_of_new_tokens
 from lorank.models.padding_token import set_pad_id, set_padding
 from lorank.models.pretrained import Pretrained
 from lorank.models.quantization import quantization_config
+from lorank.models.task_model import TaskModel
+from lorank.models.trained_whole import check_not_quantised, trained_whole
 from lorank.models.weights import check_loaded
 from lorank.module_names import is_within, parent_of
 from lorank.processes import processes
 
 # What transformers raises for names, files and packages that are missing or damaged.
 NOT_LOADABLE = (OSError, ValueError, RuntimeError, ImportError, KeyError, SafetensorError, StrictDataclassError)
-
-
-@dataclass(frozen=True)
-class TaskModel:
-    """A base model ready for adapters.
-
-    Attributes:
-        model: with the task head on top.
-        heads: full names of the modules to train whole: the head, and whatever the checkpoint had no weights for.
-        task_type: PEFT's word for what the model does.
-        revision: of the model on the hub, which adapters record.
-
-    """
-
-    model: nn.Module
-    heads: tuple[str, ...]
-    task_type: TaskType
-    revision: str | None = None
 
 
 def task_type_of(base: Pretrained, *, writes: bool) -> TaskType:
@@ -117,7 +102,7 @@ def load_tokenizer(base: Pretrained) -> PreTrainedTokenizerBase:
     """Tokenizer of the base model.
 
     Raises:
-        RecipeError: there is none under that name, or it has no token to pad with.
+        RecipeError: there is none under that name, it has no token to pad with, or has one of `new_tokens` already.
 
     """
     try:
@@ -127,6 +112,7 @@ def load_tokenizer(base: Pretrained) -> PreTrainedTokenizerBase:
     except NOT_LOADABLE as error:
         raise _not_loadable(base.name, error) from None
     set_padding(tokenizer, config_of(base), base.name)
+    add_new_tokens(tokenizer, base.new_tokens, base.name)
     return tokenizer
 
 
@@ -165,21 +151,31 @@ def load_task_model(base: Pretrained, task_type: TaskType, label_names: Sequence
             )
     except NOT_LOADABLE as error:
         raise _not_loadable(base.name, error) from None
-    set_pad_id(model, int(load_tokenizer(base).pad_token_id))
+    tokenizer = load_tokenizer(base)
+    set_pad_id(model, int(tokenizer.pad_token_id))
     heads = head_modules(model, loading["missing_keys"]) if task_type == TaskType.SEQ_CLS else ()
     beside = head_modules(model) if task_type == TaskType.SEQ_CLS else ()
     check_loaded(model, loading, base.name, heads=beside)
+    if base.new_tokens:
+        with quiet_loading():
+            resize_embeddings(model, len(tokenizer), from_mean=True)
     train_in_fp32(model, heads)
-    return TaskModel(model, heads, task_type, base.revision)
+    whole = trained_whole(model, base.modules_to_save, heads)
+    check_not_quantised(model, whole)
+    rows = rows_of_new_tokens(model, tokenizer, base.new_tokens, whole)
+    return TaskModel(model, heads, task_type, base.revision, whole, rows)
 
 
 def _never_quantised(base: Pretrained, task_type: TaskType) -> tuple[str, ...]:
-    """Modules of a classifier that may be trained whole."""
-    if task_type != TaskType.SEQ_CLS:
+    """Modules that may be trained whole, and what transformers leaves out by itself where there are any."""
+    if task_type != TaskType.SEQ_CLS and not base.modules_to_save:
         return ()
-    model = without_weights(base, task_type)
+    model: Any = without_weights(base, task_type)
+    whole = trained_whole(model, base.modules_to_save).names
+    if task_type != TaskType.SEQ_CLS:
+        return (*get_keys_to_not_convert(model), *whole)
     poolers = [name for name, _ in model.named_modules() if name.endswith("pooler")]
-    return (*head_modules(model), *poolers)
+    return (*head_modules(model), *poolers, *whole)
 
 
 def on_own_device(model: Any) -> Any:
@@ -199,19 +195,22 @@ def check_classifier_dropout(base: Pretrained) -> None:
 
 
 def without_weights(base: Pretrained, task_type: TaskType) -> nn.Module:
-    """`load_without_weights` of a base model.
+    """`load_without_weights` of a base model, with embeddings for its new tokens.
 
     Raises:
         RecipeError: as there, or an attention that transformers or the model does not have.
 
     """
-    return load_without_weights(
+    model = load_without_weights(
         base.name,
         trust_remote_code=base.trust_remote_code,
         task_type=task_type,
         revision=base.revision,
         attention=base.attention,
     )
+    if base.new_tokens:
+        resize_embeddings(model, len(load_tokenizer(base)), from_mean=False)
+    return model
 
 
 def load_without_weights(

@@ -16,6 +16,8 @@ class Pretrained:
         quantization: 4bit or 8bit; None: as the checkpoint is.
         attention: transformers' `attn_implementation`; None: transformers' choice.
         revision: branch, tag or commit on the hub; None: the main branch.
+        modules_to_save: names, or their ends, of modules that train whole beside the adapters.
+        new_tokens: special tokens that its tokenizer lacks, whose rows of the embeddings train.
 
     """
 
@@ -27,3 +29,5 @@ class Pretrained:
     quantization: str | None = None
     attention: str | None = None
     revision: str | None = None
+    modules_to_save: tuple[str, ...] | None = None
+    new_tokens: tuple[str, ...] | None = None

@@ -50,6 +50,9 @@ class Recipe(Section):
         None,
         description="names of modules (or their ends), or a regular expression; null: every linear layer of the blocks",
     )
+    exclude_modules: str | tuple[str, ...] | None = Field(
+        None, description="which of them are left out: names or their ends, or a regular expression"
+    )
     baselines: Mapping[str, Mapping[str, Any]] = Field(
         {},
         description="methods trained and evaluated beside it at the same budget, and full, which trains every weight: names, or "
@@ -175,6 +178,11 @@ class Recipe(Section):
                 recipes.append(self.of(name))
             except RecipeError as error:
                 problems += [f"baselines.{name}.{line}" for line in str(error).splitlines()]
+        if self.keeps_triplets and self.start.scale_by == "rslora":
+            problems.append(
+                f"start.scale_by rslora: {self.method} keeps the triplets that it trained, with their scale, whatever rank is "
+                "left; leave it out, or train a fresh adapter (start.factors=fresh)"
+            )
         if not problems and self.search is not None and not any(one.has_search for one in recipes):
             problems.append(
                 "search: no method here has a first stage that is thrown away; the stage of the adapter is `train`, leave search "

@@ -70,6 +70,16 @@ class ModelSection(Section):
         description="transformers' attn_implementation: eager, sdpa, flash_attention_2, ...; null: transformers' choice",
     )
     revision: str | None = Field(None, description="branch, tag or commit of a hub model; null: the main branch")
+    modules_to_save: tuple[str, ...] | None = Field(
+        None,
+        description="names of modules, or their ends, that train whole beside the adapters, as PEFT's: embed_tokens, lm_head; "
+        "heads of classifiers do in any case; not in the budget",
+    )
+    new_tokens: tuple[str, ...] | None = Field(
+        None,
+        description="special tokens to add to the tokenizer, [<|im_start|>, <|im_end|>]; the embeddings are resized, and the new "
+        "rows train",
+    )
 
 
 class TrainingSection(Section):
@@ -170,9 +180,10 @@ class CalibrationSet(Section):
 class PlanScale(Section):
     """Scale of the adapter that is served."""
 
-    scale_by: Literal["initial", "target", "active"] = Field(
+    scale_by: Literal["initial", "target", "active", "rslora"] = Field(
         "initial",
-        description="A13: alpha / r with r the initial rank (one scale for all), the plan's mean, or the module's own",
+        description="A13: alpha / r with r the initial rank (one scale for all), the plan's mean, or the module's own; rslora is "
+        "alpha / sqrt(r) with the module's own r; alpha is scale times the initial rank",
     )
 
 

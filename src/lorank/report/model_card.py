@@ -29,7 +29,10 @@ with lorank.
 ![rank by layer and projection](ranks.png)
 {% endif %}
 {{ mean_ranks }}
-
+{% if whole %}
+Trained whole beside it, in its file and not in the budget: \
+{% for name, size in whole.items() %}`{{ name }}` ({{ "{:,}".format(size) }} parameters){{ ", " if not loop.last }}{% endfor %}.
+{% endif %}
 ## Data
 
 {{ data }}
@@ -52,9 +55,14 @@ In PEFT:
 
 ```python
 from peft import PeftModel
-from transformers import {{ family }}{{ ", BitsAndBytesConfig" if "BitsAndBytesConfig" in options }}
+from transformers import {{ family }}{{ ", AutoTokenizer" if resized }}\
+{{ ", BitsAndBytesConfig" if "BitsAndBytesConfig" in options }}
 
 base = {{ family }}.from_pretrained({{ base_in_python }}{{ options }})
+{% if resized -%}
+tokenizer = AutoTokenizer.from_pretrained({{ title_in_python }})  # this folder has new tokens
+base.resize_token_embeddings(max(len(tokenizer), base.get_input_embeddings().num_embeddings))
+{% endif -%}
 model = PeftModel.from_pretrained(base, {{ title_in_python }})  # this folder
 ```
 
@@ -86,6 +94,8 @@ def write_model_card(
     num_labels: int,
     seed: int,
     base_options: str = "",
+    whole: Mapping[str, int] | None = None,
+    resized: bool = False,
     picture: Path | None = None,
 ) -> None:
     """Write README.md into an adapter's folder, over the empty form that PEFT leaves there; and copy the picture beside it.
@@ -106,6 +116,8 @@ def write_model_card(
         num_labels: width of the head of a classifier.
         seed: of the run.
         base_options: arguments that load the base model as it was trained on, as Python writes them; empty where there are none.
+        whole: modules that were trained whole -> their parameters.
+        resized: whether tokens were added, and their tokenizer is in the folder.
         picture: ranks.png.
 
     """
@@ -132,6 +144,8 @@ def write_model_card(
         adapted=sum(rank > 0 for rank in plan.ranks.values()),
         method=method,
         preset=preset,
+        whole=whole,
+        resized=resized,
         picture=picture is not None,
         data=data,
         metrics=list(named_values(next(iter(results.values())))),

@@ -17,9 +17,11 @@ from lorank.artefact import versions
 from lorank.errors import BudgetError, RecipeError, TargetError
 from lorank.findings import Findings
 from lorank.methods import METHODS
+from lorank.model_parts import heads_of
 from lorank.models.base_size import base_parameters
 from lorank.models.loading import head_modules, task_type_of, without_weights
 from lorank.models.positions import longest_input
+from lorank.models.trained_whole import trained_whole
 from lorank.module_names import is_within
 from lorank.plan import RankPlan
 from lorank.recipe.optimizers import cannot_be_cut
@@ -27,7 +29,7 @@ from lorank.recipe.recipe import Recipe
 from lorank.recipe.sections import TrainingSection
 from lorank.runs.recipe_values import pretrained_of, stage_settings_of
 from lorank.scores import ImportanceScores
-from lorank.targets import Target, find_targets, unit_costs
+from lorank.targets import Target, chosen_modules, find_targets, unit_costs
 from lorank.tasks.metrics import choose_metrics
 from lorank.tasks.section import DataSection
 from lorank.training.plan_stage import scaled_plan
@@ -74,11 +76,24 @@ def _check_budget(
     recipe: Recipe, methods: Sequence[str], model: nn.Module, task_type: TaskType
 ) -> tuple[tuple[Target, ...], dict[str, Any]]:
     """Targets and provenance, when the budget and the limits can be honoured."""
-    targets = find_targets(model, recipe.target_modules)
+    targets = find_targets(model, recipe.target_modules, recipe.exclude_modules)
     heads = head_modules(model) if task_type == TaskType.SEQ_CLS else ()
     if inside := [target.name for target in targets if is_within(target.name, heads)]:
         raise TargetError(
             f"target_modules match {inside[0]!r}, part of the head, which is trained whole; name the others more closely"
+        )
+    whole = trained_whole(model, recipe.model.modules_to_save, heads).names
+    if inside := [target.name for target in targets if is_within(target.name, whole)]:
+        raise TargetError(
+            f"{inside[0]!r} would be trained whole (model.modules_to_save), and is a target; name it in one of them, or give it "
+            "to exclude_modules"
+        )
+    output = next(
+        (name for name, part in model.named_modules() if recipe.model.new_tokens and part in heads_of(model)), None
+    )
+    if output and any(target.name == output for target in targets):
+        raise TargetError(
+            f"{output!r} is a target, and would train the rows of model.new_tokens: give it to exclude_modules"
         )
     costs, size = unit_costs(targets), base_parameters(model)
     initial, limits = recipe.triplets.initial_rank, recipe.ranks
@@ -98,7 +113,7 @@ def _check_budget(
         "preset": recipe.preset,
         "seed": recipe.seed,
         "scale": recipe.scale,
-        "targets": list(recipe.target_modules) if isinstance(recipe.target_modules, tuple) else recipe.target_modules,
+        **chosen_modules(recipe.target_modules, recipe.exclude_modules),
         "versions": versions(),
     }
     for method in methods:

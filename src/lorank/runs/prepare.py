@@ -11,8 +11,16 @@ from lorank.errors import RecipeError
 from lorank.findings import Findings
 from lorank.methods import METHODS
 from lorank.methods.registry import FULL
-from lorank.models.loading import check_classifier_dropout, config_of, load_tokenizer, task_type_of, without_weights
+from lorank.models.loading import (
+    check_classifier_dropout,
+    config_of,
+    head_modules,
+    load_tokenizer,
+    task_type_of,
+    without_weights,
+)
 from lorank.models.quantization import check_full_training, check_quantization
+from lorank.models.trained_whole import trained_whole
 from lorank.processes import processes
 from lorank.recipe.recipe import Recipe
 from lorank.runs.checks import check_model
@@ -111,7 +119,19 @@ def prepare(
     assert data is not None
     assert tokenizer is not None
     assert task_type is not None
+    assert model is not None
     targets, provenance = checked
+    whole = trained_whole(model, base.modules_to_save, head_modules(model) if task_type == TaskType.SEQ_CLS else ())
+    if whole.names:
+        say(
+            f"model.modules_to_save: {', '.join(whole.names)} train whole, {whole.parameters:,} parameters that are not in "
+            f"the budget{'; the output layer shares the weight, and follows' if whole.tied else ''}"
+        )
+    if base.new_tokens:
+        say(
+            f"model.new_tokens: {len(base.new_tokens)} tokens are added, {len(tokenizer):,} in all; their rows of the embeddings "
+            "train beside the adapters and are not in the budget"
+        )
     return recipe, Prepared(
         base=base,
         task_type=task_type,

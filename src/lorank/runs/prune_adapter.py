@@ -171,7 +171,10 @@ class _Loaded:
 
     def write(self, model: PeftModel, pruned: Pruned, folder: Path, held: str) -> dict[str, Any]:
         """Save a pruned adapter with its plan and map, and measure it: `after` and `energy_kept`."""
-        model.save_pretrained(str(folder / "adapter"))
+        tokens = self.prepared is not None and self.prepared.base.new_tokens
+        model.save_pretrained(str(folder / "adapter"), **({"save_embedding_layers": False} if tokens else {}))
+        if tokens and self.prepared is not None:
+            self.prepared.tokenizer.save_pretrained(str(folder / "adapter"))
         write_label_names(folder / "adapter", read_label_names(self.adapter) or label_names_of(model))
         pruned.plan.save(folder / "plan.json")
         title = (

@@ -56,10 +56,11 @@ def recipe_of_file(adapter: Path, file: DataFile, seed: int = 0) -> tuple[Recipe
             f"{adapter / 'adapter_config.json'} cannot be read ({type(error).__name__}); give a PEFT adapter"
         ) from None
     kind, base = config.task_type, str(config.base_model_name_or_path)
+    revision = None if Path(base).is_dir() else config.revision
     names: tuple[str, ...] = ()
     if kind == TaskType.SEQ_CLS:
         names = read_label_names(adapter)
-        width = len(names) or head_width(adapter) or int(load_config(base).num_labels)
+        width = len(names) or head_width(adapter) or int(load_config(base, revision=revision).num_labels)
         task = {"task": "regression" if width == 1 else "classification", "text": file.text}
     elif kind in (TaskType.CAUSAL_LM, TaskType.SEQ_2_SEQ_LM):
         width = 0
@@ -70,7 +71,8 @@ def recipe_of_file(adapter: Path, file: DataFile, seed: int = 0) -> tuple[Recipe
             f"{TaskType.CAUSAL_LM.value} and {TaskType.SEQ_2_SEQ_LM.value}: give the recipe that trained it as --data"
         )
     part = {"train": str(file.path), "test": str(file.path), "label": file.label}
-    recipe = Recipe(model=base, method="lora", budget="r=1", data={**part, **task})
+    model = {"name": base, "revision": revision}
+    recipe = Recipe(model=model, method="lora", budget="r=1", data={**part, **task})
     data = load_task_data(recipe.data)
     rows = data.train
     if width > 1:

@@ -19,6 +19,7 @@ from lorank.errors import OutputError, RecipeError
 from lorank.findings import Findings
 from lorank.methods import METHODS
 from lorank.methods.registry import FULL, PROBE, unknown_method
+from lorank.models.adapted_model import saved_modules
 from lorank.models.loading import config_of, task_type_of, without_weights
 from lorank.models.pretrained import Pretrained
 from lorank.models.quantization import loading_options
@@ -187,6 +188,8 @@ def _write_results(main_run: MethodRun, preset: Any, plan: RankPlan, results: Ma
         num_labels=len(prepared.data.label_names) or 1,
         seed=prepared.settings.seed,
         base_options=loading_options(prepared.base, config_of(prepared.base)),
+        resized=bool(prepared.base.new_tokens),
+        whole=saved_modules(main_run.folder / "adapter"),
         picture=picture if picture.is_file() else None,
     )
 

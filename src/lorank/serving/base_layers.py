@@ -42,7 +42,7 @@ class BaseLayers:
 
     @classmethod
     def of(cls, adapter: AdapterFiles, name: str | None = None, *, trust_remote_code: bool = False) -> "BaseLayers":
-        """Layers of the base model, the one that the adapter names, or `name`; no weights are read.
+        """Layers of the base model, the one that the adapter names at the revision that it names, or `name`; no weights are read.
 
         They come from the model's files where these are certain to say what the built model would (`stored_layers`), and
         from the model that is built otherwise (`read`).
@@ -55,13 +55,18 @@ class BaseLayers:
         if not name:
             raise AdapterError(f"{adapter.folder} names no base model; give --base")
         name, task = str(name), adapter.config.get("task_type")
-        if task is not None and (stored := stored_layers(name, task, adapter.pairs)) is not None:
-            build = partial(_built, name, task, {"trust_remote_code": trust_remote_code})
+        revision = revision_for(adapter.config, name)
+        if task is not None and (stored := stored_layers(name, task, adapter.pairs, revision)) is not None:
+            build = partial(_built, name, task, {"trust_remote_code": trust_remote_code, "revision": revision})
             return cls(name, **vars(stored), build=build)
         from lorank.models.adapted_model import class_of, labels_of, model_class
 
         saved_class = class_of(adapter.config)
-        options: dict[str, Any] = {"saved_class": saved_class, "trust_remote_code": trust_remote_code}
+        options: dict[str, Any] = {
+            "saved_class": saved_class,
+            "trust_remote_code": trust_remote_code,
+            "revision": revision,
+        }
         layers = cls.read(name, task, **options)
         if any(layers.shapes.get(module, pair.shape) != pair.shape for module, pair in adapter.pairs.items()):
             # An adapted head may be for another number of labels than the base model's.
@@ -148,6 +153,12 @@ class BaseLayers:
                     f"{adapter.folder}: {part!r} has {len(tensor):,} rows and that of {self.name} {self.vocabulary[part][0]:,}: "
                     "the vocabulary was resized in training; save the resized base model and give it as --base"
                 )
+
+
+def revision_for(config: Mapping[str, Any], name: str) -> str | None:
+    """Revision of the base model `name` that an adapter's config records; None where it is of another model, or none."""
+    recorded = config.get("revision") if name == config.get("base_model_name_or_path") else None
+    return None if recorded is None else str(recorded)
 
 
 def _built(name: str, task_type: str | None, options: Mapping[str, Any]) -> Any:

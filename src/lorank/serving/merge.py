@@ -1,6 +1,6 @@
 """`lorank merge`: the adapter added to its base model, saved as a model of its own, by PEFT."""
 
-from collections.abc import Iterable
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +16,7 @@ from lorank.models.label_names import read_label_names
 from lorank.models.loading import NOT_LOADABLE
 from lorank.serving.adapter_config import NotPlainError
 from lorank.serving.adapter_files import AdapterFiles, warn_if_idle
-from lorank.serving.base_layers import BaseLayers
+from lorank.serving.base_layers import BaseLayers, revision_for
 from lorank.serving.labels import name_labels
 from lorank.serving.names import DTYPES, choose
 from lorank.serving.old_names import with_present_names
@@ -83,7 +83,9 @@ def merge(
         raise AdapterError(f"{adapter} cannot be merged: {one_line(error)}") from None
     with new_folder(output) as folder:
         merged.save_pretrained(str(folder), max_shard_size=max_shard_size)
-        _save_tokenizer((str(adapter), str(merged.config._name_or_path)), folder, trust_remote_code)
+        base_name = str(merged.config._name_or_path)
+        revision = revision_for(model.peft_config["default"].to_dict(), base_name)
+        _save_tokenizer({str(adapter): None, base_name: revision}, folder, trust_remote_code)
     return output
 
 
@@ -94,10 +96,14 @@ def _check_size(size: str) -> None:
         raise AdapterError(f"max_shard_size {size!r} cannot be read: {error}; give a size such as 5GB") from None
 
 
-def _save_tokenizer(sources: Iterable[str], folder: Path, trust_remote_code: bool) -> None:
-    for source in sources:
+def _save_tokenizer(sources: Mapping[str, str | None], folder: Path, trust_remote_code: bool) -> None:
+    """That of the first source, each with its revision, that has one."""
+    for source, revision in sources.items():
         try:
-            AutoTokenizer.from_pretrained(source, trust_remote_code=trust_remote_code).save_pretrained(str(folder))
+            tokenizer = AutoTokenizer.from_pretrained(
+                source, trust_remote_code=trust_remote_code, revision=revision or "main"
+            )
+            tokenizer.save_pretrained(str(folder))
             return
         except (*NOT_LOADABLE, TypeError):  # Marian's tokenizer does not look whether its files are there
             continue  # an adapter's folder rarely has one, and a base model need not have one either

@@ -18,7 +18,8 @@ from rich.console import Console
 from lorank.adapter.convert import to_triplets
 from lorank.errors import TrainingError
 from lorank.models.base_dtype import autocast_of
-from lorank.models.loading import TaskModel, on_own_device
+from lorank.models.loading import on_own_device
+from lorank.models.task_model import TaskModel
 from lorank.recipe.sections import TrainingSection
 from lorank.scoring.batches import Batch, call, on_device_of, shifts_labels
 from lorank.scoring.undisturbed import undisturbed

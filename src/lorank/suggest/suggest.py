@@ -99,6 +99,10 @@ def _prepared(recipe: Recipe, question: Question, console: Console) -> _Work:
     findings.raise_all()
     if adamw_instead := replaced_by_adamw(uniform.train):
         console.print(f"note: {adamw_instead}", highlight=False)
+    if recipe.model.modules_to_save or recipe.model.new_tokens:
+        console.print(
+            "note: the short runs of plain LoRA train without model.modules_to_save and new_tokens", highlight=False
+        )
     if uniform.lora_dropout or uniform.model.dropout != 0:
         console.print("note: the short runs of plain LoRA are without dropout", highlight=False)
     return _Work(uniform, recipe, prepared, rows, steps, parameters)

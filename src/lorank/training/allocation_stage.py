@@ -6,7 +6,6 @@ from pathlib import Path
 from typing import Any
 
 from datasets import Dataset
-from peft import get_peft_model
 from rich.console import Console
 
 from lorank.engine.cut_rules import schedule_of
@@ -90,7 +89,7 @@ def allocate_in_training(
     config = initial_config(
         prepared.targets, task, rank=stage.initial_rank, scale=settings.scale, dropout=settings.lora_dropout
     )
-    model = get_peft_model(task.model, config)
+    model = task.adapted(config)
     scoring = None
     if stage.scoring_rows is not None:
         scoring = prepared.like_training(stage.scoring_rows)

@@ -66,7 +66,7 @@ def train_full(prepared: Prepared, section: TrainingSection, directory: Path, co
     """
     check_full_training(prepared.base)
     check_full_section(section)
-    prepared = replace(prepared, base=replace(prepared.base, dtype="fp32"))
+    prepared = replace(prepared, base=replace(prepared.base, dtype="fp32", modules_to_save=None))
     task, folder = prepared.load_model(), stage_folder(directory, "train", "stage2")
     model: Any = task.model
     heads = {id(p) for name in task.heads for p in model.get_submodule(name).parameters()}

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from peft import PeftModel, get_peft_model
+from peft import PeftModel
 from peft.tuners.lora import LoraLayer
 from rich.console import Console
 from safetensors import safe_open
@@ -51,11 +51,11 @@ def scaled_plan(plan: RankPlan, alpha: float, scale_by: str) -> RankPlan:
     """The plan with the scale of reading A13.
 
     With `alpha = scale · r_init`: `initial` scales every module by `alpha / r_init`, as the plan has it; `target` by alpha over
-    the mean rank of the plan, `active` by alpha over the module's own rank.
+    the mean rank of the plan, `active` by alpha over the module's own rank, and `rslora` over its square root.
     """
     if scale_by == "target":
         return replace(plan, scale=alpha * len(plan.ranks) / plan.total_rank)
-    return replace(plan, alpha=alpha) if scale_by == "active" else plan
+    return plan if scale_by == "initial" else replace(plan, alpha=alpha, rslora=scale_by == "rslora")
 
 
 def train_plan(
@@ -77,13 +77,8 @@ def train_plan(
 
     """
     task = prepared.load_model()
-    config = plan.lora_config(
-        lora_dropout=prepared.settings.lora_dropout,
-        modules_to_save=list(task.heads) or None,
-        task_type=task.task_type,
-        revision=task.revision,
-    )
-    model = get_peft_model(task.model, config)
+    config = plan.lora_config(lora_dropout=prepared.settings.lora_dropout, **task.lora_options)
+    model = task.adapted(config)
     _check_ranks(model, plan)
     if start is not None:
         start(model)
@@ -101,14 +96,15 @@ def train_plan(
 
 
 def tokenizer_beside(prepared: Prepared) -> PreTrainedTokenizerBase | None:
-    """What is saved beside an adapter of chat, completion or text: the tokenizer, with the chat template of its training."""
-    return prepared.tokenizer if prepared.section.is_sft else None
+    """What is saved beside an adapter: a tokenizer with new tokens, or, of chat, completion and text, with their chat template."""
+    return prepared.tokenizer if prepared.section.is_sft or prepared.base.new_tokens else None
 
 
 def save_adapter(model: PeftModel, directory: Path, tokenizer: PreTrainedTokenizerBase | None = None) -> None:
     """Save the adapter under `directory/adapter`, whole or not at all; every process waits for the first, which does it.
 
-    Names of labels are saved beside it, and the tokenizer where it is given.
+    Names of labels are saved beside it, and the tokenizer where it is given. Of embeddings that were resized for it the file has
+    the rows that trained, and not the whole tables.
 
     Warns:
         LorankWarning: the adapter does nothing.
@@ -118,10 +114,10 @@ def save_adapter(model: PeftModel, directory: Path, tokenizer: PreTrainedTokeniz
         warn_without_effect(model, str(directory / "adapter"))
         partial = directory / ".adapter.partial"
         shutil.rmtree(partial, ignore_errors=True)
-        model.save_pretrained(str(partial))
-        write_label_names(partial, label_names_of(model))
+        model.save_pretrained(str(partial), **({} if tokenizer is None else {"save_embedding_layers": False}))
         if tokenizer is not None:
             tokenizer.save_pretrained(str(partial))
+        write_label_names(partial, label_names_of(model))
         partial.rename(directory / "adapter")
     processes().wait_for_everyone()
 

@@ -10,8 +10,9 @@ from peft import PeftModel, TaskType
 from torch import nn
 from transformers import PreTrainedTokenizerBase, set_seed
 
-from lorank.models.loading import TaskModel, load_task_model
+from lorank.models.loading import load_task_model
 from lorank.models.pretrained import Pretrained
+from lorank.models.task_model import TaskModel
 from lorank.targets import Target
 from lorank.tasks.data import TaskData
 from lorank.tasks.encoding import tokenize

@@ -23,7 +23,7 @@ from transformers import (
 
 from lorank.errors import TrainingError
 from lorank.in_training.rank_allocation import RankAllocation
-from lorank.models.loading import TaskModel
+from lorank.models.task_model import TaskModel
 from lorank.plan import exactly, whole
 from lorank.processes import only_cpu, processes
 from lorank.recipe.sections import TrainingSection
@@ -124,9 +124,7 @@ def initial_config(
         alpha_pattern={name: whole(scale * most) for name, most in low.items()},
         target_modules=[target.name for target in targets],
         lora_dropout=dropout,
-        modules_to_save=list(task.heads) or None,
-        task_type=task.task_type,
-        revision=task.revision,
+        **task.lora_options,
     )
 
 

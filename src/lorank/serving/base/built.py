@@ -17,10 +17,12 @@ def without_weights(
     saved_class: str | None = None,
     num_labels: int | None = None,
     trust_remote_code: bool = False,
+    revision: str | None = None,
 ) -> Any:
     """The base model of a task on the meta device: names and shapes, from its config; no weights are read.
 
-    `saved_class` is the class that an adapter was saved from, where PEFT recorded it (`model_class`).
+    `saved_class` is the class that an adapter was saved from, where PEFT recorded it (`model_class`); `revision` is that of a
+    hub name.
 
     Raises:
         AdapterError: no config that can be read, or an unknown task type.
@@ -28,7 +30,8 @@ def without_weights(
     """
     try:
         labels = {} if num_labels is None else {"num_labels": num_labels}
-        config = AutoConfig.from_pretrained(name, trust_remote_code=trust_remote_code, **labels)
+        revision = revision or "main"
+        config = AutoConfig.from_pretrained(name, trust_remote_code=trust_remote_code, revision=revision, **labels)
         return on_meta(model_class(task_type, config, saved_class), config, trust_remote_code=trust_remote_code)
     except (*NOT_LOADABLE, AttributeError, TypeError, AssertionError) as error:
         # Fields that a config lacks; torch asserts that a padding token has an embedding.

@@ -33,16 +33,19 @@ class StoredLayers:
     tied_output: str | None
 
 
-def stored_layers(name: str, task_type: str, modules: Iterable[str]) -> StoredLayers | None:
+def stored_layers(
+    name: str, task_type: str, modules: Iterable[str], revision: str | None = None
+) -> StoredLayers | None:
     """The layers of a base model, or None where its files leave a doubt: then it has to be built.
 
     Args:
         name: a folder, or a hub name whose files are in the cache.
         task_type: PEFT's, of the adapter.
         modules: names that the adapter has; each of them has to be a matrix of the weights.
+        revision: of a hub name; None: the main branch.
 
     """
-    folder = _folder(name)
+    folder = _folder(name, revision)
     if folder is None:
         return None
     try:
@@ -97,7 +100,7 @@ def _described(
     return StoredLayers(shapes, SimpleNamespace(**config), vocabulary, output, output if tied else None)
 
 
-def _folder(name: str) -> Path | None:
+def _folder(name: str, revision: str | None) -> Path | None:
     """The folder of a model's files: as it is named, or in the hub's cache."""
     if Path(name).is_dir():
         return Path(name)
@@ -107,7 +110,7 @@ def _folder(name: str) -> Path | None:
     from huggingface_hub.errors import HFValidationError
 
     try:
-        found = try_to_load_from_cache(name, "config.json")
+        found = try_to_load_from_cache(name, "config.json", revision=revision or "main")
     except HFValidationError:
         return None
     return Path(found).parent if isinstance(found, str) else None
