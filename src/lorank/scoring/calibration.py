@@ -12,11 +12,12 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from transformers.pytorch_utils import Conv1D
 
 from lorank.errors import DataError, ScoresError
-from lorank.scoring.batches import Batch, SummedLoss, run, summed_loss
+from lorank.scoring.batches import Batch, SummedLoss, summed_loss
 from lorank.scoring.curvature.fisher import squared_gradient_columns
 from lorank.scoring.curvature.gram import input_energy
 from lorank.scoring.curvature.hutchinson import OuterProductProbes
 from lorank.scoring.curvature.kfac import output_energy
+from lorank.scoring.forward_passes import ForwardPasses
 from lorank.scoring.gradient import weighted_gradient_columns
 from lorank.scoring.layer_hooks import LayerHooks, OutputGradientHook, frozen
 from lorank.scoring.precision import at_least_fp32, packed_for_inference
@@ -142,6 +143,7 @@ class _Summing(LayerHooks):
         # The others see padding only where the loss does.
         super().__init__(model, targets, masked=quantity in ("gram", "kfac"))
         self.quantity, self.folds, self.probes = quantity, folds, probes
+        self.passes = ForwardPasses(model, targets)
         self.sums = CalibrationSums(torch.zeros(folds, dtype=torch.float64))
         self._new = self.sums  # of the batch that is under way
         self._start = torch.zeros((), requires_grad=True)
@@ -172,7 +174,7 @@ class _Summing(LayerHooks):
             self.probes.draw(examples, probe)
         self._forward = True
         if self.quantity == "gram":
-            run(self.model, batch, loss)
+            self.passes.run(batch, loss)
             self._new.targets.index_add_(0, self._fold_of, torch.ones(count, dtype=torch.float64))
             return
         total, counts = loss(self.model, batch)
