@@ -11,8 +11,9 @@ directions stop turning; it is timed in the last round alone. Half of the exampl
 speed does not depend on them. Peak memory is that of a call, above what is held before it (profiler's count on a CPU).
 
 Forward pass, LoRA and scores work on the same base: `llama` has 62M parameters of SmolLM2's width; with `--quantization`
-bitsandbytes holds its linear layers in 4 (nf4) or 8 bits and computes in `--dtype`. `hutchinson` is left out in bf16, where
-lorank refuses it: second derivatives are noise there.
+bitsandbytes holds its linear layers in 4 (nf4) or 8 bits and computes in `--dtype`. `hutchinson` takes one probe of every
+example, of one module after the other, `hutchinson-all` one of all modules together (`modules_at_once`). Both are left out
+in bf16, where lorank refuses them: second derivatives are noise there.
 
 On a CPU with one thread (OMP_NUM_THREADS=1) times are those that this process computed, which other work on the machine
 disturbs less; else they are those of the clock.
@@ -53,11 +54,13 @@ COMPARED = {
     "kfac": "LoRA",
     "gradient": "LoRA",
     "hutchinson": "LoRA",
+    "hutchinson-all": "LoRA",
 }
 
 
 SCORES: dict[str, Callable[..., object]] = {
     **{name: partial(lorank.score, estimator=name) for name in ("gram", "fisher", "kfac", "hutchinson")},
+    "hutchinson-all": partial(lorank.score, estimator="hutchinson", modules_at_once="all"),
     "gradient": partial(lorank.score, method="gradient"),
     "lorank eva": partial(lorank.score, method="eva", components=16),
 }
@@ -119,9 +122,10 @@ def main() -> None:
     device = "cuda" if torch.cuda.is_available() else "cpu"
     model = loaded_as(make_model(arguments.shape), arguments.dtype, arguments.quantization, device).eval()
     everything = len(arguments.only) == len(SCORES)
-    if arguments.dtype == "bf16" and "hutchinson" in arguments.only:
-        print("hutchinson: left out, lorank refuses second derivatives in bf16")
-        arguments.only = [name for name in arguments.only if name != "hutchinson"]
+    second = [name for name in arguments.only if "hutchinson" in name]
+    if arguments.dtype == "bf16" and second:
+        print(f"{', '.join(second)}: left out, lorank refuses second derivatives in bf16")
+        arguments.only = [name for name in arguments.only if name not in second]
     targets = [target.name for target in find_targets(model)]
     batches = make_batches(arguments.shape, arguments.examples, arguments.batch, arguments.length, device)
     unlabelled = [{key: value for key, value in batch.items() if key != "labels"} for batch in batches]

@@ -69,7 +69,7 @@ def extra_passes(question: Question, modules: Sequence[str]) -> Passes:
     - I-LoRA: the steps of the search, `passes_per_batch` for each of the scoring batches, the same comparisons, and forward
       passes: one of the first batch before training, two for each of up to four batches where shares are signed.
     - Before training: a forward pass for each calibration batch, with a backward pass for all estimators but `gram`, and one more
-      for each module with `hutchinson`. EVA passes the batches again for its start.
+      for each module (or `modules_at_once` of them) with `hutchinson`. EVA passes the batches again for its start.
 
     Args:
         question: steps, epochs, batches and the method.
@@ -93,7 +93,9 @@ def extra_passes(question: Question, modules: Sequence[str]) -> Passes:
         return Passes(scored_batches=batches, forward_only=batches)
     if isinstance(choices.measure, HessianOptions) and choices.measure.estimator == "hutchinson":
         passes = batches * choices.measure.probes
-        return Passes(scored_batches=batches, scoring=passes, further_backward=passes * len(modules))
+        at_once = choices.measure.modules_at_once
+        second = 1 if at_once == "all" else math.ceil(len(modules) / at_once)
+        return Passes(scored_batches=batches, scoring=passes, further_backward=passes * second)
     return Passes(scored_batches=batches, scoring=batches)
 
 

@@ -82,6 +82,7 @@ def calibrate(
     folds: int = 8,
     seed: int = 0,
     probes: int = 1,
+    modules_at_once: int | Literal["all"] = 1,
     loss: SummedLoss = summed_loss,
 ) -> CalibrationSums:
     """Run the model over the batches and add up `quantity` for every target.
@@ -101,6 +102,7 @@ def calibrate(
         folds: parts of the calibration set that are summed apart.
         seed: of Hutchinson's probes.
         probes: Hutchinson's probes of every example.
+        modules_at_once: modules that share a second derivative of Hutchinson's.
         loss: sum of the losses of a batch, and the targets of each example; for `gram` too it is what calls the model,
             unless it is transformers' own.
 
@@ -114,7 +116,7 @@ def calibrate(
     """
     if quantity != "gram" and any(map(packed_for_inference, (m for m in model.modules() if hasattr(m, "quant_state")))):
         raise ScoresError(_PACKED)
-    hooks = _Summing(model, targets, quantity, folds, OuterProductProbes(targets, seed))
+    hooks = _Summing(model, targets, quantity, folds, OuterProductProbes(targets, seed, modules_at_once))
     with frozen(model), hooks, undisturbed(model), ExitStack() as stack:
         stack.enter_context(torch.set_grad_enabled(quantity != "gram"))
         if quantity == "hutchinson":  # the fused kernels of attention have no second derivative
