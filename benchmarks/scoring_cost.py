@@ -181,7 +181,7 @@ def main() -> None:
     machine = (
         torch.cuda.get_device_name() if device == "cuda" else f"{platform.machine()}, {torch.get_num_threads()} threads"
     )
-    settings = {key: value for key, value in vars(arguments).items() if key != "json"}
+    settings: dict[str, Any] = {key: value for key, value in vars(arguments).items() if key != "json"}
     parameters = sum(p.numel() for p in make_model(arguments.shape).parameters())
     settings |= {"base_parameters": parameters, "modules": len(targets), "seconds": clock_name()}
     report = {"settings": settings, "machine": machine, "torch": torch.__version__, "results": found}

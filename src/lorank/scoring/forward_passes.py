@@ -78,7 +78,7 @@ def _output_layer(model: nn.Module) -> nn.Module | None:
     head = find() if callable(find) else None
     if not isinstance(head, nn.Module):
         return None
-    around = [module for module in model.modules() if module is not head and head in module.modules()]
-    hooks = [getattr(module, "_hf_hook", None) for module in around]
+    hooked = [module for module in model.modules() if module is not head and hasattr(module, "_hf_hook")]
+    hooks = [module._hf_hook for module in hooked if head in module.modules()]
     offloads = any(getattr(one, "offload", False) for hook in hooks for one in getattr(hook, "hooks", [hook]))
     return None if offloads else head
