@@ -1,6 +1,7 @@
 """What scoring before training costs, beside a bare forward pass, a LoRA step and PEFT's EVA initialisation.
 
-usage: python benchmarks/scoring_cost.py [--shape minilm|110m|llama] [--rounds 7] [--json FILE] (more: --help)
+usage: python benchmarks/scoring_cost.py [--shape minilm|110m|llama] [--dtype fp32|bf16] [--quantization 4bit|8bit]
+       [--rounds 7] [--json FILE] (more: --help)
 
 All run in this process over the same batches, turn and turn about in an order that rotates; every ratio is taken within the
 round. `gram` and `eva` are compared with a forward pass without gradients, the others with the forward and backward pass of
@@ -8,6 +9,14 @@ a PEFT LoRA of rank 8 on the same layers (without its optimizer step). A call is
 and standard errors included. PEFT's EVA (`get_eva_state_dict`, rank 8, its own defaults) goes over the batches until its
 directions stop turning; it is timed in the last round alone. Half of the examples are padded by a quarter. Random weights:
 speed does not depend on them. Peak memory is that of a call, above what is held before it (profiler's count on a CPU).
+
+Forward pass, LoRA and scores work on the same base: `llama` has 62M parameters of SmolLM2's width; with `--quantization`
+bitsandbytes holds its linear layers in 4 (nf4) or 8 bits and computes in `--dtype`. `hutchinson` takes one probe of every
+example, of one module after the other, `hutchinson-all` one of all modules together (`modules_at_once`). Both are left out
+in bf16, where lorank refuses them: second derivatives are noise there.
+
+On a CPU with one thread (OMP_NUM_THREADS=1) times are those that this process computed, which other work on the machine
+disturbs less; else they are those of the clock.
 """
 
 import argparse
@@ -15,23 +24,27 @@ import copy
 import json
 import platform
 import statistics
-import time
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import torch
 from peft import LoraConfig
 from peft.tuners.lora.eva import get_eva_state_dict
-from step_overhead import SHAPES, lora, peak_bytes, synchronize
+from step_overhead import SHAPES, clock, clock_name, lora, peak_bytes, synchronize
 from transformers import BertConfig, BertForSequenceClassification, LlamaConfig, LlamaForCausalLM, PreTrainedModel
 
 import lorank
+from lorank.models.base_dtype import DTYPES
+from lorank.models.pretrained import Pretrained
+from lorank.models.quantization import quantization_config
+from lorank.scoring.precision import exact_4_bit
 from lorank.targets import find_targets
 
 LLAMA = {
-    "hidden_size": 576, "num_hidden_layers": 12, "num_attention_heads": 9, "num_key_value_heads": 3, "intermediate_size": 1536,
+    "hidden_size": 576, "num_hidden_layers": 15, "num_attention_heads": 9, "num_key_value_heads": 3, "intermediate_size": 1536,
     "vocab_size": 8192,
 }  # fmt: skip
 COMPARED = {
@@ -41,11 +54,13 @@ COMPARED = {
     "kfac": "LoRA",
     "gradient": "LoRA",
     "hutchinson": "LoRA",
+    "hutchinson-all": "LoRA",
 }
 
 
 SCORES: dict[str, Callable[..., object]] = {
     **{name: partial(lorank.score, estimator=name) for name in ("gram", "fisher", "kfac", "hutchinson")},
+    "hutchinson-all": partial(lorank.score, estimator="hutchinson", modules_at_once="all"),
     "gradient": partial(lorank.score, method="gradient"),
     "lorank eva": partial(lorank.score, method="eva", components=16),
 }
@@ -57,6 +72,19 @@ def make_model(shape: str) -> PreTrainedModel:
         return LlamaForCausalLM(LlamaConfig(**LLAMA))
     quiet = {"hidden_dropout_prob": 0.0, "attention_probs_dropout_prob": 0.0}
     return BertForSequenceClassification(BertConfig(**SHAPES[shape], **quiet))
+
+
+def loaded_as(model: PreTrainedModel, dtype: str, quantization: str | None, device: str) -> PreTrainedModel:
+    """The model as `from_pretrained` would load it from a checkpoint in fp32."""
+    if quantization is None:
+        return model.to(device=device, dtype=DTYPES[dtype])
+    with TemporaryDirectory() as folder:
+        model.save_pretrained(folder)
+        base = Pretrained(folder, dtype=dtype, quantization=quantization)
+        config = quantization_config(base, DTYPES[dtype], ())
+        return type(model).from_pretrained(
+            folder, dtype=DTYPES[dtype], quantization_config=config, device_map={"": device}
+        )
 
 
 def make_batches(shape: str, examples: int, size: int, length: int, device: str) -> list[dict[str, torch.Tensor]]:
@@ -72,15 +100,17 @@ def make_batches(shape: str, examples: int, size: int, length: int, device: str)
 
 def timed(call: Callable[[], object]) -> float:
     synchronize()
-    began = time.perf_counter()
+    began = clock()
     call()
     synchronize()
-    return time.perf_counter() - began
+    return clock() - began
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--shape", choices=[*SHAPES, "llama"], default="minilm")
+    parser.add_argument("--dtype", choices=("fp32", "bf16"), default="fp32")
+    parser.add_argument("--quantization", choices=("4bit", "8bit"))
     parser.add_argument("--examples", type=int, default=256)
     parser.add_argument("--batch", type=int, default=32)
     parser.add_argument("--length", type=int, default=64)
@@ -90,7 +120,12 @@ def main() -> None:
     arguments = parser.parse_args()
     torch.manual_seed(0)
     device = "cuda" if torch.cuda.is_available() else "cpu"
-    model = make_model(arguments.shape).to(device).eval()
+    model = loaded_as(make_model(arguments.shape), arguments.dtype, arguments.quantization, device).eval()
+    everything = len(arguments.only) == len(SCORES)
+    second = [name for name in arguments.only if "hutchinson" in name]
+    if arguments.dtype == "bf16" and second:
+        print(f"{', '.join(second)}: left out, lorank refuses second derivatives in bf16")
+        arguments.only = [name for name in arguments.only if name not in second]
     targets = [target.name for target in find_targets(model)]
     batches = make_batches(arguments.shape, arguments.examples, arguments.batch, arguments.length, device)
     unlabelled = [{key: value for key, value in batch.items() if key != "labels"} for batch in batches]
@@ -98,7 +133,8 @@ def main() -> None:
     bare = copy.deepcopy(model)
 
     def forward() -> None:
-        with torch.no_grad():
+        # In 4 bits with the kernels that lorank takes, see there.
+        with torch.no_grad(), exact_4_bit(bare):
             for batch in batches:
                 bare(**batch)
 
@@ -123,7 +159,7 @@ def main() -> None:
         turn = number % len(names)
         for name in names[turn:] + names[:turn]:
             times[name].append(timed(calls[name]))
-    if len(arguments.only) == len(SCORES):
+    if everything:
         times["PEFT EVA"] = [timed(peft_eva)]
     one: dict[str, Callable[[], object]] = {"LoRA": lambda: trained(**batches[0]).loss.backward()}
     beside = ("gram", *(name for name, base in COMPARED.items() if base == "LoRA"))
@@ -145,7 +181,9 @@ def main() -> None:
     machine = (
         torch.cuda.get_device_name() if device == "cuda" else f"{platform.machine()}, {torch.get_num_threads()} threads"
     )
-    settings = {key: value for key, value in vars(arguments).items() if key != "json"}
+    settings: dict[str, Any] = {key: value for key, value in vars(arguments).items() if key != "json"}
+    parameters = sum(p.numel() for p in make_model(arguments.shape).parameters())
+    settings |= {"base_parameters": parameters, "modules": len(targets), "seconds": clock_name()}
     report = {"settings": settings, "machine": machine, "torch": torch.__version__, "results": found}
     for name, values in found.items():
         ratio = (

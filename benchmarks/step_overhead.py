@@ -1,6 +1,7 @@
 """What allocation costs while training: time of an optimizer step, peak memory and state, beside PEFT's LoRA and AdaLoRA.
 
 usage: python benchmarks/step_overhead.py [--shape minilm|110m] [--rank 8] [--batch 32] [--length 64] [--rounds 30] [--json FILE]
+       python benchmarks/step_overhead.py --training 200 [--rounds 3] [--batch 4] [--length 32] [--json FILE]
 
 All run in this process, turn and turn about: a round is one step of each on the same batch, in an order that rotates, and
 every ratio is taken within the round to PEFT's LoRA of the same rank, so that a machine that is busy for a while slows all
@@ -31,6 +32,7 @@ from torch import nn
 from torch.profiler import ProfilerActivity, profile
 from transformers import BertConfig, BertForSequenceClassification
 
+from lorank import AllocationLoop
 from lorank.adapter.convert import to_triplets
 from lorank.adapter.triplet import TripletAdapter
 from lorank.allocation.schedule import CutSchedule
@@ -59,8 +61,10 @@ def nothing(step: int, optimizer: torch.optim.Optimizer) -> None:
 class Runner:
     """One way to train; a call is one optimizer step and gives its seconds."""
 
-    def __init__(self, model: PeftModel, before: Hook = nothing, after: Hook = nothing) -> None:
-        self.model, self.before, self.after = model.train(), before, after
+    def __init__(
+        self, model: PeftModel, before: Hook = nothing, after: Hook = nothing, differentiated: Hook = nothing
+    ) -> None:
+        self.model, self.before, self.after, self.differentiated = model.train(), before, after, differentiated
         self.trained = [p for p in model.parameters() if p.requires_grad]
         self.optimizer = torch.optim.AdamW(self.trained, lr=1e-5)
         self.step, self.cuda = 0, torch.cuda.is_available()
@@ -69,17 +73,18 @@ class Runner:
         """Seconds of one step."""
         self.step += 1
         synchronize()
-        began = time.perf_counter()
+        began = clock()
         with torch.autocast("cuda", torch.bfloat16) if self.cuda else nullcontext():
             loss = self.model(**batch).loss
         loss.backward()
+        self.differentiated(self.step, self.optimizer)
         nn.utils.clip_grad_norm_(self.trained, 1.0)
         self.before(self.step, self.optimizer)
         self.optimizer.step()
         self.after(self.step, self.optimizer)
         self.optimizer.zero_grad()
         synchronize()
-        return time.perf_counter() - began
+        return clock() - began
 
     def peak_bytes(self, batch: dict[str, torch.Tensor]) -> int:
         """What one step takes at its peak above what is held before it."""
@@ -99,6 +104,16 @@ def peak_bytes(call: Callable[[], object]) -> int:
     assert profiler.profiler.kineto_results is not None
     events = [e for e in profiler.profiler.kineto_results.events() if e.name() == "[memory]"]
     return max(accumulate(event.nbytes() for event in sorted(events, key=lambda event: event.start_ns())))
+
+
+def clock() -> float:
+    """Seconds, see above."""
+    alone = not torch.cuda.is_available() and torch.get_num_threads() == 1
+    return time.process_time() if alone else time.perf_counter()
+
+
+def clock_name() -> str:
+    return "of this process" if abs(clock() - time.process_time()) < 1e-3 else "of the clock"
 
 
 def synchronize() -> None:
@@ -185,6 +200,46 @@ def measure(runners: dict[str, Runner], batch: dict[str, torch.Tensor], rounds: 
     return found
 
 
+def whole_training(
+    base: nn.Module, targets: list[str], rank: int, device: str, *, batches: list[dict[str, torch.Tensor]], seed: int
+) -> dict[str, Any]:
+    """Seconds of both, one step for each batch, and what lorank did beside training."""
+    plain, model = Runner(lora(base, targets, rank // 2, device)), lora(base, targets, rank, device)
+    allocation = AllocationLoop(model, "igu-lora", f"r={rank // 2}", steps=len(batches), seed=seed)
+
+    def differentiated(step: int, optimizer: torch.optim.Optimizer) -> None:
+        allocation.after_backward()
+
+    def before(step: int, optimizer: torch.optim.Optimizer) -> None:
+        allocation.before_step()
+
+    def after(step: int, optimizer: torch.optim.Optimizer) -> None:
+        if allocation.after_step(optimizer) is not None:  # the last cut makes other tensors
+            allocated.trained = [p for p in allocated.model.parameters() if p.requires_grad]
+
+    allocated = Runner(model, before, after, differentiated)
+    times = dict.fromkeys((plain, allocated), 0.0)
+    for step, batch in enumerate(batches):
+        for runner in (plain, allocated)[:: 1 if step % 2 else -1]:
+            times[runner] += runner(batch)
+    began = clock()
+    plan = allocation.finish(allocated.optimizer)
+    times[allocated] += clock() - began
+    return {
+        "ratio": times[allocated] / times[plain],
+        "lora_seconds": round(times[plain], 2),
+        **{key: plan.provenance[key] for key in ("scoring_passes", "scoring_batches", "last_cut")},
+        "check_intervals": plan.provenance["quadrature"]["intervals"],
+    }
+
+
+def whole_trainings(common: Any, batches: list[dict[str, torch.Tensor]], rounds: int) -> dict[str, Any]:
+    """Ratios of whole trainings."""
+    found = [whole_training(*common, batches=batches, seed=seed) for seed in range(rounds)]
+    ratios = [round(one.pop("ratio"), 4) for one in found]
+    return {"steps": len(batches), "ratio_median": statistics.median(ratios), "ratios": ratios, **found[0]}
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--shape", choices=SHAPES, default="minilm")
@@ -192,6 +247,7 @@ def main() -> None:
     parser.add_argument("--batch", type=int, default=32)
     parser.add_argument("--length", type=int, default=64)
     parser.add_argument("--rounds", type=int, default=30)
+    parser.add_argument("--training", type=int, help="whole trainings of so many steps")
     parser.add_argument("--json", type=Path)
     arguments = parser.parse_args()
     torch.manual_seed(0)
@@ -206,6 +262,29 @@ def main() -> None:
         "labels": torch.arange(arguments.batch, device=device) % 2,
     }
     common = (base, targets, arguments.rank, device)
+    about = {
+        "shape": arguments.shape,
+        "base_parameters": sum(p.numel() for p in base.parameters()),
+        "modules": len(targets),
+        "rank": arguments.rank,
+        "batch": list(shape),
+        "rounds": arguments.rounds,
+        "device": torch.cuda.get_device_name() if device == "cuda" else f"CPU, {torch.get_num_threads()} threads",
+        "seconds": clock_name(),
+        "precision": "bf16 autocast" if device == "cuda" else "fp32",
+        "torch": torch.__version__,
+        "python": platform.python_version(),
+    }
+    if arguments.training:
+        others = [
+            batch | {"input_ids": torch.randint(0, 1000, shape, device=device)} for _ in range(arguments.training)
+        ]
+        write(
+            {"igu-lora recommended": whole_trainings(common, others, arguments.rounds)},
+            about,
+            arguments.json,
+        )
+        return
 
     allocators: dict[str, Allocator] = {}
     runners = {"PEFT LoRA": Runner(lora(*common))}
@@ -232,25 +311,16 @@ def main() -> None:
         {"PEFT LoRA of the plan": same, "lorank after the cut": cut}, batch, arguments.rounds, "PEFT LoRA of the plan"
     )
 
-    parameters = sum(p.numel() for p in base.parameters())
-    found = {
-        "results": {**results, **later},
-        "shape": arguments.shape,
-        "base_parameters": parameters,
-        "modules": len(targets),
-        "rank": arguments.rank,
-        "batch": list(shape),
-        "rounds": arguments.rounds,
-        "device": torch.cuda.get_device_name() if device == "cuda" else f"CPU, {torch.get_num_threads()} threads",
-        "precision": "bf16 autocast" if device == "cuda" else "fp32",
-        "torch": torch.__version__,
-        "python": platform.python_version(),
-    }
-    for name, result in {**results, **later}.items():
+    write({**results, **later}, about, arguments.json)
+
+
+def write(results: dict[str, dict[str, Any]], about: dict[str, Any], file: Path | None) -> None:
+    """Print what was found, and write it."""
+    for name, result in results.items():
         print(f"{name:<28}" + "  ".join(f"{key} {value}" for key, value in result.items()))
-    print({key: value for key, value in found.items() if key != "results"})
-    if arguments.json:
-        arguments.json.write_text(json.dumps(found, indent=2) + "\n")
+    print(about)
+    if file:
+        file.write_text(json.dumps({"results": results, **about}, indent=2) + "\n")
 
 
 if __name__ == "__main__":

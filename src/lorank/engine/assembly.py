@@ -93,7 +93,7 @@ def make_allocator(
         )
         if needs_passes(options):
             assert passed is not None
-            measure = TrainingPath(passed, adapter, options, **settings)
+            measure = TrainingPath(passed, adapter, options, facts.steps, **settings)
         else:
             measure = TrainingGradient(adapter, options)
     rules = CutRules(initial, options, schedule)

@@ -20,7 +20,7 @@ from lorank.engine.estimators import (
 )
 from lorank.engine.loss_comparison import TOLERANCE, LossComparison
 from lorank.engine.measure import Measure, training_batch_is_due
-from lorank.engine.options import TrainingBatchChoices
+from lorank.engine.options import TrainingBatchChoices, TrainingBatchOptions
 from lorank.engine.smoothing import Tensors
 from lorank.engine.training_pass import TrainingPass
 from lorank.engine.unit_scores import signed
@@ -29,6 +29,25 @@ from lorank.module_names import places
 from lorank.scoring.undisturbed import undisturbed
 
 FIRST_INTERVALS = 8  # of the check from which `intervals: auto` is worked out
+_CHECKED_SHARE = 50  # of `single-pass`: the check at the last cut takes one pass for so many steps of training, or 3
+
+
+def last_check_intervals(measure: TrainingBatchOptions, intervals: int | None, steps: int) -> int:
+    """Intervals N of the quadrature check at the last cut, even; it makes N + 1 passes.
+
+    An estimator that has N intervals is checked at its own. `single-pass` has none: there N is 8, or less in a short
+    training, so that the check makes at most a fiftieth as many passes as there are steps; never less than 2.
+
+    Args:
+        measure: the estimator.
+        intervals: what N stands at; None while `intervals: auto` has found none.
+        steps: optimizer steps of the whole training.
+
+    """
+    if measure.estimator == "single-pass":
+        return min(FIRST_INTERVALS, max(2, (steps // _CHECKED_SHARE - 1) // 2 * 2))
+    own = intervals or FIRST_INTERVALS
+    return own + own % 2
 
 
 class PathMeasure(Measure):
@@ -112,10 +131,11 @@ class TrainingPath(PathMeasure):
     """`w · ∫g` on the last batch of training (IGU-LoRA, eq. 4 to 6)."""
 
     def __init__(
-        self, passed: TrainingPass, adapter: TripletAdapter, options: TrainingBatchChoices, **settings: Any
+        self, passed: TrainingPass, adapter: TripletAdapter, options: TrainingBatchChoices, steps: int, **settings: Any
     ) -> None:
+        """Listen to what the model is trained on; `steps` are those of the whole training, settings `PathMeasure`'s."""
         super().__init__(passed, adapter, **settings)
-        self.options = options
+        self.options, self.steps = options, steps
         self.intervals = options.measure.intervals if isinstance(options.measure.intervals, int) else None
         self._groups: list[list[int]] | None = None
         if options.measure.path_scope == "layer":
@@ -160,12 +180,11 @@ class TrainingPath(PathMeasure):
         return found
 
     def before_last_cut(self) -> None:
-        """Quadrature check on the last batch, with the estimator's N (made even) where it has one."""
+        """Quadrature check on the last batch, with the intervals of `last_check_intervals`."""
         if self._listening and self.passed.inputs is not None:
-            single = self.options.measure.estimator == "single-pass"
-            intervals = FIRST_INTERVALS if single else self.intervals or FIRST_INTERVALS
+            intervals = last_check_intervals(self.options.measure, self.intervals, self.steps)
             with self._own_passes():
-                self.check = self._check(self.last_batch(), intervals + intervals % 2)
+                self.check = self._check(self.last_batch(), intervals)
 
     def state_dict(self) -> dict[str, Any]:
         """JSON values for a checkpoint."""

@@ -8,7 +8,7 @@ from random import Random
 from lorank.engine.cut_rules import schedule_of
 from lorank.engine.estimators import estimator_points, layer_groups
 from lorank.engine.options import ScoringSetChoices, TrainingBatchChoices
-from lorank.engine.path_measure import FIRST_INTERVALS
+from lorank.engine.path_measure import FIRST_INTERVALS, last_check_intervals
 from lorank.engine.quadrature import path_nodes
 from lorank.memory.question import Question
 from lorank.methods import METHODS
@@ -65,11 +65,11 @@ def extra_passes(question: Question, modules: Sequence[str]) -> Passes:
     - AdaLoRA: none. IGU-LoRA `official`: none, but it trains to its last cut, and then from a fresh start for all steps.
     - IGU-LoRA, with `n` scored mini-batches (every `every`-th step before the last cut): those of the estimator for each
       (`estimator_points`, times the number of layers for a path of one layer at a time), a comparison of losses at the 1st, 2nd,
-      4th, 8th ..., and N + 1 for the check of the quadrature at the last cut (N even; 8 for `single-pass`).
+      4th, 8th ..., and N + 1 for the check of the quadrature at the last cut (`last_check_intervals`).
     - I-LoRA: the steps of the search, `passes_per_batch` for each of the scoring batches, the same comparisons, and forward
       passes: one of the first batch before training, two for each of up to four batches where shares are signed.
     - Before training: a forward pass for each calibration batch, with a backward pass for all estimators but `gram`, and one more
-      for each module with `hutchinson`. EVA passes the batches again for its start.
+      for each module (or `modules_at_once` of them) with `hutchinson`. EVA passes the batches again for its start.
 
     Args:
         question: steps, epochs, batches and the method.
@@ -93,7 +93,9 @@ def extra_passes(question: Question, modules: Sequence[str]) -> Passes:
         return Passes(scored_batches=batches, forward_only=batches)
     if isinstance(choices.measure, HessianOptions) and choices.measure.estimator == "hutchinson":
         passes = batches * choices.measure.probes
-        return Passes(scored_batches=batches, scoring=passes, further_backward=passes * len(modules))
+        at_once = choices.measure.modules_at_once
+        second = 1 if at_once == "all" else math.ceil(len(modules) / at_once)
+        return Passes(scored_batches=batches, scoring=passes, further_backward=passes * second)
     return Passes(scored_batches=batches, scoring=batches)
 
 
@@ -112,7 +114,7 @@ def _of_training_batches(question: Question, choices: TrainingBatchChoices, modu
         placed = places(modules)
         groups = len(layer_groups([(placed[name].stack, placed[name].layer) for name in modules]))
     doublings = scored.bit_length()  # the 1st, 2nd, 4th, 8th ... of them
-    last = FIRST_INTERVALS if measure.estimator == "single-pass" else intervals + intervals % 2
+    last = last_check_intervals(measure, intervals, question.steps)
     passes = scored * points * groups + doublings + last + 1
     if measure.intervals == "auto":
         passes += doublings * (FIRST_INTERVALS + 1)

@@ -26,7 +26,7 @@ EXPERT: dict[str, frozenset[str]] = {
     "measure": frozenset(
         (
             *("baseline", "granularity", "vector_reduction", "dropout", "source", "when", "tolerance"),
-            *("folds", "probes", "components"),
+            *("folds", "probes", "modules_at_once", "components"),
         )
     ),
     "smooth": frozenset(("accumulate", "ema_decay", "mean_decay", "deviation_decay", "epsilon", "ucb_weight")),

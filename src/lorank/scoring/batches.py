@@ -163,14 +163,6 @@ def _targets_in_ctc_mean(model: nn.Module, counts: torch.Tensor) -> int:
     return int(counts.sum())
 
 
-def run(model: nn.Module, batch: Batch, loss: SummedLoss) -> None:
-    """Pass a batch where its loss does not matter: by a `loss` of the user's, who knows how the model is called."""
-    if loss is summed_loss:
-        call(model, batch)
-    else:
-        loss(model, batch)
-
-
 def on_device_of(model: nn.Module, batch: Batch) -> Batch:
     """The batch where the model's first weights are; where it is if they are all offloaded, accelerate then moves it."""
     devices = (p.device for p in model.parameters() if p.device.type != "meta")

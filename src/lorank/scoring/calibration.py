@@ -12,11 +12,12 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from transformers.pytorch_utils import Conv1D
 
 from lorank.errors import DataError, ScoresError
-from lorank.scoring.batches import Batch, SummedLoss, run, summed_loss
+from lorank.scoring.batches import Batch, SummedLoss, summed_loss
 from lorank.scoring.curvature.fisher import squared_gradient_columns
 from lorank.scoring.curvature.gram import input_energy
 from lorank.scoring.curvature.hutchinson import OuterProductProbes
 from lorank.scoring.curvature.kfac import output_energy
+from lorank.scoring.forward_passes import ForwardPasses
 from lorank.scoring.gradient import weighted_gradient_columns
 from lorank.scoring.layer_hooks import LayerHooks, OutputGradientHook, frozen
 from lorank.scoring.precision import at_least_fp32, packed_for_inference
@@ -66,7 +67,7 @@ class CalibrationSums:
         pairs = ((self.columns, other.columns), (self.outputs, other.outputs), (self.tokens, other.tokens))
         for sums, more in pairs:
             for name, values in more.items():
-                sums[name] = sums[name] + values.to(sums[name].device) if name in sums else values
+                _add(sums, name, values)
         self.counts = torch.cat([self.counts, other.counts])
         for name, values in other.traces.items():
             self.traces[name] = torch.cat([self.traces[name], values], 1) if name in self.traces else values
@@ -81,6 +82,7 @@ def calibrate(
     folds: int = 8,
     seed: int = 0,
     probes: int = 1,
+    modules_at_once: int | Literal["all"] = 1,
     loss: SummedLoss = summed_loss,
 ) -> CalibrationSums:
     """Run the model over the batches and add up `quantity` for every target.
@@ -100,6 +102,7 @@ def calibrate(
         folds: parts of the calibration set that are summed apart.
         seed: of Hutchinson's probes.
         probes: Hutchinson's probes of every example.
+        modules_at_once: modules that share a second derivative of Hutchinson's.
         loss: sum of the losses of a batch, and the targets of each example; for `gram` too it is what calls the model,
             unless it is transformers' own.
 
@@ -113,7 +116,7 @@ def calibrate(
     """
     if quantity != "gram" and any(map(packed_for_inference, (m for m in model.modules() if hasattr(m, "quant_state")))):
         raise ScoresError(_PACKED)
-    hooks = _Summing(model, targets, quantity, folds, OuterProductProbes(targets, seed))
+    hooks = _Summing(model, targets, quantity, folds, OuterProductProbes(targets, seed, modules_at_once))
     with frozen(model), hooks, undisturbed(model), ExitStack() as stack:
         stack.enter_context(torch.set_grad_enabled(quantity != "gram"))
         if quantity == "hutchinson":  # the fused kernels of attention have no second derivative
@@ -123,7 +126,8 @@ def calibrate(
         )
     hooks.check()
     idle = "never ran in the forward pass of the calibration batches"
-    hooks.leave_out({target.name: idle for target in targets if target.name not in hooks.bad_inputs})
+    ran = hooks.sums.columns if hooks.masked else hooks.inputs_seen
+    hooks.leave_out({target.name: idle for target in targets if target.name not in ran})
     hooks.sums.left_out, hooks.sums.alone = hooks.left_out, hooks.alone
     for sums in (hooks.sums.columns, hooks.sums.outputs, hooks.sums.tokens, hooks.sums.traces):
         for name in hooks.left_out:
@@ -142,10 +146,11 @@ class _Summing(LayerHooks):
         # The others see padding only where the loss does.
         super().__init__(model, targets, masked=quantity in ("gram", "kfac"))
         self.quantity, self.folds, self.probes = quantity, folds, probes
+        self.passes = ForwardPasses(model, targets)
         self.sums = CalibrationSums(torch.zeros(folds, dtype=torch.float64))
         self._new = self.sums  # of the batch that is under way
         self._start = torch.zeros((), requires_grad=True)
-        self.bad_inputs: dict[str, torch.Tensor] = {}  # in the order in which layers ran first
+        self.inputs_seen: dict[str, torch.Tensor] = {}  # sums of all inputs, in the order in which layers ran first
         self._bad_loss: torch.Tensor | None = None
         self._probed: list[torch.Tensor] = []  # traces `(modules, examples)` of each direction of the batch under way
         self._forward, self._fold_of = False, torch.empty(0, dtype=torch.long)
@@ -172,7 +177,7 @@ class _Summing(LayerHooks):
             self.probes.draw(examples, probe)
         self._forward = True
         if self.quantity == "gram":
-            run(self.model, batch, loss)
+            self.passes.run(batch, loss)
             self._new.targets.index_add_(0, self._fold_of, torch.ones(count, dtype=torch.float64))
             return
         total, counts = loss(self.model, batch)
@@ -192,7 +197,7 @@ class _Summing(LayerHooks):
         if self.quantity == "hutchinson":
             found, idle = self.probes.columns(total), torch.zeros(count, dtype=torch.float64, device=total.device)
             for name, columns in found.items():
-                self._add(self._new.columns, name, columns)
+                _add(self._new.columns, name, self._by_fold(columns))
             traces = {name: columns.sum(1, dtype=torch.float64).to(total.device) for name, columns in found.items()}
             self._probed.append(torch.stack([traces.get(target.name, idle) for target in self.targets]))
             self._new.counts = counts.double()
@@ -205,26 +210,24 @@ class _Summing(LayerHooks):
         """Look at the inputs, and see to it that the output gradient will be shown."""
         if self._forward:
             self._calls[name] = self._calls.get(name, 0) + 1
-            rows = self.rows(x, name)  # raises before anything is passed back
-            seen = self.once(x, lambda: self._inputs(x, name))
-            bad = ~torch.isfinite(seen).all()
-            self.bad_inputs[name] = self.bad_inputs[name] | bad if name in self.bad_inputs else bad
-            if self.masked:
-                self._add(self._new.columns, name, seen)
-                mask = self.mask(x, name)
-                tokens = torch.full((self.count,), rows.shape[1]) if mask is None else mask.sum(1)
-                self._add(self._new.tokens, name, tokens)
+            self.rows(x, name)  # raises before anything is passed back
+            found = self.once(x, lambda: self._inputs(x, name))
+            kinds = (self._new.columns, self._new.tokens) if self.masked else (self.inputs_seen,)
+            for sums, values in zip(kinds, found, strict=True):
+                _add(sums, name, values)
         if self.quantity == "gram":
             return output
         if self.quantity == "hutchinson":
             return self.probes.move(name, self.rows(x, name), self.rows(output, name)).reshape(output.shape)
         return OutputGradientHook.apply(output, x, self._start, lambda x, delta: self._gradient(name, x, delta))
 
-    def _inputs(self, x: torch.Tensor, name: str) -> torch.Tensor:
-        """Energies of an input, or a number that is finite if the input is."""
-        if self.masked:
-            return input_energy(self.rows(x, name), self.mask(x, name))
-        return x.sum(dtype=torch.promote_types(x.dtype, torch.float32))
+    def _inputs(self, x: torch.Tensor, name: str) -> tuple[torch.Tensor, ...]:
+        """Energies of an input and its real tokens, both by fold; or a number that is finite if the input is."""
+        if not self.masked:
+            return (x.sum(dtype=torch.promote_types(x.dtype, torch.float32)),)
+        rows, mask = self.rows(x, name), self.mask(x, name)
+        tokens = torch.full((self.count,), rows.shape[1]) if mask is None else mask.sum(1)
+        return self._by_fold(input_energy(rows, mask)), self._by_fold(tokens)
 
     def _gradient(self, name: str, x: torch.Tensor, delta: torch.Tensor) -> None:
         """Output gradient of one call; a layer that ran several times is looked at when all its calls are there."""
@@ -237,26 +240,25 @@ class _Summing(LayerHooks):
         pairs = self._pairs.pop(name)
         inputs, deltas = (torch.cat(part, 1) if len(part) > 1 else part[0] for part in zip(*pairs, strict=True))
         if self.quantity == "kfac":
-            self._add(self._new.outputs, name, output_energy(deltas))
+            _add(self._new.outputs, name, self._by_fold(output_energy(deltas)))
         elif self.quantity == "fisher":
-            self._add(self._new.columns, name, squared_gradient_columns(inputs, deltas))
+            _add(self._new.columns, name, self._by_fold(squared_gradient_columns(inputs, deltas)))
         else:
             weight = weight_of(self.model.get_submodule(name))
-            self._add(self._new.columns, name, weighted_gradient_columns(inputs, deltas, weight))
+            _add(self._new.columns, name, self._by_fold(weighted_gradient_columns(inputs, deltas, weight)))
 
-    def _add(self, sums: dict[str, torch.Tensor], name: str, values: torch.Tensor) -> None:
-        """Add the examples' values `(examples, ...)` to their folds."""
+    def _by_fold(self, values: torch.Tensor) -> torch.Tensor:
+        """`(folds, ...)`: sums of the examples' values `(examples, ...)`, in at least fp32."""
         values = at_least_fp32(values.detach())
-        if name not in sums:
-            sums[name] = values.new_zeros(self.folds, *values.shape[1:])
-        sums[name].index_add_(0, self._fold_of.to(values.device), values.to(sums[name].device))
+        sums = values.new_zeros(self.folds, *values.shape[1:])
+        return sums.index_add_(0, self._fold_of.to(values.device), values)
 
     def check(self) -> None:
         """Raise what a pass found. Here, and once a batch to count its labels, the device is waited for."""
         if not self.sums.targets.sum():
             raise DataError("not one label of the calibration examples counts (all are -100); give labelled examples")
-        for name, bad in self.bad_inputs.items():
-            if bool(bad):
+        for name, values in (self.sums.columns if self.masked else self.inputs_seen).items():
+            if not bool(torch.isfinite(values).all()):
                 raise ScoresError(f"the inputs of {name!r} are not finite; use a wider dtype, or look at its weights")
         if self._bad_loss is not None and bool(self._bad_loss):
             raise ScoresError("the loss of a calibration batch is not finite; use a wider dtype, or check its labels")
@@ -264,6 +266,11 @@ class _Summing(LayerHooks):
             for name, values in sums.items():
                 if not bool(torch.isfinite(values).all()):
                     raise ScoresError(f"gradients at the outputs of {name!r} are not finite; use a wider dtype")
+
+
+def _add(sums: dict[str, torch.Tensor], name: str, values: torch.Tensor) -> None:
+    """Add to the sums of a module. The values may be shared with others, so they are never changed."""
+    sums[name] = sums[name] + values.to(sums[name].device) if name in sums else values
 
 
 def weight_of(module: nn.Module) -> torch.Tensor:

@@ -13,8 +13,9 @@ from torch import nn
 
 from lorank.errors import DataError, ScoresError
 from lorank.scores import ImportanceScores
-from lorank.scoring.batches import Batch, SummedLoss, run, summed_loss
+from lorank.scoring.batches import Batch, SummedLoss, summed_loss
 from lorank.scoring.examples import examples_in
+from lorank.scoring.forward_passes import ForwardPasses
 from lorank.scoring.layer_hooks import LayerHooks, frozen
 from lorank.scoring.one_shot import ScoringInput
 from lorank.scoring.options import InputVarianceOptions
@@ -121,13 +122,14 @@ class _Principal(LayerHooks):
     def __init__(self, model: nn.Module, targets: Sequence[Target], components: int) -> None:
         super().__init__(model, targets, masked=True)
         self.components = components
+        self.passes = ForwardPasses(model, targets)
         self._states: dict[str, _State] = {}
 
     def some(self, batch: Batch, loss: SummedLoss) -> None:
         """Add the inputs of a batch, all or none."""
         before = dict(self._states)
         try:
-            run(self.model, batch, loss)
+            self.passes.run(batch, loss)
         except BaseException:
             self._states = before
             raise

@@ -2,7 +2,7 @@
 
 import torch
 
-from lorank.scoring.curvature.fisher import example_gradients
+from lorank.scoring.curvature.fisher import gradient_columns
 from lorank.scoring.precision import at_least_fp32
 
 
@@ -19,5 +19,6 @@ def weighted_gradient_columns(x: torch.Tensor, delta: torch.Tensor, weight: torc
 
     """
     wide = at_least_fp32(weight)
-    gradients = example_gradients(at_least_fp32(x), at_least_fp32(delta))
-    return torch.cat([torch.linalg.vector_norm(g * wide, ord=1, dim=1) for g in gradients])
+    return gradient_columns(
+        at_least_fp32(x), at_least_fp32(delta), lambda gradient, rows: gradient.mul_(wide[rows]).abs_()
+    )

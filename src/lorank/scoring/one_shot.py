@@ -162,6 +162,9 @@ def _calibrated(
 ) -> ImportanceScores:
     """One pass, the score of it, and of every resample of its examples."""
     options, began = scoring.chosen(FoldOptions), time.perf_counter()
+    directions: dict[str, Any] = {}
+    if isinstance(options, HessianOptions):
+        directions = {"probes": options.probes, "modules_at_once": options.modules_at_once}
     sums = calibrate(
         scoring.model,
         scoring.targets,
@@ -169,8 +172,8 @@ def _calibrated(
         quantity,
         folds=options.folds,
         seed=scoring.seed,
-        probes=options.probes if isinstance(options, HessianOptions) else 1,
         loss=scoring.loss,
+        **directions,
     )
     targets = [target for target in scoring.targets if target.name not in sums.left_out]
     draws, used = resampling(sums.targets, scoring.seed)

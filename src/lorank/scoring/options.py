@@ -1,6 +1,6 @@
 """What can be chosen about the scores of a frozen model: a class of options for each scorer."""
 
-from typing import Literal
+from typing import Annotated, Literal
 
 from pydantic import Field
 
@@ -13,6 +13,9 @@ HESSIAN_OF = {
     "kfac": "the loss, by energies of inputs and of output gradients (K-FAC)",
     "hutchinson": "the loss itself, by random directions",
 }
+
+
+AtOnce = Annotated[int, Field(strict=True, ge=1)] | Literal["all"]
 
 
 class CalibrationOptions(Section):
@@ -37,6 +40,11 @@ class HessianOptions(FoldOptions):
     effective_rank_weight: float = Field(0.5, ge=0, description="exponent of the local metric effective rank")
     topk: float = Field(0.1, gt=0, le=1, description="share of a layer's input columns that the top-k share is of")
     probes: int = Field(1, ge=1, description="random directions of every example, for estimator: hutchinson")
+    modules_at_once: AtOnce = Field(
+        1,
+        description="estimator hutchinson: neighbouring modules whose second derivative is taken at once, or `all`; more cost "
+        "less, and carry the curvature between them as noise",
+    )
 
 
 class InputVarianceOptions(CalibrationOptions):

@@ -20,7 +20,7 @@ def topk_share(columns: torch.Tensor, share: float) -> torch.Tensor:
 
     """
     columns = columns.clamp_min(0)
-    largest = columns.topk(math.ceil(share * columns.shape[-1]), dim=-1).values.sum(-1)
+    largest = columns.topk(math.ceil(share * columns.shape[-1]), dim=-1, sorted=False).values.sum(-1)
     return torch.nan_to_num(largest / columns.sum(-1))
 
 

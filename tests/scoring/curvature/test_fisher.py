@@ -59,8 +59,21 @@ def test_the_cheaper_form_is_taken(tokens: int, form: str, monkeypatch: pytest.M
     assert called == [form]
 
 
-def test_gradients_are_made_a_few_examples_at_a_time(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(fisher, "_HELD", 2 * 3 * 4)
+@pytest.mark.parametrize("held", [1, 2 * 3 * 4, 10**6])
+def test_gradients_are_made_in_parts_of_examples_and_of_rows(held: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(fisher, "_HELD_IN_CACHE", held)
+    monkeypatch.setattr(fisher, "_ROWS", 3)
     x, delta = torch.randn(5, 9, 3), torch.randn(5, 9, 4)
-    assert [len(part) for part in fisher.example_gradients(x, delta)] == [2, 2, 1]
+    sizes = [(examples.stop - examples.start) * (rows.stop - rows.start) for examples, rows in parts(x, delta)]
+    assert max(sizes) * 3 <= max(held, 1 * 3 * 3)
+    covered = torch.zeros(5, 4)
+    for examples, rows in parts(x, delta):
+        covered[examples, rows] += 1
+    assert bool((covered == 1).all())
     torch.testing.assert_close(fisher.by_gradients(x, delta), fisher.by_token_products(x, delta))
+
+
+def parts(x: torch.Tensor, delta: torch.Tensor) -> list[tuple[slice, slice]]:
+    """Ends within the tensors."""
+    found = fisher.parts_of_gradients(x, delta)
+    return [(slice(e.start, min(e.stop, len(x))), slice(r.start, min(r.stop, delta.shape[2]))) for e, r in found]

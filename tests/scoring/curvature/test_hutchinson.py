@@ -2,21 +2,71 @@ import pytest
 import torch
 from tests.scoring.curvature.networks import Stack, column_sums, hessian_columns, mean_columns, summed
 
+from lorank.scoring.calibration import calibrate
 from lorank.scoring.curvature.hutchinson import OuterProductProbes, trace_with_errors
 
 
+@pytest.mark.parametrize("at_once", [1, "all"])
 @pytest.mark.parametrize("how", ["squares", "classes"])
-def test_the_mean_over_directions_is_the_hessian_of_a_two_layer_network(how: str) -> None:
+def test_the_mean_over_directions_is_the_hessian_of_a_two_layer_network(how: str, at_once: int | str) -> None:
     model = Stack(4, 5, 3, how=how)
     x = torch.randn(8, 4, dtype=torch.float64)
     labels = torch.randn(8, 3, dtype=torch.float64) if how == "squares" else torch.tensor([0, 1, 2, 0, 1, 2, 0, 1])
     batch = {"x": x, "labels": labels}
-    draws = [column_sums(model, [batch], "hutchinson", probes=25, seed=seed) for seed in range(40)]
+    draws = [
+        column_sums(model, [batch], "hutchinson", probes=25, seed=seed, modules_at_once=at_once) for seed in range(40)
+    ]
     for layer, name in enumerate(("layers.0", "layers.1")):
         found = torch.stack([mean_columns(sums, name) for sums in draws])
         error = found.std(0) / len(draws) ** 0.5
         gap = (found.mean(0) - hessian_columns(model, batch, layer)).abs()
         assert bool((gap < 4 * error).all()), (gap / error).tolist()
+
+
+def test_modules_at_once_carry_the_curvature_between_them() -> None:
+    model = Stack(3, 4, 5, 2, how="classes")
+    batch = {"x": torch.randn(6, 3, dtype=torch.float64), "labels": torch.tensor([0, 1, 1, 0, 1, 0])}
+
+    def traces(at_once: int | str, *layers: int) -> float:
+        targets = [model.targets()[k] for k in layers]
+        sums = calibrate(model, targets, [batch], "hutchinson", loss=summed, modules_at_once=at_once, seed=3)
+        return float(sum(columns.sum() for columns in sums.columns.values()))
+
+    # v' H v along all weights is that of each layer and, twice, that between each two; directions are those of the layers
+    # that are looked at, so the same layers are looked at throughout.
+    each, pairs, whole = traces(1, 0, 1, 2), traces(2, 0, 1, 2), traces("all", 0, 1, 2)
+    assert traces(3, 0, 1, 2) == traces(9, 0, 1, 2) == whole
+    assert len({round(one, 6) for one in (each, pairs, whole)}) == 3
+    directions = OuterProductProbes(model.targets(), seed=3)
+    directions.draw(range(6), 0)
+    assert whole == pytest.approx(float(dense_product(model, batch, directions, (0, 1, 2))))
+    assert pairs == pytest.approx(
+        float(dense_product(model, batch, directions, (0, 1)) + dense_product(model, batch, directions, (2,)))
+    )
+
+
+def dense_product(
+    model: Stack, batch: dict[str, torch.Tensor], directions: OuterProductProbes, layers: tuple[int, ...]
+) -> torch.Tensor:
+    """`Σ_n v_n' H_n v_n` along the directions of these layers, by second derivatives of the loss by a step along all."""
+    total = torch.zeros((), dtype=torch.float64)
+    for example in range(len(batch["x"])):
+        moves = []
+        for k in layers:
+            start, d_in, d_out = directions._place[f"layers.{k}"]
+            signs = directions._signs[example, start : start + d_in + d_out].double()
+            moves.append(torch.outer(signs[d_in:], signs[:d_in]))
+
+        def loss(step: torch.Tensor, example: int = example, moves: list[torch.Tensor] = moves) -> torch.Tensor:
+            own = {
+                f"layers.{k}.weight": model.layers[k].weight.detach() + step * v
+                for k, v in zip(layers, moves, strict=True)
+            }
+            outputs = torch.func.functional_call(model, own, (batch["x"][example : example + 1],))
+            return torch.nn.functional.cross_entropy(outputs, batch["labels"][example : example + 1])
+
+        total = total + torch.func.hessian(loss)(torch.zeros((), dtype=torch.float64)).detach()
+    return total
 
 
 def test_one_direction_gives_the_product_of_the_dense_hessian_with_it() -> None:

@@ -1,13 +1,15 @@
 """The diagonal of the empirical Fisher matrix, exact for every example, without its gradients where that is cheaper."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 import torch
 
 from lorank.scoring.precision import at_least_fp32
 
-# Numbers of per-example gradients that are held at once: 64 MiB in fp32.
-_HELD = 2**24
+# Numbers of per-example gradients that are held at once: on a CPU as many as its caches hold (1 MiB in fp32), because what is
+# done with them then costs little beside their making; else 64 MiB, because small kernels leave a GPU idle.
+_HELD_IN_CACHE, _HELD = 2**18, 2**24
+_ROWS = 64  # of one example's gradient at least, where there are as many: products of fewer rows are slow
 
 
 def squared_gradient_columns(x: torch.Tensor, delta: torch.Tensor) -> torch.Tensor:
@@ -41,11 +43,36 @@ def by_token_products(x: torch.Tensor, delta: torch.Tensor) -> torch.Tensor:
 
 def by_gradients(x: torch.Tensor, delta: torch.Tensor) -> torch.Tensor:
     """`Σ_i (Σ_t δ_ti x_tj)²`, the plain form."""
-    return torch.cat([torch.linalg.vector_norm(g, dim=1).square() for g in example_gradients(x, delta)])
+    return gradient_columns(x, delta, lambda gradient, rows: gradient.square_())
 
 
-def example_gradients(x: torch.Tensor, delta: torch.Tensor) -> Iterator[torch.Tensor]:
-    """Gradients `(some, d_out, d_in)` of a few examples at a time, as many as fit into 64 MiB, one after the other."""
-    some = max(1, _HELD // (x.shape[2] * delta.shape[2]))
-    pairs = zip(delta.transpose(1, 2).split(some), x.split(some), strict=True)
-    return (torch.bmm(*pair) for pair in pairs)
+def gradient_columns(
+    x: torch.Tensor, delta: torch.Tensor, value: Callable[[torch.Tensor, slice], torch.Tensor]
+) -> torch.Tensor:
+    """`Σ_i v(g_ij)` with the gradient `g = Σ_t δ_ti x_tj` of every example, of which only a part is held at a time.
+
+    Args:
+        x: inputs, `(examples, tokens, d_in)`.
+        delta: gradients by the outputs, `(examples, tokens, d_out)`.
+        value: v, of a part of the gradients `(some, rows, d_in)`, which it may change, and which rows these are.
+
+    Returns:
+        `(examples, d_in)`.
+
+    """
+    columns = x.new_zeros(x.shape[0], x.shape[2])
+    for examples, rows in parts_of_gradients(x, delta):
+        gradient = torch.bmm(delta[examples, :, rows].transpose(1, 2), x[examples])
+        columns[examples] += value(gradient, rows).sum(1)
+    return columns
+
+
+def parts_of_gradients(x: torch.Tensor, delta: torch.Tensor) -> Iterator[tuple[slice, slice]]:
+    """Examples and rows of the gradients `(examples, d_out, d_in)` that are made at once, one part after the other."""
+    (examples, _, d_in), d_out = x.shape, delta.shape[2]
+    held = _HELD_IN_CACHE if x.device.type == "cpu" else _HELD
+    some = min(examples, max(1, held // (d_in * min(d_out, _ROWS))))
+    rows = max(1, held // (some * d_in), min(d_out, _ROWS))
+    for example in range(0, examples, some):
+        for row in range(0, d_out, rows):
+            yield slice(example, example + some), slice(row, row + rows)

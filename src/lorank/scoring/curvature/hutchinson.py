@@ -2,6 +2,7 @@
 
 import random
 from collections.abc import Sequence
+from typing import Literal
 
 import torch
 
@@ -22,13 +23,15 @@ class OuterProductProbes:
     would have the same expectation, but each module's estimate would carry the curvature between it and all other modules
     as noise, which is larger than most traces. The first pass backward is shared: `M` modules cost one pass forward, one
     backward, and for each module one backward through the part of the graph between it and the loss, on average half.
+    With `at_once` neighbours share one such backward pass, which makes it cheaper and noisier; it is unbiased all the same.
 
     Because each example has a direction of its own, drawn from its number, the estimate does not depend on how examples are
     put into batches.
     """
 
-    def __init__(self, targets: Sequence[Target], seed: int) -> None:
-        self.seed = seed
+    def __init__(self, targets: Sequence[Target], seed: int, at_once: int | Literal["all"] = 1) -> None:
+        """Take the modules, the seed of directions, and of how many modules a second derivative is taken at once."""
+        self.seed, self.at_once = seed, at_once
         self._place: dict[str, tuple[int, int, int]] = {}
         self._total = 0
         for target in sorted(targets, key=lambda target: target.name):
@@ -69,13 +72,18 @@ class OuterProductProbes:
 
     def columns(self, loss: torch.Tensor) -> dict[str, torch.Tensor]:
         """Estimates `(examples, d_in)` of each module that ran, from the summed loss of the batch."""
-        steps = list(self._steps.values())
-        first = torch.autograd.grad(loss, steps, create_graph=True, materialize_grads=True)
-        found = {}
-        for name, step, gradient in zip(self._steps, steps, first, strict=True):
-            found[name] = torch.zeros_like(step)
-            if gradient.requires_grad:  # otherwise the loss is linear in all weights
-                (found[name],) = torch.autograd.grad(gradient.sum(), step, retain_graph=True, materialize_grads=True)
+        steps = self._steps  # in the order in which modules ran
+        found = {name: torch.zeros_like(step) for name, step in steps.items()}
+        gradients = torch.autograd.grad(loss, list(steps.values()), create_graph=True, materialize_grads=True)
+        # A gradient without a graph: the loss is linear in all weights.
+        sums = {n: g.sum().to(loss.device) for n, g in zip(steps, gradients, strict=True) if g.requires_grad}
+        curved = list(sums)
+        size = len(curved) if self.at_once == "all" else self.at_once
+        for start in range(0, len(curved), size or 1):
+            group = curved[start : start + size]
+            total, own = torch.stack([sums[name] for name in group]).sum(), [steps[name] for name in group]
+            second = torch.autograd.grad(total, own, retain_graph=True, materialize_grads=True)
+            found |= dict(zip(group, second, strict=True))
         return found
 
 
