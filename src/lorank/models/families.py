@@ -31,15 +31,19 @@ def trained_families(config: PreTrainedConfig) -> tuple[Any, ...]:
     Module names depend on it: the blocks of T5 are `encoder.block` in the class that writes text and `transformer.encoder.block`
     in the classifier, and Whisper's causal class has no encoder at all.
     """
-    named = set(config.architectures or ())
     classifier = (AutoModelForSequenceClassification,)
-    if (classes := _class_names(AutoModelForSequenceClassification, config)) and named & classes:
+    if is_classifier(config):
         return (*classifier, AutoModel)
     if config.is_encoder_decoder:
         return (*_ENCODER_DECODERS, *classifier, AutoModelForCausalLM, AutoModel)
     if type(config) in AutoModelForMaskedLM._model_mapping:
         return (*classifier, AutoModelForCausalLM, AutoModel)
     return (*_DECODERS, AutoModelForSeq2SeqLM, *classifier, AutoModel)
+
+
+def is_classifier(config: PreTrainedConfig) -> bool:
+    """Whether the config names a classifier of texts among its `architectures`."""
+    return bool(set(config.architectures or ()) & _class_names(AutoModelForSequenceClassification, config))
 
 
 def _class_names(family: Any, config: PreTrainedConfig) -> set[str]:
