@@ -97,6 +97,7 @@ def test_commands_load_no_heavy_package(files: Path) -> None:
                 "sweep",
                 "suggest",
                 "evaluate",
+                "init",
             )
         ),
         ["methods"],

@@ -102,6 +102,8 @@ def _check(question: Question, console: Console) -> _Checked:
                 check_quantization(model.base, config_of(model.base))
         with findings.check():
             tokenizer = own.prepared.tokenizer if own else load_tokenizer(model.base)
+            if model.chat_template is not None:
+                tokenizer.chat_template = model.chat_template.read_text(encoding="utf-8")
             if question.tasks and model.task_type == TaskType.CAUSAL_LM:
                 check_ends(tokenizer, model.base.name)
             if question.chat_template and not tokenizer.chat_template:

@@ -1,6 +1,6 @@
 """Which of transformers' classes a model is trained as, where nobody says for which task."""
 
-from typing import Any
+from typing import Any, Literal
 
 from transformers import (
     AutoModel,
@@ -44,6 +44,14 @@ def trained_families(config: PreTrainedConfig) -> tuple[Any, ...]:
 def is_classifier(config: PreTrainedConfig) -> bool:
     """Whether the config names a classifier of texts among its `architectures`."""
     return bool(set(config.architectures or ()) & _class_names(AutoModelForSequenceClassification, config))
+
+
+def kind_of(config: PreTrainedConfig) -> Literal["encoder", "decoder", "encoder-decoder"]:
+    """What an architecture can do: an encoder reads, a decoder continues a text, an encoder-decoder writes another one."""
+    if config.is_encoder_decoder:
+        return "encoder-decoder"
+    masked, causal = (type(config) in one._model_mapping for one in (AutoModelForMaskedLM, AutoModelForCausalLM))
+    return "decoder" if causal and not masked else "encoder"
 
 
 def _class_names(family: Any, config: PreTrainedConfig) -> set[str]:

@@ -6,12 +6,12 @@ from pathlib import Path
 from typing import Any
 
 from peft import PeftConfig, PeftModel, TaskType
-from transformers import AutoModelForCausalLM, AutoModelForMaskedLM, AutoModelForSeq2SeqLM, PreTrainedConfig
+from transformers import PreTrainedConfig
 
 from lorank.errors import AdapterError, RecipeError, one_line
 from lorank.links import check_links
 from lorank.models.adapted_model import head_width
-from lorank.models.families import is_classifier
+from lorank.models.families import is_classifier, kind_of
 from lorank.models.label_names import label_names_in, read_label_names
 from lorank.models.loading import NOT_LOADABLE, config_of, load_task_model, on_own_device
 from lorank.models.pretrained import Pretrained
@@ -44,6 +44,12 @@ class SavedModel:
     def writes(self) -> bool:
         """Whether it writes texts."""
         return self.task_type != TaskType.SEQ_CLS
+
+    @property
+    def chat_template(self) -> Path | None:
+        """The chat template that an adapter was trained with, where it has one of its own."""
+        path = None if self.adapter is None else self.adapter / "chat_template.jinja"
+        return path if path is not None and path.is_file() else None
 
     def load(self, base: Pretrained, label_names: Sequence[str]) -> Any:
         """The model on the device of this process, in evaluation mode.
@@ -139,11 +145,10 @@ def _head_of(name: str, config: PreTrainedConfig) -> TaskType:
     """
     if is_classifier(config):
         return TaskType.SEQ_CLS
-    if type(config) in AutoModelForSeq2SeqLM._model_mapping:
-        return TaskType.SEQ_2_SEQ_LM
-    if type(config) in AutoModelForMaskedLM._model_mapping or type(config) not in AutoModelForCausalLM._model_mapping:
+    kind = kind_of(config)
+    if kind == "encoder":
         raise RecipeError(
             f"model: {name!r} ({config.model_type}) has no head that classifies or writes texts; give an adapter, or a model "
             "that was trained for a task"
         )
-    return TaskType.CAUSAL_LM
+    return TaskType.CAUSAL_LM if kind == "decoder" else TaskType.SEQ_2_SEQ_LM

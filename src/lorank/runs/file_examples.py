@@ -54,6 +54,8 @@ def read_data_file(model: SavedModel, file: DataFile) -> FileData:
         task = {"task": "summarization", **columns, "prompt": prompt}
     if file.max_length is not None:
         task["max_length"] = file.max_length
+    if file.task == "chat" and model.chat_template is not None:
+        task["chat_template"] = str(model.chat_template)
     part = {"train": str(file.path), "test": str(file.path)}
     base = {key: value for key, value in vars(model.base).items() if value is not None}
     recipe = Recipe(model=base, method="lora", budget="r=1", data={**part, **task})
