@@ -67,7 +67,9 @@ def prepare_own_data(model: SavedModel, question: Question, console: Console) ->
         )
     if question.samples and not model.writes:
         raise RecipeError(f"--samples: {model.name} classifies texts, so there is nothing that it writes; leave it out")
-    tests = {name: rows for name, rows in prepared.data.parts.items() if name == "test" or name in prepared.data.more}
+    found = prepared.data.parts
+    tests = {name: rows for name, rows in found.items() if name == "test" or name in prepared.data.more}
+    tests = tests or {name: rows for name, rows in found.items() if name == "eval"}
     if not tests:
         raise DataError("--data: the recipe has no test part; give data.test=FILE behind it, or a file as --data")
     parts = {name: rows.select(range(question.first(len(rows)))) for name, rows in tests.items()}
@@ -120,7 +122,7 @@ def evaluate_part(model: Any, own: OwnData, part: str, *, generate: bool, direct
     prepared, rows = own.prepared, own.parts[part]
     directory.mkdir(parents=True, exist_ok=True)
     metrics: dict[str, Any] = {}
-    if generate or not prepared.section.writes:
+    if generate or prepared.section.task not in TEXT_TASKS:
         data = replace(prepared.data, test=rows)
         metrics, _ = evaluate(model, data, prepared.tokenizer, own.settings, directory)
     else:
@@ -128,9 +130,10 @@ def evaluate_part(model: Any, own: OwnData, part: str, *, generate: bool, direct
     processes().wait_for_everyone()
     sums, counts = read_sums(directory / LOSSES)
     loss = float(sums.sum() / counts.sum())
-    found: dict[str, Any] = {"rows": len(rows), "loss": loss if math.isfinite(loss) else None, "metrics": metrics}
+    found: dict[str, Any] = {"rows": len(rows), "loss": loss if math.isfinite(loss) else None}
     if prepared.section.writes:
         found |= {"tokens": int(counts.sum()), "perplexity": math.exp(loss) if loss < 700 else None}
+    found["metrics"] = {name: value for name, value in metrics.items() if name not in found}
     return found
 
 
