@@ -67,9 +67,9 @@ def prepare_own_data(model: SavedModel, question: Question, console: Console) ->
         )
     if question.samples and not model.writes:
         raise RecipeError(f"--samples: {model.name} classifies texts, so there is nothing that it writes; leave it out")
-    found = prepared.data.parts
-    tests = {name: rows for name, rows in found.items() if name == "test" or name in prepared.data.more}
-    tests = tests or {name: rows for name, rows in found.items() if name == "eval"}
+    known = prepared.data.parts
+    tests = {name: rows for name, rows in known.items() if name == "test" or name in prepared.data.more}
+    tests = tests or {name: rows for name, rows in known.items() if name == "eval"}
     if not tests:
         raise DataError("--data: the recipe has no test part; give data.test=FILE behind it, or a file as --data")
     parts = {name: rows.select(range(question.first(len(rows)))) for name, rows in tests.items()}
