@@ -65,6 +65,18 @@ A recipe is a YAML file that describes a whole run: `lorank run recipe.yaml --ou
 ```yaml
 {SENSITIVITY_LORA}```
 
+**`lorank init MODEL DATA`** writes a first recipe, with a comment behind each value. `MODEL` is a hub name or a folder, of
+which the config and the tokenizer are read; `DATA` is a file or the name of a hub data set. The task comes from the columns
+(`messages`; `prompt` and `completion`; `text` alone; those of [tasks.md](tasks.md); texts with a label), lengths from the first
+200 rows, the dtype from the checkpoint, learning rates from the examples of this page and of [tasks.md](tasks.md). It says
+what it chose and why. Where columns fit several tasks or none, it says what there is and what to give (`--task`, `--text`,
+`--label`). An encoder gets labels only. `--method`, `--budget` and `--test FILE` are as in the recipe:
+
+```sh
+lorank init microsoft/deberta-v3-base train.tsv --test dev.tsv --text sentence --budget 0.33M
+lorank init HuggingFaceTB/SmolLM2-135M-Instruct chat.jsonl --method igu-lora --output chat.yaml
+```
+
 Recipes that run on a CPU, with data that `make quickstart` downloads, are in [examples](../examples/quickstart.yaml). The
 papers' are in [recipes/papers](../recipes/papers/README.md).
 

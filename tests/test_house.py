@@ -21,13 +21,13 @@ GROUND = (
 # A room imports from the rooms before it. `lorank` itself and every `__main__` stand above all.
 ROOMS = (
     "models", "tasks", "allocation", "adapter", "report", "scoring", "serving", "engine", "methods", "pruning", "in_training",
-    "recipe", "memory", "training", "runs", "compare", "headroom", "suggest", "cli",
+    "recipe", "memory", "training", "runs", "starter", "evaluation", "compare", "headroom", "suggest", "cli",
 )  # fmt: skip
 FLOORS = dict.fromkeys(GROUND, 0) | {room: floor for floor, room in enumerate(ROOMS, 1)}
 TOP = len(ROOMS) + 1
 # plan.plot() draws itself: imported when it is called, and nothing else goes up.
 UPWARDS = {("lorank.plan", "lorank.report.picture"), ("lorank.plan", "lorank.report.rank_map")}
-MAY_TAKE_A_RECIPE = {"recipe", "runs", "compare", "headroom", "suggest", "cli"}
+MAY_TAKE_A_RECIPE = {"recipe", "runs", "evaluation", "compare", "headroom", "suggest", "cli"}
 
 
 @cache

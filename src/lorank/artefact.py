@@ -78,6 +78,14 @@ def write_json(path: Path, content: Any) -> None:
     write_text(path, json.dumps(content, indent=2, ensure_ascii=False, allow_nan=False) + "\n")
 
 
+def write_json_to(path: Path, content: Any) -> None:
+    """Write `content` as `write_json` does, or print it where the path is `-`."""
+    if path == Path("-"):
+        print(json.dumps(content, indent=2, ensure_ascii=False, allow_nan=False))
+    else:
+        write_json(path, content)
+
+
 def write_text(path: Path, text: str) -> None:
     """Write text as UTF-8, atomically."""
     write_atomically(path, lambda temporary: temporary.write_text(text, encoding="utf-8"))

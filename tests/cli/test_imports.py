@@ -96,6 +96,8 @@ def test_commands_load_no_heavy_package(files: Path) -> None:
                 "compare",
                 "sweep",
                 "suggest",
+                "evaluate",
+                "init",
             )
         ),
         ["methods"],
@@ -121,6 +123,8 @@ def test_what_is_wrong_with_a_recipe_is_said_before_anything_heavy_is_loaded(fil
         "score key.yaml --method gradient": key,
         "train key.yaml --plan plan.json": key,
         "prune adapter --budget r=1 --data key.yaml": key,
+        "evaluate adapter --data key.yaml": key,
+        "evaluate adapter --samples 2": "nothing is asked: give --tasks",
         "run key.yaml --plugin nothing.py": "plugin nothing.py: no such file",
     }
     found = loaded([], [command.split() for command in commands], files)

@@ -29,8 +29,11 @@ def test_several_budgets_without_data(tiny_folder: Path, tmp_path: Path) -> None
 @pytest.mark.parametrize(
     ("words", "message"),
     [
-        (["--budget", "half", "--text", "said"], "--text and --label are of a data file; give one"),
-        (["--budget", "half", "--data", "r.yaml", "--label", "mood"], "the recipe says its columns itself"),
+        (["--budget", "half", "--text", "said"], "--text is of a data file; give one"),
+        (
+            ["--budget", "half", "--data", "r.yaml", "--label", "mood"],
+            "--label is of a data file; the recipe says it itself (data.label",
+        ),
         (["--budget", "half", "--data", "rows.csv", "train.epochs=1"], "'train.epochs=1' changes a recipe"),
         (["--budget", "half,r=1,half"], "budget half is given twice"),
         (["--budget", "half,much"], "budget 'much' cannot be read"),

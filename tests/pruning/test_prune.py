@@ -17,8 +17,8 @@ import lorank
 from lorank.errors import AdapterError, BudgetError, DataError, OutputError
 from lorank.models.label_names import read_label_names
 from lorank.pruning.prune import mean_loss, pruned_copies
+from lorank.runs.data_file import DataFile
 from lorank.runs.prune_adapter import prune_adapter, prune_to_budgets
-from lorank.runs.pruning_data import DataFile
 from lorank.runs.run import run
 
 BATCHES = [random_batch(size=8, seed=seed) for seed in range(3)]

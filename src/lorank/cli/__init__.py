@@ -5,7 +5,9 @@ from typing import Annotated
 import typer
 
 from lorank.cli.compare import compare_command
+from lorank.cli.evaluate import evaluate_command
 from lorank.cli.headroom import headroom_command
+from lorank.cli.init import init_command
 from lorank.cli.inspect import inspect_command
 from lorank.cli.methods import methods_command
 from lorank.cli.options import NamesMethods
@@ -46,11 +48,13 @@ def _options(
 
 
 # In the order of `lorank --help`.
+app.command("init")(init_command)
 app.command("run")(run_command)
 app.command("score", cls=NamesMethods)(score_command)
 app.command("allocate")(allocate_command)
 app.command("train")(train_command)
 app.command("prune")(prune_command)
+app.command("evaluate")(evaluate_command)
 app.command("suggest")(suggest_command)
 app.command("inspect")(inspect_command)
 app.command("export")(export_command)

@@ -129,6 +129,7 @@ def _show_training(
     *,
     trust_remote_code: bool,
 ) -> None:
+    from lorank.artefact import write_json_to
     from lorank.memory.inspection import inspect_model
     from lorank.memory.question import read_question
     from lorank.memory.tables import base_table, memory_table, parameter_table, pass_lines
@@ -137,7 +138,7 @@ def _show_training(
     loaded = _loaded(model, task, trust_remote_code=trust_remote_code)
     found = inspect_model(loaded, find_targets(loaded, *map(_names_or_pattern, chosen)), read_question(asked))
     if json is not None:
-        _write_json({"model": model, **found.to_json()}, json)
+        write_json_to(json, {"model": model, **found.to_json()})
     if json == Path("-"):
         return
     say(f"{model}: {found.model_class}, base in {found.question.quantization or found.dtype}")
@@ -147,17 +148,6 @@ def _show_training(
         say(line)
     if json is not None:
         say(f"numbers             {json}")
-
-
-def _write_json(content: dict[str, Any], path: Path) -> None:
-    if path == Path("-"):
-        from json import dumps
-
-        print(dumps(content, indent=2))
-        return
-    from lorank.artefact import write_json
-
-    write_json(path, content)
 
 
 def _names_or_pattern(targets: str | None) -> str | list[str] | None:

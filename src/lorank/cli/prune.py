@@ -1,16 +1,13 @@
 """`lorank prune`: a trained adapter made smaller."""
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import Annotated, Any
 
 import typer
 
+from lorank.cli.data_option import read_data
 from lorank.cli.options import Plugin
 from lorank.console import clear_errors, out, progress, say
-
-if TYPE_CHECKING:
-    from lorank.recipe.recipe import Recipe
-    from lorank.runs.pruning_data import DataFile
 
 
 def prune_command(
@@ -46,7 +43,7 @@ def prune_command(
 ) -> None:
     """Make a trained adapter smaller, without training: cut its triplets to a budget, and say what that cost."""
     with clear_errors():
-        found = _data(data, text, label, overrides or ())
+        found = read_data(data, overrides or (), text=text, label=label)
         from lorank.report.tables import rank_table
         from lorank.runs.prune_adapter import prune_adapter, prune_to_budgets
 
@@ -70,28 +67,3 @@ def prune_command(
         for line in (*energy_lines(measured), *svd_lines(measured["after"])):
             say(line)
         say(f"pruned adapter      {output / 'adapter'}")
-
-
-def _data(
-    path: Path | None, text: str | None, label: str | None, overrides: list[str] | tuple[()]
-) -> "Recipe | DataFile | None":
-    """The recipe, or the data file, that `--data` names."""
-    from lorank.errors import RecipeError
-
-    if path is not None and path.suffix.lower() in (".yaml", ".yml"):
-        if text is not None or label is not None:
-            raise RecipeError(
-                "--text and --label are of a data file; the recipe says its columns itself (data.text=...)"
-            )
-        from lorank.recipe.files import load_recipe
-
-        return load_recipe(path, overrides)
-    if overrides:
-        raise RecipeError(f"{overrides[0]!r} changes a recipe, and --data gives none; leave it out")
-    if path is None:
-        if text is not None or label is not None:
-            raise RecipeError("--text and --label are of a data file; give one as --data")
-        return None
-    from lorank.runs.pruning_data import DataFile
-
-    return DataFile(path, tuple((text or "text").split(",")), label or "label")

@@ -3,13 +3,12 @@
 from collections.abc import Sequence
 from pathlib import Path
 
-from peft import PeftConfig
-
 from lorank.errors import AdapterError
 from lorank.models.adapted_model import head_width
 from lorank.models.label_names import read_label_names
-from lorank.models.loading import NOT_LOADABLE, task_type_of
+from lorank.models.loading import task_type_of
 from lorank.models.pretrained import Pretrained
+from lorank.models.saved_model import read_adapter_config
 
 _DOES = {"SEQ_CLS": "classifies texts", "CAUSAL_LM": "writes texts", "SEQ_2_SEQ_LM": "rewrites texts"}
 
@@ -27,12 +26,7 @@ def check_adapter_task(adapter: Path, base: Pretrained, task: str, *, writes: bo
         AdapterError: names both tasks; or the adapter's config cannot be read.
 
     """
-    try:
-        own = PeftConfig.from_pretrained(str(adapter)).task_type
-    except (*NOT_LOADABLE, TypeError) as error:
-        raise AdapterError(
-            f"{adapter / 'adapter_config.json'} cannot be read ({type(error).__name__}); give a PEFT adapter"
-        ) from None
+    own = read_adapter_config(adapter).task_type
     wanted = task_type_of(base, writes=writes)
     if own is not None and own != wanted:
         raise AdapterError(

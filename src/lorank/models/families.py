@@ -1,6 +1,6 @@
 """Which of transformers' classes a model is trained as, where nobody says for which task."""
 
-from typing import Any
+from typing import Any, Literal
 
 from transformers import (
     AutoModel,
@@ -31,15 +31,27 @@ def trained_families(config: PreTrainedConfig) -> tuple[Any, ...]:
     Module names depend on it: the blocks of T5 are `encoder.block` in the class that writes text and `transformer.encoder.block`
     in the classifier, and Whisper's causal class has no encoder at all.
     """
-    named = set(config.architectures or ())
     classifier = (AutoModelForSequenceClassification,)
-    if (classes := _class_names(AutoModelForSequenceClassification, config)) and named & classes:
+    if is_classifier(config):
         return (*classifier, AutoModel)
     if config.is_encoder_decoder:
         return (*_ENCODER_DECODERS, *classifier, AutoModelForCausalLM, AutoModel)
     if type(config) in AutoModelForMaskedLM._model_mapping:
         return (*classifier, AutoModelForCausalLM, AutoModel)
     return (*_DECODERS, AutoModelForSeq2SeqLM, *classifier, AutoModel)
+
+
+def is_classifier(config: PreTrainedConfig) -> bool:
+    """Whether the config names a classifier of texts among its `architectures`."""
+    return bool(set(config.architectures or ()) & _class_names(AutoModelForSequenceClassification, config))
+
+
+def kind_of(config: PreTrainedConfig) -> Literal["encoder", "decoder", "encoder-decoder"]:
+    """What an architecture can do: an encoder reads, a decoder continues a text, an encoder-decoder writes another one."""
+    if config.is_encoder_decoder:
+        return "encoder-decoder"
+    masked, causal = (type(config) in one._model_mapping for one in (AutoModelForMaskedLM, AutoModelForCausalLM))
+    return "decoder" if causal and not masked else "encoder"
 
 
 def _class_names(family: Any, config: PreTrainedConfig) -> set[str]:

@@ -41,5 +41,10 @@ def label_names_of(model: Any) -> tuple[str, ...]:
     config: Any = getattr(model, "config", None)
     if getattr(config, "problem_type", None) != "single_label_classification":
         return ()
+    return label_names_in(config)
+
+
+def label_names_in(config: Any) -> tuple[str, ...]:
+    """The names of the classes in a config; () where they are transformers' own."""
     names = tuple(str(name) for _, name in sorted(config.id2label.items()))
     return () if all(name == f"LABEL_{k}" for k, name in enumerate(names)) else names

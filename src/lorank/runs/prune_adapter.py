@@ -24,8 +24,9 @@ from lorank.pruning.triplet_scores import choose_score
 from lorank.recipe.recipe import Recipe
 from lorank.report.rank_map import draw_rank_map
 from lorank.runs.calibration_set import calibration_batches, calibration_rows, calibration_set_of
+from lorank.runs.data_file import DataFile
 from lorank.runs.prepare import prepare
-from lorank.runs.pruning_data import DataFile, recipe_of_file
+from lorank.runs.pruning_data import recipe_of_file
 from lorank.runs.recipe_values import pretrained_of
 from lorank.scoring.batches import Batch, on_device_of
 from lorank.tasks.loss_file import LOSSES

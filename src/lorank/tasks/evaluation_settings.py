@@ -26,6 +26,7 @@ class EvaluationSettings:
         task_type: of the model: a classifier, an encoder-decoder or a decoder.
         metrics: names; None: those that are usual for the task.
         precision: of the forward pass: fp32, bf16 or fp16.
+        batch_size: examples side by side; None: what is usual for the task.
 
     """
 
@@ -33,6 +34,7 @@ class EvaluationSettings:
     task_type: TaskType
     metrics: tuple[str, ...] | None = None
     precision: str = "fp32"
+    batch_size: int | None = None
 
     def arguments(
         self,
@@ -46,7 +48,7 @@ class EvaluationSettings:
         return family(
             output_dir=str(directory),
             use_cpu=only_cpu(),
-            per_device_eval_batch_size=batch_size,
+            per_device_eval_batch_size=self.batch_size or batch_size,
             bf16=self.precision == "bf16",
             fp16=self.precision == "fp16",
             report_to="none",

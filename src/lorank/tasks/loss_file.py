@@ -37,10 +37,21 @@ def read_losses(path: Path) -> np.ndarray:
         DataError: a file that does not hold losses.
 
     """
+    sums, counts = read_sums(path)
+    return sums / counts
+
+
+def read_sums(path: Path) -> tuple[np.ndarray, np.ndarray]:
+    """Summed loss and number of targets of each example `(examples,)` float64, in the order of the test part's rows.
+
+    Raises:
+        DataError: as `read_losses`.
+
+    """
     try:
         content = np.load(path, allow_pickle=False)
         if content.dtype != np.float32 or content.ndim != 2 or len(content) != 2 or not (content[1] > 0).all():
             raise ValueError(f"{content.dtype} {content.shape} in place of float32 (2, examples)")
     except (OSError, ValueError, EOFError) as error:
         raise DataError(f"{path}: damaged ({error}); remove it: the comparison then has no losses of it") from None
-    return content[0].astype(np.float64) / content[1]
+    return content[0].astype(np.float64), content[1].astype(np.float64)

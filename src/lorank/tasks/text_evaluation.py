@@ -1,6 +1,7 @@
 """What a model writes for the prompts of the test part, and how good it is."""
 
 import json
+from collections.abc import Sequence
 from copy import deepcopy
 from pathlib import Path
 from typing import Any
@@ -91,6 +92,37 @@ def evaluate_texts(
         write_losses(directory / LOSSES, losses[:, 0], losses[:, 1], order)
     # A decoder's row is the prompt, whose labels are left out, and the target behind it.
     prompts = [row["input_ids"][: row["labels"].count(IGNORED)] if decoder else row["input_ids"] for row in encoded]
+    written = write_texts(model, prompts, tokenizer, settings, directory)
+    targets = list(rows["target"])
+    if processes().is_main_process:
+        told = zip(rows["prompt"], rows["cue"], targets, written, strict=True)
+        lines = [json.dumps({"prompt": p + c, "target": t, "written": w}, ensure_ascii=False) for p, c, t, w in told]
+        write_text(directory / "predictions.jsonl", "\n".join([*lines, ""]))
+    chosen = choose_metrics(section.task, settings.metrics)
+    return {name: metric(targets, written) for name, metric in chosen.items()}, loss
+
+
+def write_texts(
+    model: nn.Module,
+    prompts: Sequence[Sequence[int]],
+    tokenizer: PreTrainedTokenizerBase,
+    settings: EvaluationSettings,
+    directory: Path,
+    *,
+    tokens: int | None = None,
+) -> list[str]:
+    """What a model writes for prompts, greedily or with `data.beams`.
+
+    Args:
+        model: that writes.
+        prompts: tokens of each.
+        tokenizer: of the base model.
+        settings: kind of model, beams and precision.
+        directory: Trainer's to work in.
+        tokens: most that are written; None: as many as a target of the task has.
+
+    """
+    decoder = settings.task_type == TaskType.CAUSAL_LM
     asked = Dataset.from_dict({"input_ids": prompts, "attention_mask": [[1] * len(ids) for ids in prompts]})
     side, tokenizer.padding_side = tokenizer.padding_side, "left" if decoder else tokenizer.padding_side
     try:
@@ -101,21 +133,15 @@ def evaluate_texts(
             processing_class=tokenizer,
         )
         writer.strips_prompt = decoder
+        generation = _generation(model, settings.section, tokenizer, tokens or settings.section.target_length)
         # Seq2SeqTrainer gives the model a max_length of its own after the first batch, and generate warns of it.
         # Trainer's autocast reaches forward, and `generate` of an adapted model goes past it.
         with quiet_loading(), autocast_of(settings.precision):
-            ids: Any = writer.predict(asked, generation_config=_generation(model, section, tokenizer)).predictions
+            ids: Any = writer.predict(asked, generation_config=generation).predictions
     finally:
         tokenizer.padding_side = side
     ids = np.where(ids == IGNORED, tokenizer.pad_token_id, ids)  # how processes and batches are made equally long
-    written = [text.strip() for text in tokenizer.batch_decode(ids, skip_special_tokens=True)]
-    targets = list(rows["target"])
-    if processes().is_main_process:
-        told = zip(rows["prompt"], rows["cue"], targets, written, strict=True)
-        lines = [json.dumps({"prompt": p + c, "target": t, "written": w}, ensure_ascii=False) for p, c, t, w in told]
-        write_text(directory / "predictions.jsonl", "\n".join([*lines, ""]))
-    chosen = choose_metrics(section.task, settings.metrics)
-    return {name: metric(targets, written) for name, metric in chosen.items()}, loss
+    return [text.strip() for text in tokenizer.batch_decode(ids, skip_special_tokens=True)]
 
 
 def evaluate_tokens(
@@ -142,12 +168,12 @@ def evaluate_tokens(
     return {name: metric(loss / targets, right / targets) for name, metric in chosen.items()}, loss / targets
 
 
-def _generation(model: Any, section: DataSection, tokenizer: PreTrainedTokenizerBase) -> GenerationConfig:
-    """The model's special tokens; greedy or by beams, without penalties, and as long as the section allows."""
+def _generation(model: Any, section: DataSection, tokenizer: PreTrainedTokenizerBase, tokens: int) -> GenerationConfig:
+    """The model's special tokens; greedy or by beams, without penalties, and at most so many tokens."""
     settings = deepcopy(model.generation_config)
     sampling = {"do_sample": False, "temperature": 1.0, "top_p": 1.0, "top_k": 50}
     penalties = {"repetition_penalty": 1.0, "no_repeat_ngram_size": 0, "length_penalty": 1.0, "early_stopping": False}
-    length = {"max_length": None, "min_length": 0, "max_new_tokens": section.target_length}
+    length = {"max_length": None, "min_length": 0, "max_new_tokens": tokens}
     ends = settings.eos_token_id if isinstance(settings.eos_token_id, list) else [settings.eos_token_id]
     # What was taught as the end of a text ends it.
     known = sorted({one for one in (*ends, tokenizer.eos_token_id) if one is not None})

@@ -1,0 +1,146 @@
+"""Loss, perplexity and metrics on the user's own data: a file of examples, or the test parts of a recipe."""
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from datasets import Dataset
+from rich.console import Console
+
+from lorank.errors import AdapterError, DataError, RecipeError
+from lorank.evaluation.question import Question
+from lorank.models.adapter_checks import check_adapter_labels, check_adapter_task
+from lorank.models.saved_model import SavedModel
+from lorank.processes import processes
+from lorank.recipe.recipe import Recipe
+from lorank.runs.data_file import DataFile
+from lorank.runs.file_examples import read_data_file
+from lorank.runs.prepare import prepare
+from lorank.runs.recipe_values import pretrained_of
+from lorank.tasks.data import TaskData, content_hash
+from lorank.tasks.encoding import tokenize
+from lorank.tasks.evaluation import evaluate
+from lorank.tasks.evaluation_settings import EvaluationSettings
+from lorank.tasks.loss_file import LOSSES, read_sums, write_losses
+from lorank.tasks.text_evaluation import text_losses
+from lorank.tasks.text_tasks import TEXT_TASKS
+from lorank.training.prepared import Prepared
+
+
+@dataclass(frozen=True)
+class OwnData:
+    """Examples that are checked against a model.
+
+    Attributes:
+        prepared: base model, task and tokenizer.
+        parts: name -> rows that are evaluated, the first part first.
+        settings: of the evaluation.
+
+    """
+
+    prepared: Prepared
+    parts: Mapping[str, Dataset]
+    settings: EvaluationSettings
+
+
+def prepare_own_data(model: SavedModel, question: Question, console: Console) -> OwnData:
+    """Read and check the data of a question: no weights are loaded.
+
+    Raises:
+        LorankError: data that cannot be read, or that are for another task, other labels or another model; several findings are
+            raised as one.
+
+    """
+    if isinstance(question.data, DataFile):
+        found = read_data_file(model, question.data)
+        hashes = {"train": "not trained on", "test": content_hash(found.rows)}
+        _, prepared = prepare(found.recipe, (), console, TaskData(found.rows, found.rows, found.label_names, hashes))
+    else:
+        prepared = _of_recipe(model, question, console)
+    task = prepared.section.task
+    if question.generate and prepared.section.writes and task not in TEXT_TASKS:
+        raise RecipeError(
+            f"--generate: task {task} has no metric of what is written; leave it out, or look at --samples"
+        )
+    if question.samples and not model.writes:
+        raise RecipeError(f"--samples: {model.name} classifies texts, so there is nothing that it writes; leave it out")
+    known = prepared.data.parts
+    tests = {name: rows for name, rows in known.items() if name == "test" or name in prepared.data.more}
+    tests = tests or {name: rows for name, rows in known.items() if name == "eval"}
+    if not tests:
+        raise DataError("--data: the recipe has no test part; give data.test=FILE behind it, or a file as --data")
+    parts = {name: rows.select(range(question.first(len(rows)))) for name, rows in tests.items()}
+    precision = prepared.settings.precision
+    settings = EvaluationSettings(
+        prepared.section, prepared.task_type, prepared.metrics, precision, question.batch_size
+    )
+    return OwnData(prepared, parts, settings)
+
+
+def _of_recipe(model: SavedModel, question: Question, console: Console) -> Prepared:
+    recipe = question.data
+    assert isinstance(recipe, Recipe)
+    if model.adapter is None:
+        update = {"name": model.base.name, "revision": None}
+        recipe = recipe.model_copy(update={"model": recipe.model.model_copy(update=update)})
+    else:
+        check_adapter_task(model.adapter, pretrained_of(recipe), recipe.data.task, writes=recipe.data.writes)
+    if recipe.data.writes != model.writes:
+        raise RecipeError(f"--data: data.task {recipe.data.task} is not what {model.name} was trained for")
+    _, prepared = prepare(recipe, (), console)
+    names = prepared.data.label_names
+    if not model.writes and model.adapter is not None:
+        check_adapter_labels(model.adapter, prepared.base, names)
+    elif not model.writes and (model.labels != (len(names) or 1) or (model.label_names or names) != names):
+        raise AdapterError(
+            f"{model.name} has a head for {model.labels} labels, {', '.join(map(repr, model.label_names[:5]))}, and the data of "
+            f"the recipe have {len(names) or 1}: {', '.join(map(repr, names[:5]))}; give the recipe that trained it"
+        )
+    return prepared
+
+
+def evaluate_part(model: Any, own: OwnData, part: str, *, generate: bool, directory: Path) -> dict[str, Any]:
+    """Loss and metrics of a model on a part; the losses of examples are left in `directory/losses.npy`.
+
+    The loss is the mean over all targets: Σ over examples of their summed loss / Σ over examples of their number of targets. A
+    target is a token that is taught (text), or an example (class, number).
+
+    Args:
+        model: in evaluation mode.
+        own: of `prepare_own_data`.
+        part: its name.
+        generate: of models that write: also write an answer for each row.
+        directory: Trainer's to work in; answers are left there in `predictions.jsonl`.
+
+    Returns:
+        `rows`, `loss` and `metrics`, and, of models that write, `tokens` and `perplexity = exp(loss)`.
+
+    """
+    prepared, rows = own.prepared, own.parts[part]
+    directory.mkdir(parents=True, exist_ok=True)
+    metrics: dict[str, Any] = {}
+    if generate or prepared.section.task not in TEXT_TASKS:
+        data = replace(prepared.data, test=rows)
+        metrics, _ = evaluate(model, data, prepared.tokenizer, own.settings, directory)
+    else:
+        _write_text_losses(model, own, rows, directory)
+    processes().wait_for_everyone()
+    sums, counts = read_sums(directory / LOSSES)
+    loss = float(sums.sum() / counts.sum())
+    found: dict[str, Any] = {"rows": len(rows), "loss": loss if math.isfinite(loss) else None}
+    if prepared.section.writes:
+        found |= {"tokens": int(counts.sum()), "perplexity": math.exp(loss) if loss < 700 else None}
+    found["metrics"] = {name: value for name, value in metrics.items() if name not in found}
+    return found
+
+
+def _write_text_losses(model: Any, own: OwnData, rows: Dataset, directory: Path) -> None:
+    encoded = tokenize(rows, own.prepared.tokenizer, own.prepared.section, own.prepared.task_type)
+    order = np.argsort(encoded["length"], kind="stable")  # less padding
+    sorted_rows = encoded.select(order).remove_columns("length")
+    _, losses = text_losses(model, sorted_rows, own.prepared.tokenizer, own.settings, directory)
+    if processes().is_main_process:
+        write_losses(directory / LOSSES, losses[:, 0], losses[:, 1], order)

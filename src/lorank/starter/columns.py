@@ -1,0 +1,179 @@
+"""Which task a table of rows is for: by the names of its columns, and what is in them."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from lorank.errors import DataError
+from lorank.tasks.files import Rows
+from lorank.tasks.labels import LabelColumn, regression_labels
+from lorank.tasks.text_tasks import TEXT_TASKS
+
+# Tasks that TRL prepares, with the columns of each.
+SFT: dict[str, tuple[str, ...]] = {"chat": ("messages",), "completion": ("prompt", "completion"), "text": ("text",)}
+LABELLED = ("classification", "regression")
+_COLUMNS = {
+    **{name: task.columns for name, task in TEXT_TASKS.items()},
+    **SFT,
+    "summarization": ("document", "summary"),
+}
+_LABELS = ("label", "labels", "class", "category", "target", "score", "rating", "stars", "sentiment")
+_PAIRS = (("sentence1", "sentence2"), ("premise", "hypothesis"), ("question1", "question2"), ("question", "sentence"))
+_TEXTS = ("text", "sentence", "review", "content", "body")
+_NUMBERS = ("id", "idx", "index", "guid", "uid", "uuid")  # of rows
+_ASK = "give --task, and --text and --label where the task has them"
+
+
+@dataclass(frozen=True)
+class TaskColumns:
+    """A task, and the columns that a recipe has to name for it.
+
+    Attributes:
+        task: as `data.task`.
+        text: columns of text; none where the columns of the task are its own.
+        label: column of the label, or of the text that is to be written; empty where the columns are the task's own.
+        why: it is this task.
+
+    """
+
+    task: str
+    text: tuple[str, ...] = ()
+    label: str = ""
+    why: str = ""
+
+
+def task_of_columns(rows: Rows, task: str | None, text: tuple[str, ...], label: str) -> TaskColumns:
+    """The task of rows; what is given is taken as it is.
+
+    Args:
+        rows: the first ones.
+        task: that was asked for; None: by the columns.
+        text: columns that were asked for; none: by their names.
+        label: the same.
+
+    Raises:
+        DataError: columns that are asked for and are not there, no task that fits, or several.
+
+    """
+    for name in (*text, *([label] if label else ())):
+        if name not in rows.names:
+            raise DataError(f"there is no column {name!r}; the data have {_listed(rows.names)}")
+    if task is not None:
+        return _asked_for(rows, task, text, label)
+    if text or label:
+        return _labelled(rows, text, label)
+    fitting = _fitting(rows)
+    if len(fitting) > 1:
+        raise DataError(
+            f"the columns {_listed(rows.names)} fit several tasks: {', '.join(fitting)}; give one as --task"
+        )
+    if fitting:
+        return TaskColumns(fitting[0], why=f"columns {_listed(_present(rows, fitting[0]))}")
+    if any(name in rows.names for name in _LABELS):
+        return _labelled(rows, text, label)
+    if "text" in rows.names:
+        return TaskColumns("text", why="column text, and no label")
+    raise DataError(f"the columns {_listed(rows.names)} fit no task by themselves; {_ASK}")
+
+
+def _present(rows: Rows, task: str) -> Sequence[str]:
+    if task == "chat" and "messages" not in rows.names:
+        return ("conversations",)
+    return _COLUMNS[task]
+
+
+def _fitting(rows: Rows) -> list[str]:
+    """Tasks whose own columns are all there; text alone says too little."""
+    found = [
+        task
+        for task in _COLUMNS
+        if task not in ("text", "gsm8k") and all(c in rows.names for c in _present(rows, task))
+    ]
+    if not found and {"question", "answer"} <= set(rows.names):
+        answers = rows.columns["answer"]
+        found += ["gsm8k"] if all(isinstance(one, str) and "####" in one for one in answers) else []
+    return found
+
+
+def _asked_for(rows: Rows, task: str, text: tuple[str, ...], label: str) -> TaskColumns:
+    why = "as --task says"
+    if task in LABELLED:
+        return _labelled(rows, text, label, task)
+    if task == "summarization" and (text or label):
+        return TaskColumns(task, text or ("document",), label or "summary", why)
+    if task not in _COLUMNS:
+        raise DataError(f"--task {task} is unknown; allowed: {', '.join((*LABELLED, *_COLUMNS))}")
+    if text or label:
+        raise DataError(f"--text and --label are not of {task}, whose columns are its own; leave them out")
+    missing = [name for name in _present(rows, task) if name not in rows.names]
+    if missing:
+        more = "; or name yours: --text and --label" if task == "summarization" else ""
+        raise DataError(f"--task {task} needs the column {missing[0]!r}; the data have {_listed(rows.names)}{more}")
+    return TaskColumns(task, why=why)
+
+
+def _labelled(rows: Rows, text: tuple[str, ...], label: str, task: str | None = None) -> TaskColumns:
+    label = label or _label_of(rows)
+    text = text or _texts_of(rows, label)
+    kind, why = _kind_of(rows, label)
+    return TaskColumns(task or kind, text, label, why if task is None else "as --task says")
+
+
+def _label_of(rows: Rows) -> str:
+    found = [name for name in _LABELS if name in rows.names]
+    if len(found) == 1:
+        return found[0]
+    said = f"several may be the label: {_listed(found)}" if found else f"none is called {', '.join(_LABELS)}"
+    raise DataError(f"of the columns {_listed(rows.names)} {said}; give one as --label")
+
+
+def _texts_of(rows: Rows, label: str) -> tuple[str, ...]:
+    for pair in _PAIRS:
+        if set(pair) <= set(rows.names):
+            return pair
+    found = [name for name in _TEXTS if name in rows.names and name != label]
+    if len(found) != 1:
+        others = [name for name in rows.names if name != label and name.lower() not in _NUMBERS]
+        found = [name for name in others if _is_text(rows.columns[name])]
+    if len(found) == 1:
+        return (found[0],)
+    raise DataError(
+        f"of the columns {_listed(rows.names)} {len(found)} may be the text{': ' + _listed(found) if found else ''}; give one "
+        "or two as --text"
+    )
+
+
+def _is_text(values: Sequence[Any]) -> bool:
+    """Strings that are not all numbers, as those of a csv file are."""
+    return all(isinstance(value, str) for value in values) and not all(map(_is_number, values))
+
+
+def _is_number(text: str) -> bool:
+    try:
+        float(text)
+    except ValueError:
+        return False
+    return True
+
+
+def _kind_of(rows: Rows, label: str) -> tuple[str, str]:
+    column = LabelColumn("train", label, rows)
+    try:
+        numbers = regression_labels(column)
+    except DataError:
+        numbers = []
+    if any(not number.is_integer() for number in numbers):
+        return "regression", f"{label!r} holds numbers with fractions"
+    if column.classes is not None:
+        return "classification", f"{label!r} is a ClassLabel of {len(column.classes)} classes"
+    different = len(set(column.named()))
+    if different == len(rows) > 20 and not numbers:
+        raise DataError(
+            f"every row has another string in {label!r}, so it is no class; if it is a text that is to be written, give "
+            "--task summarization"
+        )
+    return "classification", f"{different} different labels in {label!r} in the first {len(rows):,} rows"
+
+
+def _listed(names: Sequence[str]) -> str:
+    return ", ".join(names)
