@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+import yaml
 from peft import LoraConfig, PeftModel, TaskType, get_peft_model
 from tests.conftest import BAD, GOOD, tiny_writer
 from torch.nn.functional import cross_entropy, log_softmax
@@ -138,7 +139,7 @@ def test_losses_are_those_of_plain_peft(adapter: Path, decoder: Path, rows: Path
         assert result["perplexity"] == pytest.approx(math.exp(sum(sums) / sum(counts)), rel=1e-5)
         assert (result["tokens"], result["rows"], result["metrics"]) == (sum(counts), len(TEXTS), {})
         np.testing.assert_allclose(np.load(tmp_path / "out" / name / "losses.npy"), [sums, counts], rtol=1e-4)
-    assert json.loads((tmp_path / "out" / "evaluation.json").read_text()) == found
+    assert json.loads((tmp_path / "out" / "results.json").read_text()) == found
 
 
 def test_a_merged_model_has_the_numbers_of_its_adapter(
@@ -164,6 +165,36 @@ def test_tasks_of_lm_eval_from_a_file_of_ones_own(adapter: Path, decoder: Path, 
         assert (result["fewshot"], result["examples"]) == (0, len(TEXTS))
         values.append(share)
     assert values[0] != values[1], "an adapter that changes nothing would pass any test"
+
+
+@pytest.mark.long
+def test_numbers_are_those_of_lm_evals_own_command(adapter: Path, decoder: Path, tasks: Path) -> None:
+    """Its own loading of an adapter, its seeds and its few-shot examples; in a task of choices and one of generated texts."""
+    import lm_eval
+    from lm_eval.tasks import TaskManager
+
+    generated = {"output_type": "generate_until", "doc_to_choice": None, "metric_list": [{"metric": "exact_match"}]}
+    words = {"task": "words", "doc_to_target": "{{text[:3]}}", "generation_kwargs": {"max_gen_toks": 3, "until": ["."]}}
+    content = {**yaml.safe_load((tasks / "mood.yaml").read_text()), **generated, **words}
+    (tasks / "words.yaml").write_text(
+        yaml.safe_dump({key: value for key, value in content.items() if value is not None})
+    )
+    own = lm_eval.simple_evaluate(
+        model="hf",
+        model_args={"pretrained": str(decoder), "peft": str(adapter), "dtype": "float32"},
+        tasks=["mood", "words"],
+        num_fewshot=2,
+        limit=5,
+        batch_size=8,
+        device="cpu",
+        task_manager=TaskManager(include_path=str(tasks), include_defaults=False),
+    )["results"]
+    question = Question(str(adapter), tasks=("mood", "words"), task_files=tasks, fewshot=2, limit=5)
+    found = run_evaluation(question)["results"]["adapter"]["tasks"]
+    for task, metric in (("mood", "acc"), ("words", "exact_match")):
+        result = found[task]["metrics"][metric]
+        assert result["value"] == own[task][f"{metric},none"]
+        assert result["stderr"] == own[task][f"{metric}_stderr,none"]
 
 
 def test_shots_limit_and_a_file_as_a_task(decoder: Path, tasks: Path) -> None:

@@ -46,7 +46,7 @@ def run_evaluation(question: Question, output: Path | None = None, console: Cons
 
     Args:
         question: what is asked.
-        output: a new folder for `evaluation.json`, and in it a folder for each model with `losses.npy` (and
+        output: a new folder for `results.json`, and in it a folder for each model with `losses.npy` (and
             `predictions.jsonl`), in which further test parts have folders of their own. None: nothing is written.
         console: for lines of progress.
 
@@ -67,7 +67,7 @@ def run_evaluation(question: Question, output: Path | None = None, console: Cons
         model = checked.model.load(checked.base, names)
         found = _evaluate(question, checked, model, folder, console)
         if output is not None:
-            write_json(folder / "evaluation.json", found)
+            write_json(folder / "results.json", found)
     return found
 
 

@@ -85,7 +85,7 @@ def sample_lines(samples: Sequence[Mapping[str, Any]]) -> Iterator[str]:
         prompt = sample["prompt"]
         shown = prompt if len(prompt) <= _LONGEST else f"...{prompt[-_LONGEST:]}"
         for name, text in (("prompt", shown), ("target", sample["target"]), *sample["written"].items()):
-            lines = _visible(text).split("\n")
+            lines = (_visible(text) or "(nothing)").split("\n")
             yield from (f"  {name if not place else '':<9}{line}" for place, line in enumerate(lines))
 
 
