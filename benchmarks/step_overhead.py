@@ -203,8 +203,9 @@ def measure(runners: dict[str, Runner], batch: dict[str, torch.Tensor], rounds: 
 def whole_training(
     base: nn.Module, targets: list[str], rank: int, device: str, *, batches: list[dict[str, torch.Tensor]], seed: int
 ) -> dict[str, Any]:
-    """Seconds of both, one step for each batch, and what lorank did beside training."""
-    plain, model = Runner(lora(base, targets, rank // 2, device)), lora(base, targets, rank, device)
+    """Ratios of a training to those of LoRA, one step for each batch, and what lorank did beside training."""
+    plain = {f"r={r}": Runner(lora(base, targets, r, device)) for r in (rank, rank // 2)}
+    model = lora(base, targets, rank, device)
     allocation = AllocationLoop(model, "igu-lora", f"r={rank // 2}", steps=len(batches), seed=seed)
 
     def differentiated(step: int, optimizer: torch.optim.Optimizer) -> None:
@@ -218,16 +219,17 @@ def whole_training(
             allocated.trained = [p for p in allocated.model.parameters() if p.requires_grad]
 
     allocated = Runner(model, before, after, differentiated)
-    times = dict.fromkeys((plain, allocated), 0.0)
+    runners = [*plain.values(), allocated]
+    times = dict.fromkeys(runners, 0.0)
     for step, batch in enumerate(batches):
-        for runner in (plain, allocated)[:: 1 if step % 2 else -1]:
+        for runner in runners[step % 3 :] + runners[: step % 3]:
             times[runner] += runner(batch)
     began = clock()
     plan = allocation.finish(allocated.optimizer)
     times[allocated] += clock() - began
     return {
-        "ratio": times[allocated] / times[plain],
-        "lora_seconds": round(times[plain], 2),
+        "ratios": {name: times[allocated] / times[runner] for name, runner in plain.items()},
+        "lora_seconds": {name: round(times[runner], 2) for name, runner in plain.items()},
         **{key: plan.provenance[key] for key in ("scoring_passes", "scoring_batches", "last_cut")},
         "check_intervals": plan.provenance["quadrature"]["intervals"],
     }
@@ -236,8 +238,9 @@ def whole_training(
 def whole_trainings(common: Any, batches: list[dict[str, torch.Tensor]], rounds: int) -> dict[str, Any]:
     """Ratios of whole trainings."""
     found = [whole_training(*common, batches=batches, seed=seed) for seed in range(rounds)]
-    ratios = [round(one.pop("ratio"), 4) for one in found]
-    return {"steps": len(batches), "ratio_median": statistics.median(ratios), "ratios": ratios, **found[0]}
+    ratios = {name: [round(one["ratios"][name], 4) for one in found] for name in found[0]["ratios"]}
+    medians = {name: statistics.median(each) for name, each in ratios.items()}
+    return {"steps": len(batches), **found[0], "ratio_medians": medians, "ratios": ratios}
 
 
 def main() -> None:
