@@ -96,7 +96,7 @@ def train_plan(
 
 
 def tokenizer_beside(prepared: Prepared) -> PreTrainedTokenizerBase | None:
-    """What is saved beside an adapter: a tokenizer with new tokens, or, of chat, completion and text, with their chat template."""
+    """What is saved beside an adapter: a tokenizer with new tokens, or, of chat, completion and text, with its chat template."""
     return prepared.tokenizer if prepared.section.is_sft or prepared.base.new_tokens else None
 
 
