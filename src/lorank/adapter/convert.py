@@ -5,12 +5,12 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 import torch
-from peft import PeftModel
 from peft.tuners.lora import Linear as LoraLinear
 from peft.tuners.lora import LoraLayer
 from torch import nn
 from transformers.pytorch_utils import Conv1D
 
+from lorank.adapter.adapted_part import adapted_part, base_of
 from lorank.adapter.triplet import TripletAdapter, TripletLinear
 from lorank.errors import AdapterError, LorankWarning
 from lorank.module_names import leaf_of, parent_of
@@ -31,11 +31,7 @@ def trained_adapter(model: nn.Module) -> str:
         AdapterError: there is none, or more than one, or it is of another PEFT type.
 
     """
-    if not isinstance(model, PeftModel):
-        raise AdapterError(
-            f"{type(model).__name__} has no adapters, so there is nothing to allocate; "
-            "wrap it first: get_peft_model(model, LoraConfig(r=8, ...))"
-        )
+    configs: Any = adapted_part(model).peft_config
     trained = sorted(
         {
             name
@@ -46,20 +42,20 @@ def trained_adapter(model: nn.Module) -> str:
         }
     )
     if len(trained) != 1:
-        kinds = ", ".join(f"{name} ({config.peft_type.value})" for name, config in model.peft_config.items())
+        kinds = ", ".join(f"{name} ({each.peft_type.value})" for name, each in configs.items())
         found = f"{len(trained)} LoRA adapters that train ({', '.join(trained)})" if trained else "no LoRA that trains"
         raise AdapterError(
             f"the model has {found}; exactly one is needed, set by LoraConfig. Its adapters are: {kinds}"
         )
-    if model.peft_config[trained[0]].peft_type.value != "LORA":
+    if configs[trained[0]].peft_type.value != "LORA":
         raise AdapterError(
-            f"adapter {trained[0]!r} is {model.peft_config[trained[0]].peft_type.value}; give a plain LoraConfig, "
+            f"adapter {trained[0]!r} is {configs[trained[0]].peft_type.value}; give a plain LoraConfig, "
             "lorank brings its own triplets"
         )
     return trained[0]
 
 
-def adapted_layers(model: PeftModel, adapter_name: str) -> dict[str, LoraLayer]:
+def adapted_layers(model: nn.Module, adapter_name: str) -> dict[str, LoraLayer]:
     """Full names of the layers that carry the adapter, and the layers; all of them can be triplets.
 
     Raises:
@@ -67,7 +63,8 @@ def adapted_layers(model: PeftModel, adapter_name: str) -> dict[str, LoraLayer]:
             adapter's start (`init_lora_weights`) has changed the base weights.
 
     """
-    start = model.peft_config[adapter_name].init_lora_weights
+    configs: Any = model.peft_config
+    start = configs[adapter_name].init_lora_weights
     if start not in (*_STARTS, UNFINISHED):
         raise AdapterError(
             f"init_lora_weights is {start!r}, which changes the base weights by the rank an adapter starts with; ranks cannot "
@@ -82,7 +79,7 @@ def adapted_layers(model: PeftModel, adapter_name: str) -> dict[str, LoraLayer]:
 
 
 @torch.no_grad()
-def to_triplets(model: PeftModel, adapter_name: str, *, initial_lambda: float = 0.0) -> TripletAdapter:
+def to_triplets(model: nn.Module, adapter_name: str, *, initial_lambda: float = 0.0) -> TripletAdapter:
     """Make triplets of a LoRA adapter, in place; modules and their parameters A and B stay the same objects.
 
     An adapter that does nothing yet (`B = 0`) starts as AdaLoRA's: P, Q ~ N(0, 0.02) and `λ = initial_lambda`. A trained
@@ -96,7 +93,8 @@ def to_triplets(model: PeftModel, adapter_name: str, *, initial_lambda: float = 
     """
     layers = adapted_layers(model, adapter_name)
     cap_ranks(layers, adapter_name)
-    config: Any = model.peft_config[adapter_name]
+    configs: Any = model.peft_config
+    config = configs[adapter_name]
     start = config.init_lora_weights
     for layer in layers.values():
         if isinstance(layer, TripletLinear) and adapter_name in layer.lora_lambda:
@@ -167,7 +165,7 @@ def cap_ranks(layers: Mapping[str, LoraLayer], adapter_name: str) -> None:
 
 
 @torch.no_grad()
-def fold_to_lora(model: PeftModel, adapter: TripletAdapter, scale: float) -> None:
+def fold_to_lora(model: nn.Module, adapter: TripletAdapter, scale: float) -> None:
     """Make a plain, compact PEFT LoRA of the triplets, in place: the same function, `B A · scale = s · P diag(λ) Q`.
 
     `A = √|λ| Q` and `B = sign(λ) √|λ| P · s / scale` (IGU-LoRA's code), computed in at least fp32.
@@ -187,7 +185,7 @@ def fold_to_lora(model: PeftModel, adapter: TripletAdapter, scale: float) -> Non
     ranks = dict(zip(adapter.names, adapter.ranks, strict=True))
     if not any(ranks.values()):
         raise AdapterError("every rank is 0, so there is no adapter to fold; allocate a larger budget")
-    base = model.get_base_model()
+    base = base_of(model)
     for name, layer in zip(adapter.names, adapter.layers, strict=True):
         values, q, p = layer.factors_of(adapter_name)
         wide = values.to(torch.promote_types(values.dtype, torch.float32))
@@ -209,7 +207,8 @@ def fold_to_lora(model: PeftModel, adapter: TripletAdapter, scale: float) -> Non
         if not layer.lora_A:
             parent, child = parent_of(name), leaf_of(name)
             setattr(base.get_submodule(parent), child, layer.get_base_layer())
-    _describe(model.peft_config[adapter_name], ranks, scale)
+    configs: Any = model.peft_config
+    _describe(configs[adapter_name], ranks, scale)
 
 
 def _describe(config: Any, ranks: Mapping[str, int], scale: float) -> None:
@@ -241,8 +240,8 @@ def _tensors(layer: LoraLayer, adapter_name: str) -> Iterator[nn.Parameter]:
             yield from item.parameters() if isinstance(item, nn.Module) else (item,)
 
 
-def _lora_layers(model: PeftModel, adapter_name: str) -> Iterator[tuple[str, LoraLayer]]:
-    for name, layer in model.get_base_model().named_modules():
+def _lora_layers(model: nn.Module, adapter_name: str) -> Iterator[tuple[str, LoraLayer]]:
+    for name, layer in base_of(model).named_modules():
         if isinstance(layer, LoraLayer) and any(True for _ in _tensors(layer, adapter_name)):
             yield name, layer
 

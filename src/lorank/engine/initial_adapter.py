@@ -6,9 +6,10 @@ from dataclasses import replace
 from fractions import Fraction
 from typing import Any
 
-from peft import PeftModel
 from peft.tuners.lora import LoraLayer
+from torch import nn
 
+from lorank.adapter.adapted_part import base_of
 from lorank.adapter.convert import starting_rank
 from lorank.allocation.budgeted import allocate
 from lorank.allocation.schedule import CutSchedule
@@ -23,7 +24,7 @@ from lorank.unsuitable import model_type_of
 
 
 def read_adapter(
-    model: PeftModel,
+    model: nn.Module,
     layers: Mapping[str, LoraLayer],
     adapter_name: str,
     budget: Budget,
@@ -59,8 +60,8 @@ def read_adapter(
         )
     scalings = [float(layer.scaling[adapter_name]) for layer in layers.values()]
     found = {
-        "model": getattr(getattr(model, "config", None), "_name_or_path", "") or type(model.get_base_model()).__name__,
-        "model_type": model_type_of(model.get_base_model()),
+        "model": getattr(getattr(model, "config", None), "_name_or_path", "") or type(base_of(model)).__name__,
+        "model_type": model_type_of(base_of(model)),
         "base_parameters": size,
         "choices": options.model_dump(mode="json"),
         "versions": versions(),

@@ -7,9 +7,9 @@ from typing import Any
 from uuid import uuid4
 
 import torch
-from peft import PeftModel
 from torch import nn
 
+from lorank.adapter.adapted_part import adapted_part, own_config
 from lorank.adapter.convert import UNFINISHED, adapted_layers, fold_to_lora, to_triplets, trained_adapter
 from lorank.adapter.gain import set_gain
 from lorank.adapter.padding import refuse_padding
@@ -119,23 +119,22 @@ class Allocation:
         other = _ALLOCATIONS.get(model)
         if other is not None and (owner := other()) is not None and owner.allocator is None:
             raise TrainingError(f"the model has two {self._kind} callbacks; an adapter has one plan, give one")
-        name = trained_adapter(model)
-        assert isinstance(model, PeftModel)
-        config: Any = model.peft_config[name]
+        name, part = trained_adapter(model), adapted_part(model)
+        config = own_config(part, name)
         if config.init_lora_weights == UNFINISHED:
             raise TrainingError(
                 "the model's adapter is part of an allocation that has not ended, and an adapter has one plan; resume that one "
                 "from a checkpoint, or start with a new model"
             )
-        layers = adapted_layers(model, name)
+        layers = adapted_layers(part, name)
         refuse_padding(layers, name)
         if config.bias == "lora_only":
             raise AdapterError(
                 "bias='lora_only' trains biases of modules that may lose their adapter, and PEFT would not save those; use "
                 "bias='none' or 'all'"
             )
-        self._initial = read_adapter(model, layers, name, self.budget, self.options, self.provenance)
-        self._adapter = to_triplets(model, name, initial_lambda=self.options.triplets.initial_lambda)
+        self._initial = read_adapter(part, layers, name, self.budget, self.options, self.provenance)
+        self._adapter = to_triplets(part, name, initial_lambda=self.options.triplets.initial_lambda)
         self._model = weakref.ref(model)
         _ALLOCATIONS[model] = weakref.ref(self)
         if self.options.start.factors == "fresh":
@@ -218,7 +217,7 @@ class Allocation:
         if self._baseline is not None:  # in place: the measure holds the same list
             self._baseline[:] = [tensors.get(f"baseline/{k}", tensor) for k, tensor in enumerate(self._baseline)]
 
-    def _end(self, model: PeftModel, step: int, optimizer: Any, directory: Path | None) -> None:
+    def _end(self, model: nn.Module, step: int, optimizer: Any, directory: Path | None) -> None:
         """Fold the triplets into a plain LoRA; write plan, scores, cuts and heat map into `directory`.
 
         Raises:
@@ -233,7 +232,7 @@ class Allocation:
         finally:
             self.allocator.measure.close()
         self._record_cut()
-        fold_to_lora(model, self.allocator.adapter, plan.scale)
+        fold_to_lora(adapted_part(model), self.allocator.adapter, plan.scale)
         self._scores, self._plan = scores, plan
         if self.options.start.factors == "fresh":
             start_again(model, self.allocator.adapter.adapter_name, self._beside, self._seed)

@@ -1,16 +1,21 @@
 """What RankAllocation writes: its state into a checkpoint, plan, scores and heat map at the end."""
 
+import functools
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
+from peft import PeftModel, set_peft_model_state_dict
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 from transformers import TrainingArguments
 
+from lorank.adapter.adapted_part import adapted_part
+from lorank.adapter.convert import UNFINISHED, trained_adapter
 from lorank.artefact import checksum, write_atomically
 from lorank.errors import TrainingError
+from lorank.module_names import is_adapter_tensor
 from lorank.plan import RankPlan
 from lorank.report.rank_map import draw_rank_map, plan_title
 from lorank.scores import ImportanceScores
@@ -85,6 +90,31 @@ def read_state(values: Mapping[str, Any] | None, args: TrainingArguments, step: 
     if stamp.get("belongs_to") != checksum(small):
         raise TrainingError(f"{path} belongs to another checkpoint than the trainer state; resume from an earlier one")
     return {"tensors": tensors, "values": small}
+
+
+def read_triplets(trainer: Any) -> None:
+    """Have the Trainer read checkpoints of triplets also where its model is no PeftModel but has an adapter inside of it.
+
+    Such a model (a SentenceTransformer) is read by making a new one of the checkpoint, which PEFT refuses while the adapter is
+    triplets.
+    """
+    load = trainer._load_from_checkpoint
+
+    @functools.wraps(load)
+    def read(folder: str, *more: Any) -> None:
+        model, config = trainer.model, Path(folder, "adapter_config.json")
+        if isinstance(model, PeftModel) or not config.is_file() or UNFINISHED not in config.read_text(encoding="utf-8"):
+            return load(folder, *more)
+        beside = [name for name, p in model.named_parameters() if p.requires_grad and not is_adapter_tensor(name)]
+        if beside:
+            raise TrainingError(
+                f"{beside[0]} trains beside the adapter, and a {type(model).__name__} is not read back with it while the adapter is "
+                "triplets; start anew, with that parameter frozen if you need to resume"
+            )
+        part: Any = adapted_part(model)
+        set_peft_model_state_dict(part, load_file(Path(folder, "adapter_model.safetensors")), trained_adapter(model))
+
+    trainer._load_from_checkpoint = read
 
 
 def write_results(scores: ImportanceScores, plan: RankPlan, directory: Path) -> None:

@@ -207,7 +207,7 @@ class AllocationLoop(Allocation):
                     "after_step was never called, so no step is known of: call it after every optimizer.step()"
                 )
             model = None if self._model is None else self._model()
-            assert isinstance(model, PeftModel), "the model of an allocation lives as long as its training"
+            assert model is not None, "the model of an allocation lives as long as its training"
             self._end(model, self.step, optimizer, None if directory is None else Path(directory))
         return self.plan
 

@@ -17,13 +17,14 @@ from lorank.engine.assembly import needs_passes
 from lorank.engine.options import ScoringSetChoices
 from lorank.errors import TrainingError
 from lorank.in_training.allocation import Allocation
-from lorank.in_training.checkpoint import holds_state, read_state, write_state
+from lorank.in_training.checkpoint import holds_state, read_state, read_triplets, write_state
 from lorank.in_training.fresh_start import check_uncut, trains_only
 from lorank.in_training.scoring_data import check_name, scoring_batches
 from lorank.in_training.trainer_setup import (
     JOINED_LATE,
     call_after_backward,
     check_setup,
+    check_trainer,
     forget_best,
     put_first,
     refuse_restored_callbacks,
@@ -102,16 +103,19 @@ class RankAllocation(Allocation, TrainerCallback, ExportableState):
         its constructor: `allocation = RankAllocation("igu-lora", "8.8M").attach(trainer)`.
 
         Args:
-            trainer: transformers' Trainer, or one of its subclasses, TRL's trainers among them.
+            trainer: transformers' Trainer, or one of its subclasses: TRL's trainers, SentenceTransformerTrainer.
 
         Raises:
-            TrainingError: the Trainer has another RankAllocation, or is not one that this allocation was given to.
+            TrainingError: the Trainer has another RankAllocation, is not one that this allocation was given to, or trains by a
+                loss that this method cannot score by (docs/in-training.md, "Other trainers").
             LorankError: as `prepare`.
 
         """
         put_first(trainer, self)
+        check_trainer(trainer, self.options)
         refuse_restored_callbacks(trainer.args)
         self.prepare(trainer.model)
+        read_triplets(trainer)
         self._trainer = weakref.ref(trainer)
         if isinstance(self.scoring_data, str):
             check_name(self.scoring_data, trainer)

@@ -7,10 +7,10 @@ from typing import Any
 
 import torch
 from torch import nn
-from transformers import TrainerCallback, TrainerState, TrainingArguments
+from transformers import Trainer, TrainerCallback, TrainerState, TrainingArguments
 
 from lorank.adapter.triplet import TripletAdapter
-from lorank.engine.assembly import TrainingFacts
+from lorank.engine.assembly import TrainingFacts, needs_passes
 from lorank.engine.options import Choices, ScoringSetChoices, TripletOptions
 from lorank.engine.training_pass import ATTACH, ModelPass, TrainingPass
 from lorank.errors import LorankWarning, TrainingError
@@ -44,6 +44,42 @@ def put_first(trainer: Any, callback: TrainerCallback) -> None:
     if callback in callbacks:
         callbacks.remove(callback)
     callbacks.insert(0, callback)
+
+
+def check_trainer(trainer: Any, options: Choices) -> None:
+    """What this kind of Trainer cannot be scored by, before anything is trained.
+
+    Raises:
+        TrainingError: it makes its batches while it trains (GRPO, RLOO), and the method needs a scoring set or trains on the
+            path; or its loss makes its gradients in a backward hook, and the method makes passes of its own.
+
+    """
+    kind = type(trainer).__name__
+    if type(trainer)._prepare_inputs is not Trainer._prepare_inputs:
+        if isinstance(options, ScoringSetChoices):
+            raise TrainingError(
+                f"{kind} makes what it trains on from its batches while it trains (completions and their rewards), so examples "
+                "that are held out have no loss; use method='igu-lora' or 'adalora', which score what is trained on"
+            )
+        if options.triplets.train_on_path:
+            raise TrainingError(
+                f"{kind} generates with the model that it trains, and preset 'official' scales the adapter by another random "
+                "factor for each micro-batch; use preset 'recommended' or 'paper'"
+            )
+    cached = [type(part).__name__ for part in _losses(trainer) if type(part).__name__.startswith("Cached")]
+    if cached and needs_passes(options):
+        other = "method='adalora'" if isinstance(options, ScoringSetChoices) else "estimator='training-pass'"
+        raise TrainingError(
+            f"{cached[0]} makes its gradients in a hook of the backward pass, part by part, where passes of our own do not see "
+            f"them; use {other}, which scores by the gradients that training itself makes, or the loss without 'Cached'"
+        )
+
+
+def _losses(trainer: Any) -> list[nn.Module]:
+    """Loss modules of a Trainer of sentence-transformers, with those inside of them."""
+    loss = getattr(trainer, "loss", None)
+    given = loss.values() if isinstance(loss, dict) else [loss]
+    return [part for each in given if isinstance(each, nn.Module) for part in each.modules()]
 
 
 def refuse_restored_callbacks(args: TrainingArguments) -> None:
