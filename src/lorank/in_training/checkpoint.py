@@ -108,8 +108,8 @@ def read_triplets(trainer: Any) -> None:
         beside = [name for name, p in model.named_parameters() if p.requires_grad and not is_adapter_tensor(name)]
         if beside:
             raise TrainingError(
-                f"{beside[0]} trains beside the adapter, and a {type(model).__name__} is not read back with it while the adapter is "
-                "triplets; start anew, with that parameter frozen if you need to resume"
+                f"{beside[0]} trains beside the adapter, and while the adapter is triplets a {type(model).__name__} is not read "
+                "back with it; start anew, with that parameter frozen if you need to resume"
             )
         part: Any = adapted_part(model)
         set_peft_model_state_dict(part, load_file(Path(folder, "adapter_model.safetensors")), trained_adapter(model))
