@@ -72,7 +72,8 @@ class Classifier(L.LightningModule):
         super().__init__()
         base = AutoModelForSequenceClassification.from_pretrained(name, num_labels=labels)
         lora = LoraConfig(r=16, lora_alpha=32, target_modules="all-linear", task_type="SEQ_CLS")
-        self.model = get_peft_model(base, lora)  # r: the rank to start with
+        # r: the rank to start with. train(): from_pretrained gives a model in eval mode, and Lightning leaves it so.
+        self.model = get_peft_model(base, lora).train()
 
     def loss(self, batch: Any) -> torch.Tensor:
         """The loss that is trained, and that ranks are scored by."""

@@ -6,9 +6,11 @@ from typing import Any
 import pytest
 import torch
 from datasets import Dataset
-from peft import LoraConfig, PeftModel
+from peft import LoraConfig, PeftModel, get_peft_model
+from safetensors.torch import load_file
 from tests.in_training.trl_cases import trl_trainer
-from transformers import AutoTokenizer, LlamaConfig, LlamaForCausalLM, set_seed
+from transformers import AutoTokenizer, LlamaConfig, LlamaForCausalLM, TrainerCallback, set_seed
+from trl.trainer.utils import use_adapter
 
 from lorank import RankAllocation
 from lorank.errors import TrainingError
@@ -62,21 +64,113 @@ def test_one_callback_in_sft_trainer(method: str, tiny_folder: Path, tmp_path: P
 def test_ranks_are_scored_by_the_loss_that_is_trained(
     kind: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Attached, the first pass of our own gives the loss that training has just logged; without that it is refused."""
-    seen, own = [], TrainerPass._loss
+    """Attached, a pass of our own gives the loss that training logs in that step; without that it is refused."""
+    repeated, own = [], TrainerPass.repeated
 
-    def spied(self: TrainerPass, *arguments: Any, **options: Any) -> torch.Tensor:
-        seen.append(own(self, *arguments, **options))
-        return seen[-1]
+    def spied(self: TrainerPass, inputs: Any) -> torch.Tensor:
+        loss = own(self, inputs)
+        repeated.append(float(loss.detach()))
+        return loss
 
-    monkeypatch.setattr(TrainerPass, "_loss", spied)
+    monkeypatch.setattr(TrainerPass, "repeated", spied)
+    # A rate at which the loss soon differs from where any data begins: log 2 (DPO), 1/2 (KTO), 0 (GRPO).
+    options = {"learning_rate": 0.2, "warmup_steps": 0}
     allocation = RankAllocation("igu-lora", "r=2", every=1)
-    trainer = trl_trainer(kind, tmp_path, [allocation])
+    trainer = trl_trainer(kind, tmp_path, [allocation], **options)
     allocation.attach(trainer)
     trainer.train()
     logged = [entry["loss"] for entry in trainer.state.log_history if "loss" in entry]
-    assert float(seen[0].detach()) == pytest.approx(logged[0], abs=1e-5)
+    assert repeated == pytest.approx(
+        [logged[0], logged[1], logged[3]], abs=1e-5
+    )  # compared at the 1st, 2nd, 4th, ... step
+    assert abs(repeated[2] - repeated[0]) > 1e-3
     assert allocation.plan.total_rank
     alone = trl_trainer(kind, tmp_path, [RankAllocation("igu-lora", "r=2", every=1)])
     with pytest.raises(TrainingError, match=r"allocation\.attach\(trainer\).*estimator='training-pass'"):
         alone.train()
+
+
+class Reference(TrainerCallback):
+    """After each step, what TRL takes as the reference (`use_adapter`), and what is trained."""
+
+    def __init__(self) -> None:
+        self.seen: list[torch.Tensor] = []
+        self.trained: list[torch.Tensor] = []
+
+    def on_step_end(self, args: Any, state: Any, control: Any, model: Any = None, **_: Any) -> None:
+        self.trained.append(outputs(model))
+        with use_adapter(model, "ref" if "ref" in model.peft_config else None):
+            self.seen.append(outputs(model))
+
+
+@torch.no_grad()
+def outputs(model: Any) -> torch.Tensor:
+    was = model.training
+    logits = model.eval()(input_ids=torch.arange(3, 15).reshape(2, 6)).logits
+    model.train(was)
+    return logits
+
+
+@pytest.mark.parametrize("begun", [pytest.param("new", marks=pytest.mark.long), "trained"])
+def test_the_reference_stays_the_model_that_training_began_with(begun: str, tmp_path: Path) -> None:
+    """That is the model without its adapter; or, where a trained adapter trains on, TRL's copy of it, which cuts leave alone."""
+    set_seed(0)
+    model = None
+    if begun == "trained":
+        model = get_peft_model(
+            trl_trainer("dpo", tmp_path).model.get_base_model(), LoraConfig(r=4, target_modules="all-linear")
+        )
+        for name, parameter in model.named_parameters():
+            if "lora_B" in name:
+                torch.nn.init.normal_(parameter, std=0.3)
+    watch = Reference()
+    trainer = trl_trainer("dpo", tmp_path, [watch], model, max_steps=12)
+    start = outputs(trainer.model)
+    allocation = RankAllocation("adalora", "r=1").attach(trainer)
+    trainer.train()
+    assert all(torch.equal(seen, start if begun == "trained" else watch.seen[0]) for seen in watch.seen)
+    assert (watch.trained[-1] - start).abs().max() > 1e-4
+    trainer.save_model(str(tmp_path / "final"))
+    tensors = load_file(tmp_path / "final" / "adapter_model.safetensors")
+    assert sum(tensor.numel() for tensor in tensors.values()) == allocation.plan.spent
+    final = outputs(trainer.model)
+    base = trainer.model.unload()
+    assert torch.equal(outputs(read(base, tmp_path / "final")), final)
+    if begun == "trained":
+        assert torch.equal(outputs(read(base, tmp_path / "final" / "ref")), start)
+
+
+def read(base: LlamaForCausalLM, adapter: Path) -> PeftModel:
+    """With a base model that TRL has not changed."""
+    fresh = LlamaForCausalLM(base.config)
+    fresh.load_state_dict(base.state_dict())
+    return PeftModel.from_pretrained(fresh, str(adapter))
+
+
+@pytest.mark.parametrize("kind", ["dpo", pytest.param("reward", marks=pytest.mark.long)])
+def test_i_lora_in_two_stages(kind: str, tmp_path: Path) -> None:
+    """The second stage is made from the plan, so that the reference of DPO is the base model."""
+    first = trl_trainer(kind, tmp_path / "first")
+    allocation = RankAllocation("i-lora", "r=1", scoring_data="scoring").attach(first)
+    first.train()
+    options = {"modules_to_save": ["score"], "task_type": "SEQ_CLS"} if kind == "reward" else {"task_type": "CAUSAL_LM"}
+    model = get_peft_model(first.model.unload(), allocation.plan.lora_config(**options))
+    second = trl_trainer(kind, tmp_path / "second", model=model)
+    second.train()
+    trained = sum(p.numel() for name, p in second.model.named_parameters() if p.requires_grad and ".lora_" in name)
+    assert trained == allocation.plan.spent
+
+
+@pytest.mark.parametrize(
+    ("kind", "method", "options", "said"),
+    [
+        ("grpo", "i-lora", {"scoring_data": "scoring"}, "GRPOTrainer makes what it trains on"),
+        ("rloo", "i-lora", {"source": "training"}, "RLOOTrainer makes what it trains on"),
+        ("grpo", "igu-lora", {"preset": "official"}, "another random factor"),
+    ],
+)
+def test_what_a_trainer_that_generates_cannot_be_scored_by(
+    kind: str, method: str, options: dict[str, Any], said: str, tmp_path: Path
+) -> None:
+    with pytest.raises(TrainingError, match=said):
+        RankAllocation(method, "r=2", **options).attach(trl_trainer(kind, tmp_path))

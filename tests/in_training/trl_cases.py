@@ -31,8 +31,8 @@ def reward(completions: Sequence[str], **_: Any) -> list[float]:
     return [len(text) % 5 + 0.1 * k for k, text in enumerate(completions)]
 
 
-def trl_trainer(kind: str, folder: Path, callbacks: list[Any]) -> Any:
-    """A trainer of six steps: dpo, kto, reward, grpo."""
+def trl_trainer(kind: str, folder: Path, callbacks: Sequence[Any] = (), model: Any = None, **options: Any) -> Any:
+    """A trainer of six steps: dpo, kto, reward, grpo, rloo; of `model`, a PeftModel, or of a new one with `peft_config`."""
     import trl
 
     set_seed(0)
@@ -44,19 +44,22 @@ def trl_trainer(kind: str, folder: Path, callbacks: list[Any]) -> Any:
     if kind == "reward":
         config.num_labels = 1
         lora |= {"task_type": "SEQ_CLS", "modules_to_save": ["score"]}
-    written = {"num_generations": 4, "max_completion_length": 6, "beta": 0.1} if kind == "grpo" else {}
+    generates = kind in ("grpo", "rloo")
+    written = {"num_generations": 4, "max_completion_length": 6, "beta": 0.1} if generates else {}
     trainer, arguments, rows = {
         "dpo": (trl.DPOTrainer, trl.DPOConfig, PAIRS),
         "kto": (trl.KTOTrainer, trl.KTOConfig, JUDGED),
         "reward": (trl.RewardTrainer, trl.RewardConfig, PAIRS),
         "grpo": (trl.GRPOTrainer, trl.GRPOConfig, PROMPTS),
+        "rloo": (trl.RLOOTrainer, trl.RLOOConfig, PROMPTS),
     }[kind]
     return trainer(
-        model=(LlamaForSequenceClassification if kind == "reward" else LlamaForCausalLM)(config),
-        args=arguments(str(folder), **usual, **written),
+        model=model or (LlamaForSequenceClassification if kind == "reward" else LlamaForCausalLM)(config),
+        args=arguments(str(folder), **{**usual, **written, **options}),
         train_dataset=Dataset.from_list(rows),
+        eval_dataset={"scoring": Dataset.from_list(rows[:8])},
         processing_class=word_tokenizer(),
-        peft_config=LoraConfig(**lora),
-        callbacks=callbacks,
-        **({"reward_funcs": reward} if kind == "grpo" else {}),
+        peft_config=None if model else LoraConfig(**lora),
+        callbacks=list(callbacks),
+        **({"reward_funcs": reward} if generates else {}),
     )

@@ -111,10 +111,10 @@ class RankAllocation(Allocation, TrainerCallback, ExportableState):
             LorankError: as `prepare`.
 
         """
-        put_first(trainer, self)
-        check_trainer(trainer, self.options)
+        check_trainer(trainer, self, self.options)
         refuse_restored_callbacks(trainer.args)
         self.prepare(trainer.model)
+        put_first(trainer, self)
         read_triplets(trainer)
         self._trainer = weakref.ref(trainer)
         if isinstance(self.scoring_data, str):

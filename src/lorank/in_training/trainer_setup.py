@@ -25,36 +25,30 @@ JOINED_LATE = (
 
 
 def put_first(trainer: Any, callback: TrainerCallback) -> None:
-    """Make it the first of the Trainer's callbacks: only there do those that report see what is logged by it.
-
-    Raises:
-        TrainingError: there is another of its kind, or it is no Trainer.
-
-    """
-    for needed in ("callback_handler", "compute_loss", "compute_loss_context_manager"):
-        if not hasattr(trainer, needed):
-            raise TrainingError(
-                f"{type(trainer).__name__} has no {needed}; give transformers' Trainer or a subclass of it"
-            )
+    """Make it the first of the Trainer's callbacks: only there do those that report see what is logged by it."""
     callbacks = trainer.callback_handler.callbacks
-    if any(isinstance(one, type(callback)) and one is not callback for one in callbacks):
-        raise TrainingError(
-            f"the Trainer has two {type(callback).__name__} callbacks; an adapter has one plan, give one"
-        )
     if callback in callbacks:
         callbacks.remove(callback)
     callbacks.insert(0, callback)
 
 
-def check_trainer(trainer: Any, options: Choices) -> None:
-    """What this kind of Trainer cannot be scored by, before anything is trained.
+def check_trainer(trainer: Any, callback: TrainerCallback, options: Choices) -> None:
+    """What this Trainer cannot be scored by, before anything is trained.
 
     Raises:
-        TrainingError: it makes its batches while it trains (GRPO, RLOO), and the method needs a scoring set or trains on the
-            path; or its loss makes its gradients in a backward hook, and the method makes passes of its own.
+        TrainingError: it is no Trainer, or has another callback of this kind; it makes its batches while it trains (GRPO, RLOO),
+            and the method needs a scoring set or trains on the path; or its loss makes its gradients in a backward hook, and the
+            method makes passes of its own.
 
     """
     kind = type(trainer).__name__
+    for needed in ("callback_handler", "compute_loss", "compute_loss_context_manager"):
+        if not hasattr(trainer, needed):
+            raise TrainingError(f"{kind} has no {needed}; give transformers' Trainer or a subclass of it")
+    if any(isinstance(one, type(callback)) and one is not callback for one in trainer.callback_handler.callbacks):
+        raise TrainingError(
+            f"the Trainer has two {type(callback).__name__} callbacks; an adapter has one plan, give one"
+        )
     if type(trainer)._prepare_inputs is not Trainer._prepare_inputs:
         if isinstance(options, ScoringSetChoices):
             raise TrainingError(
