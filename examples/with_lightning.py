@@ -22,9 +22,12 @@ class Ranks(L.Callback):
 
     def __init__(self, method: str, budget: str, **options: Any) -> None:
         self.chosen, self.options, self.stepped = (method, budget), options, False
+        self.allocation: AllocationLoop | None = None
 
     def setup(self, trainer: L.Trainer, pl_module: Any, stage: str) -> None:
         """Make triplets, before Lightning asks for the optimizer."""
+        if stage != "fit":
+            return
         if trainer.world_size > 1 or trainer.precision.startswith("16"):
             raise ValueError("Ranks is for one device, and for precision 32-true, bf16-mixed or bf16-true")
 
@@ -33,8 +36,8 @@ class Ranks(L.Callback):
                 return pl_module.loss(batch)
 
         half = trainer.precision.startswith("bf16")
-        self.options |= {"steps": trainer.estimated_stepping_batches, "loss": loss, "half": half}
-        self.allocation = AllocationLoop(pl_module.model, *self.chosen, **self.options)
+        options = self.options | {"steps": trainer.estimated_stepping_batches, "loss": loss, "half": half}
+        self.allocation = AllocationLoop(pl_module.model, *self.chosen, **options)
 
     def on_train_batch_start(self, trainer: L.Trainer, pl_module: Any, batch: Any, batch_idx: int) -> None:
         """Remember what is trained on."""
@@ -54,11 +57,12 @@ class Ranks(L.Callback):
 
     def on_fit_end(self, trainer: L.Trainer, pl_module: Any) -> None:
         """The model's adapter becomes a plain LoRA."""
-        self.allocation.finish(directory=trainer.default_root_dir)
+        self.plan = self.allocation.finish(directory=trainer.default_root_dir)
+        self.allocation = None
 
     def state_dict(self) -> dict[str, Any]:
         """For Lightning's checkpoints."""
-        return self.allocation.state_dict()
+        return self.allocation.state_dict() if self.allocation else {}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Lightning has loaded the model's weights by now."""
@@ -102,3 +106,4 @@ ranks = Ranks("igu-lora", budget="r=8")
 trainer = L.Trainer(max_steps=int(steps), default_root_dir=output, callbacks=[ranks], gradient_clip_val=1.0)
 trainer.fit(module, batches, ckpt_path=checkpoint[0] if checkpoint else None)
 module.model.save_pretrained(f"{output}/adapter")  # a plain PEFT LoRA
+print(f"{ranks.plan.spent:,} of {ranks.plan.budget_parameters:,} parameters; plan and heat map in {output}")

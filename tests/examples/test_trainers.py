@@ -133,7 +133,7 @@ def test_lightning_goes_on_from_the_end_of_an_epoch(
     checkpoint = next((tmp_path / "out").rglob("*step=10.ckpt"))  # pruning has begun, and has not ended
     again = run("with_lightning.py", tmp_path / "still", MOODS, 25, checkpoint)
     assert again["trainer"].global_step == 25
-    assert again["ranks"].allocation.plan == whole["ranks"].allocation.plan
+    assert again["ranks"].plan == whole["ranks"].plan
     for (name, first), (_, second) in zip(*(done["module"].named_parameters() for done in (whole, again)), strict=True):
         assert torch.equal(first, second), name
 
