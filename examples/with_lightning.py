@@ -22,7 +22,7 @@ class Ranks(L.Callback):
 
     def __init__(self, method: str, budget: str, **options: Any) -> None:
         self.chosen, self.options, self.stepped = (method, budget), options, False
-        self.allocation: AllocationLoop | None = None
+        self.allocation: Any = None  # while fit runs: the AllocationLoop
 
     def setup(self, trainer: L.Trainer, pl_module: Any, stage: str) -> None:
         """Make triplets, before Lightning asks for the optimizer."""

@@ -57,7 +57,7 @@ def trl_trainer(kind: str, folder: Path, callbacks: Sequence[Any] = (), model: A
         model=model or (LlamaForSequenceClassification if kind == "reward" else LlamaForCausalLM)(config),
         args=arguments(str(folder), **{**usual, **written, **options}),
         train_dataset=Dataset.from_list(rows),
-        eval_dataset={"scoring": Dataset.from_list(rows[:8])},
+        eval_dataset={"scoring": Dataset.from_list([{**row, "prompt": "w3 w4 w5 "} for row in rows[:8]])},
         processing_class=word_tokenizer(),
         peft_config=None if model else LoraConfig(**lora),
         callbacks=list(callbacks),
