@@ -18,9 +18,12 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaConfig, Llama
 from lorank.compare.grid import Grid
 from lorank.compare.grid_checks import check_grid
 from lorank.errors import DataError, LorankError, OutputError, RecipeError
+from lorank.evaluation.question import Question
+from lorank.evaluation.run_evaluation import run_evaluation
 from lorank.recipe.files import make_recipe
 from lorank.recipe.recipe import Recipe
 from lorank.recipe.search_length import search_steps
+from lorank.runs.data_file import DataFile
 from lorank.runs.prepare import prepare
 from lorank.runs.run import run
 from lorank.tasks.text_data import IGNORED
@@ -153,6 +156,25 @@ def test_the_best_adapter_is_kept_also_when_a_finished_stage_is_read_again(
     assert (tmp_path / "out" / "adapter" / "adapter_model.safetensors").read_bytes() == kept
     assert again.results == result.results
     assert "with the lowest one is kept" in (tmp_path / "out" / "adapter" / "README.md").read_text()
+
+
+def test_new_tokens_of_a_template(
+    recipe_of: Callable[..., Recipe], chat_model: Path, chats: Path, tmp_path: Path
+) -> None:
+    """Their rows are trained, and everything that reads the adapter knows them."""
+    template = tmp_path / "own.jinja"
+    template.write_text(TEMPLATE.replace("very", "<turn>"))
+    data = {"chat_template": str(template), "test": str(chats)}
+    model = {"name": str(chat_model), "new_tokens": ["<turn>"]}
+    result = run(recipe_of("i-lora", data, model=model), tmp_path / "out", QUIET)
+    adapter = tmp_path / "out" / "adapter"
+    row = AutoTokenizer.from_pretrained(adapter)("<turn>", add_special_tokens=False)["input_ids"]
+    assert len(row) == 1
+    saved = load_file(adapter / "adapter_model.safetensors")
+    assert any("token_adapter" in key for key in saved)
+    asked = Question(str(adapter), data=DataFile(chats, task="chat", max_length=32))
+    measured = run_evaluation(asked, console=QUIET)["results"]["adapter"]["data"]["test"]
+    assert measured["loss"] == pytest.approx(result.results["i-lora"]["loss"], rel=1e-5)
 
 
 def test_another_template_is_another_run(recipe_of: Callable[..., Recipe], tmp_path: Path) -> None:

@@ -1,19 +1,19 @@
 """An adapter, or a whole model, as its files describe it: known before any weights are loaded."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from peft import PeftConfig, PeftModel, TaskType
-from transformers import PreTrainedConfig
+from transformers import AutoTokenizer, PreTrainedConfig
 
 from lorank.errors import AdapterError, RecipeError, one_line
 from lorank.links import check_links
 from lorank.models.adapted_model import head_width
 from lorank.models.families import is_classifier, kind_of
 from lorank.models.label_names import label_names_in, read_label_names
-from lorank.models.loading import NOT_LOADABLE, config_of, load_task_model, on_own_device
+from lorank.models.loading import NOT_LOADABLE, config_of, load_task_model, load_tokenizer, on_own_device
 from lorank.models.pretrained import Pretrained
 
 ADAPTER_CONFIG = "adapter_config.json"
@@ -111,6 +111,7 @@ def read_saved_model(name: str, base: Pretrained) -> SavedModel:
     if base.name in ("", named) and saved.revision and not Path(named).is_dir():
         base = replace(base, revision=str(saved.revision))
     base = replace(base, name=base.name or named)
+    base = replace(base, new_tokens=_new_tokens(saved, folder, base))
     kind = saved.task_type or _head_of(named, config_of(base))
     if kind not in (TaskType.SEQ_CLS, TaskType.CAUSAL_LM, TaskType.SEQ_2_SEQ_LM):
         raise AdapterError(
@@ -123,6 +124,20 @@ def read_saved_model(name: str, base: Pretrained) -> SavedModel:
     names = read_label_names(folder)
     width = len(names) or head_width(folder, base.name, trust_remote_code=base.trust_remote_code)
     return SavedModel(name, folder, base, kind, names, width or int(config_of(base).num_labels))
+
+
+def _new_tokens(saved: PeftConfig, folder: Path, base: Pretrained) -> tuple[str, ...] | None:
+    """Tokens that were added for an adapter: their rows are in its file, their names in the tokenizer beside it."""
+    rows = getattr(saved, "trainable_token_indices", None)
+    if not rows:
+        return None
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(str(folder))
+    except NOT_LOADABLE:
+        return None  # rows that the base model lacks are then missed when the adapter is loaded
+    known = len(load_tokenizer(base))
+    numbers = sorted({row for part in (rows.values() if isinstance(rows, Mapping) else [rows]) for row in part})
+    return tuple(tokenizer.convert_ids_to_tokens([number for number in numbers if number >= known])) or None
 
 
 def _whole_model(name: str, base: Pretrained) -> SavedModel:

@@ -187,7 +187,7 @@ def hold_out(rows: Dataset, fraction: float, seed: int, what: str = SCORING_SET)
     kept = sorted(set(range(len(rows))) - set(held))
     if not held or not kept:
         raise DataError(
-            f"a {what} of {fraction} of the rows leaves {len(kept)} examples to train on and {len(held)} in it; change it"
+            f"{what} of {fraction} of the rows: it leaves {len(kept)} examples to train on and {len(held)} in it; change it"
         )
     train, scoring = rows.select(kept), rows.select(sorted(held))
     if common := set(train["content"][:]) & set(scoring["content"][:]):

@@ -4,7 +4,9 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
+from peft.utils.other import AuxiliaryTrainingWrapper
 from torch import nn
+from transformers import Trainer
 from trl import SFTConfig, SFTTrainer
 
 from lorank.tasks.section import DataSection
@@ -19,6 +21,13 @@ class SFTStageTrainer(StageTrainer, SFTTrainer):
     def __init__(self, *, model: nn.Module, **options: Any) -> None:
         with _trained_in_fp32(model):
             super().__init__(model=model, **options)
+        self._head_trains = isinstance(self.model.get_output_embeddings(), AuxiliaryTrainingWrapper)
+
+    def compute_loss(self, model: nn.Module, inputs: Any, *args: Any, **options: Any) -> Any:
+        """TRL's, by the weights of the language model's head. Where parts of the head train, the model's own, which has them."""
+        if self._head_trains:
+            return Trainer.compute_loss(self, model, inputs, *args, **options)
+        return super().compute_loss(model, inputs, *args, **options)
 
 
 @contextmanager
