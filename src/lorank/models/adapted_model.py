@@ -19,7 +19,7 @@ from lorank.models.head_width import labels_by_shape
 from lorank.models.loading import NOT_LOADABLE, quiet_loading
 from lorank.models.new_tokens import resize_embeddings
 from lorank.models.weights import check_loaded
-from lorank.module_names import in_base_model, is_adapter_tensor, parameter_of_tensor, parent_of
+from lorank.module_names import ends_with, in_base_model, is_adapter_tensor, parameter_of_tensor, parent_of
 
 
 def load_adapted(
@@ -153,14 +153,31 @@ def _base_of(adapter: Path, base: str | None, *, trust_remote_code: bool) -> tup
 
 
 def _resize(model: Any, adapter: Path) -> None:
-    """Give the embeddings the rows that an adapter trains, or has in a table that was trained whole."""
+    """Give the embeddings the rows that an adapter trains, or has in a table that was trained whole.
+
+    Raises:
+        AdapterError: rows are missing in an output layer too, and the adapter has none for it.
+
+    """
     tokens = getattr(PeftConfig.from_pretrained(str(adapter)), "trainable_token_indices", None) or ()
     needed = [max(rows) + 1 for rows in (tokens.values() if isinstance(tokens, Mapping) else [tokens]) if rows]
-    saved = _saved_shapes(adapter)
-    table = next((name for name, module in model.named_modules() if module is model.get_input_embeddings()), "")
-    needed += saved.get(f"{table}.weight", [])[:1]
-    if needed:
-        resize_embeddings(model, max(needed), from_mean=False)
+    try:
+        table, output = model.get_input_embeddings(), model.get_output_embeddings()
+    except (NotImplementedError, AttributeError):  # a model of images or sound
+        return
+    names = {id(module): name for name, module in model.named_modules()}
+    saved, rows = _saved_shapes(adapter), getattr(table, "num_embeddings", 0)
+    needed += saved.get(f"{names.get(id(table))}.weight", [])[:1]
+    if not needed or max(needed) <= rows:
+        return
+    if output is not None and output.weight is not table.weight:
+        own = names[id(output)]
+        if f"{own}.weight" not in saved and not any(ends_with(own, key) for key in tokens if isinstance(key, str)):
+            raise AdapterError(
+                f"{adapter} has embeddings for {max(needed):,} tokens, its base model {rows:,}, and nothing says what its output "
+                f"layer {own!r} has for the new ones; save the resized base model and give it as --base"
+            )
+    resize_embeddings(model, max(needed), from_mean=False)
 
 
 def _is_model(candidate: Any) -> bool:

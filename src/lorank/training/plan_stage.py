@@ -1,6 +1,7 @@
 """The training of a plan: a plain PEFT LoRA of its ranks, from a fresh start, on the whole training set; and its evaluation."""
 
 import shutil
+import warnings
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -14,7 +15,7 @@ from safetensors import safe_open
 from transformers import PreTrainedTokenizerBase
 
 from lorank.adapter.effect import warn_without_effect
-from lorank.errors import PlanError
+from lorank.errors import LorankWarning, PlanError
 from lorank.models.label_names import label_names_of, write_label_names
 from lorank.module_names import is_adapter_tensor
 from lorank.plan import RankPlan
@@ -77,7 +78,10 @@ def train_plan(
 
     """
     task = prepared.load_model()
-    config = plan.lora_config(lora_dropout=prepared.settings.lora_dropout, **task.lora_options)
+    with warnings.catch_warnings():
+        # What it says of new tokens is said before a run begins.
+        warnings.filterwarnings("ignore", "trainable_token_indices trains", LorankWarning)
+        config = plan.lora_config(lora_dropout=prepared.settings.lora_dropout, **task.lora_options)
     model = task.adapted(config)
     _check_ranks(model, plan)
     if start is not None:
