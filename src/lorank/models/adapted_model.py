@@ -172,7 +172,9 @@ def _resize(model: Any, adapter: Path) -> None:
         return
     if output is not None and output.weight is not table.weight:
         own = names[id(output)]
-        if f"{own}.weight" not in saved and not any(ends_with(own, key) for key in tokens if isinstance(key, str)):
+        if saved.get(f"{own}.weight") is None and not any(
+            ends_with(own, key) for key in tokens if isinstance(key, str)
+        ):
             raise AdapterError(
                 f"{adapter} has embeddings for {max(needed):,} tokens, its base model {rows:,}, and nothing says what its output "
                 f"layer {own!r} has for the new ones; save the resized base model and give it as --base"
