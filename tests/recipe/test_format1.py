@@ -83,6 +83,7 @@ def meaning(recipe: Recipe) -> dict[str, Any]:
     elif measure is not None:
         values = measure.model_dump()
         assert not values.pop("per_output", False)
+        assert values.pop("modules_at_once", 1) == 1
         found |= {key: values.pop(key) for key in ("examples", "batch_size")}
         found["options"] = values
     if not recipe.keeps_triplets:

@@ -107,7 +107,8 @@ def losses_of(adapter: Path, base: Path, chats: Path) -> tuple[float, int]:
 
 
 @pytest.mark.parametrize(
-    "method", ["i-lora", "igu-lora", pytest.param("sensitivity-lora", marks=pytest.mark.long), "lora"]
+    "method",
+    ["i-lora", *(pytest.param(name, marks=pytest.mark.long) for name in ("igu-lora", "sensitivity-lora", "lora"))],
 )
 def test_a_chat_recipe_gives_an_adapter(
     method: str, recipe_of: Callable[..., Recipe], chat_model: Path, chats: Path, tmp_path: Path
@@ -158,6 +159,7 @@ def test_the_best_adapter_is_kept_also_when_a_finished_stage_is_read_again(
     assert "with the lowest one is kept" in (tmp_path / "out" / "adapter" / "README.md").read_text()
 
 
+@pytest.mark.long
 def test_new_tokens_of_a_template(
     recipe_of: Callable[..., Recipe], chat_model: Path, chats: Path, tmp_path: Path
 ) -> None:
@@ -187,7 +189,7 @@ def test_another_template_is_another_run(recipe_of: Callable[..., Recipe], tmp_p
         run(recipe, tmp_path / "out", QUIET)
 
 
-@pytest.mark.parametrize("data", [{"packing": True}, {"padding_free": True}])
+@pytest.mark.parametrize("data", [{"packing": True}, pytest.param({"padding_free": True}, marks=pytest.mark.long)])
 def test_rows_without_padding_train_as_padded_ones(
     data: dict[str, Any], recipe_of: Callable[..., Recipe], tmp_path: Path
 ) -> None:
@@ -257,6 +259,7 @@ def test_what_cannot_be_is_refused_before_weights_are_loaded(
         prepare(recipe_of(target_modules=["q_proj", "lm_head"]), ("lora",))
 
 
+@pytest.mark.long
 def test_an_evaluation_set_of_other_tasks(tiny_recipe: Callable[..., Recipe], tmp_path: Path) -> None:
     recipe = tiny_recipe(method="lora", data={"eval": 0.2}, train={"patience": 1, "eval_every": 2})
     result = run(recipe, tmp_path / "out", QUIET)
@@ -288,6 +291,7 @@ def _streamed(chats: Path, tmp_path: Path) -> dict[str, Any]:
         pytest.param("sensitivity-lora", marks=pytest.mark.long),
     ],
 )
+@pytest.mark.long
 def test_a_stream_is_trained_on_and_resumed(
     method: str, recipe_of: Callable[..., Recipe], chats: Path, chat_model: Path, tmp_path: Path
 ) -> None:

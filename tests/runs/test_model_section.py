@@ -40,7 +40,7 @@ def base_bytes(model: torch.nn.Module) -> int:
         ("i-lora", None),
         ("i-lora", "4bit"),
         pytest.param("igu-lora", "4bit", marks=pytest.mark.long),
-        ("igu-lora", "8bit"),
+        pytest.param("igu-lora", "8bit", marks=pytest.mark.long),
         ("sensitivity-lora", "4bit"),
     ],
 )

@@ -30,7 +30,7 @@ EMBEDDING, OUTPUT = "base_model.model.model.embed_tokens.weight", "base_model.mo
     ("method", "model"),
     [
         ("i-lora", {"dtype": "bf16"}),
-        ("igu-lora", {"dtype": "fp32"}),
+        pytest.param("igu-lora", {"dtype": "fp32"}, marks=pytest.mark.long),
         pytest.param("igu-lora", {"quantization": "4bit"}, marks=pytest.mark.long),
     ],
 )
@@ -105,6 +105,7 @@ def test_engines_that_lose_or_refuse_them_are_named(recipe_on: Any, tmp_path: Pa
     torch.testing.assert_close(merged(IDS).logits, plain(IDS).logits, atol=1e-5, rtol=1e-5)
 
 
+@pytest.mark.long
 def test_pruning_keeps_them(recipe_on: Any, tmp_path: Path) -> None:
     recipe = recipe_on("lora", {"modules_to_save": ["lm_head"]}, budget="r=2")
     run(recipe, tmp_path / "out", QUIET)

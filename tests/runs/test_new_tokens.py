@@ -60,7 +60,7 @@ def test_a_table_that_has_rows_to_spare_stays_as_it_is(recipe: Any) -> None:
 @pytest.mark.parametrize(
     ("method", "model", "tied"),
     [
-        ("igu-lora", {}, False),
+        pytest.param("igu-lora", {}, False, marks=pytest.mark.long),
         ("i-lora", {"dtype": "fp32"}, True),
         pytest.param("sensitivity-lora", {"quantization": "4bit"}, False, marks=pytest.mark.long),
     ],
@@ -91,6 +91,7 @@ def test_new_rows_train_and_the_adapter_is_loaded_as_its_card_says(
         PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained(made.model.name), str(adapter))
 
 
+@pytest.mark.long
 def test_a_run_that_lost_its_end_goes_on_to_the_same_adapter(recipe: Any, tmp_path: Path) -> None:
     made, out = recipe("igu-lora", {}), tmp_path / "out"
     run(made, out, QUIET)

@@ -296,6 +296,7 @@ def test_every_reading_runs(tiny_recipe, tmp_path: Path, changes) -> None:
         assert set(config["alpha_pattern"].values()) == {4} == {result.plan.alpha}
 
 
+@pytest.mark.long
 def test_rslora_scales_by_the_root_of_each_modules_rank_and_needs_a_fresh_adapter(tiny_recipe, tmp_path: Path) -> None:
     recipe = tiny_recipe(start={"scale_by": "rslora"}, baselines=["lora"])
     result = run(recipe, tmp_path, QUIET)

@@ -182,7 +182,7 @@ class DataSection(Section):
     def _one_source(self) -> "DataSection":
         if (self.name is None) == (self.train is None):
             raise ValueError("give either train and test (files) or name (hub), not both and not neither")
-        if not self.test_parts and not self.is_sft:
+        if (self.test if self.name is None else self.test_split) is None and not self.is_sft:
             missing = "a test file is missing" if self.name is None else "test_split is missing"
             raise ValueError(f"{missing}: it is what the run is judged on")
         if self.stream:
