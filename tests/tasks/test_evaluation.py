@@ -8,6 +8,7 @@ import pytest
 import torch
 from peft import LoraConfig, TaskType, get_peft_model
 from tests.conftest import tiny_writer
+from transformers import AutoTokenizer
 
 from lorank.errors import DataError, LorankWarning, RecipeError
 from lorank.models.loading import load_task_model, load_tokenizer
@@ -18,6 +19,7 @@ from lorank.tasks.evaluation_settings import EvaluationSettings
 from lorank.tasks.general_text import check_general_text, general_losses
 from lorank.tasks.loss_file import LOSSES, read_losses
 from lorank.tasks.section import DataSection
+from lorank.tasks.text_evaluation import text_of
 
 
 def write(folder: Path, labels: list[str]) -> DataSection:
@@ -104,3 +106,11 @@ def test_losses_of_texts_and_what_a_decoder_forgets(tiny_folder: Path, tmp_path:
         text.unlink() if written is None else text.write_text(written)
         with pytest.raises(DataError, match=message):
             check_general_text(tokenizer, section, kind)
+
+
+def test_tokens_of_the_recipe_are_part_of_what_is_written(tiny_folder: Path) -> None:
+    tokenizer = AutoTokenizer.from_pretrained(tiny_folder)
+    tokenizer.add_special_tokens({"additional_special_tokens": ["<yes>"]})
+    ids = tokenizer("[CLS] fine <yes> [SEP] [PAD]", add_special_tokens=False)["input_ids"]
+    assert text_of(tokenizer, ids) == "fine"
+    assert text_of(tokenizer, ids, ("<yes>",)) == "fine <yes>"

@@ -72,6 +72,33 @@ def test_messages_keep_keys_of_their_own(tmp_path: Path, tokenizer: Any) -> None
     assert encode_sft(data.train, tokenizer, section)["input_ids"][0] == [1, 1, 1, 14, 1]
 
 
+def test_messages_go_before_conversations(tmp_path: Path, tokenizer: Any) -> None:
+    other = [{"from": "human", "value": "cold"}, {"from": "gpt", "value": "grim"}]
+    both, section = load(tmp_path, [{"messages": said("fine day", "warm"), "conversations": other}], "chat")
+    assert encode_sft(both.train, tokenizer, section)["input_ids"][0] == [2, 5, 14, 20, 7, 3]
+    named = [{"from": "human", "value": "fine day"}, {"from": "gpt", "value": "warm"}]
+    one, _ = load(tmp_path, [{"messages": named}], "chat")  # ShareGPT's words in a column of the other name
+    assert encode_sft(one.train, tokenizer, section)["input_ids"][0] == [2, 5, 14, 20, 7, 3]
+
+
+def test_null_in_a_call_is_part_of_it(tmp_path: Path) -> None:
+    call = {"function": {"name": "f", "arguments": {"query": "a", "limit": None}}}
+    told = [
+        {"role": "user", "content": "x", "name": None},
+        {"role": "assistant", "content": None, "tool_calls": [call]},
+    ]
+    data, _ = load(tmp_path, [{"messages": told}], "chat")
+    first, second = json.loads(data.train["example"][0])["messages"]
+    assert first == {"role": "user", "content": "x"}
+    assert second == {"role": "assistant", "tool_calls": [call]}
+
+
+def test_completions_of_two_forms_are_refused(tmp_path: Path) -> None:
+    rows = [{"prompt": said("x", "y")[:1], "completion": said("x", "y")[1:]}, {"prompt": "x", "completion": "y"}]
+    with pytest.raises(DataError, match=r"example 1 .* has a text as prompt, the first row a list of messages"):
+        load(tmp_path, rows, "completion")
+
+
 def test_completions_are_taught_to_their_end(tmp_path: Path, tokenizer: Any) -> None:
     rows = [
         {"prompt": "fine day ", "completion": "warm"},

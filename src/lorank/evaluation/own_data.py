@@ -75,7 +75,7 @@ def prepare_own_data(model: SavedModel, question: Question, console: Console) ->
     parts = {name: rows.select(range(question.first(len(rows)))) for name, rows in tests.items()}
     precision = prepared.settings.precision
     settings = EvaluationSettings(
-        prepared.section, prepared.task_type, prepared.metrics, precision, question.batch_size
+        prepared.section, prepared.task_type, prepared.metrics, precision, question.batch_size, prepared.new_tokens
     )
     return OwnData(prepared, parts, settings)
 

@@ -11,7 +11,7 @@ from peft import TaskType
 from lorank.evaluation.own_data import OwnData
 from lorank.tasks.encoding import tokenize
 from lorank.tasks.text_data import IGNORED
-from lorank.tasks.text_evaluation import write_texts
+from lorank.tasks.text_evaluation import text_of, write_texts
 
 _LONGEST = 600  # characters of a prompt that are shown, its last ones
 
@@ -52,7 +52,7 @@ def sample_prompts(own: OwnData, count: int, seed: int) -> Prompts:
     prompts, targets = ([list(ids) for ids in part] for part in zip(*pairs, strict=True))
 
     def texts(many: list[list[int]]) -> list[str]:
-        return [str(prepared.tokenizer.decode(ids, skip_special_tokens=True)).strip() for ids in many]
+        return [text_of(prepared.tokenizer, ids, prepared.new_tokens) for ids in many]
 
     return Prompts(prompts, texts(prompts), texts(targets))
 

@@ -1,6 +1,6 @@
 """An adapter, or a whole model, as its files describe it: known before any weights are loaded."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -111,7 +111,7 @@ def read_saved_model(name: str, base: Pretrained) -> SavedModel:
     if base.name in ("", named) and saved.revision and not Path(named).is_dir():
         base = replace(base, revision=str(saved.revision))
     base = replace(base, name=base.name or named)
-    base = replace(base, new_tokens=_new_tokens(saved, folder, base))
+    base = replace(base, new_tokens=_new_tokens(folder, base))
     kind = saved.task_type or _head_of(named, config_of(base))
     if kind not in (TaskType.SEQ_CLS, TaskType.CAUSAL_LM, TaskType.SEQ_2_SEQ_LM):
         raise AdapterError(
@@ -126,18 +126,28 @@ def read_saved_model(name: str, base: Pretrained) -> SavedModel:
     return SavedModel(name, folder, base, kind, names, width or int(config_of(base).num_labels))
 
 
-def _new_tokens(saved: PeftConfig, folder: Path, base: Pretrained) -> tuple[str, ...] | None:
-    """Tokens that were added for an adapter: their rows are in its file, their names in the tokenizer beside it."""
-    rows = getattr(saved, "trainable_token_indices", None)
-    if not rows:
+def _new_tokens(folder: Path, base: Pretrained) -> tuple[str, ...] | None:
+    """Tokens that the tokenizer beside an adapter has more than that of the base model.
+
+    Raises:
+        AdapterError: it numbers the tokens of the base model in another way.
+
+    """
+    if not (folder / "tokenizer_config.json").is_file():
         return None
     try:
-        tokenizer = AutoTokenizer.from_pretrained(str(folder))
-    except NOT_LOADABLE:
-        return None  # rows that the base model lacks are then missed when the adapter is loaded
-    known = len(load_tokenizer(base))
-    numbers = sorted({row for part in (rows.values() if isinstance(rows, Mapping) else [rows]) for row in part})
-    return tuple(tokenizer.convert_ids_to_tokens([number for number in numbers if number >= known])) or None
+        own = AutoTokenizer.from_pretrained(str(folder)).get_vocab()
+    except NOT_LOADABLE as error:
+        raise AdapterError(f"{folder}: the tokenizer beside the adapter cannot be read ({one_line(error)})") from None
+    tokenizer = load_tokenizer(base)
+    known, count = tokenizer.get_vocab(), len(tokenizer)
+    added = sorted((number, token) for token, number in own.items() if token not in known)
+    if [number for number, _ in added] != list(range(count, count + len(added))):
+        raise AdapterError(
+            f"{folder}: the tokenizer beside the adapter numbers its {len(added)} new tokens in another way than behind those of "
+            f"{base.name!r}; give the base model with that tokenizer as --base"
+        )
+    return tuple(token for _, token in added) or None
 
 
 def _whole_model(name: str, base: Pretrained) -> SavedModel:

@@ -194,6 +194,6 @@ def _scoring_changes(recipe: Recipe, data: TaskData) -> Iterator[_Change]:
     train, scoring = scoring_rows(recipe, data)
     if "scoring_batch_size" not in options.model_fields_set and options.scoring_batch_size > len(scoring):
         yield "measure", "scoring_batch_size", len(scoring), "the scoring set has no more examples"
-    if data.stream is None and "batch_size" not in stage.model_fields_set and stage.batch_size > len(train):
+    if not data.streams and "batch_size" not in stage.model_fields_set and stage.batch_size > len(train):
         name = "train" if recipe.keeps_triplets else "search"
         yield name, "batch_size", len(train), "the training set without the scoring set has no more examples"

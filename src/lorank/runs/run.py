@@ -237,7 +237,7 @@ def _data_described(section: DataSection, data: TaskData, *, chosen: bool) -> st
             f" The loss was measured on {len(data.eval):,} other examples while training (`data.eval`){best}.{drawn}"
         )
     of = f"{train}{labels}"
-    if data.stream is not None:
+    if data.streams:
         return f"Trained on a stream of {of}; {said}.{drawn}"
     return f"Trained on {len(data.train):,} examples of {of}, SHA-256 {data.hashes['train'][:12]}…; {said}.{drawn}"
 

@@ -27,7 +27,7 @@ def split_for_scoring(recipe: Recipe, data: TaskData) -> tuple[Dataset, Dataset]
             f"measure.fraction {options.fraction} holds out {len(scoring)} of {len(rows)} examples, less than one batch of "
             f"{options.scoring_batch_size}; raise measure.fraction or lower measure.scoring_batch_size"
         )
-    if data.stream is None and len(train) < stage.batch_size:
+    if not data.streams and len(train) < stage.batch_size:
         raise DataError(
             f"measure.fraction {options.fraction} leaves {len(train)} of {len(rows)} examples to train on, less than one batch "
             f"of {stage.batch_size}; lower measure.fraction or {name}.batch_size"

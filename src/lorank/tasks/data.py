@@ -20,7 +20,7 @@ from lorank.tasks.files import Rows, read_rows
 from lorank.tasks.labels import Classes, LabelColumn, nearest, regression_labels
 from lorank.tasks.sample import DrawnRows, check_classes, sampled
 from lorank.tasks.section import EVAL, SCORING, SFT_COLUMNS, DataSection
-from lorank.tasks.sft_rows import OPTIONAL, SHAREGPT, sft_examples, streamed
+from lorank.tasks.sft_rows import OPTIONAL, SHAREGPT, sft_examples
 from lorank.tasks.text_data import needed_columns, prompts_and_targets
 
 _TEMPLATE = "chat template"
@@ -44,7 +44,8 @@ class TaskData:
             draws a share of them.
         eval: what the loss is measured on while training; None where nothing is. A share of the training rows is not in `train`.
         scoring: what ranks are scored on, where the recipe names rows for it.
-        stream: what is trained on, where rows are read while they are trained on; `train` is then `scoring`, to be looked at.
+        streams: whether rows are read while they are trained on; `train` is then `scoring`, to be looked at.
+        stream: tokens of these rows (`with_tokens`).
         packing_ratio: rows that a stage trains on for each example, below 1 where examples are packed.
 
     """
@@ -58,12 +59,13 @@ class TaskData:
     eval: Dataset | None = None
     packing_ratio: float = 1.0
     scoring: Dataset | None = None
+    streams: bool = False
     stream: IterableDataset | None = None
 
     @property
     def parts(self) -> dict[str, Dataset]:
         """All parts by name; the first test part is `test`."""
-        train = self.train if self.stream is None else None
+        train = None if self.streams else self.train
         named = {"train": train, EVAL: self.eval, SCORING: self.scoring, "test": self.test}
         return {**{name: rows for name, rows in named.items() if rows is not None}, **self.more}
 
@@ -144,7 +146,7 @@ def load_task_data(section: DataSection) -> TaskData:
         drawn,
         eval=parts.get(EVAL),
         scoring=parts.get(SCORING),
-        stream=streamed(section) if section.stream else None,
+        streams=section.stream,
     )
 
 

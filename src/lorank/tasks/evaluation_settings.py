@@ -27,6 +27,7 @@ class EvaluationSettings:
         metrics: names; None: those that are usual for the task.
         precision: of the forward pass: fp32, bf16 or fp16.
         batch_size: examples side by side; None: what is usual for the task.
+        new_tokens: special tokens of the recipe's own, which are part of what is written.
 
     """
 
@@ -35,6 +36,7 @@ class EvaluationSettings:
     metrics: tuple[str, ...] | None = None
     precision: str = "fp32"
     batch_size: int | None = None
+    new_tokens: tuple[str, ...] = ()
 
     def arguments(
         self,

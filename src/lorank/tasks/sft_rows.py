@@ -6,7 +6,7 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 import datasets
-from datasets import Dataset, IterableDataset
+from datasets import Dataset
 
 from lorank.errors import DataError, one_line
 from lorank.tasks.files import Rows
@@ -21,12 +21,14 @@ def sft_examples(part: str, rows: Rows, section: DataSection) -> Dataset:
     """Columns `example`, what TRL reads of a row as JSON, and `content`, its SHA-256.
 
     Raises:
-        DataError: a row that has not the form of the task.
+        DataError: a row that has not the form of the task, or another form than the first row.
 
     """
-    examples = [
-        sft_example(f"{part} example {index}{rows.place(index)}", row, section) for index, row in enumerate(rows)
-    ]
+    examples, first = list[str](), None
+    for index, row in enumerate(rows):
+        where = f"{part} example {index}{rows.place(index)}"
+        examples.append(sft_example(where, row, section))
+        first = _same_form(where, row, first, section)
     content = [hashlib.sha256(example.encode("utf-8", "surrogatepass")).hexdigest() for example in examples]
     return Dataset.from_dict({"example": examples, "content": content})
 
@@ -38,20 +40,42 @@ def sft_example(where: str, row: Mapping[str, Any], section: DataSection) -> str
         DataError: it has not the form of the task; `where` it is.
 
     """
-    wanted = (*SFT_COLUMNS[section.task], SHAREGPT, *OPTIONAL)
+    chats = ("messages",) if row.get("messages") is not None else (SHAREGPT,)
+    wanted = (*(chats if section.task == "chat" else SFT_COLUMNS[section.task]), *OPTIONAL)
     kept = {name: row[name] for name in wanted if row.get(name) is not None and row[name] == row[name]}
     if problem := _problem(kept, section.task):
         raise DataError(f"data.task {section.task}: {where} {problem}")
+    told = {
+        "messages" if name == SHAREGPT else name: [_message(one) for one in value] if _is_told(name, value) else value
+        for name, value in kept.items()
+    }
     try:
-        return json.dumps(_without_none(_with_roles(kept)), ensure_ascii=False, sort_keys=True)
+        return json.dumps(told, ensure_ascii=False, sort_keys=True)
     except (TypeError, ValueError) as error:
         raise DataError(f"data.task {section.task}: {where} holds what is no JSON ({one_line(error)})") from None
+
+
+def _same_form(where: str, row: Mapping[str, Any], first: bool | None, section: DataSection) -> bool:
+    """Whether a row's prompt is a list of messages, as that of the first row: TRL prepares all rows as the first one.
+
+    Raises:
+        DataError: it is another.
+
+    """
+    listed = section.task == "completion" and isinstance(row.get("prompt"), list)
+    if first is not None and listed != first:
+        kinds = ("a text", "a list of messages")
+        raise DataError(
+            f"data.task completion: {where} has {kinds[listed]} as prompt, the first row {kinds[first]}; one form for all rows "
+            "is needed"
+        )
+    return listed
 
 
 def _problem(row: Mapping[str, Any], task: str) -> str | None:
     """What is wrong with a row, to go behind its name."""
     if task == "chat":
-        name = "messages" if "messages" in row else SHAREGPT
+        name = SHAREGPT if SHAREGPT in row else "messages"
         return _problem_of_messages(name, row.get(name))
     if task == "completion" and isinstance(row.get("prompt"), list):
         problems = (_problem_of_messages(name, row.get(name)) for name in SFT_COLUMNS[task])
@@ -79,43 +103,41 @@ def _problem_of_messages(name: str, messages: Any) -> str | None:
     return None
 
 
-def _with_roles(row: Mapping[str, Any]) -> Mapping[str, Any]:
-    """Conversations in ShareGPT's words as messages; other rows as they are."""
-    if SHAREGPT not in row or "messages" in row:
-        return row
-    told = [
-        message
-        if "role" in message
-        else {"role": _ROLES.get(message["from"], message["from"]), "content": message.get("value")}
-        for message in row[SHAREGPT]
-    ]
-    return {**{name: value for name, value in row.items() if name != SHAREGPT}, "messages": told}
+def _is_told(name: str, value: Any) -> bool:
+    """Whether a column holds messages."""
+    return name in ("messages", SHAREGPT, "prompt", "completion") and isinstance(value, list)
 
 
-def _without_none(value: Any) -> Any:
-    """Keys without a value are those that parquet writes for messages that lack them; templates would print None."""
-    if isinstance(value, Mapping):
-        return {key: _without_none(one) for key, one in value.items() if one is not None}
-    return [_without_none(one) for one in value] if isinstance(value, list) else value
+def _message(message: Mapping[str, Any]) -> dict[str, Any]:
+    """A message with role and content, also where it is in ShareGPT's words.
+
+    Keys without a value are those that parquet writes for messages that lack them; templates would print None.
+    """
+    if "role" not in message:
+        return {"role": _ROLES.get(message["from"], message["from"]), "content": message.get("value")}
+    return {key: value for key, value in message.items() if value is not None}
 
 
-def streamed(section: DataSection) -> IterableDataset:
-    """The rows of a hub data set as TRL reads them, again and again: without an end that a resumed stage could lose count of."""
+def streamed_examples(section: DataSection) -> Iterator[tuple[int, str]]:
+    """Number and JSON of each row of a hub data set, again and again: without an end that a resumed stage could lose count of.
 
-    def rows() -> Iterator[Mapping[str, Any]]:
+    Raises:
+        DataError: it cannot be read, has no rows, or one of another form.
+
+    """
+    first: bool | None = None
+    while True:
+        number = -1
         try:
-            while True:
-                loaded = datasets.load_dataset(section.name, section.config, split=section.train_split, streaming=True)
-                number = -1
-                for number, row in enumerate(loaded):
-                    yield json.loads(sft_example(f"streamed example {number}", row, section))
-                if number < 0:
-                    raise DataError(
-                        f"data.train: the split {section.train_split!r} has no examples; it needs at least one"
-                    )
+            loaded = datasets.load_dataset(section.name, section.config, split=section.train_split, streaming=True)
+            for number, row in enumerate(loaded):
+                where = f"streamed example {number}"
+                example = sft_example(where, row, section)
+                first = _same_form(where, row, first, section)
+                yield number, example
         except DataError:
             raise
         except Exception as error:  # datasets raises many kinds, arrow's and the hub's among them
             raise DataError(f"data.train: cannot be read ({type(error).__name__}: {one_line(error)})") from error
-
-    return IterableDataset.from_generator(rows)
+        if number < 0:
+            raise DataError(f"data.train: the split {section.train_split!r} has no examples; it needs at least one")

@@ -6,12 +6,14 @@ import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
+from functools import partial
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from datasets import Dataset, concatenate_datasets
+from datasets import Dataset, IterableDataset, concatenate_datasets
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerBase
 
 from lorank.errors import DataError, LorankWarning, RecipeError, one_line
@@ -20,7 +22,10 @@ from lorank.processes import only_cpu
 from lorank.tasks.data import TaskData
 from lorank.tasks.evaluation_settings import CHECKPOINTING
 from lorank.tasks.section import EVAL, SCORING, DataSection
+from lorank.tasks.sft_rows import streamed_examples
 from lorank.tasks.text_data import IGNORED, end_of_text
+
+_STREAMED_AT_A_TIME = 256  # rows that TRL makes into tokens at once
 
 
 def set_chat_template(tokenizer: PreTrainedTokenizerBase, section: DataSection) -> None:
@@ -60,14 +65,11 @@ def assistant_only(tokenizer: PreTrainedTokenizerBase, section: DataSection) -> 
         return True
     try:
         get_training_chat_template(tokenizer)
-    except (
-        Exception
-    ) as error:  # ValueError for a template that TRL does not know; jinja's for one that it cannot render
+    except Exception:  # ValueError for a template that TRL does not know; jinja's for one that it cannot render
         if section.assistant_only:
             raise RecipeError(
                 "data.assistant_only: the chat template does not mark the assistant's tokens ({% generation %}), and TRL has no "
-                f"training template for it ({one_line(error):.120}); give data.chat_template with marks, or "
-                "assistant_only=false"
+                "training template for it; give data.chat_template with marks, or assistant_only=false"
             ) from None
         return False
     return True
@@ -97,10 +99,7 @@ def encode_sft(rows: Dataset, tokenizer: PreTrainedTokenizerBase, section: DataS
     except Exception as error:  # jinja's, the tokenizer's or TRL's own: found again, with the row
         number, cause = _first_refused(examples, tokenizer, assistant_only=only) or (None, error)
         where = "an example" if number is None else f"example {number}"
-        raise DataError(
-            f"data.task {section.task}: {where} cannot be made into tokens ({type(cause).__name__}: {one_line(cause):.300}); "
-            "mend it or leave it out"
-        ) from None
+        raise _cannot_be_tokens(where, cause, section) from None
     most = section.max_length
     if cut := sum(len(one) > most for one in ids):
         warnings.warn(
@@ -178,6 +177,43 @@ def _random_state_kept() -> Iterator[None]:
         np.random.set_state(array)
 
 
+def _streamed_tokens(tokenizer: PreTrainedTokenizerBase, section: DataSection) -> Iterator[dict[str, list[int]]]:
+    """Tokens and labels of streamed rows that have something to learn, cut to `data.max_length`.
+
+    Raises:
+        DataError: a row that cannot be made into tokens, or a whole pass without a token to learn.
+
+    """
+    only, learnt, rows = assistant_only(tokenizer, section), True, streamed_examples(section)
+    while True:
+        taken = list(islice(rows, _STREAMED_AT_A_TIME))
+        examples = [json.loads(example) for _, example in taken]
+        try:
+            made = _by_trl(examples, tokenizer, assistant_only=only)
+        except Exception as error:
+            number, cause = _first_refused(examples, tokenizer, assistant_only=only) or (0, error)
+            raise _cannot_be_tokens(f"streamed example {taken[number][0]}", cause, section) from None
+        for (number, _), ids, labels in zip(taken, *made, strict=True):
+            if number == 0:
+                if not learnt:
+                    raise DataError(
+                        "data.train: no streamed example has a token to learn within data.max_length "
+                        f"({section.max_length} tokens); raise it"
+                    )
+                learnt = False
+            row = {"input_ids": ids[: section.max_length], "labels": labels[: section.max_length]}
+            if any(label != IGNORED for label in row["labels"][1:]):
+                learnt = True
+                yield row
+
+
+def _cannot_be_tokens(where: str, cause: Exception, section: DataSection) -> DataError:
+    return DataError(
+        f"data.task {section.task}: {where} cannot be made into tokens ({type(cause).__name__}: {one_line(cause):.300}); "
+        "mend it or leave it out"
+    )
+
+
 def taught(rows: Dataset) -> list[int]:
     """Numbers of the rows with at least one label; the first token has none, as nothing stands before it."""
     return [row for row, labels in enumerate(rows["labels"][:]) if any(label != IGNORED for label in labels[1:])]
@@ -227,7 +263,7 @@ def with_tokens(data: TaskData, tokenizer: PreTrainedTokenizerBase, section: Dat
                 stacklevel=2,
             )
         made[part] = concatenate_datasets([rows, tokens], axis=1).select(kept)
-    train = made[SCORING if data.stream is not None else "train"]
+    train = made[SCORING if data.streams else "train"]
     return replace(
         data,
         train=train,
@@ -235,5 +271,6 @@ def with_tokens(data: TaskData, tokenizer: PreTrainedTokenizerBase, section: Dat
         more={name: made[name] for name in data.more},
         eval=made.get(EVAL),
         scoring=made.get(SCORING),
+        stream=IterableDataset.from_generator(partial(_streamed_tokens, tokenizer, section)) if data.streams else None,
         packing_ratio=len(packed(train, section)) / len(train) if section.packing else 1.0,
     )

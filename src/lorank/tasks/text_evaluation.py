@@ -1,7 +1,7 @@
 """What a model writes for the prompts of the test part, and how good it is."""
 
 import json
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from copy import deepcopy
 from pathlib import Path
 from typing import Any
@@ -141,7 +141,14 @@ def write_texts(
     finally:
         tokenizer.padding_side = side
     ids = np.where(ids == IGNORED, tokenizer.pad_token_id, ids)  # how processes and batches are made equally long
-    return [text.strip() for text in tokenizer.batch_decode(ids, skip_special_tokens=True)]
+    return [text_of(tokenizer, row, settings.new_tokens) for row in ids]
+
+
+def text_of(tokenizer: PreTrainedTokenizerBase, ids: Iterable[int], new_tokens: Sequence[str] = ()) -> str:
+    """The text of tokens, without special ones but those that the recipe has added: they may be what is to be written."""
+    kept = set(tokenizer.convert_tokens_to_ids(list(new_tokens))) if new_tokens else set()
+    left_out = set(tokenizer.all_special_ids) - kept
+    return str(tokenizer.decode([int(token) for token in ids if int(token) not in left_out])).strip()
 
 
 def evaluate_tokens(

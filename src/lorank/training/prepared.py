@@ -120,7 +120,13 @@ class Prepared:
 
     @property
     def _evaluation_settings(self) -> EvaluationSettings:
-        return EvaluationSettings(self.section, self.task_type, self.metrics, self.settings.precision)
+        precision, new = self.settings.precision, self.new_tokens
+        return EvaluationSettings(self.section, self.task_type, self.metrics, precision, new_tokens=new)
+
+    @property
+    def new_tokens(self) -> tuple[str, ...]:
+        """Tokens that the recipe adds to the tokenizer."""
+        return tuple(self.base.new_tokens or ())
 
     def evaluate_more(self, model: nn.Module, directory: Path) -> dict[str, dict[str, Any]]:
         """Name of each further part, `eval` and general text among them -> its `metrics` and `loss`."""

@@ -10,6 +10,7 @@ from datasets import Dataset, IterableDataset
 from peft import LoraConfig, PeftModel, set_peft_model_state_dict
 from rich.console import Console
 from safetensors.torch import load_file, load_model
+from torch import nn
 from transformers import (
     EarlyStoppingCallback,
     PreTrainedModel,
@@ -166,7 +167,7 @@ def train_stage(
     checkpoints = CheckpointCallback(evaluates=eval_rows is not None)
     with processes().main_process_first():  # which clears away what a killed process left
         checkpoint = latest_checkpoint(directory)
-    kind, options = _trainer_of(prepared)
+    kind, options = _trainer_of(prepared, model)
     arguments = training_arguments(prepared.settings, section, directory, evaluated=eval_rows is not None, **options)
     if arguments.load_best_model_at_end:
         callbacks = (*callbacks, EarlyStoppingCallback(section.patience))
@@ -215,15 +216,25 @@ def train_stage(
     processes().wait_for_everyone()  # until the main process has marked the last checkpoint as complete
     ended = latest_checkpoint(directory)
     assert ended is not None, "CheckpointCallback saves when a stage ends"
+    if arguments.load_best_model_at_end:
+        last, best = trainer.state.global_step, trainer.state.best_global_step
+        said = f"ended at step {last} of {trainer.state.max_steps}; the weights of step {best} are kept"
+        console.print(f"{name}: {said}", highlight=False)
     return read_progress(ended)
 
 
-def _trainer_of(prepared: Prepared) -> tuple[type[StageTrainer], dict[str, Any]]:
-    """The trainer of a stage, and what its arguments are: TRL's where TRL makes the rows."""
+def _trainer_of(prepared: Prepared, model: nn.Module) -> tuple[type[StageTrainer], dict[str, Any]]:
+    """The trainer of a stage, and what its arguments are: TRL's where TRL makes the rows.
+
+    Raises:
+        RecipeError: packing, and a model in which packed rows see each other.
+
+    """
     if not prepared.section.is_sft:
         return StageTrainer, {}
-    from lorank.training.sft_trainer import SFTConfig, SFTStageTrainer, sft_options  # slow to import
+    from lorank.training.sft_trainer import SFTConfig, SFTStageTrainer, check_rows_apart, sft_options  # slow to import
 
+    check_rows_apart(model, prepared.section)
     return SFTStageTrainer, {
         "family": SFTConfig,
         **sft_options(prepared.section, streamed=prepared.data.stream is not None),

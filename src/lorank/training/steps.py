@@ -10,7 +10,7 @@ from lorank.tasks.data import TaskData
 
 def rows_of_an_epoch(section: TrainingSection, data: TaskData, examples: int) -> int:
     """Rows that a stage sees in an epoch of so many examples: packed ones count once; of a stream, all that it reads."""
-    if data.stream is None:
+    if not data.streams:
         return data.training_rows(examples)
     assert section.max_steps is not None, "a recipe with a stream has steps"
     return section.max_steps * section.batch_size * section.gradient_accumulation * processes().num_processes
