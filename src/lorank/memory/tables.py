@@ -72,7 +72,11 @@ def pass_lines(found: Inspection) -> list[str]:
     """Passes and overhead, a sentence each; the notes."""
     passes, question = found.passes, found.question
     least = "" if passes.exact else "at least "
-    lines = []
+    saved = "with" if question.gradient_checkpointing else "without"
+    lines = [
+        f"asked: batches of {question.batch} x {question.seq:,} tokens, {question.steps:,} steps, {question.optimizer}, {saved} "
+        "gradient checkpointing (--batch, --seq, --steps, --optimizer, --gradient-checkpointing)"
+    ]
     if passes.search_steps:
         lines.append(f"search: {passes.search_steps:,} optimizer steps before the {question.steps:,} of training")
     lines.append(
@@ -90,7 +94,7 @@ def pass_lines(found: Inspection) -> list[str]:
         lines.append(
             f"{len(found.quantised.layers)} linear layers are quantised, {len(kept)} are not"
             + (f" ({', '.join(kept[:3])}{', ...' if kept[3:] else ''})" if kept else "")
-            + f"; {in_words(found.quantised.overhead)} tell how to read the packed weights"
+            + f"; {in_words(found.quantised.overhead)} are scales of the packed weights"
         )
-    lines.append(f"peak of a device: {found.peak:,} bytes, {in_words(found.peak)}")
+    lines.append(f"peak of a device: {in_words(found.peak)} and what the driver and the allocator take")
     return [*lines, *(f"note: {note}" for note in found.notes)]

@@ -66,6 +66,13 @@ base.resize_token_embeddings(max(len(tokenizer), base.get_input_embeddings().num
 model = PeftModel.from_pretrained(base, {{ title_in_python }})  # this folder
 ```
 
+{% if merges -%}
+Serving engines take no adapter with modules that were trained whole or tokens that were added. Make a model of it:
+
+```sh
+lorank merge {{ title_in_shell }} merged
+```
+{% else -%}
 Engines differ in how they scale adapters of mixed rank, so for vLLM, SGLang, TGI, TensorRT-LLM, llama.cpp or Ollama make a form \
 that they scale right, and look at what it says:
 
@@ -74,7 +81,7 @@ lorank export {{ title_in_shell }} served          # one form for all engines, a
 lorank verify served --against {{ title_in_shell }}
 vllm serve {{ base_in_shell }} --enable-lora --max-lora-rank R --lora-modules {{ title_in_shell }}=served
 ```
-
+{% endif %}
 Versions: {{ made_with }}.
 """
 
@@ -146,6 +153,7 @@ def write_model_card(
         preset=preset,
         whole=whole,
         resized=resized,
+        merges=resized or (whole and task_type != "SEQ_CLS"),
         picture=picture is not None,
         data=data,
         metrics=list(named_values(next(iter(results.values())))),

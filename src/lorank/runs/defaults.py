@@ -157,7 +157,8 @@ def _with_lengths(recipe: Recipe, data: TaskData, methods: tuple[str, ...], say:
         if (share := own.search_share) is not None:
             steps = search_steps(own.deciding_stage, own.train, own.measure, share, train_steps)
             place = "search" if method == recipe.method else f"baselines.{method}.search"
-            least = f", but no less than {LEAST_STEPS} steps" if steps == LEAST_STEPS else ""
+            fewest = min(LEAST_STEPS, train_steps)
+            least = f", but no less than {fewest} steps" if steps == fewest else ""
             cost = f"it costs at most {share:.0%} of train, scoring included{least}"
             say(f"{place}.max_steps: {steps}, so that {cost} (search.share)")
             given = own.search is not None and own.search.share is not None

@@ -154,11 +154,7 @@ class MethodRun:
                 self.console.print(f"{name}: training {plan.spent:,} adapter parameters", highlight=False)
                 train_plan(self.prepared, self.recipe.train, plan, self.folder, self.console, name, start)
             parts = self.prepared.data.parts.items()
-            named = [
-                f"{len(rows):,}" + ("" if name == "test" else f" ({name})")
-                for name, rows in parts
-                if name not in ("train", SCORING)
-            ]
+            named = [f"{len(rows):,} of {name}" for name, rows in parts if name not in ("train", SCORING)]
             if named:
                 self.console.print(f"evaluating {self.method} on {', '.join(named)} examples", highlight=False)
             stage = stage_folder(self.folder, "train", "stage1" if kept else "stage2")
