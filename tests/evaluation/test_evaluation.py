@@ -347,6 +347,12 @@ def test_without_lm_eval_one_line_says_what_to_install(monkeypatch: pytest.Monke
         check_question(Question("adapter", tasks=("mood",)))
 
 
+def test_a_name_of_the_hub_is_no_lost_folder(rows: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "org").mkdir()
+    check_question(Question("org/name", data=DataFile(rows)))
+
+
 def test_the_command(adapter: Path, rows: Path, tmp_path: Path) -> None:
     words = ["evaluate", str(adapter), "--data", str(rows), "--with-base", "--samples", "1", "--sample-tokens", "2"]
     said = CliRunner().invoke(app, [*words, "--output", str(tmp_path / "out"), "--json", str(tmp_path / "n.json")])

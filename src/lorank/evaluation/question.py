@@ -96,8 +96,7 @@ def check_question(question: Question, output: Path | None = None, numbers: Path
 def _is_lost_folder(name: str) -> bool:
     """Whether a model is named as a folder is, and is not there. The hub has names of at most one separator (`org/name`)."""
     parts = name.replace(os.sep, "/").split("/")
-    below_a_folder = len(parts) == 2 and Path(parts[0]).is_dir()
-    return (name[:1] in (".", "~") or len(parts) > 2 or "" in parts or below_a_folder) and not Path(name).exists()
+    return (name[:1] in (".", "~") or len(parts) > 2 or "" in parts) and not Path(name).exists()
 
 
 def _wrong(question: Question) -> list[LorankError]:
