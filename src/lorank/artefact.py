@@ -23,14 +23,24 @@ def versions() -> dict[str, str]:
 
 
 def check_file(path: Path) -> None:
-    """Refuse to write a file where a folder is.
+    """Refuse to write a file where a folder is, or where none can be made.
 
     Raises:
-        OutputError: `path` is a folder.
+        OutputError: `path` is a folder, or stands below a file or in a folder that is not to be written to.
 
     """
     if path.is_dir():
         raise OutputError(f"{path} is a folder; give the name of a file to write")
+    if (problem := _problem_above(_real(path))) is not None:
+        raise OutputError(f"{path} cannot be written: {problem}; give another output")
+
+
+def _problem_above(path: Path) -> str | None:
+    """Why nothing can be made at a path, by the nearest of the folders above it that is there."""
+    below = next((parent for parent in path.parents if parent.exists()), None)
+    if below is None or (below.is_dir() and os.access(below, os.W_OK)):
+        return None
+    return f"{below} is {'a file' if below.is_file() else 'not to be written to'}"
 
 
 def check_unwritten(path: Path, *, same: bool = False, overwrite: bool = False) -> None:
@@ -132,13 +142,10 @@ def check_new_folder(folder: Path) -> None:
 
     """
     folder = _real(folder)
-    below = next((parent for parent in folder.parents if parent.exists()), None)
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         raise OutputError(f"{folder} is there already; give the name of a new folder as output")
-    if below is not None and not (below.is_dir() and os.access(below, os.W_OK)):
-        raise OutputError(
-            f"{folder} cannot be made: {below} is {'a file' if below.is_file() else 'not to be written to'}"
-        )
+    if (problem := _problem_above(folder)) is not None:
+        raise OutputError(f"{folder} cannot be made: {problem}")
 
 
 @contextmanager

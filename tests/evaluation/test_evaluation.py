@@ -2,6 +2,7 @@
 
 import json
 import math
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -285,8 +286,12 @@ REFUSED: dict[str, tuple[Callable[..., Question], tuple[str, ...]]] = {
     ),
     "data": (
         lambda a, rows, **_: Question(a, data=DataFile(rows, label="mood", task="summarization", text=("text",))),
-        ("train has no column 'mood'; it has text, label",),
+        (r"^--label: rows\.jsonl has no column 'mood'; it has text, label",),
     ),
+    "limits": (lambda a, rows, **_: Question(a, data=DataFile(rows), limit=math.nan), ("--limit is nan; allowed: a number",)),
+    "infinite": (lambda a, rows, **_: Question(a, data=DataFile(rows), limit=math.inf), ("--limit is inf; allowed: a number",)),
+    "lost folder": (lambda rows, **_: Question("no/such/folder", data=DataFile(rows)), ("^no/such/folder: no such folder",)),
+    "lost beside": (lambda rows, **_: Question("./runs", data=DataFile(rows)), (r"^\./runs: no such folder",)),
     "end of text": (
         lambda marked, tasks, **_: Question(marked, tasks=("mood",), task_files=tasks),
         (r"ends every text with '\[SEP\]', which lm-eval would score",),
@@ -342,6 +347,12 @@ def test_without_lm_eval_one_line_says_what_to_install(monkeypatch: pytest.Monke
         check_question(Question("adapter", tasks=("mood",)))
 
 
+def test_a_name_of_the_hub_is_no_lost_folder(rows: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "org").mkdir()
+    check_question(Question("org/name", data=DataFile(rows)))
+
+
 def test_the_command(adapter: Path, rows: Path, tmp_path: Path) -> None:
     words = ["evaluate", str(adapter), "--data", str(rows), "--with-base", "--samples", "1", "--sample-tokens", "2"]
     said = CliRunner().invoke(app, [*words, "--output", str(tmp_path / "out"), "--json", str(tmp_path / "n.json")])
@@ -354,6 +365,75 @@ def test_the_command(adapter: Path, rows: Path, tmp_path: Path) -> None:
     assert "is there already" in again.output
     with pytest.raises(OutputError):
         run_evaluation(Question(str(adapter), data=DataFile(rows)), tmp_path / "out")
+
+
+def test_what_cannot_be_written_is_said_before_anything_is_loaded(rows: Path, tmp_path: Path) -> None:
+    (tmp_path / "full").mkdir()
+    (tmp_path / "full" / "file").write_text("mine")
+    words = ["evaluate", "no/such/folder", "--data", str(rows), "--output", str(tmp_path / "full")]
+    for name, message in (
+        ("full", "is a folder; give the name of a file"),
+        ("full/file/n.json", "cannot be written: "),
+    ):
+        said = CliRunner().invoke(app, [*words, "--json", str(tmp_path / name)])
+        assert said.exit_code == 1
+        shown = " ".join(said.output.split())
+        for part in (message, "is there already", "no such folder"):
+            assert part in shown
+
+
+@pytest.mark.parametrize("row", [{"text": "the day was fine"}, {"prompt": "the day", "completion": "was fine"}])
+def test_the_task_of_a_file_is_guessed_by_its_columns(row: dict[str, str], decoder: Path, tmp_path: Path) -> None:
+    (tmp_path / "rows.jsonl").write_text("\n".join(json.dumps(row) for _ in range(3)))
+    task = "text" if "text" in row else "completion"
+    found, named = (
+        run_evaluation(Question(str(decoder), data=DataFile(tmp_path / "rows.jsonl", task=given)))["results"]
+        for given in (None, task)
+    )
+    assert found == named
+
+
+def test_a_row_that_is_wrong_is_said_of_the_file(decoder: Path, tmp_path: Path) -> None:
+    (tmp_path / "rows.jsonl").write_text(json.dumps({"messages": "the day"}))
+    with pytest.raises(DataError, match=r"^--task chat: rows\.jsonl example 0 .* has 'the day' as messages"):
+        run_evaluation(Question(str(decoder), data=DataFile(tmp_path / "rows.jsonl")))
+
+
+def test_columns_of_no_task_are_said_of_the_file(decoder: Path, tmp_path: Path) -> None:
+    (tmp_path / "rows.jsonl").write_text(json.dumps({"question": "was it", "answer": "fine"}))
+    with pytest.raises(DataError, match="the columns question, answer fit no task by themselves"):
+        run_evaluation(Question(str(decoder), data=DataFile(tmp_path / "rows.jsonl")))
+
+
+UNMARKED = (
+    "{% for m in messages %}{{ m.role }} {{ m.content }} . {% endfor %}"
+    "{% if add_generation_prompt %}looked rather {% endif %}"
+)
+
+
+def test_samples_of_chats_go_by_the_messages(decoder: Path, tmp_path: Path) -> None:
+    """Of a template without marks: all tokens are taught, and the answer is the assistant's last message all the same."""
+    shutil.copytree(decoder, tmp_path / "chatting")
+    tokenizer = AutoTokenizer.from_pretrained(tmp_path / "chatting")
+    tokenizer.chat_template = UNMARKED
+    tokenizer.save_pretrained(tmp_path / "chatting")
+    told = [
+        ("user", "the day was"),
+        ("assistant", "kind"),
+        ("user", "the house was"),
+        ("assistant", "cold"),
+        ("user", "fine"),
+    ]
+    messages = [{"role": role, "content": content} for role, content in told]
+    (tmp_path / "chat.jsonl").write_text(json.dumps({"messages": messages}))
+    question = Question(str(tmp_path / "chatting"), data=DataFile(tmp_path / "chat.jsonl"), samples=1, sample_tokens=4)
+    (sample,) = run_evaluation(question)["samples"]
+    ids = tokenizer.apply_chat_template(messages[:3], add_generation_prompt=True, return_dict=False)
+    assert (sample["prompt"], sample["target"]) == (tokenizer.decode(ids, skip_special_tokens=True), "cold")
+    assert sample["prompt"].endswith("the house was looked rather")
+    model = AutoModelForCausalLM.from_pretrained(decoder).eval()
+    written = model.generate(input_ids=torch.tensor([ids]), do_sample=False, max_new_tokens=4, pad_token_id=0)
+    assert sample["written"]["model"] == tokenizer.decode(written[0, len(ids) :], skip_special_tokens=True)
 
 
 def test_options_of_the_command_for_a_recipe(adapter: Path, tmp_path: Path) -> None:

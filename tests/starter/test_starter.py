@@ -1,16 +1,21 @@
 """`lorank init`: for every kind of data the recipe that is written can be read, and says what it was chosen by."""
 
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
 import pytest
 import yaml
 from tests.conftest import BAD, GOOD, tiny_writer
+from transformers import AutoTokenizer
 from typer.testing import CliRunner
 
 from lorank.cli import app
 from lorank.recipe.files import load_recipe
+from lorank.tasks.files import read_rows
+from lorank.tasks.sft_rows import sft_examples
+from lorank.tasks.sft_tokens import encode_sft
 
 MESSAGES = [{"role": "user", "content": "was the day fine"}, {"role": "assistant", "content": "the day was cold"}]
 # Name -> row, kind of model, what the recipe says.
@@ -117,11 +122,27 @@ REFUSED: dict[str, tuple[dict[str, Any], str, tuple[str, ...], tuple[str, ...]]]
     "several": (
         {"messages": MESSAGES, "prompt": "a", "completion": "b"}, "decoder", (), ("fit several tasks: chat, completion; give",)
     ),
-    "none": ({"a": "day", "b": "house"}, "decoder", (), ("the columns a, b fit no task by themselves; give --task",)),
+    "none": (
+        {"a": "day", "b": "house"}, "decoder", (),
+        ("the columns a, b fit no task by themselves.", "completion (prompt, completion)"),
+    ),
     "two texts": ({"a": "day", "b": "house", "label": 1}, "encoder", (), ("2 may be the text: a, b; give one or two as --text",)),
     "two labels": (
         {"text": "day", "label": 1, "score": 2}, "encoder", (), ("several may be the label: label, score; give one as --label",)
     ),
+    "question and answer": (
+        {"question": "was it", "answer": "fine"}, "decoder", (),
+        ("rename the columns to prompt and completion", "--task summarization --text question --label answer"),
+    ),
+    "fractions": (
+        {"text": "day", "label": 0.5}, "encoder", ("--task", "classification"),
+        ("--task classification: 'label' holds numbers with fractions", "give --task regression"),
+    ),
+    "three texts": ({"a": "x", "b": "y", "c": "z"}, "encoder", ("--text", "a,b,c"), ("--text names 3 columns",)),
+    "messages are a string": ({"messages": "the day"}, "decoder", (), ("line 1) has 'the day' as messages; a list",)),
+    "messages are strings": ({"messages": ["a", "b"]}, "decoder", (), ("has 'a' as message 0 of messages; one with role",)),
+    "messages are null": ({"messages": None}, "decoder", (), ("has None as",)),
+    "a number as text": ({"text": 5}, "decoder", (), ("has 5 as text; a text is allowed",)),
     "no test": ({"text": "day", "label": 1}, "encoder", (), ("the task classification needs a test part",)),
     "unknown": ({"text": "day"}, "decoder", ("--task", "chta"), ("--task chta is unknown; allowed: classification",)),
     "all at once": (
@@ -161,8 +182,67 @@ def test_lengths_come_from_the_tokenizer_and_the_positions(folders: dict[str, Pa
     (tmp_path / "rows.jsonl").write_text("\n".join(json.dumps({"text": "day " * n}) for n in (*[40] * 99, 300)))
     code, said = init(folders["decoder"], tmp_path / "rows.jsonl", "--output", tmp_path / "r.yaml")
     assert code == 0
-    assert yaml.safe_load((tmp_path / "r.yaml").read_text())["data"]["max_length"] == 48, "40 words, [CLS] and [SEP]"
-    assert "99% of the first 100 rows fit; the longest has 302 tokens" in said
+    assert yaml.safe_load((tmp_path / "r.yaml").read_text())["data"]["max_length"] == 48, (
+        "40 words, [CLS], TRL's [SEP] and the tokenizer's"
+    )
+    assert "99% of the first 100 rows fit; the longest has 303 tokens" in said
+
+
+TEMPLATE = (
+    "{% for m in messages %}the {{ m.role }} said {{ m.content }} . {% endfor %}"
+    "{% if add_generation_prompt %}the assistant said {% endif %}"
+)
+LONG = [
+    {"messages": [{"role": "user", "content": "the day " * 30}, {"role": "assistant", "content": "the house " * 12}]},
+    {"conversations": [{"from": "human", "value": "the day " * 30}, {"from": "gpt", "value": "the house " * 12}]},
+    {"prompt": "the day " * 30, "completion": "the house " * 12},
+    {
+        "prompt": [{"role": "user", "content": "the day " * 30}],
+        "completion": [{"role": "assistant", "content": "the house " * 12}],
+    },
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("row", LONG, ids=["messages", "sharegpt", "plain completion", "conversational completion"])
+def test_the_longest_row_of_a_chat_fits(row: dict[str, Any], folders: dict[str, Path], tmp_path: Path) -> None:
+    """Counted by what a run reads, which is the template's words, too."""
+    shutil.copytree(folders["decoder"], tmp_path / "chatting")
+    tokenizer = AutoTokenizer.from_pretrained(tmp_path / "chatting")
+    tokenizer.chat_template = TEMPLATE
+    tokenizer.save_pretrained(tmp_path / "chatting")
+    data, output = written(tmp_path / "rows.jsonl", row, 5), tmp_path / "r.yaml"
+    code, said = init(tmp_path / "chatting", data, "--output", output)
+    assert code == 0, said
+    section = load_recipe(output).data
+    told = sft_examples("train", read_rows(data, read_rows(data, ()).names), section)
+    uncut = section.model_copy(update={"max_length": 9999})
+    longest = max(encode_sft(told, tokenizer, uncut)["length"])
+    assert longest > 84, "60 and 24 words, and what the template writes"
+    assert longest <= section.max_length < longest + 16
+
+
+@pytest.mark.parametrize("name", ["a\nseed: 7\n#.jsonl", "a\x07\x1b[31m.jsonl", "a\u2028\x85b.jsonl"])
+def test_no_name_of_a_file_changes_the_recipe(name: str, folders: dict[str, Path], tmp_path: Path) -> None:
+    data, output = written(tmp_path / name, {"text": "a day"}), tmp_path / "recipe.yaml"
+    code, said = init(folders["decoder"], data, "--output", output)
+    assert code == 0, said
+    content = yaml.safe_load(output.read_text())
+    assert content["data"]["train"] == str(data)
+    assert "seed" not in content
+    assert output.read_text().replace("\n", "").isprintable()
+
+
+def test_no_name_of_a_column_changes_the_recipe(tiny_folder: Path, tmp_path: Path) -> None:
+    data, output = (
+        written(tmp_path / "rows.jsonl", {"te\nxt: 1": "the day", "la'b\x07 #\nel": "fine"}),
+        tmp_path / "r.yaml",
+    )
+    words = ("--text", "te\nxt: 1", "--label", "la'b\x07 #\nel", "--test", data)
+    code, said = init(tiny_folder, data, *words, "--output", output)
+    assert code == 0, said
+    found = yaml.safe_load(output.read_text())["data"]
+    assert (found["text"], found["label"]) == ("te\nxt: 1", "la'b\x07 #\nel")
+    assert "the training file itself" in said
 
 
 @pytest.mark.long

@@ -30,7 +30,7 @@ def evaluate_command(
         typer.Option(help="examples: csv, tsv, json, jsonl, parquet; or a recipe, whose test parts are evaluated"),
     ] = None,
     task: Annotated[
-        str | None, typer.Option(help="of a data file, as data.task of a recipe; default: labels, or prompt and text")
+        str | None, typer.Option(help="of a data file, as data.task of a recipe; default: labels, or by the columns")
     ] = None,
     text: Annotated[
         str | None, typer.Option(help='column of the text in a data file, or two: "one,two"; default: text')
@@ -100,7 +100,7 @@ def evaluate_command(
             seed=seed,
             with_base=with_base,
         )
-        check_question(question)  # before torch is loaded
+        check_question(question, output, json)  # before torch is loaded
         from lorank.evaluation.run_evaluation import run_evaluation
 
         _show(run_evaluation(question, output, progress), output, json)

@@ -35,7 +35,7 @@ def init_command(
 
         check_unwritten(output, overwrite=overwrite)
         from lorank.models.pretrained import Pretrained
-        from lorank.starter.write import in_yaml, starter_choices, write_starter
+        from lorank.starter.write import as_seen, in_yaml, starter_choices, write_starter
 
         columns = tuple(name.strip() for name in (text or "").split(",") if name.strip())
         choices = starter_choices(
@@ -50,7 +50,7 @@ def init_command(
         values = [in_yaml(choice.value) for choice in choices]
         width = max(len(choice.key) for choice in choices) + 2
         for choice, value in zip(choices, values, strict=True):
-            say(f"{choice.key:<{width}}{value:<24}  {choice.why}")
+            say(f"{choice.key:<{width}}{value:<24}  {as_seen(choice.why)}")
         say(f"\nrecipe: {output}; next:")
         say(f"  lorank headroom {shlex.quote(str(output))}   # can ranks matter here?")
         say(f"  lorank run {shlex.quote(str(output))}")

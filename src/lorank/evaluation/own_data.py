@@ -20,10 +20,12 @@ from lorank.runs.data_file import DataFile
 from lorank.runs.file_examples import read_data_file
 from lorank.runs.prepare import prepare
 from lorank.runs.recipe_values import pretrained_of
+from lorank.starter.columns import LABELLED, task_of_columns
 from lorank.tasks.data import TaskData, content_hash
 from lorank.tasks.encoding import tokenize
 from lorank.tasks.evaluation import evaluate
 from lorank.tasks.evaluation_settings import EvaluationSettings
+from lorank.tasks.files import read_rows
 from lorank.tasks.loss_file import LOSSES, read_sums, write_losses
 from lorank.tasks.text_evaluation import text_losses
 from lorank.tasks.text_tasks import TEXT_TASKS
@@ -55,7 +57,7 @@ def prepare_own_data(model: SavedModel, question: Question, console: Console) ->
 
     """
     if isinstance(question.data, DataFile):
-        found = read_data_file(model, question.data)
+        found = read_data_file(model, _with_task(model, question.data, console))
         hashes = {"train": "not trained on", "test": content_hash(found.rows)}
         _, prepared = prepare(found.recipe, (), console, TaskData(found.rows, found.rows, found.label_names, hashes))
     else:
@@ -78,6 +80,28 @@ def prepare_own_data(model: SavedModel, question: Question, console: Console) ->
         prepared.section, prepared.task_type, prepared.metrics, precision, question.batch_size, prepared.new_tokens
     )
     return OwnData(prepared, parts, settings)
+
+
+def _with_task(model: SavedModel, file: DataFile, console: Console) -> DataFile:
+    """A file for a model that writes, with the task that its columns say, where the user says nothing of task and columns.
+
+    Raises:
+        DataError: no task, or several, have such columns.
+
+    """
+    if not model.writes or file.task is not None or file.text or file.label:
+        return file
+    names = read_rows(file.path, ()).names
+    if {"text", "label"} <= set(names):
+        return file
+    columns = task_of_columns(read_rows(file.path, names), None, (), "")
+    if columns.task in LABELLED:
+        raise DataError(
+            f"--data: {file.path.name} has the columns {', '.join(names)}, and {model.name} writes texts; give a prompt's column "
+            "as --text and that of its answer as --label, or --task (chat, completion, text, ...)"
+        )
+    console.print(f"--data: task {columns.task} ({columns.why})", highlight=False, markup=False)
+    return replace(file, task=columns.task)
 
 
 def _of_recipe(model: SavedModel, question: Question, console: Console) -> Prepared:

@@ -1,10 +1,13 @@
 """What `lorank evaluate` is asked, checked without loading anything heavy."""
 
+import math
+import os
 from dataclasses import dataclass, field
 from importlib.util import find_spec
 from pathlib import Path
 
-from lorank.errors import LorankError, RecipeError
+from lorank.artefact import check_file, check_new_folder
+from lorank.errors import LorankError, OutputError, RecipeError
 from lorank.findings import Findings
 from lorank.models.pretrained import Pretrained
 from lorank.recipe.recipe import Recipe
@@ -62,18 +65,38 @@ class Question:
         return min(rows, max(1, int(self.limit if self.limit >= 1 else self.limit * rows)))
 
 
-def check_question(question: Question) -> None:
+def check_question(question: Question, output: Path | None = None, numbers: Path | None = None) -> None:
     """Refuse what cannot be, all of it at once.
 
+    Args:
+        question: what is asked.
+        output: folder that is to be written; None: none.
+        numbers: file that is to be written, or `-`; None: none.
+
     Raises:
-        RecipeError: options that are missing, out of range or do not go together; lm-eval is not installed.
+        RecipeError: options that are missing, out of range or do not go together; no such folder; lm-eval is not installed.
+        OutputError: what is to be written cannot be.
 
     """
     findings = Findings()
+    with findings.check():
+        if output is not None:
+            check_new_folder(output)
+    with findings.check():
+        if numbers not in (None, Path("-")):
+            check_file(numbers)
+            if output is not None and numbers.absolute() == output.absolute():
+                raise OutputError(f"--json and --output are both {output}; a file and a folder need two names")
     for wrong in _wrong(question):
         with findings.check():
             raise wrong
     findings.raise_all()
+
+
+def _is_lost_folder(name: str) -> bool:
+    """Whether a model is named as a folder is, and is not there. The hub has names of at most one separator (`org/name`)."""
+    parts = name.replace(os.sep, "/").split("/")
+    return (name[:1] in (".", "~") or len(parts) > 2 or "" in parts) and not Path(name).exists()
 
 
 def _wrong(question: Question) -> list[LorankError]:
@@ -91,7 +114,15 @@ def _wrong(question: Question) -> list[LorankError]:
             question.with_base and not question.is_adapter,
             f"--with-base is for an adapter, and {question.model} has no adapter_config.json; leave it out",
         ),
-        (question.limit is not None and question.limit <= 0, "--limit: give a number of examples, or a share below 1"),
+        (
+            _is_lost_folder(question.model),
+            f"{question.model}: no such folder (looked in {Path.cwd()}); give the folder of an adapter or of a model, or the "
+            "name of a model of the hub",
+        ),
+        (
+            question.limit is not None and not 0 < question.limit < math.inf,
+            f"--limit is {question.limit}; allowed: a number of examples from 1, or a share of them above 0 and below 1",
+        ),
         (question.batch_size < 1, f"--batch-size is {question.batch_size}; give 1 or more"),
         (question.samples < 0 or question.sample_tokens < 1, "--samples and --sample-tokens: give 1 or more"),
         (question.fewshot is not None and question.fewshot < 0, "--num-fewshot: give 0 or more"),

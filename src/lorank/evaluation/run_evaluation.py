@@ -59,7 +59,7 @@ def run_evaluation(question: Question, output: Path | None = None, console: Cons
 
     """
     console = console or Console(quiet=True)
-    check_question(question)
+    check_question(question, output)
     with new_folder(output) if output is not None else _temporary() as folder:
         checked = _check(question, console)
         console.print(f"loading {question.model}", highlight=False)

@@ -1,5 +1,6 @@
 """What a model writes for a few prompts of the data, to be read by people."""
 
+import json
 import random
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -8,6 +9,7 @@ from typing import Any
 
 from peft import TaskType
 
+from lorank.errors import DataError, one_line
 from lorank.evaluation.own_data import OwnData
 from lorank.tasks.encoding import tokenize
 from lorank.tasks.text_data import IGNORED
@@ -35,12 +37,16 @@ class Prompts:
 def sample_prompts(own: OwnData, count: int, seed: int) -> Prompts:
     """Prompts of rows that are drawn by the seed from the first part.
 
-    A decoder's prompt ends where its labels begin. A text without a prompt is cut in half.
+    A decoder's prompt ends where its labels begin; of a chat it is everything before the last message of the assistant, as the
+    chat template asks for one, whatever the template marks. A text without a prompt is cut in half.
 
     Args:
         own: of `prepare_own_data`.
         count: of prompts; all rows where there are fewer.
         seed: of the draw.
+
+    Raises:
+        DataError: the chat template refuses the messages of a prompt.
 
     """
     rows = next(iter(own.parts.values()))
@@ -54,7 +60,40 @@ def sample_prompts(own: OwnData, count: int, seed: int) -> Prompts:
     def texts(many: list[list[int]]) -> list[str]:
         return [text_of(prepared.tokenizer, ids, prepared.new_tokens) for ids in many]
 
-    return Prompts(prompts, texts(prompts), texts(targets))
+    shown = texts(targets)
+    if prepared.section.task == "chat":
+        for place, row in enumerate(chosen):
+            chat = _before_the_answer(json.loads(rows[row]["example"]), prepared.tokenizer)
+            if chat is not None:
+                prompts[place], shown[place] = chat[0][-prepared.section.max_length :], chat[1]
+    return Prompts(prompts, texts(prompts), shown)
+
+
+def _before_the_answer(example: Mapping[str, Any], tokenizer: Any) -> tuple[list[int], str] | None:
+    """Tokens up to the last message of the assistant, with the generation prompt, and what that message says.
+
+    None where no message is the assistant's, or none stands before it.
+    """
+    messages = example["messages"]
+    last = next((k for k in reversed(range(len(messages))) if messages[k].get("role") == "assistant"), 0)
+    if last == 0:
+        return None
+    tools = example.get("tools")
+    try:
+        ids = tokenizer.apply_chat_template(
+            messages[:last],
+            tools=json.loads(tools) if isinstance(tools, str) else tools,
+            add_generation_prompt=True,
+            return_dict=False,
+            **example.get("chat_template_kwargs", {}),
+        )
+    except Exception as error:  # jinja's, or what a template does to a message of another form
+        raise DataError(
+            f"--samples: the chat template refuses the messages before an answer ({type(error).__name__}: {one_line(error)}); "
+            "leave --samples out, or mend the chat template"
+        ) from None
+    content = messages[last].get("content", "")
+    return list(ids), content if isinstance(content, str) else json.dumps(content, ensure_ascii=False)
 
 
 def _split(row: Mapping[str, Any]) -> tuple[Sequence[int], Sequence[int]]:

@@ -1,5 +1,6 @@
 """A plain file of examples as data for a trained adapter or model, which says itself what its task is."""
 
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -11,6 +12,9 @@ from lorank.models.saved_model import SavedModel
 from lorank.recipe.recipe import Recipe
 from lorank.runs.data_file import DataFile
 from lorank.tasks.data import load_task_data
+
+# What the keys of a recipe are called where a file is given in place of it.
+_OPTIONS = {"data.train": "--data", "data.text": "--text", "data.label": "--label", "data.task": "--task"}
 
 
 @dataclass(frozen=True)
@@ -66,12 +70,22 @@ def read_data_file(model: SavedModel, file: DataFile) -> FileData:
         lines = [
             line for line in str(error).splitlines() if not line.startswith("data.test:") and ": test " not in line
         ]
-        raise DataError("\n".join(lines) or str(error)) from None
+        raise DataError("\n".join(_without_part(line, file) for line in lines) or str(error)) from None
     rows, names = data.train, model.label_names
     if recipe.data.task == "classification":
         names, numbers = _as_the_model_has_them(rows, data.label_names, model, file)
         rows = rows.remove_columns("labels").add_column("labels", numbers)
     return FileData(recipe, rows, names if recipe.data.task == "classification" else ())
+
+
+def _without_part(line: str, file: DataFile) -> str:
+    """What is wrong with the file, which is nobody's training data, in the words of the options."""
+    key, space, rest = line.partition(" ")
+    word = key.rstrip(":")
+    key = key.replace(word, _OPTIONS.get(word, word))
+    return re.sub(
+        r"\btrain (has no column|example)", lambda match: f"{file.path.name} {match[1]}", key + space + rest, count=1
+    )
 
 
 def _check_task(model: SavedModel, recipe: Recipe) -> None:

@@ -21,7 +21,8 @@ _LABELS = ("label", "labels", "class", "category", "target", "score", "rating", 
 _PAIRS = (("sentence1", "sentence2"), ("premise", "hypothesis"), ("question1", "question2"), ("question", "sentence"))
 _TEXTS = ("text", "sentence", "review", "content", "body")
 _NUMBERS = ("id", "idx", "index", "guid", "uid", "uuid")  # of rows
-_ASK = "give --task, and --text and --label where the task has them"
+_PROMPTS = ("prompt", "question", "instruction", "input", "query")  # names that may be of a prompt,
+_ANSWERS = ("completion", "answer", "output", "response", "reply")  # and of what is to be written behind it
 
 
 @dataclass(frozen=True)
@@ -58,6 +59,8 @@ def task_of_columns(rows: Rows, task: str | None, text: tuple[str, ...], label: 
     for name in (*text, *([label] if label else ())):
         if name not in rows.names:
             raise DataError(f"there is no column {name!r}; the data have {_listed(rows.names)}")
+    if len(text) > 2:
+        raise DataError(f"--text names {len(text)} columns ({_listed(text)}); give one or two")
     if task is not None:
         return _asked_for(rows, task, text, label)
     if text or label:
@@ -73,7 +76,22 @@ def task_of_columns(rows: Rows, task: str | None, text: tuple[str, ...], label: 
         return _labelled(rows, text, label)
     if "text" in rows.names:
         return TaskColumns("text", why="column text, and no label")
-    raise DataError(f"the columns {_listed(rows.names)} fit no task by themselves; {_ASK}")
+    raise DataError(_fits_none(rows))
+
+
+def _fits_none(rows: Rows) -> str:
+    """That no task has these columns, which tasks there are, and what to type."""
+    prompt, answer = (
+        next((name for name in rows.names if name.lower() in known), None) for known in (_PROMPTS, _ANSWERS)
+    )
+    prompt, answer = prompt or "COLUMN", answer or "COLUMN"
+    own = [f"{task} ({_listed(columns)})" for task, columns in _COLUMNS.items()]
+    return (
+        f"the columns {_listed(rows.names)} fit no task by themselves. To let a decoder write an answer, rename the columns to "
+        f"prompt and completion; or give --task summarization --text {prompt} --label {answer}, which puts 'Summary:' between "
+        f"them unless data.prompt says otherwise; or --task classification or regression with --text and --label. Tasks with "
+        f"columns of their own: {'; '.join(own)}"
+    )
 
 
 def _present(rows: Rows, task: str) -> Sequence[str]:
@@ -116,6 +134,10 @@ def _labelled(rows: Rows, text: tuple[str, ...], label: str, task: str | None = 
     label = label or _label_of(rows)
     text = text or _texts_of(rows, label)
     kind, why = _kind_of(rows, label)
+    if task == "classification" and kind == "regression":
+        raise DataError(
+            f"--task classification: {why}, which are no classes; give --task regression, or another --label"
+        )
     return TaskColumns(task or kind, text, label, why if task is None else "as --task says")
 
 

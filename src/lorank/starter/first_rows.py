@@ -64,7 +64,9 @@ def _of_file(path: Path, test: Path | None) -> Source:
             raise DataError(
                 f"--test {test} has no column {missing[0]!r}, as {path} has; give a file of the same columns"
             )
-        keys["test"] = (str(test), "evaluated once at the end, never used for scoring or stopping")
+        same = test.samefile(path)
+        why = "the training file itself, so its numbers say nothing of new rows; give another file"
+        keys["test"] = (str(test), why if same else "evaluated once at the end, never used for scoring or stopping")
     return Source(_first(whole), len(whole), keys, test is not None)
 
 

@@ -1,19 +1,26 @@
 """How long examples are, in tokens, from the first rows."""
 
+import json
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
+import datasets
 from transformers import PreTrainedTokenizerBase
 
 from lorank.starter.columns import LABELLED, SFT, TaskColumns
+from lorank.tasks.data import labelled_texts
 from lorank.tasks.files import Rows
 from lorank.tasks.section import DataSection
+from lorank.tasks.sft_rows import sft_examples
+from lorank.tasks.sft_tokens import encode_sft
 from lorank.tasks.text_data import prompts_and_targets
 
 _CHARACTERS = 4  # of a token, about, where there is no tokenizer
 _SHARE = 0.99  # of rows that are not cut
+_UNCUT = 10**9  # tokens
 
 
 @dataclass(frozen=True)
@@ -23,18 +30,13 @@ class Lengths:
     Attributes:
         inputs: tokens of each text, or prompt.
         targets: tokens of each text that is to be written; none where a text is one piece.
-        counted: by a tokenizer, and not by characters.
+        unit: what was counted.
 
     """
 
     inputs: Sequence[int]
     targets: Sequence[int]
-    counted: bool
-
-    @property
-    def unit(self) -> str:
-        """What was counted."""
-        return "tokens" if self.counted else f"tokens (characters / {_CHARACTERS})"
+    unit: str
 
 
 def lengths_of(rows: Rows, columns: TaskColumns, tokenizer: PreTrainedTokenizerBase | None) -> Lengths:
@@ -42,6 +44,7 @@ def lengths_of(rows: Rows, columns: TaskColumns, tokenizer: PreTrainedTokenizerB
 
     Raises:
         DataError: a row that the task cannot take.
+        RecipeError: the tokenizer has no token for the end of a text, and the task needs one.
 
     """
 
@@ -50,33 +53,50 @@ def lengths_of(rows: Rows, columns: TaskColumns, tokenizer: PreTrainedTokenizerB
             return math.ceil(sum(map(len, texts)) / _CHARACTERS)
         return len(tokenizer(*texts)["input_ids"])
 
-    if columns.task in SFT:
-        counts = [_of_example(row, columns.task, tokenizer, count) for row in rows]
-        return Lengths(counts, (), tokenizer is not None)
-    if columns.task in LABELLED:
-        texts = zip(*(map(str, rows.columns[name]) for name in columns.text), strict=True)
-        return Lengths([count(*pair) for pair in texts], (), tokenizer is not None)
+    unit = "tokens" if tokenizer is not None else f"tokens (characters / {_CHARACTERS})"
     named = {"text": columns.text, "label": columns.label} if columns.text else {}
-    made = prompts_and_targets("train", rows, DataSection(train="-", test="-", task=columns.task, **named))
-    prompts = [count(row["prompt"] + row["cue"]) for row in made]
-    return Lengths(prompts, [count(row["target"]) + 1 for row in made], tokenizer is not None)
+    section = DataSection(train="-", test="-", task=columns.task, **named)
+    if columns.task in SFT:
+        examples = sft_examples("train", rows, section)
+        conversations = any(_is_conversation(json.loads(example)) for example in examples["example"][:])
+        if tokenizer is not None and (tokenizer.chat_template is not None or not conversations):
+            uncut = section.model_copy(update={"max_length": _UNCUT})
+            with _without_bars():
+                return Lengths(encode_sft(examples, tokenizer, uncut)["length"][:], (), unit)
+        counts = [count("\n".join(_texts_of(json.loads(example)))) for example in examples["example"][:]]
+        return Lengths(counts, (), f"{unit}, without a chat template" if tokenizer is not None else unit)
+    if columns.task in LABELLED:
+        made = labelled_texts("train", rows, section)
+        texts = zip(*(made[name] for name in made if name != "content"), strict=True)
+        return Lengths([count(*pair) for pair in texts], (), unit)
+    asked = prompts_and_targets("train", rows, section)
+    prompts = [count(row["prompt"] + row["cue"]) for row in asked]
+    return Lengths(prompts, [count(row["target"]) + 1 for row in asked], unit)
 
 
-def _of_example(
-    row: Mapping[str, Any], task: str, tokenizer: PreTrainedTokenizerBase | None, count: Callable[..., int]
-) -> int:
-    names = ("messages", "conversations") if task == "chat" else SFT[task]
-    values = [row[name] for name in names if row.get(name) is not None]
-    if task == "chat" and "messages" in row and tokenizer is not None and tokenizer.chat_template:
-        return count(str(tokenizer.apply_chat_template(row["messages"], tokenize=False)))
-    return count(" ".join(_text_of(value) for value in values))
+@contextmanager
+def _without_bars() -> Iterator[None]:
+    """Bars of a few rows would stand between the lines of the recipe."""
+    off = datasets.are_progress_bars_disabled()
+    datasets.disable_progress_bars()
+    try:
+        yield
+    finally:
+        if not off:
+            datasets.enable_progress_bars()
 
 
-def _text_of(value: Any) -> str:
-    """A text, or the texts of messages."""
-    if isinstance(value, str):
-        return value
-    return "\n".join(str(one.get("content") or one.get("value") or "") for one in value if isinstance(one, Mapping))
+def _is_conversation(example: Mapping[str, Any]) -> bool:
+    return "messages" in example or isinstance(example.get("prompt"), list)
+
+
+def _texts_of(example: Mapping[str, Any]) -> list[str]:
+    """The texts of an example, or of its messages."""
+    found = list[str]()
+    for name in ("messages", "prompt", "completion", "text"):
+        value = example.get(name, [])
+        found += [value] if isinstance(value, str) else [str(one.get("content") or "") for one in value]
+    return found
 
 
 def covering(lengths: Sequence[int]) -> int:

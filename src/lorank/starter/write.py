@@ -76,7 +76,7 @@ def write_starter(path: Path, choices: Sequence[Choice], command: str) -> None:
         command: that wrote it.
 
     """
-    lines = [f"# Written by `{command}`. Every value is a start: change what you know better.", ""]
+    lines = [f"# Written by `{as_seen(command)}`. Every value is a start: change what you know better.", ""]
     for section, own in groupby(choices, key=lambda choice: choice.section):
         lines += [*([f"{section}:"] if section else []), *map(_line, own)]
     write_text(path, "\n".join([*lines, ""]))
@@ -84,9 +84,20 @@ def write_starter(path: Path, choices: Sequence[Choice], command: str) -> None:
 
 def _line(choice: Choice) -> str:
     written = f"{'  ' if choice.section else ''}{choice.name}: {in_yaml(choice.value)}"
-    return f"{written:<{_COMMENT}}  # {' '.join(choice.why.split())}"
+    return f"{written:<{_COMMENT}}  # {as_seen(choice.why)}"
 
 
 def in_yaml(value: Any) -> str:
     """A value in one line of YAML."""
-    return yaml.safe_dump([value], default_flow_style=True, width=10_000, allow_unicode=True).strip()[1:-1]
+    parts = value if isinstance(value, list) else [value]
+    # Only between double quotes are line ends and control characters written as escapes.
+    quote = None if all(part.isprintable() for part in parts if isinstance(part, str)) else '"'
+    dumped = yaml.safe_dump(
+        [value], default_flow_style=True, default_style=quote, width=float("inf"), allow_unicode=True
+    )
+    return dumped.strip()[1:-1]
+
+
+def as_seen(text: str) -> str:
+    """One line that can end no comment: characters that cannot be seen, line ends among them, as Python writes them."""
+    return "".join(one if one.isprintable() else repr(one)[1:-1] for one in text)

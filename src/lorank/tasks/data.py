@@ -122,7 +122,7 @@ def load_task_data(section: DataSection) -> TaskData:
             classes = Classes.of(columns["train"])
             names, labels = classes.names, {part: classes.numbers(column) for part, column in columns.items()}
         parts = {
-            part: Dataset.from_dict({**_texts(part, rows, section), "labels": labels[part]})
+            part: Dataset.from_dict({**labelled_texts(part, rows, section), "labels": labels[part]})
             for part, rows in raw.items()
         }
     whole, (parts, drawn) = parts, sampled(section.sample, parts)
@@ -264,8 +264,13 @@ def _from_hub(section: DataSection, part: str, needed: Iterable[str]) -> Rows:
     return Rows(tuple(loaded.column_names), columns, len(loaded), classes=classes)
 
 
-def _texts(part: str, rows: Rows, section: DataSection) -> dict[str, Sequence[str]]:
-    """Columns `text_1` (and `text_2`), and `content`."""
+def labelled_texts(part: str, rows: Rows, section: DataSection) -> dict[str, Sequence[str]]:
+    """Columns `text_1` (and `text_2`), and `content`, of a task with labels.
+
+    Raises:
+        DataError: a text that is none.
+
+    """
     columns = [rows.columns[column] for column in section.text]
     for column, texts in zip(section.text, columns, strict=True):
         for row, text in enumerate(texts):
