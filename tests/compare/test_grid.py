@@ -70,6 +70,7 @@ def grid(
     )
 
 
+@pytest.mark.long
 def test_a_share_of_the_units_is_what_the_plan_of_the_recipes_method_spends(recipe_file: Path, tmp_path: Path) -> None:
     """Two modules of each layer have twice the cost of the others, so half of the units can cost more or less than half."""
     methods = ("lora", "i-lora", "shuffled")
@@ -208,6 +209,7 @@ def test_a_failed_cell_is_tried_again_then_said_and_left_out(recipe_file: Path, 
     assert not asked.errors()
 
 
+@pytest.mark.long
 def test_learning_rates_are_searched_on_training_data_alone(recipe_file: Path, tmp_path: Path) -> None:
     methods = ("lora", "igu-lora", "full", "uniform-triplets")
     asked = grid(recipe_file, tmp_path / "grid", methods, (0,), "mood:method=igu-lora")
@@ -314,6 +316,7 @@ def test_controls_of_a_method_whose_second_stage_is_skipped(recipe_file: Path, t
         check_grid(grid(recipe_file, tmp_path / "other", ("lora", "i-lora", "equal-compute"), (0,), *skip))
 
 
+@pytest.mark.long
 def test_triplets_that_end_at_the_uniform_rank(recipe_file: Path, tmp_path: Path) -> None:
     methods = ("lora", "igu-lora", "uniform-triplets")
     asked = grid(recipe_file, tmp_path / "grid", methods, (0,), "mood:method=igu-lora")

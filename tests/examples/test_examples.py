@@ -21,6 +21,7 @@ def adapter_parameters(folder: Path) -> int:
     return sum(t.numel() for name, t in load_file(folder / "adapter_model.safetensors").items() if ".lora_" in name)
 
 
+@pytest.mark.long
 def test_i_lora_with_trl(tiny_folder: Path, tiny_data: dict[str, str], tmp_path: Path) -> None:
     script = EXAMPLES / "i_lora_trl.py"
     assert len(script.read_text().splitlines()) <= 25

@@ -36,6 +36,7 @@ def recipe(tiny_recipe: Any, tmp_path: Path) -> Any:
     return tiny_recipe(data={"train": str(path)}, train=TRAIN, budget="r=2", triplets={"initial_rank": 4})
 
 
+@pytest.mark.long
 def test_stopped_and_continued_is_the_same_as_at_once(recipe: Any, tmp_path: Path, monkeypatch: Any) -> None:
     calls, real, folder = [], SideBySide._write, tmp_path / "out"
 

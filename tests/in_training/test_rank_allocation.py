@@ -261,7 +261,7 @@ class Norms(TrainerCallback):
         self.norms.append(float(torch.cat(gradients).norm()))
 
 
-@pytest.mark.parametrize("accumulation", [1, 2])
+@pytest.mark.parametrize("accumulation", [pytest.param(1, marks=pytest.mark.long), 2])
 def test_attached_the_regulariser_is_added_before_clipping(accumulation: int, tmp_path: Path) -> None:
     """Once a step, whatever is accumulated; a callback alone is asked after clipping, which is said unless it is meant."""
     found = []

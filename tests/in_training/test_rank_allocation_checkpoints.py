@@ -29,7 +29,7 @@ RESUMED = {
 
 @pytest.mark.parametrize(
     "name",
-    ["recommended", "adalora", *(pytest.param(one, marks=pytest.mark.long) for one in ("official", "paper-auto"))],
+    ["recommended", *(pytest.param(one, marks=pytest.mark.long) for one in ("adalora", "official", "paper-auto"))],
 )
 def test_resuming_from_any_checkpoint_is_the_uninterrupted_run(name: str, tmp_path: Path) -> None:
     """Before, within and after pruning: ranks, weights, optimizer and scores are the same to the bit."""

@@ -170,6 +170,7 @@ def own_file(recipe_file: Path, tmp_path: Path) -> Path:
     return Path(shutil.copy(FILE, tmp_path / "gora.py"))
 
 
+@pytest.mark.long
 def test_score_allocate_and_train_are_the_run(recipe_file: Path, own_file: Path, tmp_path: Path) -> None:
     plugin, whole, scores, plan = (
         ("--plugin", own_file),

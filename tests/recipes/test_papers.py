@@ -100,12 +100,15 @@ def row_of(data: dict[str, Any], source: random.Random, number: int) -> dict[str
 
 
 # The tasks of a paper differ in numbers, columns and prompts (tests/tasks has those): a few stand for all.
-USUAL = [path for path in RECIPES if not path.stem.endswith(("-mnli", "-stsb", "-xsum", "-gsm8k"))]
+USUAL = [path for path in RECIPES if not path.stem.endswith(("-stsb", "-xsum", "-gsm8k"))]
 
 
 @pytest.mark.parametrize(
     "path",
-    [pytest.param(path, marks=pytest.mark.long) if path in USUAL else path for path in RECIPES],
+    [
+        pytest.param(path, marks=pytest.mark.long) if path in USUAL or "adalora" in path.parts else path
+        for path in RECIPES
+    ],
     ids=lambda path: f"{path.parent.name}/{path.stem}",
 )
 def test_a_papers_recipe_runs(path: Path, tiny_models: dict[str, Path], tmp_path: Path) -> None:

@@ -191,6 +191,7 @@ def test_the_length_of_a_search_is_written_down(tiny_folder: Path, tiny_data: di
     assert (stage.max_steps, stage.learning_rate) == (27, 0.1)
 
 
+@pytest.mark.long
 def test_a_run_of_a_version_without_shares_is_continued(tiny_recipe: Any, tmp_path: Path) -> None:
     """Its recipe says no length: search and train were equally long."""
     sections = {"preset": "loss-per-parameter", "train": {"max_steps": 12}}

@@ -55,6 +55,7 @@ def content_of_format_1(content: dict[str, Any]) -> dict[str, Any]:
     }
 
 
+@pytest.mark.long
 def test_a_finished_run_of_format_1_is_read(tiny_recipe: Any, tmp_path: Path) -> None:
     recipe, out = tiny_recipe(baselines=["lora"]), tmp_path / "out"
     result = run(recipe, out, QUIET)

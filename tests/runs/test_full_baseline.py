@@ -73,6 +73,7 @@ def test_a_run_with_full_fine_tuning(
     assert rates == pytest.approx({s: 1e-2 * (k / 4 if k < 4 else (10 - k) / 6) for s, k in before.items()})
 
 
+@pytest.mark.long
 def test_it_continues_and_is_what_a_comparison_trains(
     recipe: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -82,6 +82,7 @@ def test_a_narrow_base_stays_as_small_as_it_was_under_fp32_adapters(
         assert not torch.equal(plain(ids).logits, ours(ids).logits)
 
 
+@pytest.mark.long
 def test_a_run_that_lost_its_end_goes_on_to_the_same_plan_and_adapter(recipe_on: Any, tmp_path: Path) -> None:
     pytest.importorskip("bitsandbytes")
     recipe, out = recipe_on("igu-lora", {"quantization": "4bit"}), tmp_path / "out"

@@ -50,6 +50,7 @@ CASES = [
 ]
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(
     ("changes", "points"),
     [pytest.param(*CASES[0], marks=pytest.mark.long), CASES[1], pytest.param(*CASES[2], marks=pytest.mark.long)],

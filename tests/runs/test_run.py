@@ -83,7 +83,8 @@ def test_a_run_leaves_a_plain_peft_adapter_within_the_budget(tiny_recipe, tmp_pa
     assert allocate(scores, "r=1", rank_by="score-per-parameter").ranks == plan.ranks
 
 
-@pytest.mark.parametrize("budget", ["r=2", pytest.param("r=1", marks=pytest.mark.long)])
+@pytest.mark.long
+@pytest.mark.parametrize("budget", ["r=2", "r=1"])
 def test_without_a_second_stage_the_adapter_is_what_stage_1_trained(tiny_recipe, tmp_path: Path, budget: str) -> None:
     recipe = tiny_recipe(budget=budget, start={"factors": "kept"}, baselines=["lora"])
     result = run(recipe, tmp_path / "out", QUIET)
@@ -315,6 +316,7 @@ def test_rslora_scales_by_the_root_of_each_modules_rank_and_needs_a_fresh_adapte
     tiny_recipe(method="igu-lora", start={"scale_by": "rslora", "factors": "fresh"})
 
 
+@pytest.mark.long
 def test_baselines_get_what_the_units_cost_that_the_plan_keeps(tiny_recipe, tmp_path: Path) -> None:
     baselines = {"lora": {}, "adalora": {"budget": "r=2"}}
     result = run(tiny_recipe(budget="keep=50%", baselines=baselines), tmp_path, QUIET)
@@ -381,7 +383,7 @@ SIZES = {"vocab_size": 32, "hidden_size": 16, "num_hidden_layers": 2, "num_atten
 @pytest.mark.parametrize(
     ("config", "heads"),
     [
-        (MPNetConfig(**SIZES), {"classifier"}),
+        pytest.param(MPNetConfig(**SIZES), {"classifier"}, marks=pytest.mark.long),
         (DebertaV2Config(**SIZES, relative_attention=True, pos_att_type=["p2c", "c2p"]), {"classifier", "pooler"}),
     ],
     ids=["mpnet", "deberta"],

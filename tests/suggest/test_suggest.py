@@ -45,6 +45,7 @@ def test_a_tiny_model_is_answered_and_the_snippet_can_be_used(finished: Path, ti
     assert changed.search.learning_rate == pytest.approx(made["rates"]["triplets"]["chosen"], rel=0.05)
 
 
+@pytest.mark.long
 def test_a_run_that_was_stopped_continues_and_answers_the_same(
     finished: Path,
     tiny_recipe: Any,

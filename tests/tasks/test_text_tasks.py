@@ -226,7 +226,7 @@ def mood_rows(count: int) -> str:
     [
         ("i-lora", "encoder-decoder"),
         ("igu-lora", "decoder"),
-        ("sensitivity-lora", "decoder"),
+        pytest.param("sensitivity-lora", "decoder", marks=pytest.mark.long),
         pytest.param("i-lora", "decoder", marks=pytest.mark.long),
         pytest.param("igu-lora", "encoder-decoder", marks=pytest.mark.long),
         pytest.param("sensitivity-lora", "encoder-decoder", marks=pytest.mark.long),

@@ -93,6 +93,7 @@ def test_bad_recipes_are_refused(changes, error, said, tiny_recipe, tmp_path: Pa
     assert not list(tmp_path.glob("out/*/checkpoint-*"))
 
 
+@pytest.mark.long
 def test_the_trainer_script_of_the_examples(tiny_folder: Path, tiny_data, tmp_path: Path) -> None:
     script = Path(__file__).parents[2] / "examples" / "rank_allocation.py"
     arguments = [str(tiny_folder), tiny_data["train"], str(tmp_path / "out"), "20"]

@@ -120,6 +120,7 @@ def test_parameters_follow_the_initial_rank(recipe_file: Path) -> None:
     assert "so it follows triplets.initial_rank" in found.notes[0]
 
 
+@pytest.mark.long
 def test_named_variants_are_compared_with_the_first(recipe_file: Path) -> None:
     folder = recipe_file.parent / "sweep"
     variants = read_variants(recipe_file.parent / "stages.yaml")
