@@ -37,7 +37,7 @@ def base_bytes(model: torch.nn.Module) -> int:
 @pytest.mark.parametrize(
     ("method", "quantization"),
     [
-        ("i-lora", None),
+        pytest.param("i-lora", None, marks=pytest.mark.long),
         ("i-lora", "4bit"),
         pytest.param("igu-lora", "4bit", marks=pytest.mark.long),
         pytest.param("igu-lora", "8bit", marks=pytest.mark.long),

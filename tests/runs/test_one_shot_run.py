@@ -28,7 +28,7 @@ from lorank.training.plan_stage import adapter_parameters
 METHODS = ("sensitivity-lora", "gradient", "magnitude", "eva")
 
 
-@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("method", [METHODS[0], *(pytest.param(one, marks=pytest.mark.long) for one in METHODS[1:])])
 def test_a_run_scores_allocates_and_trains(method: str, tiny_recipe: Any, tmp_path: Path) -> None:
     measure = {} if method == "magnitude" else {"examples": 32, "batch_size": 8}  # it looks at no examples
     recipe = tiny_recipe(method=method, measure=measure, baselines=["lora"])
@@ -179,6 +179,7 @@ def test_the_scale_of_the_recipe_comes_along(tiny_recipe: Any, tmp_path: Path) -
     )
 
 
+@pytest.mark.long
 def test_a_plan_of_eva_starts_at_as_many_directions_as_it_has_rank(tiny_recipe: Any, tmp_path: Path) -> None:
     recipe = tiny_recipe(method="eva", expert={"measure": {"components": 12}})
     plan = lorank.allocate(score_recipe(recipe, tmp_path / "scores.safetensors"), "r=6")

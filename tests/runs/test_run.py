@@ -230,6 +230,7 @@ def test_a_loss_that_is_not_finite_is_named_before_scores_are_cut(tiny_recipe, t
         run(tiny_recipe(search={"learning_rate": 1e30}, cut={"stop_when_stable": rule}), tmp_path, QUIET)
 
 
+@pytest.mark.long
 def test_a_metric_that_is_not_defined_is_recorded_as_null(tiny_recipe, tiny_data, tmp_path: Path, monkeypatch) -> None:
     monkeypatch.setitem(metrics_module.CLASSIFICATION, "accuracy", lambda labels, predicted: float("nan"))
     with pytest.warns(LorankWarning, match="accuracy is not defined"):
@@ -267,11 +268,14 @@ def test_a_damaged_scores_file_is_refused_not_overwritten(tiny_recipe, tmp_path:
             "measure": {"parameter_factor": "absolute"},
             "expert": {"measure": {"granularity": "module"}, "smooth": {"accumulate": "ema"}},
         },
-        {
-            "measure": {"path_scope": "module"},
-            "expert": {"measure": {"source": "training", "dropout": True}},
-            "triplets": {"train_on_path": True},
-        },
+        pytest.param(
+            {
+                "measure": {"path_scope": "module"},
+                "expert": {"measure": {"source": "training", "dropout": True}},
+                "triplets": {"train_on_path": True},
+            },
+            marks=pytest.mark.long,
+        ),
         {
             "search": {"max_steps": 25},
             "cut": {"curve": "cubic"},
