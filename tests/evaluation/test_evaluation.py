@@ -291,7 +291,7 @@ REFUSED: dict[str, tuple[Callable[..., Question], tuple[str, ...]]] = {
     "limits": (lambda a, rows, **_: Question(a, data=DataFile(rows), limit=math.nan), ("--limit is nan; allowed: a number",)),
     "infinite": (lambda a, rows, **_: Question(a, data=DataFile(rows), limit=math.inf), ("--limit is inf; allowed: a number",)),
     "lost folder": (lambda rows, **_: Question("no/such/folder", data=DataFile(rows)), ("^no/such/folder: no such folder",)),
-    "lost beside": (lambda rows, **_: Question("./runs", data=DataFile(rows)), (r"^\./runs: no such folder",)),
+    "lost beside": (lambda rows, **_: Question("./no-such-run", data=DataFile(rows)), (r"^\./no-such-run: no such folder",)),
     "end of text": (
         lambda marked, tasks, **_: Question(marked, tasks=("mood",), task_files=tasks),
         (r"ends every text with '\[SEP\]', which lm-eval would score",),

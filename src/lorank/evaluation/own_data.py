@@ -6,7 +6,6 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 from datasets import Dataset
 from rich.console import Console
 
@@ -22,12 +21,11 @@ from lorank.runs.prepare import prepare
 from lorank.runs.recipe_values import pretrained_of
 from lorank.starter.columns import LABELLED, task_of_columns
 from lorank.tasks.data import TaskData, content_hash
-from lorank.tasks.encoding import tokenize
 from lorank.tasks.evaluation import evaluate
 from lorank.tasks.evaluation_settings import EvaluationSettings
 from lorank.tasks.files import read_rows
-from lorank.tasks.loss_file import LOSSES, read_sums, write_losses
-from lorank.tasks.text_evaluation import text_losses
+from lorank.tasks.loss_file import LOSSES, read_sums
+from lorank.tasks.text_evaluation import by_length, kept_losses
 from lorank.tasks.text_tasks import TEXT_TASKS
 from lorank.training.prepared import Prepared
 
@@ -150,7 +148,8 @@ def evaluate_part(model: Any, own: OwnData, part: str, *, generate: bool, direct
         data = replace(prepared.data, test=rows)
         metrics, _ = evaluate(model, data, prepared.tokenizer, own.settings, directory)
     else:
-        _write_text_losses(model, own, rows, directory)
+        sorted_rows = by_length(rows, prepared.tokenizer, own.settings)
+        kept_losses(model, sorted_rows, prepared.tokenizer, own.settings, directory)
     processes().wait_for_everyone()
     sums, counts = read_sums(directory / LOSSES)
     loss = float(sums.sum() / counts.sum())
@@ -159,12 +158,3 @@ def evaluate_part(model: Any, own: OwnData, part: str, *, generate: bool, direct
         found |= {"tokens": int(counts.sum()), "perplexity": math.exp(loss) if loss < 700 else None}
     found["metrics"] = {name: value for name, value in metrics.items() if name not in found}
     return found
-
-
-def _write_text_losses(model: Any, own: OwnData, rows: Dataset, directory: Path) -> None:
-    encoded = tokenize(rows, own.prepared.tokenizer, own.prepared.section, own.prepared.task_type)
-    order = np.argsort(encoded["length"], kind="stable")  # less padding
-    sorted_rows = encoded.select(order).remove_columns("length")
-    _, losses = text_losses(model, sorted_rows, own.prepared.tokenizer, own.settings, directory)
-    if processes().is_main_process:
-        write_losses(directory / LOSSES, losses[:, 0], losses[:, 1], order)

@@ -16,14 +16,7 @@ from lorank.methods.uniform import UNIFORM
 from lorank.recipe.lengths import OF_TRAIN, problems_of_lengths
 from lorank.recipe.method_sections import filled_sections, full_sections, inherited, without_expert
 from lorank.recipe.search_length import search_epochs, search_steps
-from lorank.recipe.sections import (
-    CHOICES,
-    InitialRank,
-    ModelSection,
-    PlanScale,
-    SearchSection,
-    TrainingSection,
-)
+from lorank.recipe.sections import CHOICES, InitialRank, ModelSection, PlanScale, SearchSection, TrainingSection
 from lorank.tasks.section import DataSection
 from lorank.validation import Section, explain, nearest
 

@@ -17,10 +17,11 @@ from lorank.models.base_dtype import dtype_of_checkpoint
 from lorank.models.base_size import base_parameters
 from lorank.models.families import kind_of
 from lorank.models.positions import longest_input
-from lorank.starter.columns import LABELLED, SFT, TaskColumns
+from lorank.starter.columns import LABELLED, TaskColumns
 from lorank.starter.first_rows import Source
 from lorank.starter.lengths import covering, lengths_of
 from lorank.targets import find_targets, unit_costs
+from lorank.tasks.section import SFT_COLUMNS
 
 LONGEST = 2048  # tokens of an example, unless the user wants more
 _STEP = 32  # examples in an optimizer step
@@ -60,7 +61,7 @@ def check_fits(name: str, config: PreTrainedConfig, columns: TaskColumns) -> Tas
     kind, task = kind_of(config), columns.task
     if task in LABELLED:
         return TaskType.SEQ_CLS
-    if task in SFT and kind != "decoder":
+    if task in SFT_COLUMNS and kind != "decoder":
         raise DataError(
             f"{name} ({config.model_type}) is an {kind}, and the task {task} ({columns.why}) is for decoders, which continue a "
             f"text; give a decoder, or data for an {kind}"
@@ -123,7 +124,7 @@ class Starter:
 
     @property
     def _is_sft(self) -> bool:
-        return self.columns.task in SFT
+        return self.columns.task in SFT_COLUMNS
 
     def _dtype(self) -> Choice:
         stored = dtype_of_checkpoint(self.config)

@@ -7,14 +7,13 @@ from typing import Any
 from lorank.errors import DataError
 from lorank.tasks.files import Rows
 from lorank.tasks.labels import LabelColumn, regression_labels
+from lorank.tasks.section import SFT_COLUMNS
 from lorank.tasks.text_tasks import TEXT_TASKS
 
-# Tasks that TRL prepares, with the columns of each.
-SFT: dict[str, tuple[str, ...]] = {"chat": ("messages",), "completion": ("prompt", "completion"), "text": ("text",)}
 LABELLED = ("classification", "regression")
 _COLUMNS = {
     **{name: task.columns for name, task in TEXT_TASKS.items()},
-    **SFT,
+    **SFT_COLUMNS,
     "summarization": ("document", "summary"),
 }
 _LABELS = ("label", "labels", "class", "category", "target", "score", "rating", "stars", "sentiment")

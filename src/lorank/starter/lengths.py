@@ -10,10 +10,10 @@ from typing import Any
 import datasets
 from transformers import PreTrainedTokenizerBase
 
-from lorank.starter.columns import LABELLED, SFT, TaskColumns
+from lorank.starter.columns import LABELLED, TaskColumns
 from lorank.tasks.data import labelled_texts
 from lorank.tasks.files import Rows
-from lorank.tasks.section import DataSection
+from lorank.tasks.section import SFT_COLUMNS, DataSection
 from lorank.tasks.sft_rows import sft_examples
 from lorank.tasks.sft_tokens import encode_sft
 from lorank.tasks.text_data import prompts_and_targets
@@ -56,7 +56,7 @@ def lengths_of(rows: Rows, columns: TaskColumns, tokenizer: PreTrainedTokenizerB
     unit = "tokens" if tokenizer is not None else f"tokens (characters / {_CHARACTERS})"
     named = {"text": columns.text, "label": columns.label} if columns.text else {}
     section = DataSection(train="-", test="-", task=columns.task, **named)
-    if columns.task in SFT:
+    if columns.task in SFT_COLUMNS:
         examples = sft_examples("train", rows, section)
         conversations = any(_is_conversation(json.loads(example)) for example in examples["example"][:])
         if tokenizer is not None and (tokenizer.chat_template is not None or not conversations):

@@ -71,6 +71,31 @@ class Writer(Seq2SeqTrainer):
         return loss, written, labels
 
 
+def by_length(
+    rows: Dataset, tokenizer: PreTrainedTokenizerBase, settings: EvaluationSettings
+) -> tuple[np.ndarray, Dataset]:
+    """The order of rows from the shortest on, in which less is padded, and their tokens in that order, without lengths."""
+    encoded = tokenize(rows, tokenizer, settings.section, settings.task_type)
+    order = np.argsort(encoded["length"], kind="stable")
+    return order, encoded.select(order).remove_columns("length")
+
+
+def kept_losses(
+    model: nn.Module,
+    sorted_rows: tuple[np.ndarray, Dataset],
+    tokenizer: PreTrainedTokenizerBase,
+    settings: EvaluationSettings,
+    directory: Path,
+    **options: Any,
+) -> tuple[float, np.ndarray]:
+    """`text_losses` of rows of `by_length`; those of examples are left in `directory/losses.npy`, in the order of the data."""
+    order, encoded = sorted_rows
+    loss, losses = text_losses(model, encoded, tokenizer, settings, directory, **options)
+    if processes().is_main_process:
+        write_losses(directory / LOSSES, losses[:, 0], losses[:, 1], order)
+    return loss, losses
+
+
 def evaluate_texts(
     model: nn.Module,
     rows: Dataset,
@@ -84,12 +109,9 @@ def evaluate_texts(
     are left in `directory/losses.npy`.
     """
     section, decoder = settings.section, settings.task_type == TaskType.CAUSAL_LM
-    encoded = tokenize(rows, tokenizer, section, settings.task_type)
-    order = np.argsort(encoded["length"], kind="stable")  # less padding
-    rows, encoded = rows.select(order), encoded.select(order).remove_columns("length")
-    loss, losses = text_losses(model, encoded, tokenizer, settings, directory)
-    if processes().is_main_process:
-        write_losses(directory / LOSSES, losses[:, 0], losses[:, 1], order)
+    order, encoded = by_length(rows, tokenizer, settings)
+    rows = rows.select(order)
+    loss, _ = kept_losses(model, (order, encoded), tokenizer, settings, directory)
     # A decoder's row is the prompt, whose labels are left out, and the target behind it.
     prompts = [row["input_ids"][: row["labels"].count(IGNORED)] if decoder else row["input_ids"] for row in encoded]
     written = write_texts(model, prompts, tokenizer, settings, directory)
@@ -162,14 +184,10 @@ def evaluate_tokens(
 
     The losses of examples are left in `directory/losses.npy`.
     """
-    encoded = tokenize(rows, tokenizer, settings.section, settings.task_type)
-    order = np.argsort(encoded["length"], kind="stable")  # less padding
-    encoded = encoded.select(order).remove_columns("length")
     # Logits are as large as the vocabulary: about so many tokens at a time.
     at_a_time = max(1, min(BATCH, _TOKENS_AT_A_TIME // settings.section.max_length))
-    _, found = text_losses(model, encoded, tokenizer, settings, directory, batch=at_a_time, counts_right=True)
-    if processes().is_main_process:
-        write_losses(directory / LOSSES, found[:, 0], found[:, 1], order)
+    sorted_rows = by_length(rows, tokenizer, settings)
+    _, found = kept_losses(model, sorted_rows, tokenizer, settings, directory, batch=at_a_time, counts_right=True)
     loss, targets, right = (float(column.sum(dtype="float64")) for column in found.T)
     chosen = choose_metrics(settings.section.task, settings.metrics)
     return {name: metric(loss / targets, right / targets) for name, metric in chosen.items()}, loss / targets
