@@ -80,6 +80,15 @@ lorank init HuggingFaceTB/SmolLM2-135M-Instruct chat.jsonl --method igu-lora --o
 Recipes that run on a CPU, with data that `make quickstart` downloads, are in [examples](../examples/quickstart.yaml). The
 papers' are in [recipes/papers](../recipes/papers/README.md).
 
+## The keys that most runs set
+
+Everything else has a default that you can leave alone.
+
+| key | |
+|---|---|
+"""
+
+SECTIONS = """
 ## Sections
 
 **A method is a set of six choices, and a recipe has a section for each of them.** The preset of the method fills in what
@@ -88,6 +97,21 @@ the recipe leaves out. Not every method has all six. A key that the recipe's met
 | section | what is chosen | methods that have it |
 |---|---|---|
 """
+
+MOST_SET: Mapping[str, str] = {
+    "`model`": "hub name or folder; `model: {name: ..., dtype: bf16, quantization: 4bit}` for a large one",
+    "`method`": "`igu-lora` and `adalora` decide ranks while they train, `i-lora` in a first stage, `sensitivity-lora` before",
+    "`budget`": "`r=8` is what LoRA has with rank 8 in every module. AdaLoRA's default counts units of rank: it keeps 8 a module "
+    "on average, and as units do not cost the same, its adapter has a few more or fewer parameters than LoRA's",
+    "`data`": "`train` (a file) or `name` (of a hub data set), `task`, and the columns",
+    "`data.eval`": "examples to watch the loss on while training: a file, or a share such as 0.1",
+    "`data.max_length`": "tokens of an example; longer ones are cut",
+    "`train.epochs` or `train.max_steps`": "how long",
+    "`train.learning_rate`": "triplets (`igu-lora`, `adalora`, and `search` of `i-lora`) want a larger one than LoRA's factors: "
+    "the examples here have 2.0e-3 and 5.0e-4, `lorank compare --search` tries others",
+    "`train.batch_size`, `train.gradient_accumulation`": "examples in a pass, and passes in an optimizer step",
+    "`baselines`": "`[lora]` trains uniform LoRA with the same parameters beside it: the only way to see whether ranks helped",
+}
 
 MEANINGS: Mapping[str, str] = {
     "triplets": "how many units of rank every module starts with, where they start, and how they are regularised",
@@ -212,13 +236,13 @@ CHOICE_KEYS = """
 ## Keys of the six choices
 
 The first table has the values of the default preset, and a second table shows where the presets of a method differ. A1 to
-A15 are the open points of I-LoRA's text ([i-lora.md](i-lora.md)). In Python the same options are keywords of
-`RankAllocation` and `AllocationLoop` ([in-training.md](in-training.md#options)).
+A15 are places where I-LoRA's paper can be read in several ways ([i-lora.md](i-lora.md) lists them). In Python the same
+options are keywords of `RankAllocation` and `AllocationLoop` ([in-training.md](in-training.md#options)).
 
 `start.scale_by: rslora` is the scale of rsLoRA (arXiv 2312.03732) for each module's own rank: alpha / sqrt(r), with an alpha of
 `scale` times `triplets.initial_rank`. The adapter says it in `alpha_pattern`, as alpha · sqrt(r), and leaves `use_rslora` off.
 Engines that do not know rsLoRA scale it so as any other adapter of mixed ranks. Methods that keep the triplets that they trained
-(adalora, igu-lora) keep their scale, and refuse it. `lorank compare` needs one scale for all, and refuses it too.
+(adalora, igu-lora) keep their scale, and take `initial` alone; `lorank compare` needs one scale for all, and does so too.
 """
 
 EXPERT_KEYS = """

@@ -223,7 +223,13 @@ def page() -> str:
     """
     for example in (text.I_LORA, text.IGU_LORA, text.SENSITIVITY_LORA):
         make_recipe(yaml.safe_load(example))
-    lines = [text.HEAD + "\n".join(section_table()), text.STAGES + "\n".join(budget_rows()), text.AFTER_BUDGETS]
+    most_set = [f"| {key} | {told} |" for key, told in text.MOST_SET.items()]
+    lines = [
+        text.HEAD + "\n".join(most_set),
+        text.SECTIONS + "\n".join(section_table()),
+        text.STAGES + "\n".join(budget_rows()),
+        text.AFTER_BUDGETS,
+    ]
     lines += [*TABLE, *common_rows(), "", "### `model`", "", "A name alone, or this section.", "", *TABLE]
     lines += [
         *key_rows(ModelSection, "model."),

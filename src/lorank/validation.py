@@ -6,6 +6,21 @@ from typing import Any, get_args
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
+# Names that other tools give to keys of recipes (Trainer, TRL, PEFT, axolotl), which no likeness of letters finds.
+_CALLED_ELSEWHERE = {
+    "lr": "learning_rate",
+    **dict.fromkeys(("num_epochs", "num_train_epochs"), "epochs"),
+    **dict.fromkeys(("micro_batch_size", "per_device_train_batch_size"), "batch_size"),
+    "gradient_accumulation_steps": "gradient_accumulation",
+    **dict.fromkeys(("warmup_ratio", "warmup_steps"), "warmup"),
+    **dict.fromkeys(("lr_scheduler", "lr_scheduler_type"), "scheduler"),
+    "optim": "optimizer",
+    **dict.fromkeys(("sequence_len", "max_seq_length", "max_seq_len"), "max_length"),
+    **dict.fromkeys(("r", "rank", "lora_r"), "budget"),
+    "lora_alpha": "scale",
+    "lora_target_modules": "target_modules",
+}
+
 
 class Section(BaseModel):
     """Options: unknown keys are refused, and nothing changes once it is read."""
@@ -55,9 +70,11 @@ def _known_keys(section: type[BaseModel], prefix: str = "") -> list[str]:
 
 
 def nearest(got: str, known: Iterable[str]) -> str:
-    """` (did you mean ...?)`, or nothing; a key's last part alone may match too."""
+    """` (did you mean ...?)`, or nothing; a key's last part alone may match too, and what other tools call it."""
     options = list(known)
-    near = get_close_matches(got, options, 1, 0.6)
+    name = _CALLED_ELSEWHERE.get(got.rpartition(".")[2])
+    near = [option for option in options if option.rpartition(".")[2] == name][:1]
+    near = near or get_close_matches(got, options, 1, 0.6)
     if not near:
         tails = {option.rpartition(".")[2]: option for option in options}
         near = [tails[tail] for tail in get_close_matches(got.rpartition(".")[2], list(tails), 1, 0.6)]

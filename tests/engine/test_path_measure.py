@@ -1,7 +1,8 @@
-"""How many passes the quadrature check at the last cut makes."""
+"""How many passes the checks beside scoring make."""
 
 import pytest
 
+from lorank.engine.loss_comparison import comparisons, is_compared
 from lorank.engine.options import Estimator, TrainingBatchOptions
 from lorank.engine.path_measure import last_check_intervals
 
@@ -19,3 +20,9 @@ def test_of_a_short_training_the_check_takes_a_fiftieth_or_three_passes(steps: i
 )
 def test_an_estimator_with_intervals_is_checked_at_its_own(estimator: Estimator, own: int | None, checked: int) -> None:
     assert last_check_intervals(TrainingBatchOptions(estimator=estimator), own, 10) == checked
+
+
+def test_losses_are_compared_at_the_first_and_at_powers_of_the_growth() -> None:
+    assert [number for number in range(1, 600) if is_compared(number, 8)] == [1, 8, 64, 512]
+    assert [comparisons(scored, 8) for scored in (0, 1, 7, 8, 63, 64)] == [0, 1, 1, 2, 2, 3]
+    assert all(comparisons(scored, 2) == scored.bit_length() for scored in range(100))

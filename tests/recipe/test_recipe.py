@@ -1,5 +1,7 @@
+import re
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 import yaml
@@ -207,7 +209,27 @@ def test_sections_that_the_method_does_not_have_are_refused(content, message: st
         make_recipe({**MINIMAL, **content})
 
 
+@pytest.mark.parametrize(
+    ("content", "meant"),
+    [
+        ({"train": {"lr": 1e-3}}, "train.learning_rate"),
+        ({"train": {"warmup_ratio": 0.1}}, "train.warmup"),
+        ({"train": {"per_device_train_batch_size": 4}}, "train.batch_size"),
+        ({"lora_r": 8}, "budget"),
+        ({"lora_alpha": 16}, "scale"),
+        ({"sequence_len": 512}, "data.max_length"),
+    ],
+)
+def test_names_of_other_tools_are_understood(content: dict[str, Any], meant: str) -> None:
+    with pytest.raises(RecipeError, match=rf"unknown key \(did you mean {re.escape(meant)}\?\)"):
+        make_recipe({**MINIMAL, **content})
+
+
 class TestBaselines:
+    def test_a_scale_of_another_kind_is_shared(self) -> None:
+        recipe = make_recipe({**MINIMAL, "baselines": ["lora", "eva"], "start": {"scale_by": "target"}})
+        assert {recipe.of(name).start.scale_by for name in recipe.baselines} == {"target"}
+
     def test_what_all_share_and_what_is_the_methods_own(self) -> None:
         recipe = make_recipe(
             {
@@ -215,7 +237,6 @@ class TestBaselines:
                 "baselines": ["lora", "adalora", "eva", "sensitivity-lora"],
                 "ranks": {"rank_by": "score-per-parameter", "max_rank": 4},
                 "triplets": {"initial_rank": 5, "orthogonality": 0.5},
-                "start": {"scale_by": "target"},
                 "train": {"epochs": 2, "learning_rate": 1e-3},
                 "search": {"learning_rate": 1e-2},
                 "seed": 3,
@@ -228,7 +249,6 @@ class TestBaselines:
             assert own.ranks.rank_by == "score"
             assert own.baselines == {}
             assert own.search is None
-            assert getattr(own.start, "scale_by", None) == "target"
         assert recipe.of("lora").ranks.max_rank == recipe.of("eva").ranks.max_rank == 4
         assert recipe.of("adalora").ranks.max_rank is None  # it counts in ranks
         # Triplets that are kept need the rate of triplets.

@@ -69,9 +69,9 @@ def test_stability_in_words() -> None:
 def test_quadrature_lines_name_both_numbers_as_estimates() -> None:
     check = {"intervals": 8, "richardson_estimate": 0.0041, "bound_estimate": 0.0234}
     (line,) = quadrature_lines(plan(1, 1, 1, 1, quadrature=check))
-    assert "8 intervals: estimated error 0.41 % of the integrals (Richardson), estimated bound 2.3 % (" in line
+    assert "8 intervals on one batch: estimated error 0.41 % (Richardson), estimated upper bound 2.3 % (" in line
     (line,) = quadrature_lines(plan(1, 1, 1, 1, quadrature={**check, "bound_estimate": None}))
-    assert "estimated bound not defined" in line
+    assert "estimated upper bound not defined" in line
     assert quadrature_lines(plan(1, 1, 1, 1, quadrature=None)) == quadrature_lines(plan(1, 1, 1, 1)) == []
 
 

@@ -320,6 +320,14 @@ def test_rslora_scales_by_the_root_of_each_modules_rank_and_needs_a_fresh_adapte
     tiny_recipe(method="igu-lora", start={"scale_by": "rslora", "factors": "fresh"})
 
 
+@pytest.mark.parametrize("scale_by", ["target", "active"])
+def test_kept_triplets_keep_their_scale(tiny_recipe, scale_by: str) -> None:
+    with pytest.raises(RecipeError, match=rf"start\.scale_by {scale_by}: igu-lora keeps the triplets"):
+        tiny_recipe(method="igu-lora", start={"scale_by": scale_by})
+    with pytest.raises(RecipeError, match=rf"baselines\.adalora\.start\.scale_by {scale_by}: adalora keeps"):
+        tiny_recipe(start={"scale_by": scale_by}, baselines=["adalora"])
+
+
 @pytest.mark.long
 def test_baselines_get_what_the_units_cost_that_the_plan_keeps(tiny_recipe, tmp_path: Path) -> None:
     baselines = {"lora": {}, "adalora": {"budget": "r=2"}}

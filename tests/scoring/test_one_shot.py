@@ -277,3 +277,15 @@ class TestTheDoor:
         one, two = lorank.allocate(scores, "r=2"), lorank.allocate(loaded, "r=2")
         assert one == two
         assert set(one.provenance["stability"]) == {"halves", "bootstrap"}
+
+
+@pytest.mark.parametrize("estimator", ["gram", "fisher"])
+def test_scores_are_the_same_inside_of_inference_mode(estimator: str) -> None:
+    model = tiny_bert()
+    outside = lorank.score(model, BATCHES, estimator=estimator)
+    with torch.inference_mode():
+        inside = lorank.score(model, BATCHES, estimator=estimator)
+        made_inside = tiny_bert()
+    assert inside.scores == outside.scores
+    with pytest.raises(ScoresError, match=r"made inside of torch\.inference_mode"):
+        lorank.score(made_inside, BATCHES)

@@ -8,6 +8,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from lorank.engine.loss_comparison import GROWTH_ON_SCORING_SET, comparisons
 from lorank.engine.options import ScoringSetChoices
 from lorank.errors import ComparisonError
 from lorank.plan import RankPlan
@@ -98,8 +99,7 @@ def check_shortened(recipe: Recipe, examples: int) -> None:
     assert isinstance(recipe.measure, ScoringSet)
     options, steps = choices.measure, stage_steps(search, examples)
     batches = (steps - int(options.warmup * steps)) // options.every if options.when == "during" else 1
-    # The loss of scoring passes is compared with training's at the 1st, 2nd, 4th, 8th ... of them.
-    passes = batches + (batches.bit_length() if options.when == "during" else 0)
+    passes = batches + (comparisons(batches, GROWTH_ON_SCORING_SET) if options.when == "during" else 0)
     spent = _in_steps(search, recipe.train, steps, passes * recipe.measure.scoring_batch_size)
     whole = stage_steps(recipe.train, examples)
     if spent >= whole:

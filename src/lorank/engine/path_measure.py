@@ -18,7 +18,13 @@ from lorank.engine.estimators import (
     intervals_for,
     layer_groups,
 )
-from lorank.engine.loss_comparison import TOLERANCE, LossComparison
+from lorank.engine.loss_comparison import (
+    GROWTH_IN_TRAINING,
+    GROWTH_ON_SCORING_SET,
+    TOLERANCE,
+    LossComparison,
+    is_compared,
+)
 from lorank.engine.measure import Measure, training_batch_is_due
 from lorank.engine.options import TrainingBatchChoices, TrainingBatchOptions
 from lorank.engine.smoothing import Tensors
@@ -53,8 +59,11 @@ def last_check_intervals(measure: TrainingBatchOptions, intervals: int | None, s
 class PathMeasure(Measure):
     """Passes batches at path points, and leaves training undisturbed.
 
-    At the 1st, 2nd, 4th, 8th ... measured mini-batch the loss of its passes is compared with training's.
+    At the 1st measured mini-batch, and at each `comparison_growth` times as late as the one before, the loss of its passes is
+    compared with training's (`is_compared`).
     """
+
+    comparison_growth = GROWTH_ON_SCORING_SET
 
     def __init__(
         self,
@@ -92,7 +101,7 @@ class PathMeasure(Measure):
     def begin_step(self, number: int) -> None:
         """Compare the loss with training's, if it is time; and again where that was not possible."""
         self._comparison.stop()  # of a step that was not made, or was resumed from elsewhere
-        if self._listening and (not number & (number + 1) or not self._compared):
+        if self._listening and (is_compared(number + 1, self.comparison_growth) or not self._compared):
             self._comparison.watch()
 
     def compare(self, number: int) -> None:
@@ -129,6 +138,8 @@ class PathMeasure(Measure):
 
 class TrainingPath(PathMeasure):
     """`w · ∫g` on the last batch of training (IGU-LoRA, eq. 4 to 6)."""
+
+    comparison_growth = GROWTH_IN_TRAINING
 
     def __init__(
         self, passed: TrainingPass, adapter: TripletAdapter, options: TrainingBatchChoices, steps: int, **settings: Any

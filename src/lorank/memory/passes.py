@@ -7,6 +7,7 @@ from random import Random
 
 from lorank.engine.cut_rules import schedule_of
 from lorank.engine.estimators import estimator_points, layer_groups
+from lorank.engine.loss_comparison import GROWTH_IN_TRAINING, GROWTH_ON_SCORING_SET, comparisons
 from lorank.engine.options import ScoringSetChoices, TrainingBatchChoices
 from lorank.engine.path_measure import FIRST_INTERVALS, last_check_intervals
 from lorank.engine.quadrature import path_nodes
@@ -64,10 +65,11 @@ def extra_passes(question: Question, modules: Sequence[str]) -> Passes:
 
     - AdaLoRA: none. IGU-LoRA `official`: none, but it trains to its last cut, and then from a fresh start for all steps.
     - IGU-LoRA, with `n` scored mini-batches (every `every`-th step before the last cut): those of the estimator for each
-      (`estimator_points`, times the number of layers for a path of one layer at a time), a comparison of losses at the 1st, 2nd,
-      4th, 8th ..., and N + 1 for the check of the quadrature at the last cut (`last_check_intervals`).
-    - I-LoRA: the steps of the search, `passes_per_batch` for each of the scoring batches, the same comparisons, and forward
-      passes: one of the first batch before training, two for each of up to four batches where shares are signed.
+      (`estimator_points`, times the number of layers for a path of one layer at a time), a comparison of losses at the 1st, 8th,
+      64th ..., and N + 1 for the check of the quadrature at the last cut (`last_check_intervals`).
+    - I-LoRA: the steps of the search, `passes_per_batch` for each of the scoring batches, a comparison at the 1st, 2nd, 4th,
+      8th ..., and forward passes: one of the first batch before training, two for each of up to four batches where shares are
+      signed.
     - Before training: a forward pass for each calibration batch, with a backward pass for all estimators but `gram`, and one more
       for each module (or `modules_at_once` of them) with `hutchinson`. EVA passes the batches again for its start.
 
@@ -113,11 +115,10 @@ def _of_training_batches(question: Question, choices: TrainingBatchChoices, modu
     if measure.path_scope == "layer":
         placed = places(modules)
         groups = len(layer_groups([(placed[name].stack, placed[name].layer) for name in modules]))
-    doublings = scored.bit_length()  # the 1st, 2nd, 4th, 8th ... of them
     last = last_check_intervals(measure, intervals, question.steps)
-    passes = scored * points * groups + doublings + last + 1
-    if measure.intervals == "auto":
-        passes += doublings * (FIRST_INTERVALS + 1)
+    passes = scored * points * groups + comparisons(scored, GROWTH_IN_TRAINING) + last + 1
+    if measure.intervals == "auto":  # worked out at the 1st, 2nd, 4th, 8th ... of them
+        passes += scored.bit_length() * (FIRST_INTERVALS + 1)
     return Passes(search_steps=search, scored_batches=scored, scoring=passes, exact=measure.intervals != "auto")
 
 
@@ -138,6 +139,6 @@ def _of_scoring_set(question: Question, choices: ScoringSetChoices, modules: int
     return Passes(
         search_steps=steps if choices.start.factors == "fresh" else 0,
         scored_batches=scored,
-        scoring=scored * per_batch + scored.bit_length(),
+        scoring=scored * per_batch + comparisons(scored, GROWTH_ON_SCORING_SET),
         forward_only=forward,
     )

@@ -22,11 +22,16 @@ def in_words(size: float) -> str:
 
 
 def base_table(found: Inspection) -> SplitTable:
-    """Bytes of the base in each dtype; the one that is asked for is marked."""
-    chosen = found.question.quantization or found.dtype
+    """Bytes of the base in each dtype; the one that is asked for is marked.
+
+    Beside quantised layers embeddings and norms keep a dtype, which is said: in fp32 they can be most of it.
+    """
+    quantized = found.question.quantization
+    chosen = quantized or found.dtype
+    asked = f"as asked, the rest in {found.dtype}" if quantized else "as asked"
     table = SplitTable("base model", ("dtype", "bytes", "size", ""))
     for name, size in found.base.items():
-        table.add_row(name, f"{size:,}", in_words(size), "as asked" if name == chosen else "")
+        table.add_row(name, f"{size:,}", in_words(size), asked if name == chosen else "")
     return table
 
 

@@ -90,8 +90,7 @@ def probe_scores(
     heads = _heads(scoring.model) if options.heads is None else options.heads
     batches = LoaderBatches(scoring_data, scoring.seed)
     warn_of_overlap(_rows_in(scoring_data), _rows_in(scoring.batches))
-    # Gradients are needed, wherever this is called.
-    with _own_streams(scoring.model, scoring.seed), torch.inference_mode(False), torch.enable_grad():
+    with _own_streams(scoring.model, scoring.seed):
         placed = temporary_triplets(
             scoring.model, scoring.targets, rank=options.initial_rank, scale=options.scale, heads=heads
         )

@@ -4,12 +4,13 @@ import warnings
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
+import torch
 from peft.tuners.tuners_utils import BaseTunerLayer
 from pydantic import ValidationError
 from torch import nn
 
 from lorank.artefact import versions
-from lorank.errors import LorankWarning, RecipeError, TargetError
+from lorank.errors import LorankWarning, RecipeError, ScoresError, TargetError
 from lorank.methods import METHODS, FrozenModelChoices
 from lorank.methods.choose import preset_of
 from lorank.methods.i_lora import I_LORA
@@ -99,6 +100,10 @@ def score(
     chosen_preset, chosen = _chosen(method, preset, options)
     if method != PROBE and scoring_data is not None:
         raise RecipeError(f"scoring_data is for method 'probe'; {method!r} does not train, leave it out")
+    if any(parameter.is_inference() for parameter in model.parameters()):
+        raise ScoresError(
+            "the model was made inside of torch.inference_mode(), so no gradient can be taken of it; load it outside"
+        )
     if adapted := next((name for name, module in model.named_modules() if isinstance(module, BaseTunerLayer)), None):
         raise TargetError(f"{adapted!r} carries an adapter already; score the base model, before get_peft_model")
     found = {
@@ -114,7 +119,8 @@ def score(
     if method != PROBE and isinstance(decided := METHODS[method].presets[chosen_preset], FrozenModelChoices):
         found["choices"] = {"ranks": decided.ranks.model_dump(mode="json")}  # allocate ranks as the preset does
     scoring = ScoringInput(model, find_targets(model, targets, exclude_modules), dataloader, chosen, loss, seed, found)
-    return probe_scores(scoring, scoring_data, chosen_preset) if method == PROBE else METHODS[method].score(scoring)
+    with torch.inference_mode(False), torch.enable_grad():  # whatever the caller is in
+        return probe_scores(scoring, scoring_data, chosen_preset) if method == PROBE else METHODS[method].score(scoring)
 
 
 def _chosen(method: str, preset: str | None, options: Mapping[str, Any]) -> tuple[str, CalibrationOptions]:

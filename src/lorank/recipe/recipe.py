@@ -171,10 +171,10 @@ class Recipe(Section):
                 recipes.append(self.of(name))
             except RecipeError as error:
                 problems += [f"baselines.{name}.{line}" for line in str(error).splitlines()]
-        if self.keeps_triplets and self.start.scale_by == "rslora":
+        if self.keeps_triplets and self.start.scale_by != "initial":
             problems.append(
-                f"start.scale_by rslora: {self.method} keeps the triplets that it trained, with their scale, whatever rank is "
-                "left; leave it out, or train a fresh adapter (start.factors=fresh)"
+                f"start.scale_by {self.start.scale_by}: {self.method} keeps the triplets that it trained, with their scale, "
+                "whatever rank is left; leave it out, or train a fresh adapter (start.factors=fresh)"
             )
         if not problems and self.search is not None and not any(one.has_search for one in recipes):
             problems.append(

@@ -2,6 +2,7 @@
 
 from typing import Any
 
+from lorank.engine.loss_comparison import GROWTH_ON_SCORING_SET, comparisons
 from lorank.recipe.sections import TrainingSection
 
 LEAST_STEPS = 10  # with fewer the scores say nothing, whatever they cost
@@ -52,7 +53,9 @@ def _cost(steps: int, search: TrainingSection, measure: Any) -> int:
     if getattr(measure, "when", "after") == "after":
         return steps * _batch(search)
     scored = (steps - int(measure.warmup * steps)) // measure.every
-    return steps * _batch(search) + (scored + scored.bit_length()) * _scored_at_once(search, measure)
+    return steps * _batch(search) + (scored + comparisons(scored, GROWTH_ON_SCORING_SET)) * _scored_at_once(
+        search, measure
+    )
 
 
 def _scored_at_once(search: TrainingSection, measure: Any) -> int:

@@ -169,8 +169,8 @@ def quadrature_lines(plan: RankPlan) -> list[str]:
     estimates = [found[key] for key in ("richardson_estimate", "bound_estimate")]
     error, bound = ("not defined" if one is None or not isfinite(one) else f"{100 * one:.2g} %" for one in estimates)
     return [
-        f"quadrature with {found['intervals']} intervals: estimated error {error} of the integrals (Richardson), estimated bound "
-        f"{bound} (largest second differences; no guarantee)"
+        f"integrated gradients, checked with {found['intervals']} intervals on one batch: estimated error {error} (Richardson), "
+        f"estimated upper bound {bound} (no guarantee)"
     ]
 
 

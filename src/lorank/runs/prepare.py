@@ -1,5 +1,6 @@
 """Everything that can be checked before anything is trained or written, with all findings at once."""
 
+import warnings
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -7,7 +8,7 @@ from peft import TaskType
 from rich.console import Console
 from transformers import PreTrainedTokenizerBase
 
-from lorank.errors import RecipeError
+from lorank.errors import LorankWarning, RecipeError
 from lorank.findings import Findings
 from lorank.methods import METHODS
 from lorank.methods.registry import FULL
@@ -32,6 +33,7 @@ from lorank.tasks.data import TaskData, load_task_data
 from lorank.tasks.encoding import check_texts
 from lorank.tasks.general_text import check_general_text
 from lorank.tasks.sft_tokens import assistant_only, set_chat_template, with_tokens
+from lorank.tasks.text_data import ends_texts
 from lorank.tasks.tokenizer_checks import check_tokens
 from lorank.training.full_stage import check_full_section
 from lorank.training.prepared import Prepared
@@ -97,6 +99,9 @@ def prepare(
         data = data or load_task_data(recipe.data)
         if tokenizer is not None:
             data = with_tokens(data, tokenizer, recipe.data)
+            if recipe.data.packing and not data.streams:
+                examples = len(data.train)
+                say(f"data.packing: {examples:,} training examples fit into {data.training_rows(examples):,} rows")
     if data is not None:
         for part, sum_ in data.hashes.items():
             if part != "train" and sum_ == data.hashes.get("train"):
@@ -162,6 +167,13 @@ def _sft_checked(
             "or instruction"
         )
     if recipe.data.task != "chat":
+        if ends_texts(tokenizer):
+            warnings.warn(
+                "the tokenizer of this model ends each text itself, and TRL ends it too: the model is taught to write the end "
+                "twice. Load it with add_eos_token=false (in its tokenizer_config.json)",
+                LorankWarning,
+                stacklevel=2,
+            )
         say(f"the loss is that of {'the completions' if recipe.data.task == 'completion' else 'all tokens'}")
         return recipe
     only = assistant_only(tokenizer, recipe.data)

@@ -173,6 +173,12 @@ def prompt_ids(
     return [*ids[:room], *cue, *end], len(ids) > room
 
 
+def ends_texts(tokenizer: PreTrainedTokenizerBase) -> bool:
+    """Whether the tokenizer itself puts the end behind every text."""
+    ids = tokenizer("a")["input_ids"]
+    return len(ids) > 1 and ids[-1] == tokenizer.eos_token_id
+
+
 def end_of_text(tokenizer: PreTrainedTokenizerBase) -> int:
     """The token that ends a text.
 
