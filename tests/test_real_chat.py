@@ -85,7 +85,7 @@ def test_chats_on_smollm2(
     if method == "i-lora":
         content |= {"measure": {"scoring_batch_size": 2}, "search": {"max_steps": 6, "learning_rate": 5e-3}}
     if method == "igu-lora":
-        content |= {"measure": {"every": 2}}
+        content |= {"measure": {"every": 1}}
     if method == "sensitivity-lora":
         content |= {"measure": {"examples": 4, "batch_size": 2}}
     recipe = make_recipe(content)
