@@ -62,7 +62,6 @@
         const t = depth(map.scale, mean);
         cell.style.setProperty("--t", t.toFixed(3));
         cell.classList.toggle("zero", mean === 0);
-        cell.classList.toggle("deep", t > 0.5);
         cell.querySelector("text").textContent = number(map, mean);
         cell.setAttribute("aria-label", spoken(map, n, total));
         byRow[map.rows[n]] += total;
