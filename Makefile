@@ -4,7 +4,7 @@ THREADS ?= 1
 BIN := .venv/bin
 export TOKENIZERS_PARALLELISM := false
 
-.PHONY: quickstart test long check slow serving cluster clean
+.PHONY: quickstart test long check slow serving cluster browser clean
 
 quickstart: .venv/installed
 	$(BIN)/python examples/prepare_quickstart.py downloads
@@ -39,6 +39,11 @@ serving: .venv-serving/installed
 cluster: .venv/installed
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[ray]'
 	HF_HUB_OFFLINE=1 $(BIN)/python -m pytest -m cluster
+
+# The report of a run in Chromium, which is not installed here: apt install chromium chromium-driver. LORANK_SCREENSHOTS=FOLDER keeps pictures.
+browser: .venv/installed
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[browser]'
+	$(BIN)/python -m pytest -rs -m browser
 
 .venv-serving/installed: .venv/installed requirements-serving.txt
 	$(BIN)/python -m venv .venv-serving

@@ -14,6 +14,7 @@ from lorank.cli.options import NamesMethods
 from lorank.cli.plan import allocate_command, plan_app
 from lorank.cli.prune import prune_command
 from lorank.cli.recipe import recipe_app
+from lorank.cli.report import report_command
 from lorank.cli.run import run_command, train_command
 from lorank.cli.score import score_command
 from lorank.cli.serve import export_command, merge_command, verify_command
@@ -61,6 +62,7 @@ app.command("export")(export_command)
 app.command("verify")(verify_command)
 app.command("merge")(merge_command)
 app.add_typer(plan_app, name="plan")
+app.command("report")(report_command)
 app.command("headroom")(headroom_command)
 app.command("compare", cls=NamesMethods)(compare_command)
 app.command("sweep", cls=NamesMethods)(sweep_command)

@@ -75,6 +75,7 @@ def _print_result(result: "RunResult") -> None:
     for name, what in {
         "adapter": "PEFT LoRA adapter",
         "plan.json": "rank plan",
+        "report.html": "report",
         "ranks.png": "heat map",
         "cuts.png": "before and after",
         "scores.safetensors": "importance scores",

@@ -23,11 +23,14 @@ from lorank.models.adapted_model import saved_modules
 from lorank.models.loading import config_of, task_type_of, without_weights
 from lorank.models.pretrained import Pretrained
 from lorank.models.quantization import loading_options
+from lorank.page.page import REPORT, write_page
+from lorank.page.run_folder import read_run
 from lorank.plan import RankPlan
 from lorank.processes import processes
 from lorank.recipe.recipe import Recipe
 from lorank.report.cut_map import draw_cuts
 from lorank.report.model_card import write_model_card
+from lorank.report.picture import drawing
 from lorank.report.rank_map import draw_rank_map
 from lorank.runs.full_run import full_result
 from lorank.runs.method_run import MethodRun, start_of
@@ -60,7 +63,7 @@ def run(recipe: Recipe, directory: str | Path, console: Console | None = None) -
     """Carry out a recipe in `directory`, or continue it.
 
     Writes `recipe.yaml`, `scores.safetensors`, `plan.json`, `adapter/`, `metrics.json` and `ranks.png`; of a method that
-    cuts also `cuts.jsonl` and `cuts.png`; baselines go under `baselines/`.
+    cuts also `cuts.jsonl` and `cuts.png`; a page about all of it, `report.html`; baselines go under `baselines/`.
 
     Raises:
         LorankError: bad input, found before anything expensive, several findings as one; or training that cannot go on, after
@@ -192,6 +195,8 @@ def _write_results(main_run: MethodRun, preset: Any, plan: RankPlan, results: Ma
         whole=saved_modules(main_run.folder / "adapter"),
         picture=picture if picture.is_file() else None,
     )
+    with drawing(main_run.folder / REPORT):
+        write_page([read_run(main_run.folder)], main_run.folder / REPORT, figures=False)
 
 
 def _draw(folder: Path, plan: RankPlan, title: str) -> None:

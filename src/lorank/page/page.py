@@ -1,0 +1,234 @@
+"""The report of runs: one HTML file with everything in it, that opens from disk and needs no network."""
+
+import html
+import json
+import shlex
+import warnings
+from collections.abc import Callable, Mapping, Sequence
+from datetime import datetime
+from functools import partial
+from importlib.resources import files
+from pathlib import Path
+from typing import Any
+
+from lorank.artefact import make_folder, versions, write_text
+from lorank.errors import LorankWarning, one_line
+from lorank.page.figures import inline_svg, loss_figure, margin_figure
+from lorank.page.margin import plan_margin
+from lorank.page.run_folder import RunFolder
+from lorank.page.run_maps import difference_maps, maps_of
+from lorank.report.picture import drawing, plain_text, save_picture
+from lorank.report.tables import named_values, parameters_of, quadrature_lines, stability_lines, summary_words
+
+REPORT = "report.html"
+
+
+def write_page(runs: Sequence[RunFolder], path: Path, *, figures: bool = True) -> Path:
+    """Write the report of one run, or of several side by side.
+
+    Args:
+        runs: of `read_run`.
+        path: of the HTML file.
+        figures: whether loss curves and margins are also written as PNG and SVG, into a folder beside it; the maps of ranks and
+            cuts are `ranks.png` and `cuts.png` of the run, and `lorank plan show --picture` writes them as SVG.
+
+    Returns:
+        The path.
+
+    Raises:
+        OutputError: the file cannot be written.
+
+    Warns:
+        LorankWarning: a figure could not be drawn.
+
+    """
+    folder = path.parent / f"{path.stem}-figures" if figures else None
+    several = len(runs) > 1
+    shown = [
+        _run_view(run, f"r{number}", folder and folder / (f"run-{number + 1}" if several else ""))
+        for number, run in enumerate(runs)
+    ]
+    differences = difference_maps(runs)
+    maps = [one for view in shown for one in view["maps"]] + differences
+    data = {one.key: one.data() for one in maps}
+    environment = _environment()
+    text = environment.get_template("report.html.j2").render(
+        title=", ".join(run.name for run in runs),
+        runs=shown,
+        differences=differences,
+        compared=_compared(runs),
+        data=_in_script(data),
+        css=_asset("report.css"),
+        script=_asset("report.js"),
+        made=datetime.now().astimezone().isoformat(timespec="seconds"),
+        version=versions()["lorank"],
+    )
+    write_text(path, text)
+    return path
+
+
+def _environment() -> Any:
+    import jinja2
+
+    environment = jinja2.Environment(
+        autoescape=True,
+        undefined=jinja2.StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+        loader=jinja2.FunctionLoader(_asset),
+    )
+    environment.filters["number"] = lambda value: f"{value:,}"
+    return environment
+
+
+def _asset(name: str) -> str:
+    return (files("lorank.page") / "assets" / name).read_text(encoding="utf-8")
+
+
+def _in_script(data: Any) -> str:
+    """JSON that can end neither its script element nor be read as a comment."""
+    text = json.dumps(data, ensure_ascii=True, separators=(",", ":"), allow_nan=False)
+    return text.replace("<", "\\u003c").replace(">", "\\u003e").replace("&", "\\u0026")
+
+
+def _run_view(run: RunFolder, key: str, folder: Path | None) -> dict[str, Any]:
+    """What the template shows of a run."""
+    plan, maps = run.plan, maps_of(run, key)
+    margin = plan_margin(plan, run.scores) if plan is not None and run.scores is not None else None
+    drawn: dict[str, str | None] = {"loss": None, "margin": None}
+    if run.curves:
+        draw = partial(loss_figure, run.curves)
+        drawn["loss"] = _drawn(draw, f"{key}loss", "Loss while training", folder and folder / "loss")
+    if margin is not None:
+        draw = partial(margin_figure, margin)
+        drawn["margin"] = _drawn(draw, f"{key}margin", "Margin of the plan", folder and folder / "margin")
+    return {
+        "key": key,
+        "name": run.name,
+        "folder": str(run.folder),
+        "facts": _facts(run),
+        "summary": summary_words(plan) if plan is not None else "",
+        "results": _results(run),
+        "maps": maps,
+        "figures": drawn,
+        "margin": margin,
+        "quality": [*stability_lines(plan), *quadrature_lines(plan), *_gap(plan.provenance)]
+        if plan is not None
+        else [],
+        "notes": run.notes,
+        "unseen": _unseen(run),
+        "command": f"lorank run {shlex.quote(str(run.folder / 'recipe.yaml'))}" if run.recipe is not None else None,
+        "recipe": run.recipe,
+        "origin": _origin(run),
+    }
+
+
+def _drawn(draw: Callable[[], Any], key: str, title: str, file: Path | None) -> str | None:
+    """A figure as SVG for the page, and as files of this name; None where it cannot be drawn, which is said."""
+    try:
+        with plain_text():
+            inline = inline_svg(draw(), key, html.escape(title, quote=True))
+    except Exception as error:  # matplotlib raises many kinds, and no figure is worth the page
+        warnings.warn(f"{title} was not drawn ({type(error).__name__}: {one_line(error)})", LorankWarning, stacklevel=4)
+        return None
+    for picture in () if file is None else (file.with_suffix(".png"), file.with_suffix(".svg")):
+        with drawing(picture):
+            make_folder(picture.parent)
+            save_picture(draw(), picture)
+    return inline
+
+
+def _facts(run: RunFolder) -> list[tuple[str, str]]:
+    """What a reader wants to know first."""
+    plan = run.plan
+    if plan is None:
+        return []
+    made = plan.provenance
+    preset = f", preset {made['preset']}" if made.get("preset") else ""
+    adapted = sum(rank > 0 for rank in plan.ranks.values())
+    found = [
+        ("method", f"{made.get('method', 'not known')}{preset}"),
+        ("model", str(made.get("model") or "not known")),
+        ("budget asked", f"{plan.budget} = {plan.budget_parameters:,} parameters"),
+        ("spent", plan.spending),
+        ("ranks", f"{plan.total_rank:,} in all, largest {max(plan.ranks.values())}"),
+        ("modules", f"{adapted:,} of {len(plan.ranks):,} have an adapter"),
+    ]
+    if plan.budget_units is not None:
+        found[2] = ("budget asked", f"{plan.budget} = {plan.budget_units:,} units of rank")
+    return found
+
+
+def _results(run: RunFolder) -> dict[str, Any] | None:
+    """The table of results."""
+    results = {name: one for name, one in run.results.items() if isinstance(one, Mapping) and "metrics" in one}
+    if not results:
+        return None
+    values = {name: named_values(one) for name, one in results.items()}
+    metrics = list(dict.fromkeys(metric for of in values.values() for metric in of))
+    rows = []
+    for name, one in results.items():
+        shown = [values[name].get(metric) for metric in metrics]
+        rows.append(
+            (
+                name,
+                f"{parameters_of(one):,}",
+                ["-" if value is None else f"{value:.4f}" for value in shown],
+                f"{one.get('steps', 0):,}",
+                f"{one.get('seconds', 0):,.0f} s",
+            )
+        )
+    return {"metrics": metrics, "rows": rows}
+
+
+def _compared(runs: Sequence[RunFolder]) -> list[tuple[str, ...]]:
+    """A row for each of several runs: budget, what is spent, results."""
+    if len(runs) < 2:
+        return []
+    rows: list[tuple[str, ...]] = []
+    for run in runs:
+        plan = run.plan
+        first = next(iter(run.results.values()), {})
+        told = ", ".join(f"{k} {v:.4f}" for k, v in named_values(first).items() if v is not None) if first else "-"
+        spent = "-" if plan is None else f"{plan.spent:,}"
+        asked = "-" if plan is None else plan.budget
+        rows.append((run.name, str(plan.provenance.get("method", "-")) if plan else "-", asked, spent, told or "-"))
+    return rows
+
+
+def _unseen(run: RunFolder) -> list[str]:
+    """What was measured and is in the folder, but not in the page."""
+    found = []
+    if run.scores is not None and not run.scores.of_modules:
+        units = sum(len(values) for values in run.scores.scores.values())
+        found.append(f"the score of each of {units:,} units of rank (scores.safetensors)")
+    if run.scores is not None and run.scores.resamples:
+        draws = ", ".join(run.scores.resamples)
+        found.append(f"scores on parts of the scoring examples: {draws} (scores.safetensors)")
+    if run.history is not None and run.history.cuts:
+        found.append("importance of each module at each cut (cuts.jsonl)")
+    if any(one.get("more") for one in run.results.values() if isinstance(one, Mapping)):
+        found.append("losses and metrics of further parts (metrics.json)")
+    return found
+
+
+def _gap(made: Mapping[str, Any]) -> list[str]:
+    """How far the integrated gradients are from the loss that they share out."""
+    gap = (made.get("quadrature") or {}).get("completeness_gap")
+    return [] if not isinstance(gap, int | float) else [f"completeness gap |Σ IG - (L(θ) - L(0))|: {gap:.3g}"]
+
+
+def _origin(run: RunFolder) -> list[tuple[str, str]]:
+    """Versions and hashes, from the recipe of the run or from its plan."""
+    made = run.plan.provenance if run.plan is not None else {}
+    used = run.resolved.get("versions") or made.get("versions") or {}
+    found = [(f"version of {name}", str(one)) for name, one in used.items()] if isinstance(used, Mapping) else []
+    data = run.resolved.get("data")
+    found += (
+        [(f"SHA-256 of data: {part}", str(sum_)) for part, sum_ in data.items()] if isinstance(data, Mapping) else []
+    )
+    if made.get("scores"):
+        found.append(("fingerprint of the scores", str(made["scores"])))
+    if made.get("seed") is not None:
+        found.append(("seed", str(made["seed"])))
+    return found
