@@ -4,7 +4,7 @@ THREADS ?= 1
 BIN := .venv/bin
 export TOKENIZERS_PARALLELISM := false
 
-.PHONY: quickstart test long check slow serving cluster browser clean
+.PHONY: quickstart test long check slow serving cluster browser deepspeed clean
 
 quickstart: .venv/installed
 	$(BIN)/python examples/prepare_quickstart.py downloads
@@ -45,11 +45,22 @@ browser: .venv/installed
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[browser]'
 	$(BIN)/python -m pytest -rs -m browser
 
+# A plan trained under DeepSpeed's ZeRO-2 and ZeRO-3 in two processes on a CPU. It is installed beside .venv, not into it, and compiles nothing.
+deepspeed: .venv-deepspeed/installed
+	HF_HUB_OFFLINE=1 DS_ACCELERATOR=cpu .venv-deepspeed/bin/python -m pytest -m deepspeed
+
 .venv-serving/installed: .venv/installed requirements-serving.txt
 	$(BIN)/python -m venv .venv-serving
 	$(BIN)/python -c 'import sysconfig; print("import site; site.addsitedir(%r)" % sysconfig.get_path("purelib"))' \
 		> "$$(.venv-serving/bin/python -c 'import sysconfig; print(sysconfig.get_path("purelib"))')/beside.pth"
 	.venv-serving/bin/python -m pip install --quiet --disable-pip-version-check --no-deps --requirement requirements-serving.txt
+	touch $@
+
+.venv-deepspeed/installed: .venv/installed requirements-deepspeed.txt
+	$(BIN)/python -m venv .venv-deepspeed
+	$(BIN)/python -c 'import sysconfig; print("import site; site.addsitedir(%r)" % sysconfig.get_path("purelib"))' \
+		> "$$(.venv-deepspeed/bin/python -c 'import sysconfig; print(sysconfig.get_path("purelib"))')/beside.pth"
+	.venv-deepspeed/bin/python -m pip install --quiet --disable-pip-version-check --no-deps --requirement requirements-deepspeed.txt
 	touch $@
 
 .venv/installed: pyproject.toml constraints.txt
@@ -59,4 +70,4 @@ browser: .venv/installed
 	touch $@
 
 clean:
-	rm -rf .venv .venv-serving runs downloads
+	rm -rf .venv .venv-serving .venv-deepspeed runs downloads

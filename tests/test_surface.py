@@ -28,7 +28,16 @@ def test_dir_lists_what_is_offered() -> None:
         "load_recipe",
         "export",
     }
-    offered |= {"verify", "register", "Method", "Budget", "RankPlan", "ImportanceScores", "SeveralFindings"}
+    offered |= {
+        "check_saved_adapter",
+        "verify",
+        "register",
+        "Method",
+        "Budget",
+        "RankPlan",
+        "ImportanceScores",
+        "SeveralFindings",
+    }
     family = {name for name, kind in inspect.getmembers(errors, inspect.isclass) if kind.__module__ == errors.__name__}
     assert set(dir(lorank)) == offered | family | {"__version__"}
 

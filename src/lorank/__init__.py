@@ -39,6 +39,7 @@ if TYPE_CHECKING:
     from lorank.runs.run import run
     from lorank.scores import ImportanceScores
     from lorank.serving.export import export
+    from lorank.serving.saved_adapter import check_saved_adapter
     from lorank.serving.verify import verify
 
     __version__: str
@@ -67,6 +68,7 @@ __all__ = [
     "TrainingError",
     "__version__",
     "allocate",
+    "check_saved_adapter",
     "export",
     "load_recipe",
     "prune",
@@ -77,6 +79,7 @@ __all__ = [
 ]
 _HOME = {
     "allocate": "lorank.allocation",
+    "check_saved_adapter": "lorank.serving.saved_adapter",
     "export": "lorank.serving.export",
     "load_recipe": "lorank.recipe.files",
     "prune": "lorank.pruning.prune",

@@ -28,7 +28,7 @@ from transformers import (
     set_seed,
 )
 
-from lorank import RankPlan
+from lorank import RankPlan, check_saved_adapter
 
 MOODS = [{"text": f"the day was {(GOOD, BAD)[k % 2][k % 4]}", "label": k % 2} for k in range(160)]
 Run = Callable[..., dict[str, Any]]
@@ -106,6 +106,22 @@ def test_sentence_embeddings(run: Run, tiny_folder: Path, tmp_path: Path) -> Non
     check_adapter(done["model"][0].model, plain[0].model, out / "model", out)
     loaded = SentenceTransformer(str(out / "model"), device="cpu")
     assert (loaded.encode(["the day"]) == done["model"].encode(["the day"])).all()
+
+
+def test_a_plan_is_made_and_then_trained(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The script for DeepSpeed without it, in one process; with it: `make deepspeed`."""
+    script, out, model = EXAMPLES / "train_a_plan_deepspeed.py", tmp_path / "out", llama(tmp_path / "llama")
+    assert len(script.read_text().splitlines()) <= 80
+    (tmp_path / "data").mkdir()
+    (tmp_path / "data" / "train.jsonl").write_text("".join(f'{{"text": "w1 w{k % 9} w{k % 7}"}}\n' for k in range(32)))
+    monkeypatch.setenv("ZERO", "0")
+    monkeypatch.setattr(sys, "argv", [str(word) for word in (script, "plan", model, tmp_path / "data", out, 2)])
+    with pytest.raises(SystemExit):  # its end
+        runpy.run_path(str(script), run_name="__main__")
+    sys.argv[1] = "train"
+    runpy.run_path(str(script), run_name="__main__")
+    plan = RankPlan.load(out / "plan.json")
+    assert check_saved_adapter(out / "adapter", plan) == plan.spent <= plan.budget_parameters
 
 
 @pytest.mark.filterwarnings("ignore:the ranks were decided by:lorank.errors.LorankWarning")

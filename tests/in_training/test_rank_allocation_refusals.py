@@ -139,3 +139,23 @@ def test_no_adapter_no_training(tmp_path: Path) -> None:
     base = BertForSequenceClassification(tiny_config(num_labels=2))
     with pytest.raises(AdapterError, match="get_peft_model"):
         tiny_trainer(tmp_path, RankAllocation("igu-lora", "r=2"), model=base)
+
+
+def test_deepspeed_is_refused_before_it_takes_the_model_apart(tmp_path: Path) -> None:
+    """On a CPU accelerate's state says MULTI_CPU, so it is the plugin that tells; with DeepSpeed itself: `make deepspeed`."""
+    trainer = tiny_trainer(tmp_path)
+    trainer.args.deepspeed_plugin = "of a configuration"
+    with pytest.raises(TrainingError, match=r"score, allocate, then train the plan with it \(docs/several-devices.md"):
+        RankAllocation(budget="r=2", **ADALORA).attach(trainer)
+    given = RankAllocation(budget="r=2", **ADALORA)
+    with pytest.raises(TrainingError, match="cannot score under DeepSpeed"):  # as the Trainer's constructor calls it
+        given.on_init_end(trainer.args, trainer.state, trainer.control, model=trainer.model)
+
+
+def test_processes_that_would_train_alone_are_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A CPU, torchrun, and no `use_cpu`: accelerate takes each process for the only one, and says nothing."""
+    trainer = tiny_trainer(tmp_path)
+    monkeypatch.setenv("LOCAL_RANK", "1")
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    with pytest.raises(TrainingError, match=r"2 processes were started, and this Trainer knows of 1: .*use_cpu=True"):
+        RankAllocation(budget="r=2", **ADALORA).attach(trainer)

@@ -417,3 +417,14 @@ def test_other_encoders_run_and_reload_with_their_heads(
         with torch.no_grad():
             logits.append(model(input_ids=torch.arange(5, 15).reshape(2, 5)).logits)
     assert torch.equal(*logits)
+
+
+def test_a_recipe_is_refused_under_deepspeed_before_anything_is_read(
+    tiny_recipe, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As `accelerate launch --use_deepspeed` starts it; whatever the method."""
+    monkeypatch.setenv("ACCELERATE_USE_DEEPSPEED", "true")
+    for method in ("lora", "sensitivity-lora"):
+        with pytest.raises(RecipeError, match=r"does not train under DeepSpeed: .*docs/several-devices.md"):
+            run(tiny_recipe(method=method), tmp_path / "out", QUIET)
+    assert not (tmp_path / "out").exists()

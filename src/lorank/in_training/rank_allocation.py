@@ -23,11 +23,11 @@ from lorank.in_training.scoring_data import check_name, scoring_batches
 from lorank.in_training.trainer_setup import (
     JOINED_LATE,
     call_after_backward,
+    check_arguments,
     check_setup,
     check_trainer,
     forget_best,
     put_first,
-    refuse_restored_callbacks,
     trainer_pass,
     training_facts,
     unscale,
@@ -112,7 +112,7 @@ class RankAllocation(Allocation, TrainerCallback, ExportableState):
 
         """
         check_trainer(trainer, self, self.options)
-        refuse_restored_callbacks(trainer.args)
+        check_arguments(trainer.args)
         self.prepare(trainer.model)
         put_first(trainer, self)
         read_triplets(trainer)
@@ -125,7 +125,7 @@ class RankAllocation(Allocation, TrainerCallback, ExportableState):
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, model: Any = None, **_: Any
     ) -> None:
         """The Trainer has its model, and not yet an optimizer."""
-        refuse_restored_callbacks(args)
+        check_arguments(args)
         self.prepare(model)
 
     def on_train_begin(

@@ -1,6 +1,7 @@
 """What RankAllocation has to know, and to change, of the Trainer that it is in."""
 
 import functools
+import os
 import warnings
 from collections.abc import Callable
 from typing import Any
@@ -76,12 +77,30 @@ def _losses(trainer: Any) -> list[nn.Module]:
     return [part for each in given if isinstance(each, nn.Module) for part in each.modules()]
 
 
-def refuse_restored_callbacks(args: TrainingArguments) -> None:
-    """Refuse an option that would replace the callback when training is resumed."""
+def check_arguments(args: TrainingArguments) -> None:
+    """Refuse what makes an allocation impossible, or wrong without a word, as soon as a Trainer has its arguments.
+
+    Raises:
+        TrainingError: callbacks would be replaced when training is resumed; DeepSpeed trains (its configuration is in the
+            arguments, or was given to `accelerate launch`); or several processes were started, and each would train alone.
+
+    """
     if args.restore_callback_states_from_checkpoint:
         raise TrainingError(
             "restore_callback_states_from_checkpoint would replace RankAllocation by a new one; set it to False: "
             "RankAllocation restores itself"
+        )
+    if args.deepspeed_plugin is not None:
+        raise TrainingError(
+            "RankAllocation cannot score under DeepSpeed, which steps inside of the backward pass and shows a callback no "
+            "gradients; use one process or DDP, or score, allocate, then train the plan with it (docs/several-devices.md, "
+            "examples/train_a_plan_deepspeed.py)"
+        )
+    started = int(os.environ.get("WORLD_SIZE") or 1) if "LOCAL_RANK" in os.environ else 1
+    if started > args.world_size:
+        raise TrainingError(
+            f"{started} processes were started, and this Trainer knows of {args.world_size}: each would train alone, on all of "
+            "the data, and write into the same folder; on a CPU give TrainingArguments(use_cpu=True), else start one process"
         )
 
 
@@ -92,8 +111,9 @@ def forget_best(state: TrainerState) -> None:
 
 def check_setup(args: TrainingArguments, adapter: TripletAdapter, optimizer: Any, shrink: str) -> None:
     """What would make an allocation impossible, or wrong without a word."""
+    check_arguments(args)
     kind = args.distributed_state.distributed_type.value if args.distributed_state is not None else "NO"
-    if kind in ("DEEPSPEED", "FSDP", "MEGATRON_LM", "TP"):
+    if kind in ("FSDP", "MEGATRON_LM", "TP"):
         raise TrainingError(
             f"RankAllocation needs whole parameters and gradients on every process, which {kind} does not keep; "
             "use one process or DDP (torchrun, accelerate launch), or allocate first and train the plan with it"

@@ -4,6 +4,7 @@ Each part leaves an artefact, and a part that has left it is not done again: the
 stopped.
 """
 
+import os
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, replace
 from functools import partial
@@ -129,6 +130,12 @@ def run_plan(recipe: Recipe, plan: RankPlan, directory: str | Path, console: Con
 def _check_recipe(recipe: Any) -> None:
     if not isinstance(recipe, Recipe):
         raise RecipeError(f"recipe is {type(recipe).__name__}; give lorank.load_recipe(path), or a lorank.Recipe")
+    if os.environ.get("ACCELERATE_USE_DEEPSPEED", "").lower() == "true":  # set by accelerate launch --use_deepspeed
+        raise RecipeError(
+            "a recipe does not train under DeepSpeed: transformers cannot evaluate with ZeRO-2, and with ZeRO-3 a run would read "
+            "its adapter from shards; start with torchrun (DDP), or make a plan by `lorank score` and `lorank allocate` and "
+            "train it as examples/train_a_plan_deepspeed.py does (docs/several-devices.md)"
+        )
 
 
 def check_plan(base: Pretrained, plan: RankPlan, *, writes: bool) -> None:

@@ -197,6 +197,11 @@ def _read_tensors(folder: Path) -> dict[str, torch.Tensor]:
     except (SafetensorError, OSError) as error:
         raise AdapterError(f"{path}: damaged or cut off ({error}); copy it again from the training") from None
     for key, tensor in tensors.items():
+        if tensor.numel() == 0:
+            raise AdapterError(
+                f"{path}: {key} is empty: a shard, not the tensor (DeepSpeed's ZeRO-3 leaves such ones in the model); gather it "
+                "before saving, as trainer.save_model does"
+            )
         if tensor.is_floating_point() and not bool(torch.isfinite(tensor.float()).all()):
             raise AdapterError(
                 f"{path}: {key} holds NaN or infinity; the training diverged, take an earlier checkpoint"
