@@ -23,6 +23,7 @@ from lorank.scoring.gradient import weighted_gradient_columns
 from lorank.scoring.layer_hooks import LayerHooks, OutputGradientHook, frozen
 from lorank.scoring.numbered_batches import NumberedBatches
 from lorank.scoring.precision import at_least_fp32, packed_for_inference
+from lorank.scoring.several_processes import is_sharded
 from lorank.scoring.undisturbed import undisturbed
 from lorank.targets import Target
 
@@ -55,7 +56,8 @@ def calibrate(
     model is left as it was. Gradient checkpointing stays on if the model is in training mode with it.
 
     With several processes each passes its share of the batches, see `NumberedBatches`, and all get the sums of all; they are
-    added up before anything is checked, so a process without a share does not fail alone.
+    added up before anything is checked, so a process without a share does not fail alone. Of a model that FSDP2 shards all
+    processes pass all batches, since each pass takes them all.
 
     Args:
         model: in any dtype, quantised or offloaded; the first target's inputs need not require gradients.
@@ -71,7 +73,9 @@ def calibrate(
 
     Raises:
         DataError: no batches, batches that the model does not take, no labels where they are needed, not one target.
-        ScoresError: inputs, gradients or losses that are not finite, or no layer that can be scored.
+        ScoresError: inputs, gradients or losses that are not finite, or no layer that can be scored; an error of another
+            process; second derivatives of a sharded model.
+        TargetError: see `is_sharded`.
 
     Warns:
         LorankWarning: names the layers that cannot be scored, such as those that never ran, and leaves them out.
@@ -79,7 +83,13 @@ def calibrate(
     """
     if quantity != "gram" and any(map(packed_for_inference, (m for m in model.modules() if hasattr(m, "quant_state")))):
         raise ScoresError(_PACKED)
-    numbered = NumberedBatches(batches)
+    sharded = is_sharded(model)
+    if sharded and quantity == "hutchinson":
+        raise ScoresError(
+            "FSDP frees weights that second derivatives need; use estimator='fisher' or 'kfac', or score a model that is not "
+            "sharded"
+        )
+    numbered = NumberedBatches(batches, shared=not sharded)
     hooks = _Summing(model, targets, quantity, folds, OuterProductProbes(targets, seed, modules_at_once))
     with raised_in_all(), frozen(model), hooks, undisturbed(model), ExitStack() as stack:
         stack.enter_context(torch.set_grad_enabled(quantity != "gram"))
@@ -90,7 +100,9 @@ def calibrate(
         )
     numbered.check_same()
     hooks.sums.left_out, hooks.sums.alone = hooks.left_out, hooks.alone
-    hooks.sums = hooks.sums.over_processes(numbered.batches, numbered.examples)
+    if numbered.shared:
+        hooks.sums = hooks.sums.over_processes(numbered.examples)
+    hooks.sums.batches = numbered.batches
     hooks.left_out = hooks.sums.left_out
     hooks.check()
     idle = "never ran in the forward pass of the calibration batches"
@@ -248,6 +260,8 @@ def weight_of(module: nn.Module) -> torch.Tensor:
         raise ScoresError(_PACKED)
     held = module.weight
     weight = dequantize_module_weight(module).detach()
+    if hasattr(weight, "full_tensor"):  # sharded
+        weight = weight.full_tensor()
     # On the CPU PEFT leaves a copy of an 8-bit weight that has lost its scales, with which the layer cannot run.
     module.weight = held
     if weight.dtype not in (torch.float64, torch.float32, torch.bfloat16, torch.float16):

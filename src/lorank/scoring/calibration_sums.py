@@ -4,7 +4,7 @@ from dataclasses import dataclass, field
 
 import torch
 
-from lorank.scoring.collectives import added_up, gathered, process_count
+from lorank.scoring.collectives import added_up, gathered
 
 
 @dataclass
@@ -55,17 +55,13 @@ class CalibrationSums:
         for name, values in other.traces.items():
             self.traces[name] = torch.cat([self.traces[name], values], 1) if name in self.traces else values
 
-    def over_processes(self, batches: int, examples: int) -> "CalibrationSums":
+    def over_processes(self, examples: int) -> "CalibrationSums":
         """The sums of all processes, in all of them: as one process would have them, but for the order of additions.
 
         Args:
-            batches: of all processes together.
-            examples: of all processes together.
+            examples: how many all processes have together.
 
         """
-        self.batches = batches
-        if process_count() == 1:
-            return self
         groups = ("columns", "outputs", "tokens", "inputs")
         flat = {f"{group}/{name}": t for group in groups for name, t in getattr(self, group).items()}
         flat["targets/"] = self.targets
@@ -86,10 +82,12 @@ class CalibrationSums:
 
         filled = summed["filled/"] > 0
         return CalibrationSums(
-            summed["targets/"],
-            **{group: of(group) for group in groups},
+            targets=summed["targets/"],
+            columns=of("columns"),
+            outputs=of("outputs"),
+            tokens=of("tokens"),
+            inputs=of("inputs"),
             examples=examples,
-            batches=batches,
             alone=next((alone for alone, _ in notes if alone is not None), None),
             left_out={name: why for _, left_out in reversed(notes) for name, why in left_out.items()},
             traces={name: traces[:, filled] for name, traces in of("traces").items()},

@@ -34,6 +34,7 @@ class NumberedBatches:
     Attributes:
         batches: how many were read so far, in all processes together.
         examples: how many examples these have.
+        shared: whether each process is given a share of them.
 
     """
 
@@ -51,7 +52,7 @@ class NumberedBatches:
         self.batches = self.examples = 0
         self._given = batches
         self._index, self._count = process_index(), process_count()
-        self._share = self._count if shared else 1
+        self.shared = shared and self._count > 1
         self._digest = hashlib.blake2b(digest_size=16)
         self._streams: RandomStreams | None = None
         if self._count > 1:
@@ -61,13 +62,13 @@ class NumberedBatches:
                 self._iterator = iter(self._drawn(loader))
                 self._first = next(self._iterator, None)
             self.check_same()
-            if shared and self._index == 0:
-                undone = "" if loader is batches else ", whose split over processes is taken back first"
+            if self.shared and self._index == 0:
                 _LOG.warning(
-                    "%d processes: each passes every %s batch of the loader%s through the model, and their sums are added up",
+                    "%d processes: %s, and each process passes its share of the batches through the model",
                     self._count,
-                    "2nd" if self._count == 2 else f"{self._count}th",
-                    undone,
+                    "all read the same loader"
+                    if loader is batches
+                    else "the loader, which gave each a part, is read whole",
                 )
 
     def __iter__(self) -> Iterator[tuple[int, int, Batch]]:
@@ -80,7 +81,7 @@ class NumberedBatches:
         for batch in self._given if self._count == 1 else self._all():
             first, count, number = self.examples, examples_in(batch), self.batches
             self.examples, self.batches = first + count, number + 1
-            if number % self._share == self._index % self._share:
+            if not self.shared or number % self._count == self._index:
                 yield first, count, batch
         if not self.batches:
             once = iter(self._given) is self._given

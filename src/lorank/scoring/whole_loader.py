@@ -75,7 +75,7 @@ def _by_indices(inner: Any, indices: Any, parts: int) -> DataLoader[Any]:
 
 
 def _undistributed(loader: Any, sampler: DistributedSampler[Any]) -> DataLoader[Any]:
-    whole = DistributedSampler(sampler.dataset, num_replicas=1, rank=0, shuffle=sampler.shuffle, seed=sampler.seed)
+    whole = DistributedSampler[Any](sampler.dataset, num_replicas=1, rank=0, shuffle=sampler.shuffle, seed=sampler.seed)
     whole.set_epoch(sampler.epoch)
     return _remade(loader, loader.dataset, sampler=whole, batch_size=loader.batch_size)
 
