@@ -40,8 +40,8 @@ def modules_of_groups(names: Mapping[str, Any], groups: Budgets) -> dict[str, li
             which = f"is in {len(own)} groups ({', '.join(map(repr, own))})" if own else "is in no group"
             raise AllocationError(
                 f"{name!r} {which} of {', '.join(map(repr, groups))}; every module that was scored must be in exactly one: a "
-                "group is a part of the module's name, or a regular expression for all of it; modules that shall have no adapter are "
-                "left out where they are scored (exclude_modules)"
+                "group is a part of the module's name, or a regular expression for all of it; modules that shall have no adapter "
+                "are left out where they are scored (exclude_modules)"
             )
         found[own[0]].append(name)
     if empty := [group for group, modules in found.items() if not modules]:
@@ -97,15 +97,16 @@ def in_groups(
 def _of(scores: ImportanceScores, names: list[str]) -> ImportanceScores:
     """The scores of some of the modules."""
 
-    def some(values: Mapping[str, Any] | None) -> dict[str, Any] | None:
-        return None if values is None else {name: values[name] for name in names}
+    def some(values: Mapping[str, Any]) -> dict[str, Any]:
+        return {name: values[name] for name in names}
 
-    resamples = None if scores.resamples is None else {kind: some(values) for kind, values in scores.resamples.items()}
     return replace(
         scores,
         scores=some(scores.scores),
         unit_costs=some(scores.unit_costs),
-        standard_errors=some(scores.standard_errors),
-        max_ranks=some(scores.max_ranks),
-        resamples=resamples,
+        standard_errors=None if scores.standard_errors is None else some(scores.standard_errors),
+        max_ranks=None if scores.max_ranks is None else some(scores.max_ranks),
+        resamples=None
+        if scores.resamples is None
+        else {kind: some(values) for kind, values in scores.resamples.items()},
     )
