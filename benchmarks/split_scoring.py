@@ -6,8 +6,8 @@ usage: OMP_NUM_THREADS=1 torchrun --standalone --nproc_per_node 2 benchmarks/spl
 First the first process scores alone, as many times as there are rounds, while the others wait without computing; then all score
 together. Printed are medians: the time by the clock (of the slowest process), and the processor time of each process, which other
 work on the machine disturbs less. The ratio of processor times is what the clock would show with an idle core for each
-process, but for the time that they wait for each other. A Llama of SmolLM2's
-width with random weights (62M parameters with all 15 `--layers`): speed does not depend on them.
+process, but for the time that they wait for each other. A Llama of SmolLM2's width with random weights (62M parameters with
+15 layers): speed does not depend on them.
 """
 
 import argparse
