@@ -70,6 +70,11 @@ class Budget:
         """
         if isinstance(budget, Budget):
             return budget
+        if isinstance(budget, Mapping):
+            raise BudgetError(
+                f"budget names {len(budget)} groups of modules, which lorank.allocate takes and nothing else does: score first, "
+                "allocate with it, and train the plan; one budget here"
+            )
         text = str(budget).strip()
         match = _FORM.fullmatch(text) if not isinstance(budget, bool) else None
         if match is None:

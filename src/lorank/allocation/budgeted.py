@@ -9,6 +9,7 @@ from typing import Any, get_args
 import numpy as np
 
 from lorank.allocation.bounds import bounded_limits
+from lorank.allocation.groups import Budgets, in_groups
 from lorank.allocation.proportional import ProportionalRule
 from lorank.allocation.stability import plan_stability
 from lorank.allocation.top_b import EQUAL, RankBy, Scope, floor_of, top_b_ranks, warn_if_equal
@@ -20,7 +21,7 @@ from lorank.scores import ImportanceScores
 
 def allocate(
     scores: ImportanceScores,
-    budget: str | int | Budget,
+    budget: str | int | Budget | Budgets,
     *,
     max_rank: int | None = None,
     min_rank: int = 0,
@@ -54,7 +55,10 @@ def allocate(
     Args:
         scores: of every unit, or of every module. A module cannot get more rank than it has scored units, or than its matrix.
         budget: see `lorank.Budget`. `%` uses the base size, `keep` and `beta` the number of scored units; scores of modules do
-            not know the latter.
+            not know the latter. Or a mapping, with a budget for each group of modules:
+            `{"vision_model": "r=2", "language_model": "20M"}`. A group is a part of the modules' names between the dots, or a
+            regular expression for whole names; every module is in exactly one. All else holds within each group, also `scope`
+            and `within`; see `lorank.allocation.groups`.
         max_rank: upper limit for every module.
         min_rank: every module gets at least this, or all that it can have if that is less (a gate with one output has rank 1).
         multiple_of: every rank is a multiple of this; a block of units is worth the mean of its scores.
@@ -70,13 +74,22 @@ def allocate(
 
     Raises:
         BudgetError: the budget cannot be read, or pays for no unit.
-        AllocationError: limits that contradict each other or that the budget cannot pay for.
+        AllocationError: limits that contradict each other or that the budget cannot pay for; a module in no group or several.
 
     """
     if not isinstance(scores, ImportanceScores):
         raise ScoresError(
             f"scores are {type(scores).__name__}; give what lorank.score or ImportanceScores.load returned"
         )
+    if isinstance(budget, Mapping):
+        own: dict[str, Any] = {
+            "max_rank": max_rank,
+            "min_rank": min_rank,
+            "multiple_of": multiple_of,
+            "rank_by": rank_by,
+        }
+        own |= {"scope": scope, "scale": scale, "within": within}
+        return in_groups(scores, budget, lambda part, of_group: allocate(part, of_group, **own))
     asked = Budget.parse(budget)
     if scale is not None and not 0 < scale < math.inf:
         raise AllocationError(f"scale is {scale}; allowed: numbers above 0")

@@ -35,9 +35,12 @@ def score_command(
         chosen = [f"{key}={value}" for key, value in (("method", method), ("preset", preset)) if value is not None]
         content = read_recipe(recipe, [*chosen, *(overrides or ())])
         read = make_recipe({**content, "budget": "r=1", "ranks": {}})  # scores depend on no budget and on no limits
+        from lorank.processes import processes
         from lorank.runs.score_recipe import score_recipe
 
         scores = score_recipe(read, output, progress)
+        if not processes().is_main_process:
+            return
         made = scores.provenance
         out.print(
             f"{made['method']}, {made.get('examples', 'no')} examples, {made.get('seconds', 0):.1f} s", highlight=False

@@ -16,7 +16,9 @@ from lorank.artefact import checksum
 from lorank.engine.overlap import content_sum, values_in
 from lorank.errors import DataError, TrainingError
 from lorank.scoring.batches import Batch
+from lorank.scoring.collectives import process_count
 from lorank.scoring.random_streams import RandomStreams, random_streams
+from lorank.scoring.whole_loader import whole_loader
 
 
 class ScoringBatches:
@@ -109,7 +111,10 @@ class RowBatches(ScoringBatches):
 
 
 class LoaderBatches(ScoringBatches):
-    """The batches of a DataLoader, in its order, again and again; random streams of its own for each round."""
+    """The batches of a DataLoader, in its order, again and again; random streams of its own for each round.
+
+    The same in each of several processes, also of a loader that accelerate has prepared.
+    """
 
     def __init__(self, loader: Iterable[Any], seed: int) -> None:
         """Prepare.
@@ -122,8 +127,8 @@ class LoaderBatches(ScoringBatches):
             raise DataError(
                 f"scoring_data is {type(loader).__name__}, which can be passed through only once; give rows, or a DataLoader"
             )
-        # accelerate's loader tells training that its own has not ended yet.
-        self.loader: Any = getattr(loader, "base_dataloader", loader)
+        # accelerate's loader tells training that its own has not ended yet, and gives each of several processes a part.
+        self.loader: Any = whole_loader(loader) if process_count() > 1 else getattr(loader, "base_dataloader", loader)
         if isinstance(self.loader, DataLoader):
             # With persistent workers a loader has one iterator, which others (an evaluation) would set back.
             self.loader = copy.copy(self.loader)

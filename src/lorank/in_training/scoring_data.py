@@ -33,11 +33,6 @@ def scoring_batches(
     training = getattr(loader, "dataset", None)
     if isinstance(data, str):
         data = _named_loader(data, trainer)
-    if args.world_size > 1 and hasattr(data, "base_dataloader"):
-        raise TrainingError(
-            "with several processes accelerate's loader gives each of them a part of the scoring set, and one process would "
-            "decide by its part; give rows, or a DataLoader that is not prepared"
-        )
     rows: Any = training if options.measure.source == "training" else data
     found: ScoringBatches
     if isinstance(rows, Mapping) or hasattr(rows, "iloc"):

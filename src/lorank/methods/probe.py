@@ -5,6 +5,7 @@ import time
 import warnings
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -23,16 +24,20 @@ from lorank.engine.scoring_set_path import ScoringSetPath
 from lorank.engine.smoother import RunningSmoother
 from lorank.engine.training_pass import TrainingPass
 from lorank.engine.unit_scores import by_module
-from lorank.errors import DataError, LorankWarning, RecipeError, ScoresError
+from lorank.errors import DataError, LorankWarning, RecipeError, ScoresError, TargetError
 from lorank.methods.i_lora import I_LORA
 from lorank.methods.temporary_triplets import temporary_triplets
 from lorank.models.base_dtype import is_narrow
 from lorank.models.loading import head_modules
+from lorank.processes import processes
 from lorank.scores import ImportanceScores
 from lorank.scoring.batches import Batch, on_device_of, summed_loss
+from lorank.scoring.collectives import process_count
 from lorank.scoring.one_shot import ScoringInput
 from lorank.scoring.options import CalibrationOptions
 from lorank.scoring.random_streams import RandomStreams, random_streams
+from lorank.scoring.several_processes import is_sharded
+from lorank.scoring.whole_loader import whole_loader
 from lorank.targets import unit_costs
 
 DEFAULT_PRESET = "loss-per-parameter"
@@ -64,7 +69,8 @@ def probe_scores(
     regulariser of the preset. After each step of the second half one batch of `scoring_data` is scored along the path; with
     preset `loss-per-parameter` a unit's score is its share of the held-out loss reduction, `-λ ∂L/∂λ` at a drawn α.
 
-    It costs 1.5 times `steps` forward and backward passes, and a few forward passes for `loss_reduction`.
+    It costs 1.5 times `steps` forward and backward passes, and a few forward passes for `loss_reduction`. With several processes
+    each makes the whole training, on all batches: its steps follow one on the other, so there is nothing to share.
 
     Args:
         scoring: model, targets, training batches, `ProbeOptions`, seed. With the same seed and batches, the same scores.
@@ -75,6 +81,7 @@ def probe_scores(
         RecipeError: no steps, learning rate or scoring data.
         DataError: data that can be passed through once, or that the model does not take.
         AdapterError: heads that are not there, or offloaded weights.
+        TargetError: a model that is sharded.
         ScoresError: a loss or a score that is not finite, or an adapter without influence on the loss.
 
     Warns:
@@ -87,6 +94,13 @@ def probe_scores(
     _check(options, scoring.batches, scoring_data)
     assert options.steps is not None
     assert scoring_data is not None
+    if process_count() > 1:
+        if is_sharded(scoring.model):
+            raise TargetError(
+                "method 'probe' trains triplets on layers that every process holds whole; score before the model is sharded"
+            )
+        processes()  # accelerate's state, which the path measure asks for
+        scoring = replace(scoring, batches=whole_loader(scoring.needed_batches()))
     heads = _heads(scoring.model) if options.heads is None else options.heads
     batches = LoaderBatches(scoring_data, scoring.seed)
     warn_of_overlap(_rows_in(scoring_data), _rows_in(scoring.batches))

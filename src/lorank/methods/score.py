@@ -22,6 +22,7 @@ from lorank.scores import ImportanceScores
 from lorank.scoring.batches import Batch, SummedLoss, summed_loss
 from lorank.scoring.one_shot import ScoringInput
 from lorank.scoring.options import CalibrationOptions
+from lorank.scoring.several_processes import in_all_processes
 from lorank.targets import chosen_modules, find_targets
 from lorank.unsuitable import model_type_of
 from lorank.validation import explain, nearest
@@ -46,6 +47,10 @@ def score(
     `method="probe"` trains instead: triplets, for `steps` steps on the batches of the loader, scored on those of `scoring_data`,
     and takes them off again, see `lorank.methods.probe`. `lorank.allocate` then ranks by score per parameter by itself.
 
+    With several processes (torchrun, accelerate) all call it with the same model and batches, and all get the scores of one
+    process: each passes a share of the batches through the model, and sums are added up. `"eva"` and `"probe"`, which are no
+    sums over examples, are worked out whole by each.
+
     The model is left as it was: modules, weights, gradients, training mode, random streams; also by an error or an interrupt.
 
     Args:
@@ -53,7 +58,8 @@ def score(
             DataParallel or DistributedDataParallel), before `get_peft_model`.
         dataloader: mappings of model inputs, with `labels` where the score needs a loss; iterated once. A few hundred
             examples of the training data serve. `"magnitude"` needs none. `"probe"` trains on them, and begins again after
-            the last: a DataLoader, or a list.
+            the last: a DataLoader, or a list. Of several processes each reads all of them; a loader from
+            `accelerator.prepare`, or with a DistributedSampler, is taken back to the whole.
         method: `"sensitivity-lora"`, `"gradient"`, `"magnitude"`, `"eva"` or `"probe"`.
         scoring_data: for `"probe"`, batches as the loader's, of examples that it does not have.
         targets: which layers, see `lorank.targets.find_targets`; None takes every linear layer inside the blocks.
@@ -77,9 +83,10 @@ def score(
 
     Raises:
         RecipeError: an unknown method, preset or option, or one that is missing.
-        TargetError: no layer matches, or the model has adapters already.
-        DataError: no batches, or no labels where they are needed.
-        ScoresError: a layer that never ran, or something that is not finite.
+        TargetError: no layer matches, or the model has adapters already, or is sharded in a way that cannot be scored (FSDP2
+            can).
+        DataError: no batches, or no labels where they are needed; processes that read different batches.
+        ScoresError: a layer that never ran, or something that is not finite; processes with different weights.
 
     Warns:
         LorankWarning: layers that are left out, traces that are not above their standard error, or a model that is
@@ -120,7 +127,14 @@ def score(
         found["choices"] = {"ranks": decided.ranks.model_dump(mode="json")}  # allocate ranks as the preset does
     scoring = ScoringInput(model, find_targets(model, targets, exclude_modules), dataloader, chosen, loss, seed, found)
     with torch.inference_mode(False), torch.enable_grad():  # whatever the caller is in
-        return probe_scores(scoring, scoring_data, chosen_preset) if method == PROBE else METHODS[method].score(scoring)
+        return in_all_processes(
+            model,
+            lambda: (
+                probe_scores(scoring, scoring_data, chosen_preset)
+                if method == PROBE
+                else METHODS[method].score(scoring)
+            ),
+        )
 
 
 def _chosen(method: str, preset: str | None, options: Mapping[str, Any]) -> tuple[str, CalibrationOptions]:

@@ -30,8 +30,9 @@ def score_recipe(recipe: Recipe, output: Path, console: Console | None = None) -
             f"give --method, one of {known}"
         )
     check_file(output)
+    processes().wait_for_everyone()  # until none looks any more whether the output is there already
     recipe, prepared = prepare(recipe, (recipe.method,), console)
-    if console is not None:
+    if console is not None and processes().is_main_process:
         console.print(f"{recipe.method}: scoring the frozen model", highlight=False)
     scores = score_frozen(prepared, recipe)
     if processes().is_main_process:

@@ -2,7 +2,6 @@
 
 from collections.abc import Iterable, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass, field
 from typing import Literal
 
 import torch
@@ -13,6 +12,8 @@ from transformers.pytorch_utils import Conv1D
 
 from lorank.errors import DataError, ScoresError
 from lorank.scoring.batches import Batch, SummedLoss, summed_loss
+from lorank.scoring.calibration_sums import CalibrationSums, add_to
+from lorank.scoring.collectives import raised_in_all
 from lorank.scoring.curvature.fisher import squared_gradient_columns
 from lorank.scoring.curvature.gram import input_energy
 from lorank.scoring.curvature.hutchinson import OuterProductProbes
@@ -20,7 +21,9 @@ from lorank.scoring.curvature.kfac import output_energy
 from lorank.scoring.forward_passes import ForwardPasses
 from lorank.scoring.gradient import weighted_gradient_columns
 from lorank.scoring.layer_hooks import LayerHooks, OutputGradientHook, frozen
+from lorank.scoring.numbered_batches import NumberedBatches
 from lorank.scoring.precision import at_least_fp32, packed_for_inference
+from lorank.scoring.several_processes import is_sharded
 from lorank.scoring.undisturbed import undisturbed
 from lorank.targets import Target
 
@@ -29,48 +32,6 @@ _PACKED = (
     "pass in eval mode: they take no gradients and cannot be read; load the model again, and score it before anything else"
 )
 Quantity = Literal["gram", "fisher", "kfac", "hutchinson", "gradient"]
-
-
-@dataclass
-class CalibrationSums:
-    """What one pass leaves: sums over the examples of each fold. Example number k of the set is in fold `k mod folds`.
-
-    Attributes:
-        columns: module name -> `(folds, d_in)`: input energies for `gram` and `kfac`, else sums of the quantity.
-        outputs: module name -> `(folds,)`: output-gradient energies; `kfac` alone.
-        tokens: module name -> `(folds,)`: real tokens that went in; `gram` and `kfac`.
-        targets: `(folds,)`: targets that the loss counted.
-        examples: number of examples that were used.
-        batches: number of batches that they came in.
-        alone: why examples went through the model one at a time; None if batches went whole.
-        left_out: module name -> why it could not be scored; such a one is in none of the sums.
-        traces: module name -> `(probes, examples)`: the estimate of each direction of each example; `hutchinson` alone.
-        counts: `(examples,)`: targets of each of these examples.
-
-    """
-
-    targets: torch.Tensor
-    columns: dict[str, torch.Tensor] = field(default_factory=dict)
-    outputs: dict[str, torch.Tensor] = field(default_factory=dict)
-    tokens: dict[str, torch.Tensor] = field(default_factory=dict)
-    examples: int = 0
-    batches: int = 0
-    alone: str | None = None
-    left_out: dict[str, str] = field(default_factory=dict)
-    traces: dict[str, torch.Tensor] = field(default_factory=dict)
-    counts: torch.Tensor = field(default_factory=lambda: torch.empty(0, dtype=torch.float64))
-
-    def add(self, other: "CalibrationSums") -> None:
-        """Add the sums of other examples."""
-        self.targets += other.targets
-        self.examples += other.examples
-        pairs = ((self.columns, other.columns), (self.outputs, other.outputs), (self.tokens, other.tokens))
-        for sums, more in pairs:
-            for name, values in more.items():
-                _add(sums, name, values)
-        self.counts = torch.cat([self.counts, other.counts])
-        for name, values in other.traces.items():
-            self.traces[name] = torch.cat([self.traces[name], values], 1) if name in self.traces else values
 
 
 def calibrate(
@@ -94,6 +55,10 @@ def calibrate(
     Weights are frozen meanwhile, so no gradient of a weight is made but those of single examples inside an estimator; the
     model is left as it was. Gradient checkpointing stays on if the model is in training mode with it.
 
+    With several processes each passes its share of the batches, see `NumberedBatches`, and all get the sums of all; they are
+    added up before anything is checked, so a process without a share does not fail alone. Of a model that FSDP2 shards all
+    processes pass all batches, since each pass takes them all.
+
     Args:
         model: in any dtype, quantised or offloaded; the first target's inputs need not require gradients.
         targets: the layers.
@@ -108,7 +73,9 @@ def calibrate(
 
     Raises:
         DataError: no batches, batches that the model does not take, no labels where they are needed, not one target.
-        ScoresError: inputs, gradients or losses that are not finite, or no layer that can be scored.
+        ScoresError: inputs, gradients or losses that are not finite, or no layer that can be scored; an error of another
+            process; second derivatives of a sharded model.
+        TargetError: see `is_sharded`.
 
     Warns:
         LorankWarning: names the layers that cannot be scored, such as those that never ran, and leaves them out.
@@ -116,19 +83,31 @@ def calibrate(
     """
     if quantity != "gram" and any(map(packed_for_inference, (m for m in model.modules() if hasattr(m, "quant_state")))):
         raise ScoresError(_PACKED)
+    sharded = is_sharded(model)
+    if sharded and quantity == "hutchinson":
+        raise ScoresError(
+            "FSDP frees weights that second derivatives need; use estimator='fisher' or 'kfac', or score a model that is not "
+            "sharded"
+        )
+    numbered = NumberedBatches(batches, shared=not sharded)
     hooks = _Summing(model, targets, quantity, folds, OuterProductProbes(targets, seed, modules_at_once))
-    with frozen(model), hooks, undisturbed(model), ExitStack() as stack:
+    with raised_in_all(), frozen(model), hooks, undisturbed(model), ExitStack() as stack:
         stack.enter_context(torch.set_grad_enabled(quantity != "gram"))
         if quantity == "hutchinson":  # the fused kernels of attention have no second derivative
             stack.enter_context(sdpa_kernel(SDPBackend.MATH))
-        hooks.sums.batches = hooks.walk(
-            batches, lambda batch, count: hooks.some(batch, count, probes if quantity == "hutchinson" else 1, loss)
+        hooks.walk(
+            numbered, lambda batch, count: hooks.some(batch, count, probes if quantity == "hutchinson" else 1, loss)
         )
+    numbered.check_same()
+    hooks.sums.left_out, hooks.sums.alone = hooks.left_out, hooks.alone
+    if numbered.shared:
+        hooks.sums = hooks.sums.over_processes(numbered.examples)
+    hooks.sums.batches = numbered.batches
+    hooks.left_out = hooks.sums.left_out
     hooks.check()
     idle = "never ran in the forward pass of the calibration batches"
-    ran = hooks.sums.columns if hooks.masked else hooks.inputs_seen
+    ran = hooks.sums.columns if hooks.masked else hooks.sums.inputs
     hooks.leave_out({target.name: idle for target in targets if target.name not in ran})
-    hooks.sums.left_out, hooks.sums.alone = hooks.left_out, hooks.alone
     for sums in (hooks.sums.columns, hooks.sums.outputs, hooks.sums.tokens, hooks.sums.traces):
         for name in hooks.left_out:
             sums.pop(name, None)
@@ -150,8 +129,6 @@ class _Summing(LayerHooks):
         self.sums = CalibrationSums(torch.zeros(folds, dtype=torch.float64))
         self._new = self.sums  # of the batch that is under way
         self._start = torch.zeros((), requires_grad=True)
-        self.inputs_seen: dict[str, torch.Tensor] = {}  # sums of all inputs, in the order in which layers ran first
-        self._bad_loss: torch.Tensor | None = None
         self._probed: list[torch.Tensor] = []  # traces `(modules, examples)` of each direction of the batch under way
         self._forward, self._fold_of = False, torch.empty(0, dtype=torch.long)
         self._calls: dict[str, int] = {}
@@ -170,7 +147,7 @@ class _Summing(LayerHooks):
 
     def one_batch(self, batch: Batch, count: int, probe: int, loss: SummedLoss) -> None:
         """Forward and, where gradients are needed, backward."""
-        examples = range(self.sums.examples, self.sums.examples + count)
+        examples = range(self.first, self.first + count)
         self._fold_of = torch.tensor([example % self.folds for example in examples])
         self._calls, self._pairs = {}, {}
         if self.quantity == "hutchinson":
@@ -192,15 +169,15 @@ class _Summing(LayerHooks):
             self._new.targets.index_add_(0, self._fold_of, counts.double())
         if not counts.sum():
             return
-        bad = ~torch.isfinite(total.detach())
-        self._bad_loss = bad if self._bad_loss is None else self._bad_loss | bad
+        bad = (~torch.isfinite(total.detach())).long()
+        self.sums.bad_losses = bad if self.sums.bad_losses is None else self.sums.bad_losses + bad
         if self.quantity == "hutchinson":
             found, idle = self.probes.columns(total), torch.zeros(count, dtype=torch.float64, device=total.device)
             for name, columns in found.items():
-                _add(self._new.columns, name, self._by_fold(columns))
+                add_to(self._new.columns, name, self._by_fold(columns))
             traces = {name: columns.sum(1, dtype=torch.float64).to(total.device) for name, columns in found.items()}
             self._probed.append(torch.stack([traces.get(target.name, idle) for target in self.targets]))
-            self._new.counts = counts.double()
+            self._new.counts, self._new.numbers = counts.double(), torch.tensor(examples)
         elif total.requires_grad:
             total.backward()
             for name in list(self._pairs):  # of a layer's several calls some had no part in the loss
@@ -212,9 +189,9 @@ class _Summing(LayerHooks):
             self._calls[name] = self._calls.get(name, 0) + 1
             self.rows(x, name)  # raises before anything is passed back
             found = self.once(x, lambda: self._inputs(x, name))
-            kinds = (self._new.columns, self._new.tokens) if self.masked else (self.inputs_seen,)
+            kinds = (self._new.columns, self._new.tokens) if self.masked else (self.sums.inputs,)
             for sums, values in zip(kinds, found, strict=True):
-                _add(sums, name, values)
+                add_to(sums, name, values)
         if self.quantity == "gram":
             return output
         if self.quantity == "hutchinson":
@@ -240,12 +217,12 @@ class _Summing(LayerHooks):
         pairs = self._pairs.pop(name)
         inputs, deltas = (torch.cat(part, 1) if len(part) > 1 else part[0] for part in zip(*pairs, strict=True))
         if self.quantity == "kfac":
-            _add(self._new.outputs, name, self._by_fold(output_energy(deltas)))
+            add_to(self._new.outputs, name, self._by_fold(output_energy(deltas)))
         elif self.quantity == "fisher":
-            _add(self._new.columns, name, self._by_fold(squared_gradient_columns(inputs, deltas)))
+            add_to(self._new.columns, name, self._by_fold(squared_gradient_columns(inputs, deltas)))
         else:
             weight = weight_of(self.model.get_submodule(name))
-            _add(self._new.columns, name, self._by_fold(weighted_gradient_columns(inputs, deltas, weight)))
+            add_to(self._new.columns, name, self._by_fold(weighted_gradient_columns(inputs, deltas, weight)))
 
     def _by_fold(self, values: torch.Tensor) -> torch.Tensor:
         """`(folds, ...)`: sums of the examples' values `(examples, ...)`, in at least fp32."""
@@ -257,20 +234,15 @@ class _Summing(LayerHooks):
         """Raise what a pass found. Here, and once a batch to count its labels, the device is waited for."""
         if not self.sums.targets.sum():
             raise DataError("not one label of the calibration examples counts (all are -100); give labelled examples")
-        for name, values in (self.sums.columns if self.masked else self.inputs_seen).items():
+        for name, values in (self.sums.columns if self.masked else self.sums.inputs).items():
             if not bool(torch.isfinite(values).all()):
                 raise ScoresError(f"the inputs of {name!r} are not finite; use a wider dtype, or look at its weights")
-        if self._bad_loss is not None and bool(self._bad_loss):
+        if self.sums.bad_losses is not None and bool(self.sums.bad_losses):
             raise ScoresError("the loss of a calibration batch is not finite; use a wider dtype, or check its labels")
         for sums in (self.sums.columns, self.sums.outputs):
             for name, values in sums.items():
                 if not bool(torch.isfinite(values).all()):
                     raise ScoresError(f"gradients at the outputs of {name!r} are not finite; use a wider dtype")
-
-
-def _add(sums: dict[str, torch.Tensor], name: str, values: torch.Tensor) -> None:
-    """Add to the sums of a module. The values may be shared with others, so they are never changed."""
-    sums[name] = sums[name] + values.to(sums[name].device) if name in sums else values
 
 
 def weight_of(module: nn.Module) -> torch.Tensor:
@@ -288,6 +260,8 @@ def weight_of(module: nn.Module) -> torch.Tensor:
         raise ScoresError(_PACKED)
     held = module.weight
     weight = dequantize_module_weight(module).detach()
+    if hasattr(weight, "full_tensor"):  # sharded
+        weight = weight.full_tensor()
     # On the CPU PEFT leaves a copy of an 8-bit weight that has lost its scales, with which the layer cannot run.
     module.weight = held
     if weight.dtype not in (torch.float64, torch.float32, torch.bfloat16, torch.float16):

@@ -1,7 +1,7 @@
 """EVA's explained variance of layer inputs, by PEFT's incremental PCA: ranks for a baseline, and where its `A` starts."""
 
 import time
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Sequence
 from copy import copy
 from typing import Any, NamedTuple
 
@@ -14,9 +14,9 @@ from torch import nn
 from lorank.errors import DataError, ScoresError
 from lorank.scores import ImportanceScores
 from lorank.scoring.batches import Batch, SummedLoss, summed_loss
-from lorank.scoring.examples import examples_in
 from lorank.scoring.forward_passes import ForwardPasses
 from lorank.scoring.layer_hooks import LayerHooks, frozen
+from lorank.scoring.numbered_batches import NumberedBatches
 from lorank.scoring.one_shot import ScoringInput
 from lorank.scoring.options import InputVarianceOptions
 from lorank.scoring.precision import full_precision
@@ -36,15 +36,9 @@ def explained_variance_scores(scoring: ScoringInput) -> ImportanceScores:
 
     """
     began = time.perf_counter()
-    counted = [0]
-
-    def batches() -> Iterator[Batch]:
-        for batch in scoring.needed_batches():
-            counted[0] += examples_in(batch)
-            yield batch
-
+    batches = NumberedBatches(scoring.needed_batches(), shared=False)
     components = scoring.chosen(InputVarianceOptions).components
-    found, alone = principal_inputs(scoring.model, scoring.targets, batches(), components, scoring.loss)
+    found, alone = principal_inputs(scoring.model, scoring.targets, batches, components, scoring.loss)
     values = {name: ratios.double().cpu().numpy() for name, (_, ratios) in found.items()}
     for name, ratios in values.items():
         if not np.isfinite(ratios).all():
@@ -53,7 +47,7 @@ def explained_variance_scores(scoring: ScoringInput) -> ImportanceScores:
             )
     made = {
         "calibration": scoring.options.model_dump(mode="json"),
-        "examples": counted[0],
+        "examples": batches.examples,
         "seconds": round(time.perf_counter() - began, 3),
     }
     if alone is not None:
@@ -79,13 +73,14 @@ def start_at_principal_inputs(model: PeftModel, scoring: ScoringInput) -> None:
 def principal_inputs(
     model: nn.Module,
     targets: Sequence[Target],
-    batches: Iterable[Batch],
+    batches: Iterable[Batch] | NumberedBatches,
     components: int,
     loss: SummedLoss = summed_loss,
 ) -> tuple[dict[str, tuple[torch.Tensor, torch.Tensor]], str | None]:
     """Principal directions of every layer's inputs over all real tokens, largest first.
 
-    Inputs that all examples share (DeBERTa's relative positions) count once for each example, as in `calibrate`.
+    Inputs that all examples share (DeBERTa's relative positions) count once for each example, as in `calibrate`. A PCA is no
+    sum over examples, so with several processes each passes all batches and gets what one would.
 
     Returns:
         Module name -> directions `(components, d_in)` and their shares of the variance `(components,)`; fewer where a layer
@@ -100,9 +95,10 @@ def principal_inputs(
         LorankWarning: names the layers that cannot be scored, and leaves them out.
 
     """
+    numbered = batches if isinstance(batches, NumberedBatches) else NumberedBatches(batches, shared=False)
     hooks = _Principal(model, targets, components)
     with frozen(model), hooks, undisturbed(model), torch.no_grad():
-        hooks.walk(batches, lambda batch, _: hooks.some(batch, loss))
+        hooks.walk(numbered, lambda batch, _: hooks.some(batch, loss))
     return hooks.result(), hooks.alone
 
 

@@ -7,6 +7,7 @@ from typing import Any
 from torch import nn
 
 from lorank.scoring.batches import Batch, SummedLoss, call, summed_loss
+from lorank.scoring.several_processes import is_sharded
 from lorank.targets import Target
 
 
@@ -71,9 +72,11 @@ class ForwardPasses:
 def _output_layer(model: nn.Module) -> nn.Module | None:
     """The output layer of a language model; None where there is none, or where leaving it early would leave weights behind.
 
-    accelerate puts the weights of an offloaded module away after its forward pass, which those around the output layer would
-    not come to.
+    accelerate puts the weights of an offloaded module away after its forward pass, and FSDP those that it gathered, which those
+    around the output layer would not come to.
     """
+    if is_sharded(model):
+        return None
     find = getattr(model, "get_output_embeddings", None)
     head = find() if callable(find) else None
     if not isinstance(head, nn.Module):

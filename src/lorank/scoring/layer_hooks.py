@@ -4,18 +4,19 @@ import logging
 import sys
 import warnings
 import weakref
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from typing import Any
 
 import torch
 from torch import nn
 
-from lorank.errors import DataError, LorankWarning, ScoresError
+from lorank.errors import LorankWarning, ScoresError
 from lorank.module_names import has_part
 from lorank.scoring.batches import Batch, on_device_of
-from lorank.scoring.examples import examples_in, in_rows, some_examples, without_padding
+from lorank.scoring.examples import in_rows, some_examples, without_padding
 from lorank.scoring.masks import token_masks, with_distinct_lengths
+from lorank.scoring.numbered_batches import NumberedBatches
 from lorank.scoring.precision import full_precision
 from lorank.targets import Target
 
@@ -65,6 +66,7 @@ class LayerHooks:
     def __init__(self, model: nn.Module, targets: Sequence[Target], *, masked: bool) -> None:
         """Take the model and its targets; with `masked`, `mask` will tell real tokens from padding."""
         self.model, self.targets, self.masked = model, targets, masked
+        self.first = 0  # number of the batch's first example among those of all processes
         self.count = 0  # examples in the batch
         self.alone: str | None = None
         self._alone = False  # whether this batch is one example without padding
@@ -89,15 +91,13 @@ class LayerHooks:
     def __exit__(self, *_: object) -> None:
         self._open.close()
 
-    def walk(self, batches: Iterable[Batch], look: Callable[[Batch, int], None]) -> int:
-        """Hand the batches to `look` with their number of examples, whole or one example at a time; returns how many they are.
+    def walk(self, batches: NumberedBatches, look: Callable[[Batch, int], None]) -> None:
+        """Hand the batches of this process to `look` with their number of examples, whole or one example at a time.
 
         `look` passes the batch through the model. Where it raises RowsUnknown or SameSizes, what it added must be undone:
         the same examples come again, in other batches.
         """
-        number = 0
-        for batch in batches:
-            count, number = examples_in(batch), number + 1
+        for first, count, batch in batches:
             in_order = in_rows(self.model, batch, count)
             waiting = [(0, count)]
             while waiting:
@@ -109,6 +109,7 @@ class LayerHooks:
                     waiting[:0] = [(example, example + 1) for example in range(start, stop)]
                     continue
                 part = some_examples(self.model, batch, count, start, stop)
+                self.first = first + start
                 try:
                     look(self._ready(part, stop - start, alone=alone), stop - start)
                 except RowsUnknown as found:
@@ -116,12 +117,6 @@ class LayerHooks:
                     waiting.insert(0, (start, stop))
                 except SameSizes:
                     waiting[:0] = [(start, start + 1), (start + 1, stop)]
-        if not number:
-            again = (
-                "; an iterator gives its batches once: give a list, or make it anew" if iter(batches) is batches else ""
-            )
-            raise DataError(f"the calibration loader gave no batch; give at least one{again}")
-        return number
 
     def _go_alone(self, why: str) -> None:
         self.alone = why
