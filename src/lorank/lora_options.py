@@ -78,6 +78,28 @@ def check_options(options: Mapping[str, Any]) -> None:
         )
 
 
+def check_with_experts(options: Mapping[str, Any], experts: Iterable[str]) -> None:
+    """Refuse options that PEFT cannot have on parameters of fused experts.
+
+    Raises:
+        PlanError: names the option and the first parameter.
+
+    """
+    name = next(iter(experts), None)
+    if name is None:
+        return
+    for option in ("lora_dropout", "fan_in_fan_out", "velora_config"):
+        if options.get(option):
+            raise PlanError(
+                f"{option}={options[option]!r} cannot be had for parameters of experts ({name!r}), in PEFT; leave it out"
+            )
+    start = options.get("init_lora_weights", True)
+    if start not in (True, False, "gaussian"):
+        raise PlanError(
+            f"init_lora_weights={start!r} reads the weight of a linear layer, and {name!r} is one of experts; leave it out"
+        )
+
+
 def _check_start(options: Mapping[str, Any]) -> None:
     start = options.get("init_lora_weights", True)
     if isinstance(start, str) and start.lower() == "mica":
