@@ -70,7 +70,7 @@ def chosen_experts(
         missing = [entry for entry in select if not any(ends_with(name, entry) for name in known)]
     if missing or not chosen:
         leaves = list(dict.fromkeys(map(leaf_of, known)))
-        meant = get_close_matches(" ".join(missing), [ALL_EXPERTS, *leaves], 1, 0.6)
+        meant = get_close_matches(" ".join(map(leaf_of, missing)), [ALL_EXPERTS, *leaves], 1, 0.6)
         raise TargetError(
             f"target_parameters {missing or list(select)} match no parameter of experts"
             f"{f' (did you mean {meant[0]}?)' if meant else ''}; there are {', '.join(leaves)}, such as {next(iter(known))!r}; "

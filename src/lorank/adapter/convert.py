@@ -251,8 +251,8 @@ def _check(name: str, layer: LoraLayer, adapter_name: str) -> None:
     linear = isinstance(layer.get_base_layer(), (nn.Linear, Conv1D)) and adapter_name in layer.lora_A
     if hasattr(layer, "parameter_name"):
         raise AdapterError(
-            f"{adapted_name(name, layer)!r} is a parameter of experts (target_parameters), and in training only linear "
-            "layers get ranks: leave it out, or score before training, lorank.score(..., target_parameters=...), and train the plan"
+            f"{adapted_name(name, layer)!r} is a parameter of experts (target_parameters), and only linear layers become "
+            "triplets: leave it out, or score before training, lorank.score(..., target_parameters=...), and train the plan"
         )
     if not linear:
         raise AdapterError(
