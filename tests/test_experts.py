@@ -18,6 +18,7 @@ from lorank.models.task_model import experts_patterns_are_known
 from lorank.plan import WITH_EXPERTS, RankPlan
 from lorank.targets import experts_in, find_targets, unit_costs
 from lorank.training.plan_stage import adapter_parameters
+from lorank.unsuitable import model_type_of
 from tests.expert_models import LAYOUTS, batches, make
 
 IDS = batches(2)[0]["input_ids"]
@@ -28,7 +29,7 @@ def planned(model: Any) -> RankPlan:
     targets = find_targets(model, ["o_proj"], target_parameters="all-experts")
     ranks = {target.name: 1 + number for number, target in enumerate(targets)}
     ranks[targets[-2].name] = 0
-    chosen = {"targets": ["o_proj"], "target_parameters": "all-experts"}
+    chosen = {"targets": ["o_proj"], "target_parameters": "all-experts", "model_type": model_type_of(model)}
     costs = unit_costs(targets)
     spent = sum(rank * costs[name] for name, rank in ranks.items())
     return RankPlan(ranks, costs, str(spent), spent, provenance={**chosen, **experts_in(targets)})

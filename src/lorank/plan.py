@@ -171,7 +171,8 @@ class RankPlan:
         adapted = {name: rank for name, rank in self.ranks.items() if rank > 0}
         if not adapted:
             raise PlanError("every rank in the plan is 0, so there is no adapter to make; allocate a larger budget")
-        check_modules(adapted, set(self.ranks) - set(adapted), options, self.provenance.get("model_type"))
+        without = set(self.ranks) - set(adapted)
+        check_modules(adapted, without, options, self.provenance.get("model_type"), self.experts)
         largest = max(adapted.values())
         alphas = {name: self._alpha_of(rank) for name, rank in adapted.items()}
         try:
