@@ -16,7 +16,7 @@ import pytest
 ROOT = Path(__file__).parents[1] / "src" / "lorank"
 GROUND = (
     "errors", "validation", "findings", "processes", "artefact", "console", "links", "interrupt", "module_names",
-    "model_parts", "unsuitable", "targets", "lora_options", "budget", "scores", "plan",
+    "model_parts", "unsuitable", "experts", "targets", "lora_options", "budget", "scores", "plan",
 )  # fmt: skip
 # A room imports from the rooms before it. `lorank` itself and every `__main__` stand above all.
 ROOMS = (

@@ -78,6 +78,28 @@ def check_options(options: Mapping[str, Any]) -> None:
         )
 
 
+def check_with_experts(options: Mapping[str, Any], experts: Iterable[str]) -> None:
+    """Refuse options that PEFT cannot have on parameters of fused experts.
+
+    Raises:
+        PlanError: names the option and the first parameter.
+
+    """
+    name = next(iter(experts), None)
+    if name is None:
+        return
+    for option in ("lora_dropout", "fan_in_fan_out", "velora_config"):
+        if options.get(option):
+            raise PlanError(
+                f"{option}={options[option]!r} cannot be had for parameters of experts ({name!r}), in PEFT; leave it out"
+            )
+    start = options.get("init_lora_weights", True)
+    if start not in (True, False, "gaussian"):
+        raise PlanError(
+            f"init_lora_weights={start!r} reads the weight of a linear layer, and {name!r} is one of experts; leave it out"
+        )
+
+
 def _check_start(options: Mapping[str, Any]) -> None:
     start = options.get("init_lora_weights", True)
     if isinstance(start, str) and start.lower() == "mica":
@@ -95,7 +117,11 @@ def _check_start(options: Mapping[str, Any]) -> None:
 
 
 def check_modules(
-    adapted: Mapping[str, int], without: Iterable[str], options: Mapping[str, Any], model_type: str | None
+    adapted: Mapping[str, int],
+    without: Iterable[str],
+    options: Mapping[str, Any],
+    model_type: str | None,
+    experts: Iterable[str] = (),
 ) -> None:
     """Refuse modules that PEFT would not adapt as the plan says.
 
@@ -104,6 +130,7 @@ def check_modules(
         without: modules of rank 0.
         options: of the LoraConfig.
         model_type: as the plan recorded it; None where it did not.
+        experts: those of the names that are parameters of fused experts.
 
     Raises:
         PlanError: names the first module and why.
@@ -116,7 +143,7 @@ def check_modules(
             f"init_lora_weights='orthogonal' needs even ranks, and {odd!r} has {adapted[odd]}; allocate with multiple_of=2, or "
             "use another start"
         )
-    if why := forbidden_by_peft(adapted, model_type):
+    if why := forbidden_by_peft([name for name in adapted if name not in set(experts)], model_type):
         name = next(iter(why))
         raise PlanError(
             f"{len(why)} of the plan's modules cannot be adapted: {name!r} {why[name]}; score again, this lorank leaves them out"

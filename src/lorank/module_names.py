@@ -284,6 +284,8 @@ def without_adapter(name: str) -> str:
     Examples:
         >>> without_adapter("base_model.model.query.base_layer.bias")
         'base_model.model.query.bias'
+        >>> without_adapter("mlp.experts.base_layer.base_layer.down_proj")
+        'mlp.experts.down_proj'
 
     """
-    return name.replace(".base_layer.", ".")
+    return re.sub(r"(\.base_layer)+\.", ".", name)

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 from lorank.artefact import checksum, write_json
 from lorank.errors import PlanError, one_line
 from lorank.model_parts import unwrapped
-from lorank.targets import first_difference
+from lorank.targets import EXPERTS, first_difference
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -22,6 +22,7 @@ if TYPE_CHECKING:
 FORMAT = "lorank.rank_plan"
 VERSION = 1
 WITH_RSLORA = 2  # of a plan that scales by alpha / sqrt(r): versions of lorank that know none refuse it
+WITH_EXPERTS = 3  # of a plan for parameters of fused experts: so do those that would take them for modules
 WEIGHTED = "weighted_units"  # in the provenance of a plan whose budget weighs units: what the kept ones take from it
 
 
@@ -30,8 +31,8 @@ class RankPlan:
     """A rank for every module that was considered.
 
     Attributes:
-        ranks: full module name -> rank; 0 is legal and means no adapter.
-        unit_costs: full module name -> `d_in + d_out`, the parameters of one unit of rank.
+        ranks: full module name -> rank; 0 is legal and means no adapter. Of fused experts the full name of their parameter.
+        unit_costs: full module name -> `d_in + d_out`, the parameters of one unit of rank; of E experts `E (d_in + d_out)`.
         budget: the budget as it was asked for.
         budget_parameters: the adapter parameters that it means. With `budget_units` what the kept units cost: `spent`.
         scale: `alpha / r`, the factor of `B A`; the same for every module, whatever its rank. Changing it with the
@@ -39,7 +40,7 @@ class RankPlan:
         alpha: None; or one alpha for every module, so that each is scaled by `alpha / r_m` in place of `scale`
             (reading A13, `active`).
         rslora: with `alpha`: each module is scaled by `alpha / sqrt(r_m)` (rsLoRA, arXiv 2312.03732).
-        provenance: JSON values: scores, method, limits.
+        provenance: JSON values: scores, method, limits; under `experts` which names are parameters of how many experts.
         budget_units: units of rank that were asked for, where a budget counts these and not parameters; else None.
 
     Raises:
@@ -107,6 +108,12 @@ class RankPlan:
         """Sum of the ranks."""
         return sum(self.ranks.values())
 
+    @property
+    def experts(self) -> dict[str, int]:
+        """Of the names, those of parameters that hold the weights of several experts -> how many; empty for most models."""
+        counts = self.provenance.get(EXPERTS) or {}
+        return {name: counts[name] for name in self.ranks if name in counts}
+
     def moved_share(self, other: "RankPlan") -> float:
         """Share of this plan's parameters that `other` spends on another module or not at all, 0..1.
 
@@ -140,6 +147,7 @@ class RankPlan:
         `lora_alpha / r` of the config (vLLM) scales every module right. One that divides by each tensor's own rank
         (llama.cpp, TensorRT-LLM) does not. `rank_pattern` and `alpha_pattern` are keyed by the anchored full name. The scale of
         rsLoRA is written into the patterns, `alpha_m = alpha · sqrt(r_m)`, and `use_rslora` stays off: not every engine reads it.
+        Parameters of fused experts are in `target_parameters`, and in the patterns by their full names.
 
         What PEFT then trains is the plan's own parameters, `spent`, to the last one. Options that would train more, less or
         elsewhere are refused (DoRA, biases, other modules, ...), and so are modules that PEFT replaces in models of the plan's
@@ -156,20 +164,23 @@ class RankPlan:
         """
         from peft import LoraConfig
 
-        from lorank.lora_options import check_modules, check_options
+        from lorank.lora_options import check_modules, check_options, check_with_experts
 
         check_options(options)
+        check_with_experts(options, self.experts)
         adapted = {name: rank for name, rank in self.ranks.items() if rank > 0}
         if not adapted:
             raise PlanError("every rank in the plan is 0, so there is no adapter to make; allocate a larger budget")
-        check_modules(adapted, set(self.ranks) - set(adapted), options, self.provenance.get("model_type"))
+        without = set(self.ranks) - set(adapted)
+        check_modules(adapted, without, options, self.provenance.get("model_type"), self.experts)
         largest = max(adapted.values())
         alphas = {name: self._alpha_of(rank) for name, rank in adapted.items()}
         try:
             return LoraConfig(
                 r=largest,
                 lora_alpha=whole(self._alpha_of(largest)),
-                target_modules=list(adapted),
+                target_modules=[name for name in adapted if name not in self.experts],
+                target_parameters=[name for name in adapted if name in self.experts] or None,
                 rank_pattern={exactly(name): rank for name, rank in adapted.items()},
                 alpha_pattern={exactly(name): whole(alpha) for name, alpha in alphas.items()},
                 **options,
@@ -214,7 +225,7 @@ class RankPlan:
         """Write the plan as JSON, atomically."""
         content = {
             "format": FORMAT,
-            "version": WITH_RSLORA if self.rslora else VERSION,
+            "version": WITH_EXPERTS if self.experts else WITH_RSLORA if self.rslora else VERSION,
             "budget": self.budget_record,
             "total_rank": self.total_rank,
             "scale": self.scale,
@@ -242,9 +253,9 @@ class RankPlan:
             raise PlanError(f"{path}: damaged or not JSON ({error}); allocate again") from None
         if not isinstance(content, dict) or content.get("format") != FORMAT:
             raise PlanError(f"{path}: JSON, but not a lorank plan; give the plan.json of a run")
-        if content.get("version") not in (VERSION, WITH_RSLORA):
+        if content.get("version") not in (VERSION, WITH_RSLORA, WITH_EXPERTS):
             raise PlanError(
-                f"{path}: format version {content.get('version')}, this lorank reads {VERSION} and {WITH_RSLORA}; allocate again"
+                f"{path}: format version {content.get('version')}, this lorank reads {VERSION} to {WITH_EXPERTS}; allocate again"
             )
         if content.pop("checksum", None) != checksum(content):
             raise PlanError(

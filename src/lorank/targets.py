@@ -1,4 +1,4 @@
-"""Which linear layers of a model can be adapted, and what one unit of rank of each costs.
+"""Which linear layers and experts of a model can be adapted, and what one unit of rank of each costs.
 
 torch is loaded when a model is looked at, not before: allocating from a file of scores needs names alone.
 """
@@ -13,6 +13,7 @@ from difflib import get_close_matches
 from typing import TYPE_CHECKING, Any
 
 from lorank.errors import LorankWarning, TargetError
+from lorank.experts import chosen_experts, fused_experts, regular_expression
 from lorank.model_parts import heads_of, unwrapped
 from lorank.module_names import ends_with, is_within, leaf_of, parent_of, places
 
@@ -20,20 +21,37 @@ if TYPE_CHECKING:
     from torch import nn
 
 ALL_LINEAR = "all-linear"  # PEFT's word, in any case of letters
+EXPERTS = "experts"  # in the provenance of scores and plans: which of their names are parameters of fused experts
 
 
 @dataclass(frozen=True)
 class Target:
-    """A linear layer that can carry an adapter, `W: (d_out, d_in)`."""
+    """A linear layer that can carry an adapter, `W: (d_out, d_in)`; or a parameter that holds such a matrix for each expert.
+
+    Attributes:
+        name: full name of the layer, or of the parameter.
+        d_in: inputs.
+        d_out: outputs.
+        experts: matrices in a parameter `(experts, d_out, d_in)` of fused experts; 0 for a linear layer.
+        transposed: whether such a parameter is stored as `(experts, d_in, d_out)`.
+
+    """
 
     name: str
     d_in: int
     d_out: int
+    experts: int = 0
+    transposed: bool = False
 
     @property
     def unit_cost(self) -> int:
-        """Adapter parameters of one unit of rank: a row of A and a column of B."""
-        return self.d_in + self.d_out
+        """Adapter parameters of one unit of rank: a row of A and a column of B, for every expert."""
+        return (self.experts or 1) * (self.d_in + self.d_out)
+
+    @property
+    def weights(self) -> int:
+        """Numbers in the matrix, or in those of all experts."""
+        return (self.experts or 1) * self.d_in * self.d_out
 
     @property
     def max_rank(self) -> int:
@@ -78,9 +96,12 @@ def _linear_shape(module: nn.Module) -> tuple[int, int] | None:
 
 
 def find_targets(
-    model: nn.Module, select: str | Sequence[str] | None = None, exclude_modules: str | Sequence[str] | None = None
+    model: nn.Module,
+    select: str | Sequence[str] | None = None,
+    exclude_modules: str | Sequence[str] | None = None,
+    target_parameters: str | Sequence[str] | None = None,
 ) -> tuple[Target, ...]:
-    """List the linear layers to adapt, in the model's order.
+    """List the linear layers to adapt, in the model's order, and behind them the parameters of experts.
 
     Layers that cannot carry an adapter are no targets: those that PEFT refuses (Mamba's `out_proj`) or replaces by parameters
     of experts (every gate, up and down projection of many mixtures of experts, shared and dense ones too), those whose weight
@@ -94,16 +115,18 @@ def find_targets(
             model: heads, poolers and embeddings are left out). A list takes, as PEFT does, the modules whose full
             name is an entry or ends with `.entry`; a string is a regular expression that must match the full name.
             `"all-linear"` is PEFT's: every linear layer but the output embeddings, or the head of a classifier (whatever
-            stands beside the base model, which is trained whole).
+            stands beside the base model, which is trained whole). Empty with `target_parameters`: experts alone.
         exclude_modules: layers that are no targets though `select` takes them: names or their ends, or a regular expression, as
             in PEFT. None excludes none.
+        target_parameters: which parameters that hold all experts of a layer are targets too: names or their ends, as PEFT's
+            option of that name (`["experts.down_proj"]`), a regular expression, or `"all-experts"`. None takes none.
 
     Raises:
         TargetError: nothing matches, or an entry of `exclude_modules` matches no linear layer, and the message names the nearest
             modules; everything is excluded; or only layers that cannot be adapted are left.
 
     """
-    found, left_out = _select(model, select, exclude_modules)
+    found, left_out = _select(model, select, exclude_modules, target_parameters)
     if left_out:
         firsts: dict[str, list[str]] = {}
         for name, reason in left_out.items():
@@ -121,13 +144,21 @@ def find_targets(
 
 
 def _select(
-    model: nn.Module, select: str | Sequence[str] | None, exclude_modules: str | Sequence[str] | None
+    model: nn.Module,
+    select: str | Sequence[str] | None,
+    exclude_modules: str | Sequence[str] | None,
+    target_parameters: str | Sequence[str] | None,
 ) -> tuple[tuple[Target, ...], dict[str, str]]:
     """The targets, and the layers that were asked for and cannot be adapted, with the reason."""
     from lorank.unsuitable import unsuitable
 
     model = unwrapped(model)
-    parts = named_parts(model)
+    parts, experts = named_parts(model), tuple[Target, ...]()
+    if target_parameters is not None:
+        chosen = chosen_experts(type(model).__name__, fused_experts(parts), target_parameters)
+        experts = tuple(Target(name, *shape) for name, shape in chosen.items())
+        if select is not None and not select:
+            return experts, {}
     linears = {name: shape for name, module in parts.items() if (shape := _linear_shape(module)) and name}
     asked, problem = _asked(model, parts, linears, select)
     if not asked or not all(asked.values()):
@@ -147,7 +178,8 @@ def _select(
                 f"{f'targets {entry!r} match' if entry else type(model).__name__ + ' has'} only layers that cannot be adapted: "
                 f"{names[0]!r}{more} {left_out[names[0]]}; name others"
             )
-    return tuple(Target(name, *linears[name]) for name in linears if name in wanted and name not in left_out), left_out
+    found = tuple(Target(name, *linears[name]) for name in linears if name in wanted and name not in left_out)
+    return found + experts, left_out
 
 
 def _known_names(linears: Mapping[str, tuple[int, int]], asked: str | Sequence[str] | None) -> str:
@@ -169,7 +201,7 @@ def _excluded(
 
     """
     if isinstance(exclude_modules, str):
-        pattern = _pattern("exclude_modules", exclude_modules)
+        pattern = regular_expression("exclude_modules", exclude_modules)
         found = {name for name in linears if pattern.fullmatch(name)}
         missing = [] if found else [exclude_modules]
     else:
@@ -185,13 +217,6 @@ def _excluded(
             rf"layers, as in PEFT; for everything in it give a regular expression: .*\b{re.escape(missing[0])}\..*"
         )
     raise TargetError(f"exclude_modules {missing} match no linear layer{_known_names(linears, missing)}")
-
-
-def _pattern(what: str, expression: str) -> re.Pattern[str]:
-    try:
-        return re.compile(expression)
-    except re.error as error:
-        raise TargetError(f"{what} {expression!r} is not a regular expression: {error}") from None
 
 
 def _asked(
@@ -215,7 +240,7 @@ def _asked(
         chosen = [name for name in linears if id(parts[name]) not in heads]
         return {"": chosen}, f"{type(model).__name__} has no linear layer but its head"
     if isinstance(select, str):
-        pattern = _pattern("targets", select)
+        pattern = regular_expression("targets", select)
         chosen = [name for name in linears if pattern.fullmatch(name)]
         return {select: chosen}, f"targets {select!r} matches the full name of no linear layer"
     ends = {entry: [name for name in linears if ends_with(name, entry)] for entry in select}
@@ -229,11 +254,20 @@ def unit_costs(targets: Iterable[Target]) -> dict[str, int]:
 
 
 def chosen_modules(
-    targets: str | Sequence[str] | None, exclude_modules: str | Sequence[str] | None
+    targets: str | Sequence[str] | None,
+    exclude_modules: str | Sequence[str] | None,
+    target_parameters: str | Sequence[str] | None = None,
 ) -> dict[str, str | list[str] | None]:
     """How modules were chosen, as provenance says it and `first_difference` reads it: JSON values."""
-    given = {"targets": targets} | ({} if exclude_modules is None else {"exclude_modules": exclude_modules})
+    more = {"exclude_modules": exclude_modules, "target_parameters": target_parameters}
+    given = {"targets": targets} | {key: one for key, one in more.items() if one is not None}
     return {key: one if one is None or isinstance(one, str) else list(one) for key, one in given.items()}
+
+
+def experts_in(targets: Iterable[Target]) -> dict[str, dict[str, int]]:
+    """What scores and plans record under `EXPERTS` in their provenance: parameter -> number of experts; `{}` without any."""
+    found = {target.name: target.experts for target in targets if target.experts}
+    return {EXPERTS: found} if found else {}
 
 
 def first_difference(costs: Mapping[str, int], model: nn.Module, provenance: Mapping[str, Any]) -> str | None:
@@ -244,11 +278,13 @@ def first_difference(costs: Mapping[str, int], model: nn.Module, provenance: Map
     be missing in the file.
     """
     try:
-        there = (
-            unit_costs(_select(model, provenance["targets"], provenance.get("exclude_modules"))[0])
-            if "targets" in provenance
-            else {name: sum(shape) for name, shape in linear_layers(model).items()}
-        )
+        if "targets" in provenance:
+            keys = ("targets", "exclude_modules", "target_parameters")
+            found = _select(model, *(provenance.get(key) for key in keys))[0]
+        else:
+            linears, fused = linear_layers(model).items(), fused_experts(named_parts(model)).items()
+            found = (*(Target(name, *of) for name, of in linears), *(Target(name, *shape) for name, shape in fused))
+        there = unit_costs(found)
     except TargetError:
         there = {}
     left_out = provenance.get("left_out", ())  # what could not be scored has no rank

@@ -26,8 +26,9 @@ from transformers import (
 from lorank.errors import ScoresError
 from lorank.models.base_size import base_parameters
 from lorank.scoring.batches import count_targets, summed_loss
-from lorank.scoring.calibration import CalibrationSums, Quantity, calibrate, weight_of
+from lorank.scoring.calibration import CalibrationSums, Quantity, calibrate
 from lorank.scoring.one_shot import resampling
+from lorank.scoring.weights import weight_of
 from lorank.targets import find_targets
 
 

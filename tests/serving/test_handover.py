@@ -8,14 +8,17 @@ import pytest
 import torch
 import yaml
 from peft import LoraConfig, PeftModel
+from tests import expert_models
 from tests.serving.conftest import FAMILIES, logits_of, plan_for
 from transformers import AutoModelForCausalLM, Trainer, TrainingArguments
 
+import lorank
 from lorank.errors import AdapterError, OutputError, PlanError
 from lorank.plan import RankPlan
 from lorank.serving import handover
 from lorank.serving.adapter_files import AdapterFiles
 from lorank.serving.handover import hand_over
+from lorank.training.plan_stage import adapter_parameters
 
 
 @pytest.fixture
@@ -151,3 +154,23 @@ def test_refusals(plan: RankPlan, bases: dict[str, Path], tmp_path: Path) -> Non
     (tmp_path / "mine" / "file").touch()
     with pytest.raises(OutputError, match="is there already"):
         hand_over(plan, "seed-adapter", tmp_path / "mine")
+
+
+def test_a_plan_with_experts_goes_where_peft_reads_it(tmp_path: Path) -> None:
+    base = expert_models.make("qwen3-moe")
+    base.save_pretrained(tmp_path / "base")
+    scores = lorank.score(base, method="magnitude", targets=["o_proj"], target_parameters=["experts.down_proj"])
+    plan = lorank.allocate(scores, "r=2", max_rank=4)
+    text, _ = hand_over(plan, "peft", None, str(tmp_path / "base"))
+    found: dict[str, Any] = {}
+    exec(text.partition("model = ")[0], found)
+    assert found["config"].to_dict() == plan.lora_config().to_dict()
+    for tool in ("axolotl", "unsloth"):
+        with pytest.raises(PlanError, match=f"not known to reach PEFT through {tool}'s settings; export --to peft"):
+            hand_over(plan, tool, None, str(tmp_path / "base"))
+    hand_over(plan, "seed-adapter", tmp_path / "seed", str(tmp_path / "base"))
+    ids = torch.arange(4, 12)[None]
+    with torch.no_grad():
+        seeded: Any = PeftModel.from_pretrained(expert_models.make("qwen3-moe"), str(tmp_path / "seed"))
+        assert torch.equal(seeded(input_ids=ids).logits, base(input_ids=ids).logits)
+    assert adapter_parameters(tmp_path / "seed") == plan.spent

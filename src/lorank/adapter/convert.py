@@ -13,6 +13,7 @@ from transformers.pytorch_utils import Conv1D
 from lorank.adapter.adapted_part import adapted_part, base_of
 from lorank.adapter.triplet import TripletAdapter, TripletLinear
 from lorank.errors import AdapterError, LorankWarning
+from lorank.experts import adapted_name
 from lorank.module_names import leaf_of, parent_of
 from lorank.plan import exactly, whole
 
@@ -248,7 +249,12 @@ def _lora_layers(model: nn.Module, adapter_name: str) -> Iterator[tuple[str, Lor
 
 def _check(name: str, layer: LoraLayer, adapter_name: str) -> None:
     linear = isinstance(layer.get_base_layer(), (nn.Linear, Conv1D)) and adapter_name in layer.lora_A
-    if not linear or hasattr(layer, "parameter_name"):  # `target_parameters` adapts a tensor, not a layer
+    if hasattr(layer, "parameter_name"):
+        raise AdapterError(
+            f"{adapted_name(name, layer)!r} is a parameter of experts (target_parameters), and only linear layers become "
+            "triplets: leave it out, or score before training, lorank.score(..., target_parameters=...), and train the plan"
+        )
+    if not linear:
         raise AdapterError(
             f"{name!r} is adapted by {type(layer).__name__} on {type(layer.get_base_layer()).__name__}; ranks are allocated "
             "to linear layers only, leave it out of target_modules"

@@ -20,6 +20,9 @@ def inspect_command(
     exclude_modules: Annotated[
         str | None, typer.Option(help='targets that are left out: names, "gate,lm_head", or a regular expression')
     ] = None,
+    target_parameters: Annotated[
+        str | None, typer.Option(help="fused experts that are targets too: all-experts, names, or a regular expression")
+    ] = None,
     task: Annotated[
         str | None,
         typer.Option(help="classification, causal-lm or seq2seq; default: what the architecture is usually trained as"),
@@ -66,10 +69,11 @@ def inspect_command(
     }  # fmt: skip
     with clear_errors():
         _check(asked, task, json)
+        chosen = (targets, exclude_modules, target_parameters)
         if budget is None:
-            _show_model(model, (targets, exclude_modules), task, trust_remote_code=trust_remote_code)
+            _show_model(model, chosen, task, trust_remote_code=trust_remote_code)
         else:
-            _show_training(model, (targets, exclude_modules), task, asked, json, trust_remote_code=trust_remote_code)
+            _show_training(model, chosen, task, asked, json, trust_remote_code=trust_remote_code)
 
 
 def _check(asked: dict[str, Any], task: str | None, json: Path | None) -> None:
@@ -152,6 +156,6 @@ def _show_training(
 
 def _names_or_pattern(targets: str | None) -> str | list[str] | None:
     """Names as a recipe's list has them: with a comma, or without any sign that makes it a regular expression."""
-    if targets is None or targets == "all-linear" or not re.fullmatch(r"[\w.\-]+(\s*,\s*[\w.\-]+)*", targets):
+    if targets in (None, "all-linear", "all-experts") or not re.fullmatch(r"[\w.\-]+(\s*,\s*[\w.\-]+)*", targets):
         return targets
     return [name.strip() for name in targets.split(",")]

@@ -1,7 +1,7 @@
 """Memory for activations: what the backward pass needs of a batch, with and without gradient checkpointing."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from torch import nn
@@ -26,6 +26,7 @@ class Activations:
         logits: the logits in the model's dtype and the copy in fp32 that the loss is made of.
         logits_gradient: for a moment, when the backward pass begins: gradients of the log-softmax's output and of its input, in
             fp32.
+        merged_experts: of `saved`, copies `W + ΔW` of adapted tensors of experts, which PEFT makes in every forward pass.
         traced: whether a forward pass was traced; otherwise these are estimates by a formula.
 
     """
@@ -37,6 +38,7 @@ class Activations:
     logits: int
     logits_gradient: int
     traced: bool
+    merged_experts: int = 0
 
     def peak(self, *, checkpointing: bool) -> int:
         """The most that is held at a time.
@@ -57,7 +59,7 @@ def activations(
 
     Where the forward pass looks at values, which the meta device does not have, a formula stands in: for each of T tokens and
     each of L blocks `22 d + 3 f` numbers in the model's dtype (d hidden size, f width of the MLP), and for each adapter its
-    input and r numbers in fp32.
+    input and r numbers in fp32. Adapted experts add a copy of their tensors, see `merged_experts`.
 
     Args:
         model: on the meta device, in fp32.
@@ -85,9 +87,24 @@ def activations(
     try:
         saved = trace(model, inputs_of(model, question.batch, question.seq, target_seq))
     except Exception:  # of any kind: what a forward pass without values may run into is the model's own
-        return _by_formula(model, targets, question, trained, (width, logits, gradient))
-    return Activations(
-        saved.bytes, saved.in_blocks, saved.largest_block, saved.block_inputs, logits, gradient, traced=True
+        found = _by_formula(model, targets, question, trained, (width, logits, gradient))
+    else:
+        found = Activations(
+            saved.bytes, saved.in_blocks, saved.largest_block, saved.block_inputs, logits, gradient, traced=True
+        )
+    return _with_experts(found, targets, width)
+
+
+def _with_experts(found: Activations, targets: Sequence[Target], width: int) -> Activations:
+    """With the copies of adapted tensors of experts, which are in blocks: two in one, gate with up, and down."""
+    copies = [width * target.weights for target in targets if target.experts]
+    merged, largest = sum(copies), sum(sorted(copies)[-2:])
+    return replace(
+        found,
+        saved=found.saved + merged,
+        in_blocks=found.in_blocks + merged,
+        largest_block=found.largest_block + largest,
+        merged_experts=merged,
     )
 
 

@@ -110,7 +110,8 @@ def trained_parameters(
     initial = start + sum(ranks.values()) if triplets else asked
     heads = list(trained_heads(model, modules_to_save))
     whole = {id(parameter) for parameter in heads}
-    if inside := [each.name for each in targets if id(next(model.get_submodule(each.name).parameters())) in whole]:
+    held = {t.name: t.name if t.experts else f"{t.name}.weight" for t in targets}
+    if inside := [name for name, weight in held.items() if id(model.get_parameter(weight)) in whole]:
         raise RecipeError(f"{inside[0]!r} would be trained whole (modules_to_save), and is a target; exclude it")
     parameters = sum(parameter.numel() for parameter in heads)
     return Trained(ranks, triplets, initial, asked, parameters, len(heads), FP32 * parameters)

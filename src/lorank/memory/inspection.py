@@ -14,8 +14,9 @@ from lorank.memory.base_bytes import QuantisedBase, base_bytes, in_dtype, module
 from lorank.memory.passes import Passes, extra_passes
 from lorank.memory.question import Question
 from lorank.memory.score_state import ScoreState, score_state
-from lorank.memory.untouched import parameters_by_kind
+from lorank.memory.untouched import ADAPTED_EXPERTS, parameters_by_kind
 from lorank.methods import METHODS
+from lorank.methods.choose import check_experts
 from lorank.models.base_dtype import DTYPES, dtype_of_checkpoint
 from lorank.targets import Target
 
@@ -178,11 +179,14 @@ def inspect_model(model: nn.Module, targets: Sequence[Target], question: Questio
 
     Raises:
         BudgetError: a budget that this model cannot honour.
+        RecipeError: a method that gives no ranks to experts, which are among the targets.
         AllocationError: the run is too short for the method. With more than one finding, `SeveralFindings`.
 
     """
     any_model: Any = model
     findings, allocates = Findings(), METHODS[question.method].allocates_in_training
+    if any(target.experts for target in targets):
+        check_experts(question.method, None)
     dtype = question.dtype or dtype_of_checkpoint(any_model.config)
     in_dtype(model, "fp32")  # accelerate's count never widens what it is given
     shapes = {target.name: (target.d_in, target.d_out) for target in targets}
@@ -209,6 +213,10 @@ def inspect_model(model: nn.Module, targets: Sequence[Target], question: Questio
     found = activations(model, targets, question, trained, dtype, triplets=allocates)
     chosen = in_bits[question.quantization] if question.quantization else None
     notes = _notes(question, chosen, kinds, found, passes, allocates=allocates)
+    if found.merged_experts:
+        notes.append(
+            "PEFT adds ΔW to whole tensors of experts in the forward pass: copies that last until the backward pass"
+        )
     return Inspection(
         question, type(model).__name__, dtype, base, chosen, gathered, kinds, trained, state, found, passes, notes
     )  # fmt: skip
@@ -239,7 +247,7 @@ def _notes(
             f"{question.method} needs the adapter's gradients on every device: train with one process or DDP, or with FSDP or "
             "ZeRO-3 only where the adapter is replicated"
         )
-    if chosen is not None and "experts" in kinds:
+    if chosen is not None and {"experts", ADAPTED_EXPERTS} & set(kinds):
         notes.append("experts that are one tensor for all of them are not quantised by bitsandbytes")
     if "vision towers" in kinds or "audio towers" in kinds:
         notes.append(

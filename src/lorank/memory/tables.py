@@ -2,7 +2,7 @@
 
 from lorank.memory.adapter_bytes import FP32
 from lorank.memory.inspection import Inspection
-from lorank.memory.untouched import ADAPTED
+from lorank.memory.untouched import ADAPTED, ADAPTED_EXPERTS
 from lorank.report.split_table import SplitTable
 
 
@@ -69,7 +69,9 @@ def parameter_table(found: Inspection) -> SplitTable:
     total = sum(found.parameters.values())
     table = SplitTable("parameters", ("kind", "parameters", "share", "adapter"))
     for kind, number in found.parameters.items():
-        table.add_row(kind, f"{number:,}", f"{100 * number / total:.2f}%", "yes" if kind == ADAPTED else "none")
+        table.add_row(
+            kind, f"{number:,}", f"{100 * number / total:.2f}%", "yes" if kind in (ADAPTED, ADAPTED_EXPERTS) else "none"
+        )
     return table
 
 

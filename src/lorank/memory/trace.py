@@ -187,13 +187,13 @@ def without_values() -> Iterator[None]:
 
 
 def put_adapters(model: nn.Module, targets: Sequence[Target], ranks: dict[str, int], *, triplets: bool) -> None:
-    """Freeze a model without weights, and put adapters without weights on it, in fp32, in place."""
+    """Freeze a model without weights, and put adapters without weights on its layers, in fp32, in place."""
     for parameter in model.parameters():
         parameter.requires_grad_(False)
     parts = named_parts(model)
     config = LoraConfig(r=8, lora_alpha=16)
     with torch.device("meta"), no_init_weights():
-        for target in targets:
+        for target in (one for one in targets if not one.experts):
             base, rank = parts[target.name], ranks[target.name]
             kind: Any = LoraLinear
             if triplets:

@@ -11,10 +11,11 @@ from lorank.module_names import has_part, is_within
 from lorank.targets import Target, linear_layers
 
 ADAPTED = "adapted linear layers"
+ADAPTED_EXPERTS = "adapted experts"
 # In the order in which a parameter is asked where it belongs.
 KINDS = (
-    ADAPTED, "vision towers", "audio towers", "embeddings", "heads", "experts", "norms", "linear layers without adapter",
-    "biases", "other",
+    ADAPTED, ADAPTED_EXPERTS, "vision towers", "audio towers", "embeddings", "heads", "experts", "norms",
+    "linear layers without adapter", "biases", "other",
 )  # fmt: skip
 
 
@@ -22,7 +23,8 @@ def parameters_by_kind(model: nn.Module, targets: Sequence[Target]) -> dict[str,
     """Kind of parameter -> number of parameters, those of kinds that the model has; a tied weight counts once.
 
     The numbers add up to all parameters of the model. An output embedding that is tied is an embedding. Experts are what has
-    `experts` in its name, one tensor for all of them or a layer for each; an expert's layer that is a target is adapted.
+    `experts` in its name, one tensor for all of them or a layer for each; an expert's layer that is a target is adapted, and so
+    is such a tensor.
 
     Args:
         model: with its head, on any device.
@@ -45,6 +47,8 @@ def parameters_by_kind(model: nn.Module, targets: Sequence[Target]) -> dict[str,
             tower = next((kind for kind, names in towers.items() if is_within(full, names)), None)
             if name in weights and leaf == "weight":
                 kind = ADAPTED
+            elif full in weights:
+                kind = ADAPTED_EXPERTS
             elif tower is not None:
                 kind = tower
             elif isinstance(module, nn.Embedding):

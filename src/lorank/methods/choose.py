@@ -72,6 +72,36 @@ def with_options(preset: AnyPreset, options: Mapping[str, Any]) -> AnyPreset:
         raise RecipeError(explain(error, type(preset)).removeprefix("recipe: ")) from None
 
 
+def check_experts(method: str, measure: Section | None) -> None:
+    """Refuse target_parameters for a method that gives no ranks to parameters of fused experts.
+
+    Args:
+        method: its name.
+        measure: its options, or None.
+
+    Raises:
+        RecipeError: says which methods do.
+
+    """
+    known = [name for name, one in METHODS.items() if one.takes_experts]
+    why = None
+    if method not in known:
+        trains = method in METHODS and METHODS[method].allocates_in_training
+        why = f"method {method!r} {'cuts triplets of linear layers' if trains else 'looks at linear layers'} alone"
+    elif (estimator := getattr(measure, "estimator", "fisher")) != "fisher":
+        why = f"estimator {estimator!r} looks at what goes into linear layers, and there is none for an expert"
+    if why is not None:
+        words = [
+            name if METHODS[name].default.measure is None else f"{name}{_ESTIMATOR.get(name, '')}" for name in known
+        ]
+        raise RecipeError(
+            f"target_parameters: {why}; ranks of experts are decided before training, by {', '.join(words)}; or leave them out"
+        )
+
+
+_ESTIMATOR = {"sensitivity-lora": " (estimator: fisher)"}
+
+
 def choices_in(preset: Preset) -> dict[str, Section]:
     """Name of each choice -> its options, for the choices that there are."""
     found = {name: getattr(preset, name) for name in type(preset).model_fields}

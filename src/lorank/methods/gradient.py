@@ -10,5 +10,6 @@ GRADIENT = Method(
     presets={"recommended": FrozenModelChoices(measure=FoldOptions(), ranks=RankOptions(rank_by="score"))},
     default_preset="recommended",
     scored="modules",
+    takes_experts=True,
     scorer="lorank.scoring.one_shot:gradient_scores",
 )

@@ -9,5 +9,6 @@ MAGNITUDE = Method(
     presets={"recommended": FrozenModelChoices(ranks=RankOptions(rank_by="score"))},
     default_preset="recommended",
     scored="modules",
+    takes_experts=True,
     scorer="lorank.scoring.one_shot:magnitude_scores",
 )

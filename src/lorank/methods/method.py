@@ -52,6 +52,7 @@ class Method:
             input has the model inside of the adapter.
         search_share: preset name -> what a recipe's search may cost where the recipe says nothing about its length, as a share of
             what `train` costs; presets that are not in it search for as long as `train` trains.
+        takes_experts: whether its scores, or equal ones, are also for parameters of fused experts.
         earlier_default: the default preset of earlier versions, where it was another one: what recipes of format 1 mean, and the
             records of runs that do not name the preset of a baseline.
 
@@ -65,6 +66,7 @@ class Method:
     scorer: "Callable[[ScoringInput], ImportanceScores] | str | None" = None
     start: "Callable[[PeftModel, ScoringInput], None] | str | None" = None
     search_share: Mapping[str, float] = field(default_factory=dict)
+    takes_experts: bool = False
     earlier_default: str | None = None
 
     @property

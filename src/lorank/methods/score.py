@@ -12,7 +12,7 @@ from torch import nn
 from lorank.artefact import versions
 from lorank.errors import LorankWarning, RecipeError, ScoresError, TargetError
 from lorank.methods import METHODS, FrozenModelChoices
-from lorank.methods.choose import preset_of
+from lorank.methods.choose import check_experts, preset_of
 from lorank.methods.i_lora import I_LORA
 from lorank.methods.probe import DEFAULT_PRESET, ProbeOptions, probe_scores
 from lorank.methods.registry import PROBE
@@ -23,7 +23,7 @@ from lorank.scoring.batches import Batch, SummedLoss, summed_loss
 from lorank.scoring.one_shot import ScoringInput
 from lorank.scoring.options import CalibrationOptions
 from lorank.scoring.several_processes import in_all_processes
-from lorank.targets import chosen_modules, find_targets
+from lorank.targets import chosen_modules, experts_in, find_targets
 from lorank.unsuitable import model_type_of
 from lorank.validation import explain, nearest
 
@@ -36,13 +36,14 @@ def score(
     scoring_data: Iterable[Batch] | None = None,
     targets: str | Sequence[str] | None = None,
     exclude_modules: str | Sequence[str] | None = None,
+    target_parameters: str | Sequence[str] | None = None,
     loss: SummedLoss = summed_loss,
     seed: int = 0,
     preset: str | None = None,
     provenance: dict[str, Any] | None = None,
     **options: Any,
 ) -> ImportanceScores:
-    """Score the linear layers of a model before any training, in one pass over a few calibration batches.
+    """Score the linear layers (and experts) of a model before any training, in one pass over a few calibration batches.
 
     `method="probe"` trains instead: triplets, for `steps` steps on the batches of the loader, scored on those of `scoring_data`,
     and takes them off again, see `lorank.methods.probe`. `lorank.allocate` then ranks by score per parameter by itself.
@@ -64,6 +65,9 @@ def score(
         scoring_data: for `"probe"`, batches as the loader's, of examples that it does not have.
         targets: which layers, see `lorank.targets.find_targets`; None takes every linear layer inside the blocks.
         exclude_modules: which of them are left out: names or their ends, or a regular expression.
+        target_parameters: parameters of fused experts that are scored too, see `find_targets`: `"all-experts"`, or names or their
+            ends. For `"gradient"`, `"magnitude"` and `"sensitivity-lora"` with `estimator="fisher"`: the first and the last take
+            the gradient of the parameter, one example at a time.
         loss: for models that are not called, or whose `labels` and `loss` are not, as transformers' are: a function of model
             and batch that returns the sum of the losses of all targets and the number of targets of each example,
             `(examples,)` on the CPU.
@@ -82,7 +86,7 @@ def score(
         Scores for `lorank.allocate`, with standard errors and resamples where examples were looked at.
 
     Raises:
-        RecipeError: an unknown method, preset or option, or one that is missing.
+        RecipeError: an unknown method, preset or option, or one that is missing; a method that does not score experts.
         TargetError: no layer matches, or the model has adapters already, or is sharded in a way that cannot be scored (FSDP2
             can).
         DataError: no batches, or no labels where they are needed; processes that read different batches.
@@ -105,6 +109,8 @@ def score(
         )
         model = inside
     chosen_preset, chosen = _chosen(method, preset, options)
+    if target_parameters is not None:
+        check_experts(method, chosen)
     if method != PROBE and scoring_data is not None:
         raise RecipeError(f"scoring_data is for method 'probe'; {method!r} does not train, leave it out")
     if any(parameter.is_inference() for parameter in model.parameters()):
@@ -119,13 +125,15 @@ def score(
         "model": getattr(getattr(model, "config", None), "_name_or_path", "") or type(model).__name__,
         "model_type": model_type_of(model),
         "base_parameters": base_parameters(model),
-        **chosen_modules(targets, exclude_modules),
+        **chosen_modules(targets, exclude_modules, target_parameters),
         "versions": versions(),
         **(provenance or {}),
     }
     if method != PROBE and isinstance(decided := METHODS[method].presets[chosen_preset], FrozenModelChoices):
         found["choices"] = {"ranks": decided.ranks.model_dump(mode="json")}  # allocate ranks as the preset does
-    scoring = ScoringInput(model, find_targets(model, targets, exclude_modules), dataloader, chosen, loss, seed, found)
+    chosen_targets = find_targets(model, targets, exclude_modules, target_parameters)
+    found = {**experts_in(chosen_targets), **found}
+    scoring = ScoringInput(model, chosen_targets, dataloader, chosen, loss, seed, found)
     with torch.inference_mode(False), torch.enable_grad():  # whatever the caller is in
         return in_all_processes(
             model,
@@ -162,7 +170,7 @@ def _chosen(method: str, preset: str | None, options: Mapping[str, Any]) -> tupl
     kind = type(measure or CalibrationOptions())
     for key in options:
         if key not in kind.model_fields:
-            own = [*kind.model_fields, "targets", "exclude_modules", "loss", "seed", "preset"]
+            own = [*kind.model_fields, "targets", "exclude_modules", "target_parameters", "loss", "seed", "preset"]
             hint = " (did you mean targets?)" if key == "target_modules" else nearest(key, own)
             raise RecipeError(f"{key}: no option of method {method!r}{hint}; allowed: {', '.join(own)}")
     values = {} if measure is None else measure.model_dump(exclude_unset=True)

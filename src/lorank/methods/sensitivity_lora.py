@@ -48,5 +48,6 @@ SENSITIVITY_LORA = Method(
     default_preset="per-output",
     earlier_default="recommended",
     scored="modules",
+    takes_experts=True,
     scorer="lorank.scoring.one_shot:sensitivity_scores",
 )

@@ -7,4 +7,5 @@ UNIFORM = Method(
     reference="Hu et al., LoRA, ICLR 2022, arXiv 2106.09685",
     presets={"paper": FrozenModelChoices()},
     default_preset="paper",
+    takes_experts=True,
 )

@@ -18,6 +18,7 @@ from lorank.errors import AdapterError, one_line
 from lorank.models.head_width import labels_by_shape
 from lorank.models.loading import NOT_LOADABLE, quiet_loading
 from lorank.models.new_tokens import resize_embeddings
+from lorank.models.task_model import experts_patterns_are_known
 from lorank.models.weights import check_loaded
 from lorank.module_names import ends_with, in_base_model, is_adapter_tensor, parameter_of_tensor, parent_of
 
@@ -60,7 +61,8 @@ def load_adapted(
             _resize(model, adapter)
             if dequantise:
                 model = _dequantised(model, dtype if isinstance(dtype, torch.dtype) else None)
-        return PeftModel.from_pretrained(model, str(adapter))
+        with experts_patterns_are_known():
+            return PeftModel.from_pretrained(model, str(adapter))
     except NOT_LOADABLE as error:
         reason = one_line(error)
         raise AdapterError(

@@ -1,6 +1,8 @@
 """A loaded base model, with what adapters on it are made of."""
 
-from collections.abc import Mapping, Sequence
+import warnings
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -41,6 +43,20 @@ class TaskModel:
 
     def adapted(self, config: PeftConfig) -> Any:
         """The PEFT model of a config; what trains is fp32."""
-        model = get_peft_model(self.model, config)
+        with experts_patterns_are_known():
+            model = get_peft_model(self.model, config)
         train_copies_in_fp32(model)
         return model
+
+
+@contextmanager
+def experts_patterns_are_known() -> Iterator[None]:
+    """Where PEFT puts an adapter on, without its warning that it ignored patterns for parameters of experts, which it heeds.
+
+    PEFT 0.21 looks for the names of patterns among the modules alone. (Each rank is checked, or comes with its tensors.)
+    """
+    with warnings.catch_warnings():
+        warnings.filterwarnings(
+            "ignore", r"The following (rank|alpha)_pattern keys did not match.*\.experts\.", RuntimeWarning
+        )
+        yield

@@ -10,7 +10,7 @@ from lorank.budget import Budget
 from lorank.engine.options import RankOptions, ScoringSetChoices, TrainingBatchChoices
 from lorank.errors import BudgetError, RecipeError
 from lorank.methods import METHODS, Method
-from lorank.methods.choose import choices_in
+from lorank.methods.choose import check_experts, choices_in
 from lorank.methods.registry import FULL, unknown_method
 from lorank.methods.uniform import UNIFORM
 from lorank.recipe.lengths import OF_TRAIN, problems_of_lengths
@@ -45,6 +45,10 @@ class Recipe(Section):
     )
     exclude_modules: str | tuple[str, ...] | None = Field(
         None, description="which of them are left out: names or their ends, or a regular expression"
+    )
+    target_parameters: str | tuple[str, ...] | None = Field(
+        None,
+        description="parameters of fused experts that get ranks too: all-experts, names (or their ends), or a regular expression",
     )
     baselines: Mapping[str, Mapping[str, Any]] = Field(
         {},
@@ -149,6 +153,13 @@ class Recipe(Section):
             problems.insert(0, f"method: {unknown_method(self.method)}")
         if self.method in self.baselines:
             problems.append(f"baselines: {self.method} is the recipe's method already; leave it out")
+        if self.target_parameters is not None:
+            if self.lora_dropout:
+                problems.append("lora_dropout: cannot be had for target_parameters, in PEFT; set it to 0")
+            try:
+                check_experts(self.method, self.measure)
+            except RecipeError as error:
+                problems.append(str(error))
         if self.model.classifier_dropout is not None and self.data.writes:
             problems.append(f"model.classifier_dropout: a model for {self.data.task} has no classifier; leave it out")
         cuts = self.method in METHODS and self.keeps_triplets

@@ -181,14 +181,14 @@ def _number(value: float | None) -> str:
 def target_table(targets: tuple[Target, ...]) -> SplitTable:
     """The adaptable modules of a model, those of one kind in one row."""
     placed = places(target.name for target in targets)
-    kinds: dict[tuple[str, str, int, int], list[int | None]] = {}
+    kinds: dict[tuple[str, str, int, int, int], list[int | None]] = {}
     for target in targets:
         place = placed[target.name]
-        kinds.setdefault((place.stack, place.projection, target.d_in, target.d_out), []).append(place.layer)
+        kind = (place.stack, place.projection, target.d_in, target.d_out, target.unit_cost)
+        kinds.setdefault(kind, []).append(place.layer)
     columns = ("stack", "projection", "d_in", "d_out", "modules", "a unit of rank costs", "rank 1 in all")
     table = SplitTable("adaptable modules", columns, repeated=2)
-    for (stack, projection, d_in, d_out), layers in kinds.items():
-        cost = d_in + d_out
+    for (stack, projection, d_in, d_out, cost), layers in kinds.items():
         table.add_row(
             stack, projection, f"{d_in:,}", f"{d_out:,}", str(len(layers)), f"{cost:,}", f"{cost * len(layers):,}"
         )

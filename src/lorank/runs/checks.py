@@ -29,7 +29,7 @@ from lorank.recipe.recipe import Recipe
 from lorank.recipe.sections import TrainingSection
 from lorank.runs.recipe_values import pretrained_of, stage_settings_of
 from lorank.scores import ImportanceScores
-from lorank.targets import Target, chosen_modules, find_targets, unit_costs
+from lorank.targets import Target, chosen_modules, experts_in, find_targets, unit_costs
 from lorank.tasks.metrics import choose_metrics
 from lorank.tasks.section import DataSection
 from lorank.training.plan_stage import scaled_plan
@@ -76,7 +76,8 @@ def _check_budget(
     recipe: Recipe, methods: Sequence[str], model: nn.Module, task_type: TaskType
 ) -> tuple[tuple[Target, ...], dict[str, Any]]:
     """Targets and provenance, when the budget and the limits can be honoured."""
-    targets = find_targets(model, recipe.target_modules, recipe.exclude_modules)
+    chosen = (recipe.target_modules, recipe.exclude_modules, recipe.target_parameters)
+    targets = find_targets(model, *chosen)
     heads = head_modules(model) if task_type == TaskType.SEQ_CLS else ()
     if inside := [target.name for target in targets if is_within(target.name, heads)]:
         raise TargetError(
@@ -113,7 +114,8 @@ def _check_budget(
         "preset": recipe.preset,
         "seed": recipe.seed,
         "scale": recipe.scale,
-        **chosen_modules(recipe.target_modules, recipe.exclude_modules),
+        **chosen_modules(*chosen),
+        **experts_in(targets),
         "versions": versions(),
     }
     for method in methods:

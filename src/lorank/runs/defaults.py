@@ -90,11 +90,15 @@ def unpacked(recipe: Recipe, console: Console) -> Recipe:
     """The recipe for trainings side by side, in which every example is a row of its own; says so where it changes anything.
 
     Raises:
-        RecipeError: rows are streamed.
+        RecipeError: rows are streamed, or experts are targets.
 
     """
     if recipe.data.stream:
         raise RecipeError("data.stream: here rows are split and read several times; set it to false")
+    if recipe.target_parameters is not None:
+        raise RecipeError(
+            "target_parameters: trainings side by side are of adapters on linear layers, not on experts; leave it out here"
+        )
     if not recipe.data.packing:
         return recipe
     console.print("note: data.packing is off here, every example is a row of its own", highlight=False)

@@ -5,10 +5,8 @@ from contextlib import ExitStack
 from typing import Literal
 
 import torch
-from peft.utils.integrations import dequantize_module_weight
 from torch import nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
-from transformers.pytorch_utils import Conv1D
 
 from lorank.errors import DataError, ScoresError
 from lorank.scoring.batches import Batch, SummedLoss, summed_loss
@@ -18,6 +16,7 @@ from lorank.scoring.curvature.fisher import squared_gradient_columns
 from lorank.scoring.curvature.gram import input_energy
 from lorank.scoring.curvature.hutchinson import OuterProductProbes
 from lorank.scoring.curvature.kfac import output_energy
+from lorank.scoring.expert_gradients import columns_of_experts, gradients_of_experts
 from lorank.scoring.forward_passes import ForwardPasses
 from lorank.scoring.gradient import weighted_gradient_columns
 from lorank.scoring.layer_hooks import LayerHooks, OutputGradientHook, frozen
@@ -25,12 +24,9 @@ from lorank.scoring.numbered_batches import NumberedBatches
 from lorank.scoring.precision import at_least_fp32, packed_for_inference
 from lorank.scoring.several_processes import is_sharded
 from lorank.scoring.undisturbed import undisturbed
+from lorank.scoring.weights import PACKED, weight_of
 from lorank.targets import Target
 
-_PACKED = (
-    "bitsandbytes has packed the 4-bit weights for inference on this processor (AVX512-BF16), as it does in the first forward "
-    "pass in eval mode: they take no gradients and cannot be read; load the model again, and score it before anything else"
-)
 Quantity = Literal["gram", "fisher", "kfac", "hutchinson", "gradient"]
 
 
@@ -52,7 +48,10 @@ def calibrate(
     and those that all examples share (DeBERTa's relative positions), which add to the gradient of each example what its own
     loss has of them. So too where inputs alone are summed: shared rows count once for each example.
 
-    Weights are frozen meanwhile, so no gradient of a weight is made but those of single examples inside an estimator; the
+    Parameters of fused experts (`fisher` and `gradient`) are looked at by their own gradient, which is that of a whole batch:
+    with one among the targets, examples go through the model one at a time.
+
+    Other weights are frozen meanwhile, so no gradient of a weight is made but those of single examples inside an estimator; the
     model is left as it was. Gradient checkpointing stays on if the model is in training mode with it.
 
     With several processes each passes its share of the batches, see `NumberedBatches`, and all get the sums of all; they are
@@ -82,7 +81,7 @@ def calibrate(
 
     """
     if quantity != "gram" and any(map(packed_for_inference, (m for m in model.modules() if hasattr(m, "quant_state")))):
-        raise ScoresError(_PACKED)
+        raise ScoresError(PACKED)
     sharded = is_sharded(model)
     if sharded and quantity == "hutchinson":
         raise ScoresError(
@@ -106,7 +105,7 @@ def calibrate(
     hooks.left_out = hooks.sums.left_out
     hooks.check()
     idle = "never ran in the forward pass of the calibration batches"
-    ran = hooks.sums.columns if hooks.masked else hooks.sums.inputs
+    ran = {*hooks.sums.columns, *(() if hooks.masked else hooks.sums.inputs)}
     hooks.leave_out({target.name: idle for target in targets if target.name not in ran})
     for sums in (hooks.sums.columns, hooks.sums.outputs, hooks.sums.tokens, hooks.sums.traces):
         for name in hooks.left_out:
@@ -133,6 +132,13 @@ class _Summing(LayerHooks):
         self._forward, self._fold_of = False, torch.empty(0, dtype=torch.long)
         self._calls: dict[str, int] = {}
         self._pairs: dict[str, list[tuple[torch.Tensor, torch.Tensor]]] = {}
+        if any(target.experts for target in targets):
+            self.go_alone("the gradient of a parameter of experts is that of all examples of a batch")
+
+    def __enter__(self) -> "_Summing":
+        self._open.enter_context(gradients_of_experts(self.model, self.targets, self._add_experts))
+        super().__enter__()
+        return self
 
     def some(self, batch: Batch, count: int, probes: int, loss: SummedLoss) -> None:
         """Add what a batch of `count` examples gives, after all of it is there."""
@@ -224,6 +230,11 @@ class _Summing(LayerHooks):
             weight = weight_of(self.model.get_submodule(name))
             add_to(self._new.columns, name, self._by_fold(weighted_gradient_columns(inputs, deltas, weight)))
 
+    def _add_experts(self, target: Target, gradient: torch.Tensor, weight: torch.Tensor) -> None:
+        squared = self.quantity == "fisher"
+        value = (lambda g, _: g.square()) if squared else (lambda g, w: (g * w).abs())
+        add_to(self._new.columns, target.name, self._by_fold(columns_of_experts(target, gradient, value, weight)))
+
     def _by_fold(self, values: torch.Tensor) -> torch.Tensor:
         """`(folds, ...)`: sums of the examples' values `(examples, ...)`, in at least fp32."""
         values = at_least_fp32(values.detach())
@@ -242,31 +253,4 @@ class _Summing(LayerHooks):
         for sums in (self.sums.columns, self.sums.outputs):
             for name, values in sums.items():
                 if not bool(torch.isfinite(values).all()):
-                    raise ScoresError(f"gradients at the outputs of {name!r} are not finite; use a wider dtype")
-
-
-def weight_of(module: nn.Module) -> torch.Tensor:
-    """Weights `(d_out, d_in)` of a linear layer, dequantised.
-
-    Raises:
-        ScoresError: they are offloaded, or packed in a form that cannot be unpacked.
-
-    """
-    if module.weight.device.type == "meta":
-        raise ScoresError(
-            f"{type(module).__name__} has its weights elsewhere (offloaded); load the model whole to score it"
-        )
-    if packed_for_inference(module):
-        raise ScoresError(_PACKED)
-    held = module.weight
-    weight = dequantize_module_weight(module).detach()
-    if hasattr(weight, "full_tensor"):  # sharded
-        weight = weight.full_tensor()
-    # On the CPU PEFT leaves a copy of an 8-bit weight that has lost its scales, with which the layer cannot run.
-    module.weight = held
-    if weight.dtype not in (torch.float64, torch.float32, torch.bfloat16, torch.float16):
-        raise ScoresError(
-            f"{type(module).__name__} holds its weights as {weight.dtype}, which cannot be read as numbers; load the model "
-            "unquantised or in 4 or 8 bits by bitsandbytes, or use a score that does not look at weights"
-        )
-    return weight.T if isinstance(module, Conv1D) else weight
+                    raise ScoresError(f"gradients at {name!r} are not finite; use a wider dtype")

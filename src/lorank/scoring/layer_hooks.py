@@ -79,7 +79,7 @@ class LayerHooks:
     def __enter__(self) -> "LayerHooks":
         if "torch._dynamo" in sys.modules:  # compiled code does not run hooks that were added later
             self._open.enter_context(torch.compiler.set_stance("force_eager"))
-        for target in self.targets:
+        for target in (one for one in self.targets if not one.experts):
 
             def hook(_: nn.Module, args: Any, kwargs: Any, output: Any, name: str = target.name) -> Any:
                 return self._after_layer(name, args[0] if args else next(iter(kwargs.values()), None), output)
@@ -105,7 +105,7 @@ class LayerHooks:
                 alone = self.alone is not None or not in_order
                 if alone and stop - start > 1:
                     if self.alone is None:
-                        self._go_alone("the images or sounds of a batch are not one for each example")
+                        self.go_alone("the images or sounds of a batch are not one for each example")
                     waiting[:0] = [(example, example + 1) for example in range(start, stop)]
                     continue
                 part = some_examples(self.model, batch, count, start, stop)
@@ -113,12 +113,13 @@ class LayerHooks:
                 try:
                     look(self._ready(part, stop - start, alone=alone), stop - start)
                 except RowsUnknown as found:
-                    self._go_alone(str(found))
+                    self.go_alone(str(found))
                     waiting.insert(0, (start, stop))
                 except SameSizes:
                     waiting[:0] = [(start, start + 1), (start + 1, stop)]
 
-    def _go_alone(self, why: str) -> None:
+    def go_alone(self, why: str) -> None:
+        """From now on examples go through the model one at a time."""
         self.alone = why
         _LOG.info("%s: examples go through the model one at a time, which takes longer", why)
 

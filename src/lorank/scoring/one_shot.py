@@ -13,10 +13,11 @@ from torch import nn
 from lorank.errors import DataError, LorankWarning, ScoresError
 from lorank.scores import ImportanceScores
 from lorank.scoring.batches import Batch, SummedLoss, summed_loss
-from lorank.scoring.calibration import CalibrationSums, calibrate, weight_of
+from lorank.scoring.calibration import CalibrationSums, calibrate
 from lorank.scoring.curvature.hutchinson import trace_with_errors
 from lorank.scoring.options import HESSIAN_OF, CalibrationOptions, FoldOptions, HessianOptions
 from lorank.scoring.spectrum import combined, effective_rank, topk_share
+from lorank.scoring.weights import weight_of
 from lorank.targets import Target, unit_costs
 
 BOOTSTRAP_DRAWS = 32
@@ -78,7 +79,8 @@ def sensitivity_scores(scoring: ScoringInput) -> ImportanceScores:
 
     `S_m = norm(tr H_m)^a · norm(topk_m)^b · norm(effective rank_m)^c`, see `lorank.scoring.spectrum`; the diagonal by
     `options.estimator`, one pass. arXiv 2509.09119 as far as it is known: trace, "Topk", "Effective Rank"
-    and proportional ranks are the paper's, everything else a choice that docs/sensitivity-lora.md lists.
+    and proportional ranks are the paper's, everything else a choice that docs/sensitivity-lora.md lists. Fused experts are
+    scored by `fisher` alone, of the gradient of their parameter; the trace is the sum over all experts.
 
     Raises:
         DataError: no batches, or none with labels for an estimator that needs them.
@@ -129,7 +131,8 @@ def gradient_scores(scoring: ScoringInput) -> ImportanceScores:
     """Mean of `|w · g|` over the weights of a layer and the calibration examples, `g` the gradient of one example's loss.
 
     GoRA (arXiv 2502.12171) takes the mean of `|W ∘ G|` with G over a few batches; here an example is a batch of its own,
-    so that no gradient of a whole weight has to be kept, and the score does not depend on how examples are batched.
+    so that no gradient of a whole weight has to be kept, and the score does not depend on how examples are batched. Of fused
+    experts it is the mean over the weights of all of them, also those that a token was not routed to, whose gradient is 0.
 
     Raises:
         DataError: as `sensitivity_scores`.
@@ -138,7 +141,7 @@ def gradient_scores(scoring: ScoringInput) -> ImportanceScores:
     """
 
     def columns_of(sums: CalibrationSums, target: Target, weights: torch.Tensor) -> torch.Tensor:
-        return _mean(sums.columns, target, weights, sums.targets) / (target.d_in * target.d_out)
+        return _mean(sums.columns, target, weights, sums.targets) / target.weights
 
     return _calibrated(
         scoring, "gradient", columns_of, lambda columns: torch.stack([each.sum(-1) for each in columns], -1), {}
@@ -147,10 +150,15 @@ def gradient_scores(scoring: ScoringInput) -> ImportanceScores:
 
 @torch.no_grad()
 def magnitude_scores(scoring: ScoringInput) -> ImportanceScores:
-    """Mean `|w|` of a layer: needs no data, and says nothing about the task; a control."""
+    """Mean `|w|` of a layer, or of all experts of one: needs no data, and says nothing about the task; a control."""
     values = {}
     for target in scoring.targets:
-        mean = weight_of(scoring.model.get_submodule(target.name)).abs().mean(dtype=torch.float64)
+        weight = (
+            scoring.model.get_parameter(target.name)
+            if target.experts
+            else weight_of(scoring.model.get_submodule(target.name))
+        )
+        mean = weight.abs().mean(dtype=torch.float64)
         if not bool(torch.isfinite(mean)):
             raise ScoresError(f"weights of {target.name!r} are not finite; load the model again")
         values[target.name] = np.array([float(mean)])

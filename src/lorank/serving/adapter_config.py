@@ -21,7 +21,7 @@ _FEATURES = {
     "use_qalora": "QALoRA",
     "layer_replication": "replicated layers",
     "trainable_token_indices": "trained tokens",
-    "target_parameters": "expert tensors in place of layers",
+    "target_parameters": "expert tensors in place of layers, which vLLM and SGLang are reported to drop or to fail on",
     "alora_invocation_tokens": "activated LoRA, which is on for a part of the text only",
 }
 

@@ -15,6 +15,7 @@ from torch import nn
 
 from lorank.artefact import check_new_folder, check_unwritten, new_folder, write_text
 from lorank.errors import PlanError
+from lorank.models.task_model import experts_patterns_are_known
 from lorank.plan import RankPlan, exactly, whole
 from lorank.serving.base.built import without_weights
 from lorank.serving.names import choose
@@ -55,7 +56,9 @@ def seed_adapter(
     check_new_folder(output)
     base = without_weights(model, task_type, num_labels=num_labels, trust_remote_code=trust_remote_code)
     plan.check_model(base)
-    adapted: Any = get_peft_model(base, plan.lora_config(task_type=task_type, base_model_name_or_path=model))
+    config = plan.lora_config(task_type=task_type, base_model_name_or_path=model)
+    with experts_patterns_are_known():
+        adapted: Any = get_peft_model(base, config)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         _start(adapted, base)
@@ -175,6 +178,11 @@ def hand_over(
     name = model or plan.provenance.get("model")
     if not name:
         raise PlanError("the plan does not say which model it is for; give --model")
+    if plan.experts and to in _WITHOUT_EXPERTS:
+        raise PlanError(
+            f"the plan has ranks for parameters of experts ({next(iter(plan.experts))!r}), which is not known to reach PEFT "
+            f"through {to}'s settings; export --to peft or --to seed-adapter"
+        )
     words, seeded = TOOLS.get(to, (None, True))
     folder = Path(output or SEED_ADAPTER) if seeded else None
     text = words(plan, str(name), folder) if words else ""
@@ -203,14 +211,19 @@ TOOLS: Mapping[str, tuple[Callable[[RankPlan, str, Path | None], str], bool]] = 
 }
 
 
+_WITHOUT_EXPERTS = ("axolotl", "unsloth")
+
+
 def _fields(plan: RankPlan) -> dict[str, Any]:
     """The fields of the plan's LoraConfig that are not PEFT's defaults, in a fixed order."""
     config = plan.lora_config()
     adapted = [name for name, rank in plan.ranks.items() if rank]
+    experts = [name for name in adapted if name in plan.experts]
     return {
         "r": config.r,
         "lora_alpha": whole(config.lora_alpha),
-        "target_modules": adapted,
+        "target_modules": [name for name in adapted if name not in experts],
+        **({"target_parameters": experts} if experts else {}),
         "rank_pattern": {exactly(name): config.rank_pattern[exactly(name)] for name in adapted},
         "alpha_pattern": {exactly(name): config.alpha_pattern[exactly(name)] for name in adapted},
     }

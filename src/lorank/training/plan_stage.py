@@ -16,7 +16,9 @@ from transformers import PreTrainedTokenizerBase
 
 from lorank.adapter.effect import warn_without_effect
 from lorank.errors import LorankWarning, PlanError
+from lorank.experts import adapted_name
 from lorank.models.label_names import label_names_of, write_label_names
+from lorank.models.task_model import experts_patterns_are_known
 from lorank.module_names import is_adapter_tensor
 from lorank.plan import RankPlan
 from lorank.processes import processes
@@ -151,7 +153,8 @@ def evaluate_saved(
     prepared: Prepared, adapter: Path, directory: Path
 ) -> tuple[dict[str, float | None], float | None, dict[str, dict[str, Any]]]:
     """Metrics and mean loss of an adapter that plain PEFT loads, and on further test parts; Trainer works in `directory`."""
-    model = PeftModel.from_pretrained(prepared.load_model().model, str(adapter))
+    with experts_patterns_are_known():
+        model = PeftModel.from_pretrained(prepared.load_model().model, str(adapter))
     metrics, loss = prepared.evaluate(model, directory)
     return metrics, loss, prepared.evaluate_more(model, directory)
 
@@ -164,7 +167,8 @@ def adapter_parameters(directory: Path) -> int:
 
 
 def _check_ranks(model: PeftModel, plan: RankPlan) -> None:
-    adapted = {n: m.r["default"] for n, m in model.get_base_model().named_modules() if isinstance(m, LoraLayer)}
+    layers = ((name, part) for name, part in model.get_base_model().named_modules() if isinstance(part, LoraLayer))
+    adapted = {adapted_name(name, layer): layer.r["default"] for name, layer in layers}
     wanted = {name: rank for name, rank in plan.ranks.items() if rank > 0}
     if adapted != wanted:
         name = next(n for n in {**wanted, **adapted} if adapted.get(n) != wanted.get(n))
