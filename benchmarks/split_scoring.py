@@ -25,7 +25,7 @@ from torch import distributed
 from transformers import LlamaConfig, LlamaForCausalLM, set_seed
 
 import lorank
-from lorank.scoring.collectives import gathered, process_count, process_index
+from lorank.scoring.split.collectives import gathered, process_count, process_index
 
 
 def timed(score: Callable[[], object], rounds: int) -> tuple[list[float], list[float]]:

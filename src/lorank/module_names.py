@@ -29,6 +29,13 @@ class Place:
     projection: str
 
 
+def from_layer_on(name: str) -> str:
+    """`3.mlp.up_proj` of `model.layers.3.mlp.up_proj`; a name without a layer whole."""
+    parts = name.split(".")
+    first = next((place for place, part in enumerate(parts) if part.isdigit()), 0)
+    return ".".join(parts[first:])
+
+
 def places(names: Iterable[str]) -> dict[str, Place]:
     """Place of each module, from the names alone; within a block every short name is unique.
 

@@ -16,9 +16,9 @@ from lorank.artefact import checksum
 from lorank.engine.overlap import content_sum, values_in
 from lorank.errors import DataError, TrainingError
 from lorank.scoring.batches import Batch
-from lorank.scoring.collectives import process_count
 from lorank.scoring.random_streams import RandomStreams, random_streams
-from lorank.scoring.whole_loader import whole_loader
+from lorank.scoring.split.collectives import process_count
+from lorank.scoring.split.whole_loader import whole_loader
 
 
 class ScoringBatches:

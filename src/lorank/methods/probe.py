@@ -32,12 +32,12 @@ from lorank.models.loading import head_modules
 from lorank.processes import processes
 from lorank.scores import ImportanceScores
 from lorank.scoring.batches import Batch, on_device_of, summed_loss
-from lorank.scoring.collectives import process_count
 from lorank.scoring.one_shot import ScoringInput
 from lorank.scoring.options import CalibrationOptions
 from lorank.scoring.random_streams import RandomStreams, random_streams
-from lorank.scoring.several_processes import is_sharded
-from lorank.scoring.whole_loader import whole_loader
+from lorank.scoring.split.collectives import process_count
+from lorank.scoring.split.several_processes import is_sharded
+from lorank.scoring.split.whole_loader import whole_loader
 from lorank.targets import unit_costs
 
 DEFAULT_PRESET = "loss-per-parameter"

@@ -22,7 +22,7 @@ from lorank.scores import ImportanceScores
 from lorank.scoring.batches import Batch, SummedLoss, summed_loss
 from lorank.scoring.one_shot import ScoringInput
 from lorank.scoring.options import CalibrationOptions
-from lorank.scoring.several_processes import in_all_processes
+from lorank.scoring.split.several_processes import in_all_processes
 from lorank.targets import chosen_modules, experts_in, find_targets
 from lorank.unsuitable import model_type_of
 from lorank.validation import explain, nearest

@@ -4,6 +4,7 @@ import re
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
+from lorank.module_names import from_layer_on
 from lorank.page.margin import PlanMargin
 from lorank.page.run_folder import LossCurve
 from lorank.report.heat_map import INK
@@ -67,9 +68,7 @@ def margin_figure(margin: PlanMargin) -> "Figure":
 
 def short_module(name: str) -> str:
     """A module's name without what all names of a model begin with, in few letters."""
-    parts = drawable(name).split(".")
-    first = next((place for place, part in enumerate(parts) if part.isdigit()), max(0, len(parts) - 2))
-    told = ".".join(parts[first:])
+    told = drawable(from_layer_on(name))
     return told if len(told) <= 24 else f"…{told[-23:]}"
 
 

@@ -138,9 +138,9 @@ def _mapping(path: Path) -> Mapping[str, Any]:
     return found
 
 
-def _resolved(recipe: str) -> Mapping[str, Any]:
+def _resolved(text: str) -> Mapping[str, Any]:
     try:
-        found = yaml.safe_load(recipe)
+        found = yaml.safe_load(text)
     except (yaml.YAMLError, ValueError, RecursionError):
         return {}
     found = found.get("resolved") if isinstance(found, dict) else None

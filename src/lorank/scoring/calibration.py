@@ -11,7 +11,6 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from lorank.errors import DataError, ScoresError
 from lorank.scoring.batches import Batch, SummedLoss, summed_loss
 from lorank.scoring.calibration_sums import CalibrationSums, add_to
-from lorank.scoring.collectives import raised_in_all
 from lorank.scoring.curvature.fisher import squared_gradient_columns
 from lorank.scoring.curvature.gram import input_energy
 from lorank.scoring.curvature.hutchinson import OuterProductProbes
@@ -20,9 +19,10 @@ from lorank.scoring.expert_gradients import columns_of_experts, gradients_of_exp
 from lorank.scoring.forward_passes import ForwardPasses
 from lorank.scoring.gradient import weighted_gradient_columns
 from lorank.scoring.layer_hooks import LayerHooks, OutputGradientHook, frozen
-from lorank.scoring.numbered_batches import NumberedBatches
 from lorank.scoring.precision import at_least_fp32, packed_for_inference
-from lorank.scoring.several_processes import is_sharded
+from lorank.scoring.split.collectives import raised_in_all
+from lorank.scoring.split.numbered_batches import NumberedBatches
+from lorank.scoring.split.several_processes import is_sharded
 from lorank.scoring.undisturbed import undisturbed
 from lorank.scoring.weights import PACKED, weight_of
 from lorank.targets import Target

@@ -4,7 +4,7 @@ from dataclasses import dataclass, field
 
 import torch
 
-from lorank.scoring.collectives import added_up, gathered
+from lorank.scoring.split.collectives import added_up, gathered
 
 
 @dataclass

@@ -16,10 +16,10 @@ from lorank.scores import ImportanceScores
 from lorank.scoring.batches import Batch, SummedLoss, summed_loss
 from lorank.scoring.forward_passes import ForwardPasses
 from lorank.scoring.layer_hooks import LayerHooks, frozen
-from lorank.scoring.numbered_batches import NumberedBatches
 from lorank.scoring.one_shot import ScoringInput
 from lorank.scoring.options import InputVarianceOptions
 from lorank.scoring.precision import full_precision
+from lorank.scoring.split.numbered_batches import NumberedBatches
 from lorank.scoring.undisturbed import undisturbed
 from lorank.targets import Target
 

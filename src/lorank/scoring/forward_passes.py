@@ -7,7 +7,7 @@ from typing import Any
 from torch import nn
 
 from lorank.scoring.batches import Batch, SummedLoss, call, summed_loss
-from lorank.scoring.several_processes import is_sharded
+from lorank.scoring.split.several_processes import is_sharded
 from lorank.targets import Target
 
 

@@ -16,8 +16,8 @@ from lorank.module_names import has_part
 from lorank.scoring.batches import Batch, on_device_of
 from lorank.scoring.examples import in_rows, some_examples, without_padding
 from lorank.scoring.masks import token_masks, with_distinct_lengths
-from lorank.scoring.numbered_batches import NumberedBatches
 from lorank.scoring.precision import full_precision
+from lorank.scoring.split.numbered_batches import NumberedBatches
 from lorank.targets import Target
 
 _LOG = logging.getLogger(__name__)

@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 from lorank.errors import ScoresError, TargetError
-from lorank.scoring.collectives import gathered, of_the_first, process_count, raised_in_all
+from lorank.scoring.split.collectives import gathered, of_the_first, process_count, raised_in_all
 
 _OR_BEFORE = (
     "score before the model is prepared, or in one process; then get_peft_model with the plan, and prepare that"

@@ -22,8 +22,8 @@ import lorank
 from lorank.engine.scoring_batches import LoaderBatches
 from lorank.errors import DataError, LorankError, ScoresError, TargetError
 from lorank.scores import ImportanceScores
-from lorank.scoring.collectives import gathered
-from lorank.scoring.numbered_batches import NumberedBatches
+from lorank.scoring.split.collectives import gathered
+from lorank.scoring.split.numbered_batches import NumberedBatches
 
 Scores = Callable[[], ImportanceScores]
 COUNT, SIZE = 27, 5  # 6 batches, the last of 2; a fold's examples go to both processes

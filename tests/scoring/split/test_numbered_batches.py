@@ -12,8 +12,8 @@ from torch.utils.data.distributed import DistributedSampler
 from lorank.errors import DataError
 from lorank.scoring import calibration_sums, numbered_batches
 from lorank.scoring.calibration_sums import CalibrationSums
-from lorank.scoring.numbered_batches import NumberedBatches
-from lorank.scoring.whole_loader import whole_loader
+from lorank.scoring.split.numbered_batches import NumberedBatches
+from lorank.scoring.split.whole_loader import whole_loader
 
 
 def batch(*numbers: int) -> dict[str, torch.Tensor]:

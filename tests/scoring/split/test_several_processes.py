@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 import yaml
-from tests.scoring.two_processes import save_scores
+from tests.scoring.split.two_processes import save_scores
 from tests.test_processes import launched
 
 from lorank import ImportanceScores
@@ -21,7 +21,7 @@ pytestmark = [
 def launch(folder: Path) -> str:
     """Have both processes check their cases; returns what they printed."""
     save_scores(folder)
-    done = launched("tests.scoring.two_processes", str(folder))
+    done = launched("tests.scoring.split.two_processes", str(folder))
     assert all((folder / f"process {number} is done").is_file() for number in (0, 1))
     assert "2 processes: all read the same loader, and each process passes its share" in done.stderr
     return done.stdout

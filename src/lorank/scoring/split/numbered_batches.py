@@ -10,10 +10,10 @@ from torch import nn
 
 from lorank.errors import DataError
 from lorank.scoring.batches import Batch
-from lorank.scoring.collectives import gathered, of_the_first, process_count, process_index, raised_in_all
 from lorank.scoring.examples import examples_in
 from lorank.scoring.random_streams import RandomStreams, random_streams
-from lorank.scoring.whole_loader import whole_loader
+from lorank.scoring.split.collectives import gathered, of_the_first, process_count, process_index, raised_in_all
+from lorank.scoring.split.whole_loader import whole_loader
 
 _LOG = logging.getLogger(__name__)
 _NO_MODEL = nn.Module()
