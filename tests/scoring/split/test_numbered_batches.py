@@ -10,8 +10,9 @@ from torch.utils.data import BatchSampler, DataLoader, IterableDataset, Sequenti
 from torch.utils.data.distributed import DistributedSampler
 
 from lorank.errors import DataError
-from lorank.scoring import calibration_sums, numbered_batches
+from lorank.scoring import calibration_sums
 from lorank.scoring.calibration_sums import CalibrationSums
+from lorank.scoring.split import numbered_batches
 from lorank.scoring.split.numbered_batches import NumberedBatches
 from lorank.scoring.split.whole_loader import whole_loader
 
