@@ -139,6 +139,7 @@ class AllocationLoop(Allocation):
         """
         if (engine := self._engine) is not None:
             self._asked = True
+            self._own_passes_follow(True)
             if self._passed is not None:
                 self._passed.give(batch)
             engine.before_step(self.step + 1)
@@ -249,6 +250,7 @@ class AllocationLoop(Allocation):
 
     def _next_step(self) -> None:
         self._micro_batch = 0
+        self._own_passes_follow(False)
         if (engine := self._engine) is not None:
             engine.begin_step(self.step + 1)
             set_gain(engine.adapter, 1.0)  # once ranks stand nothing is drawn any more
