@@ -72,7 +72,7 @@ def test_trainers_resume_and_end_as_one_process_does(tmp_path: Path) -> None:
         "fsdp-resumed-6",
     ]
     launched(SCRIPT, str(tmp_path / "two"), *first, *second)
-    alone(tmp_path / "one", "ddp-adalora", "ddp-igu-lora", "ddp-i-lora", "sft")
+    alone(tmp_path / "one", "ddp-adalora", "ddp-igu-lora", "ddp-i-lora", "two-trainers", "sft")
     for name in (*first, *second):
         kept = name.replace("resumed-3", "igu-lora").replace("resumed-6", "igu-lora").removesuffix("-callback")
         same(tmp_path / "two" / name, tmp_path / "one" / kept.replace("fsdp", "ddp"))
@@ -115,6 +115,16 @@ def test_a_run_with_a_sharded_base(tiny_recipe, tmp_path: Path, monkeypatch: pyt
     result = run(recipe, tmp_path / "out", Console(quiet=True))
     assert set(result.results) == {"i-lora", "lora"}
     assert result.results["i-lora"]["adapter_parameters"] == result.plan.spent
+
+
+def test_units_that_are_masked_train_the_rest_as_if_they_were_gone(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of the last cut on, where several processes cannot make tensors smaller: clipping and the regulariser are as in one."""
+    plan, model = in_a_loop("adalora")
+    monkeypatch.setattr("lorank.in_training.loop.processes", lambda: SimpleNamespace(num_processes=2))
+    masked_plan, masked = in_a_loop("adalora")
+    assert masked_plan.ranks == plan.ranks
+    for one, other in zip(model.parameters(), masked.parameters(), strict=True):
+        torch.testing.assert_close(one, other, rtol=0, atol=1e-12)
 
 
 def test_what_of_fsdp_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
