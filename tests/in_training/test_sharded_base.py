@@ -226,7 +226,7 @@ def test_a_part_of_the_model_is_not_enough(monkeypatch: pytest.MonkeyPatch) -> N
     model = tiny_model()
     averaged = sharded_base.AveragedGradients(model)
     model(**random_batch()).loss.backward()
-    averaged.check()
+    averaged.check(model)
     assert len(calls) == 1
     averaged.paused = True
     torch.autograd.grad(model(**random_batch()).loss, [p for p in model.parameters() if p.requires_grad])
@@ -234,4 +234,4 @@ def test_a_part_of_the_model_is_not_enough(monkeypatch: pytest.MonkeyPatch) -> N
     averaged.paused = False
     model.get_base_model()(**random_batch()).loss.backward()
     with pytest.raises(TrainingError, match="calling the model itself"):
-        averaged.check()
+        averaged.check(model)

@@ -255,8 +255,8 @@ class Allocation:
     def _own_passes_follow(self, follow: bool) -> None:
         """Between a step's gradients and the next step nothing is averaged over processes; before it, all of it must be."""
         if self._averaged is not None:
-            if follow:
-                self._averaged.check()
+            if follow and self._model is not None and (model := self._model()) is not None:
+                self._averaged.check(model)
             self._averaged.paused = follow
 
     def _record_cut(self, path: Path | None = None) -> None:

@@ -124,13 +124,15 @@ class AveragedGradients:
         self._queued = self._averaged = False
         self._hook = model.register_forward_hook(self._called)
 
-    def check(self) -> None:
+    def check(self, model: nn.Module) -> None:
         """Before the optimizer's step: whether gradients were averaged since the last step.
 
         Raises:
             TrainingError: they were not, so that the processes would train different adapters.
 
         """
+        if self._sharded is None:
+            self._sharded = _is_sharded(model)
         if self._sharded and not self._averaged:
             raise TrainingError(
                 "the base is sharded (FSDP), and gradients of the adapter were not averaged over processes in this step: compute "
@@ -143,17 +145,17 @@ class AveragedGradients:
             return
         if self._sharded is None:
             refuse_sharded(model)
-            self._sharded = _is_sharded(model)
-        if not self._sharded:
-            self._hook.remove()
-            return
         self._queued = False  # of a pass that ended with an error
         for tensor in tree_leaves(output):
             if isinstance(tensor, torch.Tensor) and tensor.requires_grad:
                 tensor.register_hook(functools.partial(self._queue, model))
 
     def _queue(self, model: nn.Module, _: torch.Tensor) -> None:
-        if not self._queued:
+        if self._sharded is None:  # known when training begins: whoever tries the model out may shard it after that
+            self._sharded = _is_sharded(model)
+        if not self._sharded:
+            self._hook.remove()
+        elif not self._queued:
             self._queued = True
             torch.autograd.Variable._execution_engine.queue_callback(functools.partial(self._average, model))
 
