@@ -41,6 +41,8 @@ OPTIONS: dict[str, dict[str, Any]] = {
     "igu-lora": {**_CUTS, "estimator": "trapezoid", "intervals": "auto", "tolerance": 0.1},
     "i-lora": {"preset": "paper", "scoring_batch_size": 4},
 }
+# transformers has BertEmbeddings among what is not split, and accelerate would shard the embedding inside of it once more.
+SHARDED = {"fsdp": True, "fsdp_config": {"version": 2, "transformer_layer_cls_to_wrap": ["BertLayer"]}}
 Ended = tuple[RankPlan, PeftModel]
 
 
@@ -117,7 +119,7 @@ def in_a_trainer(
     """Accumulated gradients, a head, clipping, checkpoints; I-LoRA's factors are kept."""
     world = processes().num_processes
     if fsdp and world > 1:
-        options |= {"fsdp": True, "fsdp_config": {"version": 2, "transformer_layer_cls_to_wrap": ["BertLayer"]}}
+        options |= SHARDED
     if resume is not None:
         options["resume_from_checkpoint"] = str(resume)
     rows = {"scoring_data": tiny_trainer(folder).eval_dataset, "factors": "kept"} if method == "i-lora" else {}
@@ -145,7 +147,7 @@ def in_two_trainers(folder: Path) -> Ended:
     world = processes().num_processes
     options: dict[str, Any] = {"per_device_train_batch_size": 4 // world, "average_tokens_across_devices": False}
     if world > 1:
-        options |= {"fsdp": True, "fsdp_config": {"version": 2}}
+        options |= SHARDED
     options |= {"max_steps": 4, "save_strategy": "no"}
     first = tiny_trainer(folder / "first", model=tiny_model(), **options)
     allocation = RankAllocation("i-lora", "r=2", scoring_data=first.eval_dataset, **OPTIONS["i-lora"]).attach(first)
@@ -165,7 +167,8 @@ def in_sft_trainer(folder: Path) -> Ended:
     base = LlamaForCausalLM(LlamaConfig(vocab_size=len(WORDS), pad_token_id=0, initializer_range=0.3, **sizes))
     lora = LoraConfig(r=4, target_modules=["q_proj", "v_proj", "down_proj"], task_type="CAUSAL_LM")
     world = processes().num_processes
-    fsdp = {"fsdp": True, "fsdp_config": {"version": 2}} if world > 1 else {}
+    layers = {"version": 2, "transformer_layer_cls_to_wrap": ["LlamaDecoderLayer"]}
+    fsdp = {"fsdp": True, "fsdp_config": layers} if world > 1 else {}
     usual: dict[str, Any] = {"max_steps": STEPS, "per_device_train_batch_size": 4 // world, "use_cpu": True}
     usual |= {
         "bf16": False,

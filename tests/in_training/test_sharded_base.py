@@ -103,7 +103,7 @@ def test_a_killed_process_ends_the_other_and_resuming_gives_the_undisturbed_resu
 def test_a_run_with_a_sharded_base(tiny_recipe, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """`accelerate launch --use_fsdp -m lorank run`, as the environment tells it; also the baseline's adapter is whole."""
     told = {"USE": "true", "VERSION": "2", "CPU_RAM_EFFICIENT_LOADING": "false", "STATE_DICT_TYPE": "FULL_STATE_DICT"}
-    told |= {"AUTO_WRAP_POLICY": "TRANSFORMER_BASED_WRAP", "RESHARD_AFTER_FORWARD": "true"}
+    told |= {"AUTO_WRAP_POLICY": "TRANSFORMER_BASED_WRAP", "TRANSFORMER_CLS_TO_WRAP": "BertLayer"}
     for key, value in told.items():
         monkeypatch.setenv("ACCELERATE_USE_FSDP" if key == "USE" else f"FSDP_{key}", value)
     recipe = tiny_recipe(method="i-lora", baselines=["lora"])

@@ -8,13 +8,13 @@ from typing import Any
 import numpy as np
 import torch
 
+from lorank.adapter.masked_units import MaskedUnits
 from lorank.adapter.orthogonality import add_orthogonality_gradient
 from lorank.adapter.shrink import shrink
 from lorank.adapter.triplet import TripletAdapter
 from lorank.allocation.top_b import best_units
 from lorank.engine.cut_rules import CutRules
 from lorank.engine.estimators import QuadratureCheck
-from lorank.engine.masked_units import MaskedUnits
 from lorank.engine.measure import Measure
 from lorank.engine.plan_changes import PlanChanges, warn_of_noise
 from lorank.engine.smoother import Smoother
