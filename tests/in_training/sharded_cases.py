@@ -142,22 +142,6 @@ def in_a_trainer(
     return allocation.plan, trainer.model
 
 
-def in_two_trainers(folder: Path) -> Ended:
-    """I-LoRA's two stages: the second trains the model of the first, which is sharded already, without an allocation."""
-    world = processes().num_processes
-    options: dict[str, Any] = {"per_device_train_batch_size": 4 // world, "average_tokens_across_devices": False}
-    if world > 1:
-        options |= SHARDED
-    options |= {"max_steps": 4, "save_strategy": "no"}
-    first = tiny_trainer(folder / "first", model=tiny_model(), **options)
-    allocation = RankAllocation("i-lora", "r=2", scoring_data=first.eval_dataset, **OPTIONS["i-lora"]).attach(first)
-    first.train()
-    second = tiny_trainer(folder / "second", model=first.model, **options)
-    second.train()
-    second.save_model(str(folder / "adapter"))
-    return allocation.plan, second.model
-
-
 def in_sft_trainer(folder: Path) -> Ended:
     """TRL's, attached; the loss is divided by the tokens of all processes."""
     import trl  # slow to import
@@ -217,7 +201,6 @@ def cases(folder: Path) -> dict[str, Callable[[], Ended]]:
             )
     killed, known = folder / "killed", folder / "fsdp-adalora-callback"
     found[known.name] = lambda: in_a_trainer("adalora", known, attach=False)
-    found["two-trainers"] = lambda: in_two_trainers(folder / "two-trainers")
     found["sft"] = lambda: in_sft_trainer(folder / "sft")
     found["killed"] = lambda: in_a_trainer("igu-lora", killed, Killed(killed))
     found["after-killed"] = lambda: in_a_trainer("igu-lora", folder / "after-killed", resume=killed / "checkpoint-3")
