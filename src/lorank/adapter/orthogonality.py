@@ -62,4 +62,5 @@ def add_orthogonality_gradient(
             )
         else:
             for own, (_, gradient, units) in zip(pull, pairs, strict=True):
+                assert units is not None, "there is an entry of `kept` for every module"
                 gradient.index_add_(0, units, own.to(gradient.dtype))
