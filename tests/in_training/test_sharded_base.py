@@ -60,6 +60,7 @@ def test_two_processes_with_a_sharded_base_make_the_plans_of_one(tmp_path: Path)
 
 
 @pytest.mark.long
+@pytest.mark.filterwarnings("ignore:16 of 16 scoring examples:lorank.errors.LorankWarning")
 def test_trainers_resume_and_end_as_one_process_does(tmp_path: Path) -> None:
     """DDP and FSDP2; resumed before and after the last cut, and by one process what two began."""
     first = ["ddp-adalora", "ddp-igu-lora", "ddp-i-lora", "ddp-resumed-3", "ddp-resumed-6"]
