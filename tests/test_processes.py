@@ -18,7 +18,7 @@ def launched(*command: str) -> subprocess.CompletedProcess[str]:
     launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2", "-m", *command]
     root = str(Path(__file__).parents[1])
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "GLOO_SOCKET_IFNAME": "lo", "TOKENIZERS_PARALLELISM": "false"}
-    done = subprocess.run(launch, env=environment, capture_output=True, text=True, timeout=180, check=False, cwd=root)
+    done = subprocess.run(launch, env=environment, capture_output=True, text=True, timeout=900, check=False, cwd=root)
     assert done.returncode == 0, done.stderr[-3000:]
     return done
 

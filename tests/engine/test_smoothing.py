@@ -152,3 +152,12 @@ def test_one_number_a_unit_comes_from_lambda_alone() -> None:
         unit = values * values.grad
         assert torch.allclose((p * p.grad).sum(0), unit, atol=1e-12)
         assert torch.allclose((q * q.grad).sum(1), unit, atol=1e-12)
+
+
+def test_shares_of_processes_are_averaged_before_the_sign_goes() -> None:
+    """|s| of a mini-batch is then the same however many processes share it."""
+    whole, shared = smoother(0.5, 0.5, 1), smoother(0.5, 0.5, 1, average=lambda own: [(own[0] + other) / 2])
+    one, other = torch.tensor([3.0, -1.0]), torch.tensor([-1.0, -1.0])
+    whole.add([(one + other) / 2])
+    shared.add([one.clone()])
+    assert torch.equal(whole.scores()[0], shared.scores()[0])

@@ -1,6 +1,7 @@
 """The regulariser that keeps the columns of P and the rows of Q orthonormal (AdaLoRA, eq. 4)."""
 
 from collections import defaultdict
+from collections.abc import Sequence
 
 import torch
 
@@ -19,7 +20,11 @@ def orthogonality_plain(adapter: TripletAdapter) -> torch.Tensor:
 
 @torch.no_grad()
 def add_orthogonality_gradient(
-    adapter: TripletAdapter, weight: float | torch.Tensor, *, off_diagonal: bool = False
+    adapter: TripletAdapter,
+    weight: float | torch.Tensor,
+    *,
+    off_diagonal: bool = False,
+    kept: Sequence[torch.Tensor] | None = None,
 ) -> None:
     """Add the gradient of `weight · orthogonality_plain(adapter)` to `.grad`: no loss is touched, so none is inflated.
 
@@ -30,23 +35,32 @@ def add_orthogonality_gradient(
         adapter: whose P and Q have gradients that are not scaled.
         weight: γ.
         off_diagonal: `E` is the off-diagonal part of `WWᵀ` alone (IGU-LoRA's code).
+        kept: of each module, the positions of the units that there are, if others are only masked; None is all.
 
     """
-    by_shape: dict[torch.Size, list[tuple[torch.Tensor, torch.Tensor]]] = defaultdict(list)
-    count = 0
-    for factor, transposed in (*((p, True) for p in adapter.p), *((q, False) for q in adapter.q)):
-        if factor.numel():
+    by_shape: dict[torch.Size, list[tuple[torch.Tensor, torch.Tensor, torch.Tensor | None]]] = defaultdict(list)
+    count, modules = 0, len(adapter.names)
+    for number, factor in enumerate((*adapter.p, *adapter.q)):
+        units = None if kept is None else kept[number % modules]
+        if factor.numel() and (units is None or len(units)):
             count += 1
             if factor.grad is not None:
-                wide, gradient = (factor.T, factor.grad.T) if transposed else (factor, factor.grad)
-                by_shape[wide.shape].append((wide, gradient))
+                wide, gradient = (factor.T, factor.grad.T) if number < modules else (factor, factor.grad)
+                wide = wide if units is None else wide[units]
+                by_shape[wide.shape].append((wide, gradient, units))
     for (rank, _), pairs in by_shape.items():
-        wide = torch.stack([matrix.to(torch.promote_types(matrix.dtype, torch.float32)) for matrix, _ in pairs])
+        wide = torch.stack([matrix.to(torch.promote_types(matrix.dtype, torch.float32)) for matrix, _, _ in pairs])
         gram = wide @ wide.mT
         eye = torch.eye(rank, dtype=gram.dtype, device=gram.device)
         excess = gram * (1 - eye) if off_diagonal else gram - eye
         norm = torch.linalg.matrix_norm(excess, keepdim=True)
         pull = torch.where(norm > 0, excess / norm, 0.0) @ wide * (2 * weight / count)
-        torch._foreach_add_(
-            [gradient for _, gradient in pairs], [p.to(g.dtype) for p, (_, g) in zip(pull, pairs, strict=True)]
-        )
+        if kept is None:
+            torch._foreach_add_(
+                [gradient for _, gradient, _ in pairs],
+                [p.to(g.dtype) for p, (_, g, _) in zip(pull, pairs, strict=True)],
+            )
+        else:
+            for own, (_, gradient, units) in zip(pull, pairs, strict=True):
+                assert units is not None, "there is an entry of `kept` for every module"
+                gradient.index_add_(0, units, own.to(gradient.dtype))

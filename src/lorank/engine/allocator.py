@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from lorank.adapter.masked_units import MaskedUnits
 from lorank.adapter.orthogonality import add_orthogonality_gradient
 from lorank.adapter.shrink import shrink
 from lorank.adapter.triplet import TripletAdapter
@@ -63,7 +64,7 @@ class Allocator:
         self.last_cut: tuple[int, UnitScores] | None = None  # step, and scores of the units that it chose from
         self._pending: Tensors | None = None
         self._regularised = False
-        self._masks: list[torch.Tensor] | None = None
+        self._masked: MaskedUnits | None = None
 
     def begin_step(self, step: int) -> None:
         """Before the forward passes of a step."""
@@ -98,9 +99,8 @@ class Allocator:
             self.smoother.add(pending)
             self.measured += 1
         if self.finished is not None:
-            if self._masks is not None:
-                with torch.no_grad():
-                    torch._foreach_mul_(list(self.adapter.lambdas), self._masks)
+            if self._masked is not None:
+                self._masked.hold()
             return None
         compared = pending is not None and self.changes.is_due(self.measured)
         if compared:
@@ -149,7 +149,7 @@ class Allocator:
                 masks[name][torch.from_numpy(index)] = True
             self.adapter.switch_off(masks)
             if last:
-                self._keep_masks(masks)
+                self._masked = MaskedUnits(self.adapter, masks)
         if last:
             self.finished = step
             self.smoother.clear()
@@ -184,10 +184,11 @@ class Allocator:
                 LorankWarning,
                 stacklevel=3,
             )
-        if self._masks is not None:  # several processes: cut away what was masked until now
-            kept = {n: np.flatnonzero(m.cpu().numpy()) for n, m in zip(self.adapter.names, self._masks, strict=True)}
-            self._masks = None
+        if self._masked is not None:  # several processes: cut away what was masked until now
+            self._masked.release()
+            kept = {n: k.cpu().numpy() for n, k in zip(self.adapter.names, self._masked.kept, strict=True)}
             self._shrink(kept, optimizer)
+            self._masked = None
         return self._result()
 
     def _result(self) -> tuple[ImportanceScores, RankPlan]:
@@ -215,7 +216,8 @@ class Allocator:
             tensors[f"scores/{name}"] = torch.from_numpy(self.scores[name].copy())
             if self.standard_errors is not None:
                 tensors[f"errors/{name}"] = torch.from_numpy(self.standard_errors[name].copy())
-        tensors |= {f"mask/{number}": mask for number, mask in enumerate(self._masks or ())}
+        if self._masked is not None:
+            tensors |= {f"mask/{number}": mask for number, mask in enumerate(self._masked.masks)}
         values = {
             "measured": self.measured,
             "finished": self.finished,
@@ -251,16 +253,17 @@ class Allocator:
                     f"the checkpoint was written by another allocation, {name}: {difference.strip()}; resume with the same "
                     "RankAllocation, model and number of steps, or start anew"
                 )
-        device = self.adapter.lambdas[0].device
         held = {key.partition("/")[2]: tensor for key, tensor in tensors.items() if key.startswith("smoothed/")}
-        self.smoother.load_state_dict(held, device)
+        self.smoother.load_state_dict(held, self.adapter.lambdas[0].device)
         for name in self.units:
             self.units[name] = tensors[f"units/{name}"].numpy().copy()
             self.scores[name] = tensors[f"scores/{name}"].numpy().copy()
         if all(f"errors/{name}" in tensors for name in self.units):
             self.standard_errors = {name: tensors[f"errors/{name}"].numpy().copy() for name in self.units}
-        masks = [tensors[f"mask/{n}"].to(device) for n in range(len(self.units)) if f"mask/{n}" in tensors]
-        self._masks = masks or None
+        if self._masked is not None:
+            self._masked.release()
+        masks = {name: tensors[f"mask/{n}"] for n, name in enumerate(self.adapter.names) if f"mask/{n}" in tensors}
+        self._masked = MaskedUnits(self.adapter, masks) if masks else None
         self.measured, self.finished, self.ended = values["measured"], values["finished"], values["ended"]
         self.changes.load_state_dict(values["changes"])
         # In the model's order: the Trainer's JSON has sorted the names.
@@ -274,7 +277,8 @@ class Allocator:
     def _regularise(self, scale: float | torch.Tensor) -> None:
         weight, kind = self.options.triplets.orthogonality, self.options.triplets.orthogonality_of
         if weight > 0 and not self._regularised:
-            add_orthogonality_gradient(self.adapter, scale * weight, off_diagonal=kind == "off-diagonal")
+            kept = None if self._masked is None else self._masked.kept
+            add_orthogonality_gradient(self.adapter, scale * weight, off_diagonal=kind == "off-diagonal", kept=kept)
             self._regularised = True
 
     def _measures(self, step: int) -> bool:
@@ -294,7 +298,3 @@ class Allocator:
         shrink(self.adapter, index, optimizer)
         self.units = {name: self.units[name][positions] for name, positions in kept.items()}
         self.smoother.keep(sliced_factors(self.adapter, self.options, ranks, index))
-
-    def _keep_masks(self, masks: Mapping[str, torch.Tensor]) -> None:
-        lambdas = self.adapter.lambdas
-        self._masks = [masks[n].to(v.device, v.dtype) for n, v in zip(self.adapter.names, lambdas, strict=True)]

@@ -13,6 +13,7 @@ from lorank.adapter.triplet import TripletAdapter
 from lorank.engine.options import Estimator
 from lorank.engine.path import LossFunction, model_loss, path_integral
 from lorank.engine.quadrature import trapezoid_bound
+from lorank.engine.unit_scores import over_processes
 from lorank.errors import LorankError
 from lorank.scoring.batches import Batch
 from lorank.scoring.precision import at_least_fp32
@@ -135,6 +136,8 @@ def check_quadrature(
 ) -> QuadratureCheck:
     """Integrate one batch with N and with N/2 intervals (the latter's nodes are among the former's: N + 1 passes).
 
+    With several processes the batch is all of theirs together: gradients and losses are averaged.
+
     Raises:
         LorankError: N is not even.
 
@@ -151,6 +154,7 @@ def check_quadrature(
         gradients, losses = path_integral(
             model, adapter, batch, [(k / n, 1.0)], factors, moved=moved, loss=loss, loss_scale=loss_scale
         )
+        *gradients, value = over_processes([*gradients, *losses])
         products = torch._foreach_mul(gradients, sizes)
         units = torch.cat(products[: len(adapter.names)])
         weight = 0.5 if k in (0, n) else 1.0
@@ -163,7 +167,7 @@ def check_quadrature(
         fine = fine + units * (weight / n)
         coarse = coarse + units * (weight / (n // 2)) if k % 2 == 0 else coarse
         whole = whole + torch.stack([product.sum() for product in products]).sum() * (weight / n)
-        ends[k] = losses[0]
+        ends[k] = value
     change = float(ends[n]) - float(ends[0])
     size = float(fine.abs().sum())
     error, lipschitz = float((fine - coarse).abs().sum()) / 3, n**2 * float(largest.sum())

@@ -207,7 +207,7 @@ class TrainingPath(PathMeasure):
 
     def _choose_intervals(self, batch: Any) -> None:
         check = self._check(batch, FIRST_INTERVALS)
-        # At λ = 0 there is no path yet. Of several processes the first one's batch decides.
+        # At λ = 0 there is no path yet.
         wanted = intervals_for(self.options.measure.tolerance, check) if check.richardson_estimate < float("inf") else 0
         wanted = int(broadcast(torch.tensor(wanted, device=self.adapter.lambdas[0].device)))
         if wanted:

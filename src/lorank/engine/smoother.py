@@ -104,7 +104,7 @@ class DeviationSmoother(Smoother):
             window: M.
             absolute: where the sign goes: `"batch"` takes |s| of every mini-batch, `"window"` of the window's mean, `"never"`
                 leaves it.
-            average: over processes that each measured a mini-batch of their own.
+            average: over processes that each measured their share of the mini-batch.
 
         """
         super().__init__()
@@ -114,9 +114,11 @@ class DeviationSmoother(Smoother):
     @torch.no_grad()
     def add(self, measured: Tensors) -> None:
         """Take in the signed `s` of one mini-batch; it is used up. A full window becomes one step of the EMAs."""
+        measured = self.average(
+            measured
+        )  # before |s|: shares of a mini-batch are then as the whole of it in one process
         if self.absolute == "batch":
             torch._foreach_abs_(measured)
-        measured = self.average(measured)
         self.in_window += 1
         if self.window > 1:
             if self.sum:

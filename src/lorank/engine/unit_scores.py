@@ -33,7 +33,7 @@ def training_sensitivities(adapter: TripletAdapter, options: TrainingBatchChoice
     if all(factor.grad is None for factor in factors):
         raise TrainingError(
             f"no triplet has a gradient at step {step}, so nothing can be scored: the loss does not reach the adapter, or "
-            "gradients are kept elsewhere (DeepSpeed, FSDP); use one process or DDP, and check that the adapter is active"
+            "gradients are kept elsewhere (DeepSpeed); use DDP or FSDP version 2, and check that the adapter is active"
         )
     # A module that did not run on this batch (an expert, say) has no gradient: it scores 0 here.
     gradients = [torch.zeros_like(f) if f.grad is None else f.grad for f in factors]

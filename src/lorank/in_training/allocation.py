@@ -26,10 +26,13 @@ from lorank.engine.scoring_batches import ScoringBatches
 from lorank.engine.scoring_set_path import ScoringSetPath
 from lorank.engine.training_pass import TrainingPass
 from lorank.errors import AdapterError, RecipeError, TrainingError
+from lorank.in_training.adapter_audit import audit_saves
 from lorank.in_training.checkpoint import write_results
 from lorank.in_training.fresh_start import start_again, state_beside
+from lorank.in_training.sharded_base import AveragedGradients, leave_whole, refuse_sharded, warn_of_ddp
 from lorank.methods.choose import choose_options
 from lorank.plan import RankPlan
+from lorank.processes import processes
 from lorank.scores import ImportanceScores
 
 # Model -> the Allocation that made triplets of its adapter.
@@ -74,6 +77,7 @@ class Allocation:
         self._model: weakref.ref[nn.Module] | None = None
         self._beside: dict[str, torch.Tensor] = {}
         self._baseline: list[torch.Tensor] | None = None
+        self._averaged: AveragedGradients | None = None
         self._seed = 0
         # Tells the files of this training from those of another one with the same options.
         self._training = uuid4().hex
@@ -109,16 +113,18 @@ class Allocation:
             AdapterError: no adapter, several that train, or layers that have no triplet form.
             BudgetError: a budget that the adapter's initial ranks cannot fill.
             AllocationError: limits that contradict each other or the budget.
-            TrainingError: it was prepared for another model.
+            TrainingError: it was prepared for another model, or the model is sharded in a way that cannot work.
 
         """
         if self._model is not None:
             if self._model() is model:
+                leave_whole(model)  # prepared before the Trainer was made, and accelerate with it
                 return
             raise TrainingError(f"this {self._kind} belongs to another model; make a new one for each model")
         other = _ALLOCATIONS.get(model)
         if other is not None and (owner := other()) is not None and owner.allocator is None:
             raise TrainingError(f"the model has two {self._kind} callbacks; an adapter has one plan, give one")
+        refuse_sharded(model)
         name, part = trained_adapter(model), adapted_part(model)
         config = own_config(part, name)
         if config.init_lora_weights == UNFINISHED:
@@ -135,6 +141,10 @@ class Allocation:
             )
         self._initial = read_adapter(part, layers, name, self.budget, self.options, self.provenance)
         self._adapter = to_triplets(part, name, initial_lambda=self.options.triplets.initial_lambda)
+        leave_whole(model)
+        warn_of_ddp()
+        if processes().num_processes > 1:
+            self._averaged = AveragedGradients(model)
         self._model = weakref.ref(model)
         _ALLOCATIONS[model] = weakref.ref(self)
         if self.options.start.factors == "fresh":
@@ -226,6 +236,7 @@ class Allocation:
         """
         assert self.allocator is not None
         assert self.cut_history is not None
+        self._own_passes_follow(False)
         set_gain(self.allocator.adapter, 1.0)
         try:
             scores, plan = self.allocator.finish(step, optimizer)
@@ -236,9 +247,17 @@ class Allocation:
         self._scores, self._plan = scores, plan
         if self.options.start.factors == "fresh":
             start_again(model, self.allocator.adapter.adapter_name, self._beside, self._seed)
+        audit_saves(adapted_part(model), plan, self.allocator.adapter.adapter_name)
         if directory is not None:
             self.cut_history.write(directory / CUTS)
             write_results(scores, plan, directory)
+
+    def _own_passes_follow(self, follow: bool) -> None:
+        """Between a step's gradients and the next step nothing is averaged over processes; before it, all of it must be."""
+        if self._averaged is not None:
+            if follow and self._model is not None and (model := self._model()) is not None:
+                self._averaged.check(model)
+            self._averaged.paused = follow
 
     def _record_cut(self, path: Path | None = None) -> None:
         """Take down the cut that the engine has just made, if it has; the file at `path` gets a line more."""

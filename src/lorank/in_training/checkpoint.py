@@ -102,6 +102,7 @@ def read_triplets(trainer: Any) -> None:
 
     @functools.wraps(load)
     def read(folder: str, *more: Any) -> None:
+        _check_same_sharding(Path(folder), sharded=trainer.is_fsdp_enabled)
         model, config = trainer.model, Path(folder, "adapter_config.json")
         if isinstance(model, PeftModel) or not config.is_file() or UNFINISHED not in config.read_text(encoding="utf-8"):
             return load(folder, *more)
@@ -115,6 +116,22 @@ def read_triplets(trainer: Any) -> None:
         set_peft_model_state_dict(part, load_file(Path(folder, "adapter_model.safetensors")), trained_adapter(model))
 
     trainer._load_from_checkpoint = read
+
+
+def _check_same_sharding(checkpoint: Path, *, sharded: bool) -> None:
+    """Whether a checkpoint can be read: of FSDP, transformers writes model and optimizer into files of their own.
+
+    Raises:
+        TrainingError: written with FSDP and resumed without it, or the other way round.
+
+    """
+    written = (checkpoint / "pytorch_model_fsdp.bin").is_file()
+    if written != sharded:
+        one, other = ("with", "without") if written else ("without", "with")
+        raise TrainingError(
+            f"{checkpoint} was written {one} FSDP, and is resumed {other} it, which transformers cannot read: resume {one} "
+            "FSDP (by any number of processes), or start anew"
+        )
 
 
 def write_results(scores: ImportanceScores, plan: RankPlan, directory: Path) -> None:

@@ -44,6 +44,8 @@ class AllocationLoop(Allocation):
     - Measures with passes of their own (I-LoRA, IGU-LoRA) compute the loss of a batch again. Where the model is called with
       keyword arguments and its own loss is trained, nothing is to be done; otherwise give `loss` and `before_step(batch)`.
       They make these passes inside of `before_step` and `after_step`: a `loss` that trains under autocast opens it itself.
+    - With FSDP2 leave what trains out of the sharding, `fully_shard(..., ignored_params=...)`, before or after this is made.
+      Its gradients are averaged over processes in each backward pass through the model.
     - To resume, make model and AllocationLoop as at first, load the model's state, then make the optimizer and load its
       state, then load that of the allocation. A model that was cut on the way has smaller tensors, which an optimizer that
       was made earlier would not hold.
@@ -139,6 +141,7 @@ class AllocationLoop(Allocation):
         """
         if (engine := self._engine) is not None:
             self._asked = True
+            self._own_passes_follow(True)
             if self._passed is not None:
                 self._passed.give(batch)
             engine.before_step(self.step + 1)
@@ -249,6 +252,7 @@ class AllocationLoop(Allocation):
 
     def _next_step(self) -> None:
         self._micro_batch = 0
+        self._own_passes_follow(False)
         if (engine := self._engine) is not None:
             engine.begin_step(self.step + 1)
             set_gain(engine.adapter, 1.0)  # once ranks stand nothing is drawn any more

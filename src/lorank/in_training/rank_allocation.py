@@ -20,6 +20,7 @@ from lorank.in_training.allocation import Allocation
 from lorank.in_training.checkpoint import holds_state, read_state, read_triplets, write_state
 from lorank.in_training.fresh_start import check_uncut, trains_only
 from lorank.in_training.scoring_data import check_name, scoring_batches
+from lorank.in_training.sharded_base import refuse_sharded
 from lorank.in_training.trainer_setup import (
     JOINED_LATE,
     call_after_backward,
@@ -158,6 +159,7 @@ class RankAllocation(Allocation, TrainerCallback, ExportableState):
             self.allocator.measure.close()  # of a training that was interrupted
         self._take_back()
         self._adapter.refresh()
+        refuse_sharded(model)
         check_setup(args, self._adapter, optimizer, self.options.cut.shrink)
         if state.global_step == 0:
             check_uncut(self._adapter, self._initial.ranks)
@@ -181,6 +183,7 @@ class RankAllocation(Allocation, TrainerCallback, ExportableState):
 
     def on_step_begin(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
         """First micro-batch of a step."""
+        self._own_passes_follow(False)
         if (engine := self._engine) is not None:
             engine.begin_step(state.global_step + 1)
         self._micro_batch = 0
@@ -196,6 +199,7 @@ class RankAllocation(Allocation, TrainerCallback, ExportableState):
     ) -> None:
         """Gradients are complete: measure, and add the regulariser's."""
         if (engine := self._engine) is not None:
+            self._own_passes_follow(True)
             unscale(optimizer)
             engine.before_step(state.global_step + 1)
 

@@ -16,6 +16,7 @@ from lorank.engine.options import Choices, ScoringSetChoices, TripletOptions
 from lorank.engine.training_pass import ATTACH, ModelPass, TrainingPass
 from lorank.errors import LorankWarning, TrainingError
 from lorank.in_training.fresh_start import holds_lambdas
+from lorank.in_training.sharded_base import warn_of_ddp
 from lorank.in_training.trainer_pass import TrainerPass
 from lorank.models.base_dtype import is_narrow
 
@@ -113,11 +114,16 @@ def check_setup(args: TrainingArguments, adapter: TripletAdapter, optimizer: Any
     """What would make an allocation impossible, or wrong without a word."""
     check_arguments(args)
     kind = args.distributed_state.distributed_type.value if args.distributed_state is not None else "NO"
-    if kind in ("FSDP", "MEGATRON_LM", "TP"):
+    if kind in ("MEGATRON_LM", "TP"):
         raise TrainingError(
             f"RankAllocation needs whole parameters and gradients on every process, which {kind} does not keep; "
-            "use one process or DDP (torchrun, accelerate launch), or allocate first and train the plan with it"
+            "use DDP or FSDP version 2 (torchrun, accelerate launch), or allocate first and train the plan with it"
         )
+    if kind == "FSDP" and args.torch_compile:
+        raise TrainingError(
+            "with FSDP torch_compile hides where a backward pass ends, and there gradients are averaged; leave one of the two out"
+        )
+    warn_of_ddp(asked=bool(args.fsdp))
     if args.n_gpu > 1:
         raise TrainingError(
             f"{args.n_gpu} GPUs in one process (DataParallel) are not supported; start with torchrun or accelerate launch, or "

@@ -242,10 +242,14 @@ def _notes(
     notes = []
     if not found.traced:
         notes.append("this model's forward pass cannot be traced without weights: activations are by a rough formula")
-    if allocates and question.shard != "none":
+    if allocates and question.shard == "fsdp":
         notes.append(
-            f"{question.method} needs the adapter's gradients on every device: train with one process or DDP, or with FSDP or "
-            "ZeRO-3 only where the adapter is replicated"
+            f"{question.method} with FSDP needs version 2: the base is sharded, and what trains is whole on every device"
+        )
+    if allocates and question.shard == "zero3":
+        notes.append(
+            f"{question.method} needs the adapter's gradients on every device, which ZeRO-3 does not keep: train with DDP or "
+            "--shard fsdp, or allocate first and train the plan with ZeRO-3"
         )
     if chosen is not None and {"experts", ADAPTED_EXPERTS} & set(kinds):
         notes.append("experts that are one tensor for all of them are not quantised by bitsandbytes")

@@ -17,6 +17,7 @@ from lorank.artefact import versions
 from lorank.errors import BudgetError, RecipeError, TargetError
 from lorank.findings import Findings
 from lorank.methods import METHODS
+from lorank.methods.registry import FULL
 from lorank.model_parts import heads_of
 from lorank.models.base_size import base_parameters
 from lorank.models.loading import head_modules, task_type_of, without_weights
@@ -24,6 +25,7 @@ from lorank.models.positions import longest_input
 from lorank.models.trained_whole import trained_whole
 from lorank.module_names import is_within
 from lorank.plan import RankPlan
+from lorank.processes import asks_for_fsdp, only_cpu
 from lorank.recipe.optimizers import cannot_be_cut
 from lorank.recipe.recipe import Recipe
 from lorank.recipe.sections import TrainingSection
@@ -55,6 +57,8 @@ def check_model(recipe: Recipe, methods: Sequence[str]) -> tuple[tuple[Target, .
     with findings.check():
         stages = {"train": recipe.train} | ({"search": recipe.deciding_stage} if recipe.has_search else {})
         _check_training_options(stage_settings_of(recipe), stages)
+    with findings.check():
+        _check_sharded(recipe)
     for method in methods:
         with findings.check():
             _check_optimizer(recipe.of(method), baseline=method != recipe.method)
@@ -151,6 +155,19 @@ def _check_optimizer(recipe: Recipe, *, baseline: bool) -> None:
     if stage.loraplus_lr_ratio is not None:
         raise RecipeError(
             f"{place}.loraplus_lr_ratio: this stage of {recipe.method} trains triplets, not A and B; set it to null there"
+        )
+
+
+def _check_sharded(recipe: Recipe) -> None:
+    """What cannot be done where every process holds a part of the base (`accelerate launch --use_fsdp`)."""
+    if not asks_for_fsdp() or only_cpu():
+        return
+    if FULL in (recipe.method, *recipe.baselines):
+        raise RecipeError(f"{FULL}: no weight can stay whole under FSDP, and all of them train; run it without FSDP")
+    if recipe.data.writes and not recipe.data.is_sft and recipe.data.test is not None:
+        raise RecipeError(
+            f"data.test: a model that FSDP has sharded does not write texts here, which {recipe.data.task!r} is evaluated by; "
+            "leave data.test out, and evaluate the adapter afterwards (lorank evaluate)"
         )
 
 

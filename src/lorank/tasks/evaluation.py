@@ -14,7 +14,7 @@ from lorank.errors import LorankWarning
 from lorank.processes import processes
 from lorank.tasks.data import TaskData
 from lorank.tasks.encoding import tokenize
-from lorank.tasks.evaluation_settings import EvaluationSettings
+from lorank.tasks.evaluation_settings import EvaluationSettings, shard_for_evaluation
 from lorank.tasks.example_losses import example_losses
 from lorank.tasks.loss_file import LOSSES, write_losses
 from lorank.tasks.metrics import choose_metrics
@@ -57,6 +57,7 @@ def evaluate(
     trainer = Trainer(
         model=model, args=settings.arguments(directory, BATCH), data_collator=DataCollatorWithPadding(tokenizer)
     )
+    shard_for_evaluation(trainer)
     output = trainer.predict(rows, metric_key_prefix="test")
     # Encoder-decoders return more than logits; these come first.
     first = output.predictions[0] if isinstance(output.predictions, tuple) else output.predictions

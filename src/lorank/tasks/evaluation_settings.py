@@ -59,3 +59,16 @@ class EvaluationSettings:
             dataloader_pin_memory=torch.cuda.is_available(),
             **more,
         )
+
+
+def shard_for_evaluation(trainer: Any) -> None:
+    """Have the Trainer's model sharded before it predicts, where accelerate shards by FSDP2; else do nothing.
+
+    accelerate prepares such a model with an optimizer alone, and a Trainer that only predicts has none to give.
+    """
+    accelerator = trainer.accelerator
+    if not trainer.is_fsdp_enabled or not accelerator.is_fsdp2:
+        return
+    accelerator.state.fsdp_plugin.ignored_modules = None  # nothing trains here
+    trainer.model, _ = accelerator.prepare(trainer.model, torch.optim.SGD(trainer.model.parameters()))
+    trainer.model_wrapped = trainer.model

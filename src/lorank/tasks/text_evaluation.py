@@ -25,7 +25,7 @@ from lorank.models.base_dtype import autocast_of
 from lorank.models.loading import quiet_loading
 from lorank.processes import processes
 from lorank.tasks.encoding import collator, tokenize
-from lorank.tasks.evaluation_settings import EvaluationSettings
+from lorank.tasks.evaluation_settings import EvaluationSettings, shard_for_evaluation
 from lorank.tasks.example_losses import example_losses, right_tokens
 from lorank.tasks.loss_file import LOSSES, write_losses
 from lorank.tasks.metrics import choose_metrics
@@ -237,5 +237,6 @@ def text_losses(
     )
     trainer.counts_right = counts_right
     trainer.shifted = settings.task_type == TaskType.CAUSAL_LM
+    shard_for_evaluation(trainer)
     output = trainer.predict(encoded, metric_key_prefix="test")
     return float(output.metrics["test_loss"]), np.asarray(output.predictions)

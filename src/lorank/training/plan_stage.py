@@ -17,6 +17,7 @@ from transformers import PreTrainedTokenizerBase
 from lorank.adapter.effect import warn_without_effect
 from lorank.errors import LorankWarning, PlanError
 from lorank.experts import adapted_name
+from lorank.in_training.adapter_audit import audit_saves
 from lorank.models.label_names import label_names_of, write_label_names
 from lorank.models.task_model import experts_patterns_are_known
 from lorank.module_names import is_adapter_tensor
@@ -98,6 +99,7 @@ def train_plan(
         console=console,
         evaluated=True,
     )
+    audit_saves(model, plan)
     save_adapter(model, directory, tokenizer_beside(prepared))
 
 

@@ -24,6 +24,7 @@ from transformers import (
 
 from lorank.errors import TrainingError
 from lorank.in_training.rank_allocation import RankAllocation
+from lorank.in_training.sharded_base import average_in_training
 from lorank.models.task_model import TaskModel
 from lorank.plan import exactly, whole
 from lorank.processes import only_cpu, processes
@@ -188,9 +189,11 @@ def train_stage(
         processing_class=prepared.tokenizer if prepared.section.is_sft else None,
         callbacks=[*callbacks, _LogLine(name, console), checkpoints],
     )
-    for callback in callbacks:
-        if isinstance(callback, RankAllocation):
-            callback.attach(trainer)
+    allocations = [callback for callback in callbacks if isinstance(callback, RankAllocation)]
+    for allocation in allocations:
+        allocation.attach(trainer)
+    if not allocations:
+        average_in_training(model)
     checkpoints.trainer = trainer
     trainer.remove_callback(PrinterCallback)
     if trainer.pop_callback(ProgressCallback) is not None:

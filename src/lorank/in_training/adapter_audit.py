@@ -1,0 +1,96 @@
+"""Whether the adapter that was saved is the one that was trained: the plan's modules and shapes, and no B that was lost."""
+
+import functools
+import inspect
+from pathlib import Path
+from typing import Any
+
+import torch
+from peft.tuners.lora import LoraLayer
+from safetensors import SafetensorError, safe_open
+from torch import nn
+
+from lorank.adapter.adapted_part import base_of
+from lorank.errors import AdapterError
+from lorank.module_names import factor_of, in_base_model
+from lorank.plan import RankPlan
+
+_FILE = "adapter_model.safetensors"
+
+
+def audit_saves(part: nn.Module, plan: RankPlan, adapter_name: str = "default") -> None:
+    """Have `part.save_pretrained` look at the file that it has written; by whomever it is called, Trainers included.
+
+    Args:
+        part: carries the plan's adapter as a plain LoRA (`adapted_part`).
+        plan: ranks of its modules. Where the model has other ranks by then, nothing is looked at: they are its owner's choice.
+        adapter_name: PEFT's.
+
+    """
+    replaced = vars(part).get("save_pretrained")
+    own = None if isinstance(replaced, functools.partial) else replaced  # of an earlier plan
+    # A partial of the model, and no closure: a deep copy of the model saves the copy.
+    part.save_pretrained = functools.partial(_save_and_check, part, plan, adapter_name, own)  # type: ignore[assignment]
+
+
+def check_saved(folder: Path, plan: RankPlan, part: nn.Module, adapter_name: str = "default") -> None:
+    """Compare an adapter's file with the plan, and with the model that it was saved from.
+
+    Raises:
+        AdapterError: no file, or one that is damaged; a module that is missing or too many; a tensor of another shape than the
+            plan's (a shard, say); a B of zeros where the model's is not.
+
+    """
+    wanted = {name: rank for name, rank in plan.ranks.items() if rank}
+    found: dict[str, dict[str, tuple[int, ...]]] = {}
+    lost = []
+    trained = {name for name, b in _factors_b(part, adapter_name).items() if bool(b.any())}
+    try:
+        with safe_open(folder / _FILE, framework="pt") as file:
+            for key in file.keys():  # noqa: SIM118 (not a mapping)
+                if (pair := factor_of(key)) is None:
+                    continue
+                module, factor = in_base_model(pair[0]), "A" if "lora_A" in key else "B"
+                found.setdefault(module, {})[factor] = tuple(file.get_slice(key).get_shape())
+                if factor == "B" and module in trained and not bool(file.get_tensor(key).any()):
+                    lost.append(module)
+    except (SafetensorError, OSError) as error:
+        raise AdapterError(f"{folder / _FILE}: damaged or missing ({error}); save the adapter again") from None
+    what = next((f"{n!r} is not in it" for n in wanted if n not in found), None)
+    what = what or next((f"{n!r} is in it, which the plan gives no rank" for n in found if n not in wanted), None)
+    for name, shapes in () if what else found.items():
+        a, b, rank = shapes.get("A", ()), shapes.get("B", ()), wanted[name]
+        if len(a) != 2 or len(b) != 2 or (a[0], b[1], a[1] + b[0]) != (rank, rank, plan.unit_costs[name]):
+            what = f"{name!r} has A {a} and B {b}, where the plan has rank {rank} and {plan.unit_costs[name]} parameters a unit"
+    if lost and not what:
+        what = f"B of {lost[0]!r} is zero in it, and not in the model"
+    if what:
+        raise AdapterError(
+            f"{folder / _FILE} is not the adapter that was trained: {what}. Save it from a model that is whole on this process, "
+            "after training has ended; under FSDP on every process, by trainer.save_model"
+        )
+
+
+def _save_and_check(
+    part: Any, plan: RankPlan, adapter_name: str, own: Any, save_directory: Any, *args: Any, **options: Any
+) -> Any:
+    save = functools.partial(type(part).save_pretrained, part) if own is None else own
+    result = save(save_directory, *args, **options)
+    said = inspect.signature(save).bind_partial(save_directory, *args, **options).arguments
+    ours = said.get("selected_adapters") is None or adapter_name in said["selected_adapters"]
+    written = said.get("is_main_process", True) and said.get("safe_serialization", True) and ours
+    if written and _ranks(part, adapter_name) == {name: rank for name, rank in plan.ranks.items() if rank}:
+        # PEFT has a folder for each adapter but the one that it calls "default"; transformers saves one adapter.
+        inner = Path(save_directory, adapter_name)
+        check_saved(inner if inner.is_dir() else Path(save_directory), plan, part, adapter_name)
+    return result
+
+
+def _ranks(part: nn.Module, adapter_name: str) -> dict[str, int]:
+    layers = ((name, each) for name, each in base_of(part).named_modules() if isinstance(each, LoraLayer))
+    return {name: int(layer.r[adapter_name]) for name, layer in layers if adapter_name in layer.lora_A}
+
+
+def _factors_b(part: nn.Module, adapter_name: str) -> dict[str, torch.Tensor]:
+    layers = ((name, each) for name, each in base_of(part).named_modules() if isinstance(each, LoraLayer))
+    return {name: each.lora_B[adapter_name].weight.detach() for name, each in layers if adapter_name in each.lora_B}
