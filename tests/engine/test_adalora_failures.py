@@ -243,7 +243,7 @@ def _small() -> PeftModel:
     return get_peft_model(base, LoraConfig(r=4, lora_alpha=8, target_modules=["query", "value"]))
 
 
-@pytest.mark.parametrize("kind", ["MEGATRON_LM", "TP"])
+@pytest.mark.parametrize("kind", ["MEGATRON_LM"])
 def test_18_sharded_training_is_refused_with_a_reason(kind: str, tmp_path: Path) -> None:
     """PEFT: gradients are None, or flat and partitioned parameters are scored as if they were whole."""
     model, adapter = triplets()
