@@ -2,8 +2,7 @@
 
 import pytest
 
-from lorank.engine.loss_comparison import comparisons, is_compared
-from lorank.engine.options import Estimator, TrainingBatchOptions
+from lorank.engine.options import Estimator, TrainingBatchOptions, comparisons, is_compared
 from lorank.engine.path_measure import last_check_intervals
 
 

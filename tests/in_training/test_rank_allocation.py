@@ -69,8 +69,8 @@ def test_one_callback_makes_a_compact_lora_of_the_same_function(options: dict[st
     assert plan.provenance["scores"] == allocation.scores.fingerprint
     assert (tmp_path / "ranks.png").stat().st_size > 10_000
     if options.get("preset") == "within-layer":
-        # Three passes for each of two layers at steps 1 to 11, four comparisons of the loss, and a check with 20 intervals.
-        assert plan.provenance["scoring_passes"] == 3 * 2 * 11 + 4 + 21
+        # Three passes for each of two layers at steps 1 to 11, two comparisons of the loss, and a check with 20 intervals.
+        assert plan.provenance["scoring_passes"] == 3 * 2 * 11 + 2 + 21
     # Real shrinking: at the last cut, or at every cut.
     assert watch.ranks[0] == (4,) * len(plan.ranks)
     assert watch.ranks[11:] == [tuple(plan.ranks.values())] * 9

@@ -13,6 +13,7 @@ from transformers import AutoTokenizer, LlamaConfig, LlamaForCausalLM, TrainerCa
 from trl.trainer.utils import use_adapter
 
 from lorank import RankAllocation
+from lorank.engine.path_measure import TrainingPath
 from lorank.errors import TrainingError
 from lorank.in_training.trainer_pass import TrainerPass
 
@@ -73,6 +74,7 @@ def test_ranks_are_scored_by_the_loss_that_is_trained(
         return loss
 
     monkeypatch.setattr(TrainerPass, "repeated", spied)
+    monkeypatch.setattr(TrainingPath, "comparison_growth", 2)  # of so few steps the 2nd and 4th are compared too
     # A rate at which the loss soon differs from where any data begins: log 2 (DPO), 1/2 (KTO), 0 (GRPO).
     options = {"learning_rate": 0.2, "warmup_steps": 0}
     allocation = RankAllocation("igu-lora", "r=2", every=1)

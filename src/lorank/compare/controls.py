@@ -8,8 +8,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from lorank.engine.loss_comparison import GROWTH_ON_SCORING_SET, comparisons
-from lorank.engine.options import ScoringSetChoices
+from lorank.engine.options import GROWTH_ON_SCORING_SET, ScoringSetChoices, comparisons
 from lorank.errors import ComparisonError
 from lorank.plan import RankPlan
 from lorank.recipe.recipe import Recipe

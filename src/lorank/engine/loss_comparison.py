@@ -14,20 +14,6 @@ from lorank.scoring.undisturbed import train_mode_passes
 # Largest distance of the two gradients, relative to training's. Equal passes differ by the order of sums in parallel
 # kernels; half precision makes more of that. Another loss, or label smoothing of 0.1, is 5 to 100 times as far away.
 TOLERANCE, HALF_TOLERANCE = 0.01, 0.05
-# A comparison is a pass more. On batches of training few mini-batches are scored, and they would be a large share of the cost.
-GROWTH_ON_SCORING_SET, GROWTH_IN_TRAINING = 2, 8
-
-
-def is_compared(number: int, growth: int) -> bool:
-    """Whether the losses are compared at scored mini-batch `number`, from 1: at 1, `growth`, `growth²`, ..."""
-    while number % growth == 0:
-        number //= growth
-    return number == 1
-
-
-def comparisons(scored: int, growth: int) -> int:
-    """How many comparisons are made among so many scored mini-batches."""
-    return sum(is_compared(number, growth) for number in range(1, scored + 1))
 
 
 class LossComparison:

@@ -18,15 +18,15 @@ from lorank.engine.estimators import (
     intervals_for,
     layer_groups,
 )
-from lorank.engine.loss_comparison import (
+from lorank.engine.loss_comparison import TOLERANCE, LossComparison
+from lorank.engine.measure import Measure, training_batch_is_due
+from lorank.engine.options import (
     GROWTH_IN_TRAINING,
     GROWTH_ON_SCORING_SET,
-    TOLERANCE,
-    LossComparison,
+    TrainingBatchChoices,
+    TrainingBatchOptions,
     is_compared,
 )
-from lorank.engine.measure import Measure, training_batch_is_due
-from lorank.engine.options import TrainingBatchChoices, TrainingBatchOptions
 from lorank.engine.smoothing import Tensors
 from lorank.engine.training_pass import TrainingPass
 from lorank.engine.unit_scores import signed

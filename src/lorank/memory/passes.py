@@ -7,8 +7,13 @@ from random import Random
 
 from lorank.engine.cut_rules import schedule_of
 from lorank.engine.estimators import estimator_points, layer_groups
-from lorank.engine.loss_comparison import GROWTH_IN_TRAINING, GROWTH_ON_SCORING_SET, comparisons
-from lorank.engine.options import ScoringSetChoices, TrainingBatchChoices
+from lorank.engine.options import (
+    GROWTH_IN_TRAINING,
+    GROWTH_ON_SCORING_SET,
+    ScoringSetChoices,
+    TrainingBatchChoices,
+    comparisons,
+)
 from lorank.engine.path_measure import FIRST_INTERVALS, last_check_intervals
 from lorank.engine.quadrature import path_nodes
 from lorank.memory.question import Question

@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from lorank.engine.loss_comparison import GROWTH_ON_SCORING_SET, comparisons
+from lorank.engine.options import GROWTH_ON_SCORING_SET, comparisons
 from lorank.recipe.sections import TrainingSection
 
 LEAST_STEPS = 10  # with fewer the scores say nothing, whatever they cost
