@@ -62,6 +62,7 @@ def test_export_waits_for_torch_alone(form: str, trained: Any, tmp_path: Path) -
     assert (tmp_path / "served" / "adapter_model.safetensors").is_file()
 
 
+@pytest.mark.long
 def test_a_base_model_that_has_to_be_built_is_built(bases: Any, trained: Any, tmp_path: Path) -> None:
     """Without weights beside its config, names and shapes are not confirmed."""
     (tmp_path / "config.json").write_bytes((bases["decoder"] / "config.json").read_bytes())

@@ -87,6 +87,7 @@ def test_other_errors_are_left_alone() -> None:
     assert "RuntimeError: ours" in ended.stderr
 
 
+@pytest.mark.long
 def test_the_command_that_is_printed_continues_the_run(
     tiny_recipe: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -31,7 +31,8 @@ def test_allocation_in_a_trainer_resumes_exactly_on_two_processes(tmp_path: Path
     assert first == second
 
 
-@pytest.mark.parametrize("method", [pytest.param("i-lora", marks=pytest.mark.long), "igu-lora"])
+@pytest.mark.long
+@pytest.mark.parametrize("method", ["i-lora", "igu-lora"])
 def test_two_processes_share_one_run(method: str, tiny_recipe, tmp_path: Path) -> None:
     more = {"measure": {"every": 1}, "gradient_checkpointing": True} if method == "igu-lora" else {}
     recipe = tiny_recipe(method=method, baselines=["lora"], **more)

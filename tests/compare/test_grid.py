@@ -147,6 +147,7 @@ def test_every_kind_of_cell_is_equal_where_it_has_to_be(recipe_file: Path, tmp_p
     assert plans["shuffled"].ranks != plans["i-lora"].ranks
 
 
+@pytest.mark.long
 def test_a_grid_run_twice_gives_the_same_numbers_and_a_finished_one_runs_nothing(
     recipe_file: Path, tmp_path: Path
 ) -> None:
@@ -337,6 +338,7 @@ def test_triplets_that_end_at_the_uniform_rank(recipe_file: Path, tmp_path: Path
     assert (recipe.method, recipe.ranks.min_rank, recipe.ranks.max_rank) == ("adalora", 1, 2)
 
 
+@pytest.mark.long
 def test_a_control_of_a_plan_that_has_changed_is_refused(recipe_file: Path, tmp_path: Path) -> None:
     asked = grid(recipe_file, tmp_path / "grid", ("lora", "eva", "shuffled"), (0,), "mood:method=eva")
     run_grid(asked, launch=in_this_process)

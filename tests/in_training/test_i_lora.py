@@ -61,7 +61,7 @@ RESUMED: dict[str, dict[str, Any]] = {
 
 @pytest.mark.parametrize(
     "name",
-    [n if n in ("loss-per-parameter", "cubic") else pytest.param(n, marks=pytest.mark.long) for n in RESUMED],
+    [n if n == "loss-per-parameter" else pytest.param(n, marks=pytest.mark.long) for n in RESUMED],
 )
 def test_both_stages_resume_exactly(name: str, tmp_path: Path) -> None:
     def both(folder: Path, resume: bool) -> tuple[RankAllocation, dict[str, torch.Tensor]]:

@@ -350,9 +350,10 @@ def test_a_stream_is_trained_on_and_resumed(
     ("rows", "words"),
     [
         ([{"role": "user", "content": "x"}], "streamed example 44 cannot be made into tokens"),
-        (
+        pytest.param(
             [{"role": "user", "content": "day " * 40}, {"role": "assistant", "content": "x"}],
             "no streamed example has a token",
+            marks=pytest.mark.long,
         ),
     ],
 )

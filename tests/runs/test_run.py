@@ -380,6 +380,7 @@ def test_scores_that_are_not_finite_stop_stage_1_before_they_are_saved(
     assert (tmp_path / "search" / "checkpoint-4").exists()
 
 
+@pytest.mark.long
 def test_the_same_seed_gives_the_same_bits_and_another_seed_does_not(tiny_recipe, tmp_path: Path) -> None:
     found = []
     for k, seed in enumerate((0, 0, 1)):

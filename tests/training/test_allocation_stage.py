@@ -28,7 +28,7 @@ SMALL = {"budget": "r=1", "measure": {"every": 1}, "triplets": {"initial_rank": 
         ("igu-lora", "kept"),
         pytest.param("igu-lora", "fresh", marks=pytest.mark.long),
         pytest.param("adalora", "kept", marks=pytest.mark.long),
-        ("adalora", "fresh"),
+        pytest.param("adalora", "fresh", marks=pytest.mark.long),
     ],
 )
 def test_a_recipe_run_ends_as_any_other(method: str, factors: str, tiny_recipe, tiny_folder, tmp_path: Path) -> None:
