@@ -46,8 +46,7 @@ if part == "plan":
 
 stage = int(os.environ.get("ZERO", "3"))
 config = {
-    # Without the second key save_model writes an adapter without tensors.
-    "zero_optimization": {"stage": stage, "stage3_gather_16bit_weights_on_model_save": True},
+    "zero_optimization": {"stage": stage},
     "bf16": {"enabled": "auto"},
     "gradient_clipping": "auto",
     "gradient_accumulation_steps": "auto",
