@@ -17,9 +17,16 @@ _CALLED_ELSEWHERE = {
     "optim": "optimizer",
     **dict.fromkeys(("sequence_len", "max_seq_length", "max_seq_len"), "max_length"),
     **dict.fromkeys(("r", "rank", "lora_r"), "budget"),
-    "lora_alpha": "scale",
+    **dict.fromkeys(("alpha", "lora_alpha"), "scale"),
+    "eval_split": "eval",
+    "load_in_4bit": "quantization",
+    **dict.fromkeys(("bf16", "fp16"), "precision"),
     "lora_target_modules": "target_modules",
 }
+
+
+# What the other name means is not quite what the key means.
+_SAYS = {"scale": ", which is alpha / r", "budget": ", such as r=8"}
 
 
 class Section(BaseModel):
@@ -49,7 +56,7 @@ def _explain(problem: Any, section: type[BaseModel]) -> tuple[str, str, str]:
     if problem["type"] == "extra_forbidden":
         known = _known_keys(section)
         if elsewhere := [known_key for known_key in known if known_key.rpartition(".")[2] == location[-1]]:
-            return key, f"unknown key (did you mean {elsewhere[0]}?)", ""
+            return key, f"unknown key (did you mean {min(elsewhere, key=lambda one: one.count('.'))}?)", ""
         siblings = [k for k in known if k.rpartition(".")[0] == key.rpartition(".")[0]]
         return key, f"unknown key{nearest(key, siblings) or nearest(location[-1], known)}", ""
     if problem["type"] == "missing":
@@ -78,7 +85,7 @@ def nearest(got: str, known: Iterable[str]) -> str:
     if not near:
         tails = {option.rpartition(".")[2]: option for option in options}
         near = [tails[tail] for tail in get_close_matches(got.rpartition(".")[2], list(tails), 1, 0.6)]
-    return f" (did you mean {near[0]}?)" if near else ""
+    return f" (did you mean {near[0]}{_SAYS.get(near[0], '') if name else ''}?)" if near else ""
 
 
 def first_difference(before: Any, now: Any, key: str = "") -> str | None:

@@ -1,9 +1,12 @@
 """The margin of a plan by hand."""
 
+from typing import Any
+
 import numpy as np
 import pytest
 
 import lorank
+from lorank.page.budget_plans import plans_of_budgets
 from lorank.page.margin import plan_margin
 from lorank.scores import ImportanceScores
 
@@ -44,3 +47,16 @@ def test_there_is_no_margin_where_all_or_other_scores_are_kept() -> None:
     assert plan_margin(lorank.allocate(made, 8), made) is None
     other = ImportanceScores({name: 2 * one for name, one in made.scores.items()}, COSTS)
     assert plan_margin(lorank.allocate(other, 4), made) is None
+
+
+@pytest.mark.parametrize("limits", [{"max_rank": 1}, {"scope": "layer"}, {"within": 2.0}, {"multiple_of": 2}])
+def test_there_is_no_one_threshold_where_limits_decide(limits: dict[str, Any]) -> None:
+    made = scores()
+    assert plan_margin(lorank.allocate(made, 4, **limits), made) is None
+
+
+def test_groups_have_no_threshold_in_common_and_no_other_budgets() -> None:
+    made = scores()
+    plan = lorank.allocate(made, {"a|b": 2, "c": 2})
+    assert plan_margin(plan, made) is None
+    assert plans_of_budgets(plan, made) == []

@@ -76,6 +76,7 @@ def test_a_finished_run_is_shown_whole(tmp_path: Path) -> None:
     for expected in (
         "i-lora, preset paper", "some/model", f"r=2 = {plan.budget_parameters:,} parameters", plan.spending, "accuracy", "0.5000",
         "after the cut at step 20", "nearer to it than two of their standard errors", "SHA-256 of data: train", "abc",
+        f"lorank run {tmp_path}/mine/recipe.yaml --output {tmp_path}/mine",
     ):  # fmt: skip
         assert expected in page.text
     labels = [a["aria-label"] or "" for a in page.of("g", class_="cell")]
@@ -153,6 +154,22 @@ def test_what_cannot_be_read_is_named_and_the_rest_is_shown(tmp_path: Path) -> N
     for name in ("metrics.json", "scores.safetensors", "cuts.jsonl"):
         assert f"{name} is left out: " in page.text
     assert list(maps_in(text)) == ["r0ranks"]
+
+
+@pytest.mark.parametrize(
+    "results",
+    [
+        {"a": {"metrics": None}}, {"a": {"metrics": {"m": "x"}, "adapter_parameters": 1}}, {"a": {"metrics": {}, "steps": "7"}},
+        {"a": {"metrics": {"m": 1.0}, "adapter_parameters": None}}, {"a": {"metrics": {"m": 1.0}, "more": {"p": None}}},
+        [], {"a": 3},
+    ],
+)  # fmt: skip
+def test_results_that_lorank_would_not_write_do_not_end_the_page(results: Any, tmp_path: Path) -> None:
+    make_run(tmp_path / "mine")
+    (tmp_path / "mine" / "metrics.json").write_text(json.dumps({"results": results}))
+    page, text = page_of(tmp_path / "mine", tmp_path / "mine", to=tmp_path / "report.html")
+    assert ("metrics.json is left out" in page.text) == bool(isinstance(results, dict) and results != {"a": 3})
+    assert "r0ranks" in maps_in(text)
 
 
 def test_a_log_that_is_too_large_is_left_out(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -215,8 +215,11 @@ def test_sections_that_the_method_does_not_have_are_refused(content, message: st
         ({"train": {"lr": 1e-3}}, "train.learning_rate"),
         ({"train": {"warmup_ratio": 0.1}}, "train.warmup"),
         ({"train": {"per_device_train_batch_size": 4}}, "train.batch_size"),
-        ({"lora_r": 8}, "budget"),
-        ({"lora_alpha": 16}, "scale"),
+        ({"lora_r": 8}, "budget, such as r=8"),
+        ({"lora_alpha": 16}, "scale, which is alpha / r"),
+        ({"train": {"seed": 1}}, "seed"),
+        ({"data": {**MINIMAL["data"], "eval_split": "dev"}}, "data.eval"),
+        ({"model": {"name": "m", "load_in_4bit": True}}, "model.quantization"),
         ({"sequence_len": 512}, "data.max_length"),
     ],
 )

@@ -78,11 +78,13 @@ def _save_and_check(
     result = save(save_directory, *args, **options)
     said = inspect.signature(save).bind_partial(save_directory, *args, **options).arguments
     ours = said.get("selected_adapters") is None or adapter_name in said["selected_adapters"]
-    written = said.get("is_main_process", True) and said.get("safe_serialization", True) and ours
+    as_it_is = said.get("path_initial_model_for_weight_conversion") is None  # else PEFT saves another adapter
+    written = said.get("is_main_process", True) and said.get("safe_serialization", True) and ours and as_it_is
     if written and _ranks(part, adapter_name) == {name: rank for name, rank in plan.ranks.items() if rank}:
         # PEFT has a folder for each adapter but the one that it calls "default"; transformers saves one adapter.
         inner = Path(save_directory, adapter_name)
-        check_saved(inner if inner.is_dir() else Path(save_directory), plan, part, adapter_name)
+        own_folder = adapter_name != "default" and inner.is_dir()
+        check_saved(inner if own_folder else Path(save_directory), plan, part, adapter_name)
     return result
 
 

@@ -137,6 +137,13 @@ def score(
     with torch.inference_mode(False), torch.enable_grad():  # whatever the caller is in
         return in_all_processes(
             model,
+            {
+                "method": method,
+                "preset": chosen_preset,
+                "options": chosen.model_dump(mode="json"),
+                "targets": [target.name for target in chosen_targets],
+                "seed": seed,
+            },
             lambda: (
                 probe_scores(scoring, scoring_data, chosen_preset)
                 if method == PROBE

@@ -21,11 +21,14 @@ def plans_of_budgets(plan: RankPlan, scores: ImportanceScores, count: int = 24) 
     for nothing within the limits is left out.
 
     Returns:
-        Ascending in what they spend, each spending once; empty where the scores are not those of the plan.
+        Ascending in what they spend, each spending once; empty where the scores are not those of the plan,
+        and for a plan of several groups.
 
     """
     made_from = plan.provenance.get("scores")
     if set(scores.scores) != set(plan.ranks) or made_from not in (None, scores.fingerprint) or not plan.spent:
+        return []
+    if plan.provenance.get("groups"):  # one number says nothing about the budgets of several groups
         return []
     limits: Mapping[str, Any] = {key: plan.provenance[key] for key in _LIMITS if plan.provenance.get(key) is not None}
     most = scores.max_ranks or {name: len(values) for name, values in scores.scores.items()}

@@ -7,6 +7,16 @@ import numpy as np
 from lorank.plan import RankPlan
 from lorank.scores import ImportanceScores
 
+# In a plan's provenance: what its limits are where one threshold alone decides.
+_NO_LIMIT = {
+    "groups": (None,),
+    "scope": (None, "global"),
+    "within": (None,),
+    "max_rank": (None,),
+    "min_rank": (None, 0),
+    "multiple_of": (None, 1),
+}
+
 
 @dataclass(frozen=True)
 class MarginUnit:
@@ -56,12 +66,18 @@ def plan_margin(plan: RankPlan, scores: ImportanceScores, shown: int = 10) -> Pl
     Of a module with rank r the r units of the largest scores are kept, as a cut keeps them.
 
     Returns:
-        None for scores of modules (proportional ranks have no threshold), for other scores than the plan's, and for plans that
-        keep all units or none.
+        None for scores of modules (proportional ranks have no threshold), for other scores than the plan's, for plans with
+        limits, groups or layers of their own (no one threshold decides), and for plans that keep all units or none.
 
     """
     made_from = plan.provenance.get("scores")
-    if scores.of_modules or set(scores.scores) != set(plan.ranks) or made_from not in (None, scores.fingerprint):
+    limited = any(plan.provenance.get(key) not in usual for key, usual in _NO_LIMIT.items())
+    if (
+        scores.of_modules
+        or limited
+        or set(scores.scores) != set(plan.ranks)
+        or made_from not in (None, scores.fingerprint)
+    ):
         return None
     by_cost = plan.provenance.get("rank_by") == "score-per-parameter"
     values, errors, kept, names = [], [], [], []

@@ -56,7 +56,7 @@ def write_page(runs: Sequence[RunFolder], path: Path, *, figures: bool = True) -
         title=", ".join(run.name for run in runs),
         runs=shown,
         differences=differences,
-        compared=_compared(runs),
+        compared=_compared(runs, shown),
         data=_in_script(data),
         css=_asset("report.css"),
         script=_asset("report.js"),
@@ -106,21 +106,46 @@ def _run_view(run: RunFolder, key: str, folder: Path | None) -> dict[str, Any]:
         "key": key,
         "name": run.name,
         "folder": str(run.folder),
-        "facts": _facts(run),
+        "facts": _shown(run, "plan.json", _facts, []),
         "summary": summary_words(plan) if plan is not None else "",
-        "results": _results(run),
+        "results": _shown(run, "metrics.json", _results, None),
         "maps": maps,
         "figures": drawn,
         "margin": margin,
-        "quality": [*stability_lines(plan), *quadrature_lines(plan), *_gap(plan.provenance)]
-        if plan is not None
-        else [],
+        "crossed": margin is not None and any(one.kept != (one.score > margin.threshold) for one in margin.units),
+        "stages": {curve.stage for curve in run.curves},
+        "evaluated": any(curve.eval_steps for curve in run.curves),
+        "quality": _shown(run, "plan.json: how sure", _quality, []),
         "notes": run.notes,
         "unseen": _unseen(run),
-        "command": f"lorank run {shlex.quote(str(run.folder / 'recipe.yaml'))}" if run.recipe is not None else None,
+        "command": _command(run),
         "recipe": run.recipe,
         "origin": _origin(run),
     }
+
+
+def _shown(run: RunFolder, file: str, make: Callable[[RunFolder], Any], otherwise: Any) -> Any:
+    """What `make` makes of a run; where its files hold what lorank would not write, a note and `otherwise`."""
+    try:
+        return make(run)
+    except Exception as error:  # any kind, as values may be of any type
+        run.notes.append(
+            f"{file} is left out: it holds what is not understood ({type(error).__name__}: {one_line(error):.200})"
+        )
+        return otherwise
+
+
+def _quality(run: RunFolder) -> list[str]:
+    plan = run.plan
+    return [] if plan is None else [*stability_lines(plan), *quadrature_lines(plan), *_gap(plan.provenance)]
+
+
+def _command(run: RunFolder) -> str | None:
+    """What continues the run, or repeats what is missing of it."""
+    if run.recipe is None:
+        return None
+    folder = shlex.quote(str(run.folder))
+    return f"lorank run {shlex.quote(str(run.folder / 'recipe.yaml'))} --output {folder}"
 
 
 def _drawn(draw: Callable[[], Any], key: str, title: str, file: Path | None) -> str | None:
@@ -174,25 +199,36 @@ def _results(run: RunFolder) -> dict[str, Any] | None:
                 name,
                 f"{parameters_of(one):,}",
                 ["-" if value is None else f"{value:.4f}" for value in shown],
-                f"{one.get('steps', 0):,}",
+                _steps(one),
                 f"{one.get('seconds', 0):,.0f} s",
             )
         )
     return {"metrics": metrics, "rows": rows}
 
 
-def _compared(runs: Sequence[RunFolder]) -> list[tuple[str, ...]]:
-    """A row for each of several runs: budget, what is spent, results."""
+def _steps(result: Mapping[str, Any]) -> str:
+    """Steps of the training, and the scoring passes beside them."""
+    passes = result.get("scoring_passes")
+    return f"{result.get('steps', 0):,}" + (f" + {passes:,} scoring passes" if passes else "")
+
+
+def _compared(runs: Sequence[RunFolder], shown: Sequence[Mapping[str, Any]]) -> list[tuple[str, ...]]:
+    """A row for each of several runs: budget, what is spent, results of its method."""
     if len(runs) < 2:
         return []
     rows: list[tuple[str, ...]] = []
-    for run in runs:
-        plan = run.plan
-        first = next(iter(run.results.values()), {})
-        told = ", ".join(f"{k} {v:.4f}" for k, v in named_values(first).items() if v is not None) if first else "-"
-        spent = "-" if plan is None else f"{plan.spent:,}"
-        asked = "-" if plan is None else plan.budget
-        rows.append((run.name, str(plan.provenance.get("method", "-")) if plan else "-", asked, spent, told or "-"))
+    for run, view in zip(runs, shown, strict=True):
+        plan, results = run.plan, view["results"]
+        told = "-"
+        if results:
+            values = zip(results["metrics"], results["rows"][0][2], strict=True)
+            told = ", ".join(f"{name} {value}" for name, value in values if value != "-") or "-"
+        made = (
+            ("-", "-", "-")
+            if plan is None
+            else (str(plan.provenance.get("method", "-")), plan.budget, f"{plan.spent:,}")
+        )
+        rows.append((run.name, *made, told))
     return rows
 
 
@@ -215,7 +251,9 @@ def _unseen(run: RunFolder) -> list[str]:
 def _gap(made: Mapping[str, Any]) -> list[str]:
     """How far the integrated gradients are from the loss that they share out."""
     gap = (made.get("quadrature") or {}).get("completeness_gap")
-    return [] if not isinstance(gap, int | float) else [f"completeness gap |Σ IG - (L(θ) - L(0))|: {gap:.3g}"]
+    return (
+        [] if not isinstance(gap, int | float) else [f"completeness gap |Σ IG - (L(θ) - L(0))|: {gap:.3g} (0 is exact)"]
+    )
 
 
 def _origin(run: RunFolder) -> list[tuple[str, str]]:

@@ -120,7 +120,7 @@ def _read(run: RunFolder, name: str, load: Callable[[Path], Read]) -> Read | Non
         if path.suffix != ".safetensors" and (size := path.stat().st_size) > _LARGEST:
             raise OutputError(f"it has {size / 2**20:,.0f} MiB, and at most {_LARGEST // 2**20} are read")
         return load(path)
-    except (LorankError, OSError, ValueError, RecursionError) as error:
+    except (LorankError, OSError, ValueError, OverflowError, RecursionError) as error:
         run.notes.append(f"{name} is left out: {one_line(error):.300}")
         return None
 

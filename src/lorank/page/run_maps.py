@@ -1,6 +1,7 @@
 """Which maps the page shows of a run, and of the differences between runs."""
 
 from collections.abc import Mapping, Sequence
+from math import isfinite
 
 from lorank.errors import PlanError
 from lorank.page.budget_plans import plans_of_budgets
@@ -27,11 +28,16 @@ def maps_of(run: RunFolder, key: str) -> list[PageMap]:
             )
         )
     if plan is not None and run.scores is not None:
+        importance = dict[str, float]()
         try:
             importance = module_importance(plan, run.scores)
         except PlanError:
             run.notes.append("The scores beside the plan are of other modules or another plan: they are not shown.")
         else:
+            if not all(map(isfinite, importance.values())):
+                run.notes.append("The scores are too large to be added up: importance is not shown.")
+                importance = {}
+        if importance:
             title = "Importance"
             reading = "Share of a module in all importance, in percent: the sum of the scores of its units."
             errors = _errors(plan, run.scores)
@@ -90,7 +96,7 @@ def difference_maps(runs: Sequence[RunFolder]) -> list[PageMap]:
                 [("", changes)],
                 first.unit_costs,
                 title=f"{run.name} against {runs[0].name}",
-                reading=f"Change of each rank; {moved:.1f} % of the parameters of {runs[0].name} moved.",
+                reading=f"Change of each rank; a dot is none. {moved:.1f} % of the parameters of {runs[0].name} moved.",
             )
         )
     return found

@@ -185,7 +185,8 @@ class Recipe(Section):
         if self.keeps_triplets and self.start.scale_by != "initial":
             problems.append(
                 f"start.scale_by {self.start.scale_by}: {self.method} keeps the triplets that it trained, with their scale, "
-                "whatever rank is left; leave it out, or train a fresh adapter (start.factors=fresh)"
+                "whatever rank is left; give it start.scale_by=initial (a baseline in a section of its own: "
+                f"baselines: {{{self.method}: {{start: {{scale_by: initial}}}}}}), or train a fresh adapter (start.factors=fresh)"
             )
         if not problems and self.search is not None and not any(one.has_search for one in recipes):
             problems.append(

@@ -149,6 +149,8 @@ def check_failures() -> None:
             raise RuntimeError("no memory, say")
         return model(**batch).loss * 4, torch.ones(len(batch["input_ids"]))
 
+    refused(ScoresError, "ask for different scores: method is", lambda: scored(method=("magnitude", "gradient")[rank]))
+    refused(ScoresError, "ask for different scores: options is", lambda: scored(estimator="fisher", folds=4 + rank))
     mute = [{**batch, "labels": torch.full_like(batch["labels"], -100)} for batch in batches_of("decoder", 8, 4)]
     refused(DataError, "not one label", lambda: scored(batches=mute, estimator="fisher"))
     refused(DataError, "gave no batch", lambda: scored(batches=[]))

@@ -1,6 +1,6 @@
 """A model that several processes score together: whole in each, or sharded by FSDP2; and one result for all of them."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
@@ -40,16 +40,27 @@ def is_sharded(model: nn.Module) -> bool:
     return bool(meshes)
 
 
-def in_all_processes(model: nn.Module, score: Callable[[], Any]) -> Any:
+def in_all_processes(model: nn.Module, asked: Mapping[str, Any], score: Callable[[], Any]) -> Any:
     """What `score()` returns in the first process, in all of them; an error in one is raised in all.
 
+    Args:
+        model: to be scored.
+        asked: method, options and targets, which have to be the same in all processes.
+        score: scores.
+
     Raises:
-        ScoresError: the processes do not hold the same weights.
+        ScoresError: the processes do not hold the same weights, or ask for different scores.
         TargetError: see `is_sharded`.
 
     """
     if process_count() == 1:
         return score()
+    for number, other in enumerate(gathered(dict(asked))):
+        if wrong := next((key for key, value in asked.items() if other.get(key) != value), None):
+            raise ScoresError(
+                f"processes ask for different scores: {wrong} is {asked[wrong]!r:.200} here and {other.get(wrong)!r:.200} in "
+                f"process {number}; call lorank.score with the same arguments in all of them"
+            )
     if not is_sharded(model):
         _check_same_weights(model)
     with raised_in_all():
