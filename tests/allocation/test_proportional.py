@@ -136,6 +136,10 @@ class TestThroughTheDoor:
             ({"min_rank": 9}, "'a' is a matrix of rank 8"),
             ({"rank_by": "size"}, "rank_by is 'size'; allowed: 'score', 'score-per-parameter'"),
             ({"min_rank": 5, "max_rank": 4}, "max_rank is 4, below min_rank"),
+            ({"max_rank": float("nan")}, "max_rank is nan; allowed: whole numbers or None"),
+            ({"multiple_of": "4"}, "multiple_of is '4'; allowed: whole numbers"),
+            ({"min_rank": True}, "min_rank is True; allowed: whole numbers"),
+            ({"scale": "x"}, "scale is 'x'; allowed: numbers above 0"),
         ],
     )
     def test_limits_that_cannot_be_honoured(self, options: dict, message: str) -> None:

@@ -189,6 +189,7 @@ def kill_in_training(process: Any, folder: Path) -> None:
         time.sleep(0.01)
 
 
+@pytest.mark.long
 def test_a_failed_cell_is_tried_again_then_said_and_left_out(recipe_file: Path, tmp_path: Path) -> None:
     calls: list[Path] = []
 

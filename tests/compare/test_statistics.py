@@ -40,7 +40,9 @@ def claims(
 
 
 @pytest.mark.parametrize(
-    ("seeds", "rounded"), [pytest.param(seeds, False, marks=pytest.mark.long) for seeds in (3, 5)] + [(5, True)]
+    ("seeds", "rounded"),
+    [pytest.param(seeds, False, marks=pytest.mark.long) for seeds in (3, 5)]
+    + [pytest.param(5, True, marks=pytest.mark.long)],
 )
 def test_no_more_false_claims_than_the_level_over_a_thousand_grids(seeds: int, rounded: bool) -> None:
     wrong = (claims(0.0, grids=1000, methods=8, seeds=seeds, rounded=rounded) > 0).mean()

@@ -264,10 +264,13 @@ def test_a_damaged_scores_file_is_refused_not_overwritten(tiny_recipe, tmp_path:
             "measure": {"draw": "sweep", "intervals": 3, "moved": "all", "scoring_batch_size": 4},
             "expert": {"measure": {"when": "after", "baseline": "initial"}},
         },
-        {
-            "measure": {"parameter_factor": "absolute"},
-            "expert": {"measure": {"granularity": "module"}, "smooth": {"accumulate": "ema"}},
-        },
+        pytest.param(
+            {
+                "measure": {"parameter_factor": "absolute"},
+                "expert": {"measure": {"granularity": "module"}, "smooth": {"accumulate": "ema"}},
+            },
+            marks=pytest.mark.long,
+        ),
         pytest.param(
             {
                 "measure": {"path_scope": "module"},
@@ -276,19 +279,24 @@ def test_a_damaged_scores_file_is_refused_not_overwritten(tiny_recipe, tmp_path:
             },
             marks=pytest.mark.long,
         ),
-        {
-            "search": {"max_steps": 25},
-            "cut": {"curve": "cubic"},
-            "ranks": {"scope": "layer"},
-            "start": {"scale_by": "target"},
-        },
+        pytest.param(
+            {
+                "search": {"max_steps": 25},
+                "cut": {"curve": "cubic"},
+                "ranks": {"scope": "layer"},
+                "start": {"scale_by": "target"},
+            },
+            marks=pytest.mark.long,
+        ),
         {
             "start": {"scale_by": "active"},
             "budget": "beta=0.5",
             "measure": {"every": 2},
             "expert": {"measure": {"vector_reduction": "sum"}},
         },
-        {"data": {"label": "label"}, "ranks": {"multiple_of": 2}, "group_by_length": False},
+        pytest.param(
+            {"data": {"label": "label"}, "ranks": {"multiple_of": 2}, "group_by_length": False}, marks=pytest.mark.long
+        ),
     ],
     ids=["sweep-after", "integrated-gradients", "training-set", "cubic", "beta", "multiple-of-2"],
 )

@@ -91,8 +91,8 @@ def allocate(
         own |= {"scope": scope, "scale": scale, "within": within}
         return in_groups(scores, budget, lambda part, of_group: allocate(part, of_group, **own))
     asked = Budget.parse(budget)
-    if scale is not None and not 0 < scale < math.inf:
-        raise AllocationError(f"scale is {scale}; allowed: numbers above 0")
+    if scale is not None and not (isinstance(scale, int | float) and 0 < scale < math.inf):
+        raise AllocationError(f"scale is {scale!r}; allowed: numbers above 0")
     costs = dict(scores.unit_costs)
     asked_limits: dict[str, Any] = {"max_rank": max_rank, "min_rank": min_rank, "multiple_of": multiple_of}
     made_by = (scores.provenance.get("choices") or {}).get("ranks", {})
@@ -201,6 +201,9 @@ def _check_limits(
     for key, value, allowed in (("rank_by", rank_by, get_args(RankBy)), ("scope", scope, get_args(Scope))):
         if value not in allowed:
             raise AllocationError(f"{key} is {value!r}; allowed: {', '.join(map(repr, allowed))}")
+    for key, number in (("max_rank", max_rank), ("min_rank", min_rank), ("multiple_of", multiple_of)):
+        if type(number) is not int and not (number is None and key == "max_rank"):  # plan.json has no other numbers
+            raise AllocationError(f"{key} is {number!r}; allowed: whole numbers{' or None' if key == 'max_rank' else ''}")
     if scope == "layer" and scores.of_modules:
         raise AllocationError("scope 'layer' cuts scores of units, these are of modules; leave it at 'global'")
     if multiple_of < 1:
