@@ -203,7 +203,9 @@ def _check_limits(
             raise AllocationError(f"{key} is {value!r}; allowed: {', '.join(map(repr, allowed))}")
     for key, number in (("max_rank", max_rank), ("min_rank", min_rank), ("multiple_of", multiple_of)):
         if type(number) is not int and not (number is None and key == "max_rank"):  # plan.json has no other numbers
-            raise AllocationError(f"{key} is {number!r}; allowed: whole numbers{' or None' if key == 'max_rank' else ''}")
+            raise AllocationError(
+                f"{key} is {number!r}; allowed: whole numbers{' or None' if key == 'max_rank' else ''}"
+            )
     if scope == "layer" and scores.of_modules:
         raise AllocationError("scope 'layer' cuts scores of units, these are of modules; leave it at 'global'")
     if multiple_of < 1:
