@@ -49,18 +49,12 @@ browser: .venv/installed
 deepspeed: .venv-deepspeed/installed
 	HF_HUB_OFFLINE=1 DS_ACCELERATOR=cpu .venv-deepspeed/bin/python -m pytest -m deepspeed
 
-.venv-serving/installed: .venv/installed requirements-serving.txt
-	$(BIN)/python -m venv .venv-serving
+# What a command needs and .venv does not have, beside it: requirements-NAME.txt in .venv-NAME, which sees what .venv has.
+.venv-%/installed: .venv/installed requirements-%.txt
+	$(BIN)/python -m venv .venv-$*
 	$(BIN)/python -c 'import sysconfig; print("import site; site.addsitedir(%r)" % sysconfig.get_path("purelib"))' \
-		> "$$(.venv-serving/bin/python -c 'import sysconfig; print(sysconfig.get_path("purelib"))')/beside.pth"
-	.venv-serving/bin/python -m pip install --quiet --disable-pip-version-check --no-deps --requirement requirements-serving.txt
-	touch $@
-
-.venv-deepspeed/installed: .venv/installed requirements-deepspeed.txt
-	$(BIN)/python -m venv .venv-deepspeed
-	$(BIN)/python -c 'import sysconfig; print("import site; site.addsitedir(%r)" % sysconfig.get_path("purelib"))' \
-		> "$$(.venv-deepspeed/bin/python -c 'import sysconfig; print(sysconfig.get_path("purelib"))')/beside.pth"
-	.venv-deepspeed/bin/python -m pip install --quiet --disable-pip-version-check --no-deps --requirement requirements-deepspeed.txt
+		> "$$(.venv-$*/bin/python -c 'import sysconfig; print(sysconfig.get_path("purelib"))')/beside.pth"
+	.venv-$*/bin/python -m pip install --quiet --disable-pip-version-check --no-deps --requirement requirements-$*.txt
 	touch $@
 
 .venv/installed: pyproject.toml constraints.txt

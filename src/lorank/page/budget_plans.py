@@ -9,6 +9,7 @@ import numpy as np
 from lorank.allocation.budgeted import allocate
 from lorank.errors import LorankError, LorankWarning
 from lorank.plan import RankPlan
+from lorank.report.rank_map import is_made_from
 from lorank.scores import ImportanceScores
 
 _LIMITS = ("max_rank", "min_rank", "multiple_of", "rank_by", "scope", "within")
@@ -25,10 +26,8 @@ def plans_of_budgets(plan: RankPlan, scores: ImportanceScores, count: int = 24) 
         and for a plan of several groups.
 
     """
-    made_from = plan.provenance.get("scores")
-    if set(scores.scores) != set(plan.ranks) or made_from not in (None, scores.fingerprint) or not plan.spent:
-        return []
-    if plan.provenance.get("groups"):  # one number says nothing about the budgets of several groups
+    # One number says nothing about the budgets of several groups.
+    if not plan.spent or plan.provenance.get("groups") or not is_made_from(plan, scores):
         return []
     limits: Mapping[str, Any] = {key: plan.provenance[key] for key in _LIMITS if plan.provenance.get(key) is not None}
     most = scores.max_ranks or {name: len(values) for name, values in scores.scores.items()}

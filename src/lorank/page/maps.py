@@ -4,16 +4,16 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 import numpy as np
 
 from lorank.plan import RankPlan
+from lorank.report.heat_map import SKEWED
 from lorank.report.module_grid import ModuleGrid, module_grid
 
 Kind = Literal["rank", "importance"]
-_SKEWED = 4.0  # the largest value over the median above which colours follow the logarithm
-_WIDTH, _LETTER = 38, 6.2  # pixels of a cell, and of a letter
+_LETTER = 6.2  # pixels
 
 
 @dataclass(frozen=True)
@@ -68,6 +68,7 @@ class PageMap:
     slider: str = ""
     start: int = 0
     decimals: int = 0
+    cell: ClassVar[int] = 38  # pixels from one column to the next
 
     @property
     def colours(self) -> str:
@@ -93,9 +94,9 @@ class PageMap:
     @property
     def width(self) -> float:
         """Pixels of the whole: a column of sums, and room for a tilted name that leans out."""
-        inner = self.left + _WIDTH * (len(self.grid.columns) + 1) + 14
+        inner = self.left + self.cell * (len(self.grid.columns) + 1) + 14
         last = len(self.column_name(len(self.grid.columns) - 1)) * _LETTER * 0.76
-        return max(inner, self.left + _WIDTH * (len(self.grid.columns) - 0.5) + last)
+        return max(inner, self.left + self.cell * (len(self.grid.columns) - 0.5) + last)
 
     @property
     def depth(self) -> float:
@@ -115,7 +116,7 @@ class PageMap:
         if not above.size:
             return {"log": False, "most": 1.0, "unit": 1.0}
         median = float(np.median(above))
-        return {"log": bool(above.max() > _SKEWED * median), "most": float(above.max()), "unit": median}
+        return {"log": bool(above.max() > SKEWED * median), "most": float(above.max()), "unit": median}
 
     def depth_of(self, value: float) -> float:
         """From a value to 0..1, as `scale` says."""
@@ -131,7 +132,7 @@ class PageMap:
             mean = total / len(cell.modules)
             found.append(
                 {
-                    "x": self.left + _WIDTH * cell.column,
+                    "x": self.left + self.cell * cell.column,
                     "y": self.top + self.height * cell.row,
                     "text": self.number(mean),
                     "t": round(self.depth_of(mean), 3),

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from lorank.plan import RankPlan
+from lorank.report.rank_map import is_made_from
 from lorank.scores import ImportanceScores
 
 # In a plan's provenance: what its limits are where one threshold alone decides.
@@ -70,14 +71,8 @@ def plan_margin(plan: RankPlan, scores: ImportanceScores, shown: int = 10) -> Pl
         limits, groups or layers of their own (no one threshold decides), and for plans that keep all units or none.
 
     """
-    made_from = plan.provenance.get("scores")
     limited = any(plan.provenance.get(key) not in usual for key, usual in _NO_LIMIT.items())
-    if (
-        scores.of_modules
-        or limited
-        or set(scores.scores) != set(plan.ranks)
-        or made_from not in (None, scores.fingerprint)
-    ):
+    if scores.of_modules or limited or not is_made_from(plan, scores):
         return None
     by_cost = plan.provenance.get("rank_by") == "score-per-parameter"
     values, errors, kept, names = [], [], [], []

@@ -19,7 +19,7 @@ INK = "#262626"
 # Of one hue each, from light to dark: the order of values is that of lightness, which every eye sees and a printer keeps.
 RANKS, IMPORTANCE = "Blues", "YlOrBr"
 _LIGHTEST = 0.2  # of a colour map: what is above zero is never as light as an empty cell
-_SKEWED = 4.0  # the largest value over the median above which colours follow the logarithm
+SKEWED = 4.0  # the largest value over the median above which colours follow the logarithm
 _LONGEST = 28  # letters of a projection's name
 _DECADES = 1e3  # that the logarithm covers; what is smaller has the lightest colour
 
@@ -72,7 +72,7 @@ def colour_scale(values: np.ndarray) -> "tuple[Normalize, str]":
         return AsinhNorm(float(np.median(np.abs(finite[finite != 0]))), finite.min(), max(0.0, finite.max())), "asinh"
     if not above.size:
         return Normalize(0, 1), ""
-    if above.max() > _SKEWED * np.median(above):
+    if above.max() > SKEWED * np.median(above):
         return LogNorm(max(above.min(), above.max() / _DECADES), above.max(), clip=True), "logarithmic"
     return Normalize(0, above.max()), ""
 

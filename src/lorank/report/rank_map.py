@@ -34,6 +34,12 @@ _WIDTH, _MARGIN, _BAR = 0.62, 0.55, 1.0  # inches: of a cell, of a column of num
 _TALLEST, _LOWEST, _HIGHEST = 16.0, 0.13, 0.3  # inches: of a map of many layers, of a row
 
 
+def is_made_from(plan: RankPlan, scores: ImportanceScores) -> bool:
+    """Whether a plan is of these scores: of the same modules, and by the fingerprint that it records, if it does."""
+    recorded = plan.provenance.get("scores")
+    return set(scores.scores) == set(plan.ranks) and recorded in (None, scores.fingerprint)
+
+
 def module_importance(plan: RankPlan, scores: ImportanceScores) -> dict[str, float]:
     """Importance of every module of a plan, in percent of all: the sum of the scores of its units.
 
@@ -44,8 +50,7 @@ def module_importance(plan: RankPlan, scores: ImportanceScores) -> dict[str, flo
         PlanError: the plan was made from other scores, or they are of other modules.
 
     """
-    made_from = plan.provenance.get("scores")
-    if set(scores.scores) != set(plan.ranks) or made_from not in (None, scores.fingerprint):
+    if not is_made_from(plan, scores):
         raise PlanError("the plan was made from other scores than these; give the scores.safetensors of the same run")
     sums = {name: float(scores.scores[name].sum()) for name in plan.ranks}
     total = sum(map(abs, sums.values()))
