@@ -5,7 +5,6 @@ import random
 import sys
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext, redirect_stderr
-from difflib import get_close_matches
 from io import StringIO
 from pathlib import Path
 from typing import Any
@@ -16,6 +15,7 @@ from transformers import PreTrainedTokenizerBase
 
 from lorank.errors import DataError, RecipeError, TrainingError, one_line
 from lorank.evaluation.question import Question
+from lorank.validation import nearest
 
 # What a result has beside its metrics.
 _NOT_METRICS = ("name", "alias", "sample_len", " ")
@@ -50,7 +50,7 @@ def load_tasks(question: Question) -> Mapping[str, Any]:
             found, unknown = _named(question.tasks, manager.all_tasks)
     if unknown:
         known = manager.all_tasks
-        said = [f"{name!r}{_nearest(name, known)}" for name in unknown]
+        said = [f"{name!r}{nearest(name, known)}" for name in unknown]
         raise RecipeError(
             f"--tasks: lm-eval has no {', '.join(said)}; give a name of lm-eval's list, a YAML file, or the folder of your own "
             "task files as --task-files"
@@ -161,11 +161,6 @@ def _named(asked: Sequence[str], known: Sequence[str]) -> tuple[list[str], list[
         found |= dict.fromkeys(matching)
         unknown += [] if matching else [name]
     return list(found), unknown
-
-
-def _nearest(name: str, known: Sequence[str]) -> str:
-    near = get_close_matches(name, known, 1)
-    return f" (did you mean {near[0]}?)" if near else ""
 
 
 def _set_seeds(seed: int | None) -> int:
