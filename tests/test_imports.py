@@ -26,16 +26,17 @@ SLOW = (
 )
 
 
-def loaded_by(*arguments: object, code: int = 0) -> set[str]:
-    """Packages that are there after a command, which ends with this exit code."""
+def loaded_by(*commands: tuple[object, ...], code: int = 0) -> set[str]:
+    """Packages that are there after commands in one process, each of which ends with this exit code."""
     run = f"""
 import sys
-sys.argv = ["lorank", *{[str(argument) for argument in arguments]!r}]
 from lorank.cli import app
-try:
-    app()
-except SystemExit as ended:
-    assert (ended.code or 0) == {code}, ended.code
+for command in {[[str(argument) for argument in command] for command in commands]!r}:
+    sys.argv = ["lorank", *command]
+    try:
+        app()
+    except SystemExit as ended:
+        assert (ended.code or 0) == {code}, (command, ended.code)
 print("LOADED", *sorted({{name.partition(".")[0] for name in sys.modules}}))
 """
     done = subprocess.run([sys.executable, "-c", run], capture_output=True, text=True, check=False)
@@ -43,30 +44,24 @@ print("LOADED", *sorted({{name.partition(".")[0] for name in sys.modules}}))
     return set(done.stdout.rpartition("LOADED")[2].split())
 
 
-@pytest.mark.parametrize("name", ["encoder", "decoder", "encoder-decoder"])
-def test_verify_waits_for_torch_alone(name: str, trained: Callable[[str], Path]) -> None:
-    loaded = loaded_by("verify", trained(name))
+def test_verify_and_export_wait_for_torch_alone(trained: Callable[[str], Path], tmp_path: Path) -> None:
+    """Importing torch takes most of the time of these commands, so they share a process."""
+    exports = [
+        ("export", trained("decoder"), tmp_path / form, "--for", form) for form in ("any", "vllm", "llama.cpp", "peft")
+    ]
+    verified = [("verify", trained(name)) for name in ("encoder", "decoder", "encoder-decoder")]
+    against = ("verify", tmp_path / "vllm", "--against", trained("decoder"), "--engine", "vllm")
+    loaded = loaded_by(*exports, *verified, against)
     assert "torch" in loaded
     assert not loaded & set(SLOW)
-
-
-def test_verify_against_another_adapter_waits_for_torch_alone(trained: Any, tmp_path: Path) -> None:
-    loaded_by("export", trained("decoder"), tmp_path / "served", "--for", "vllm")
-    command = ("verify", tmp_path / "served", "--against", trained("decoder"), "--engine", "vllm")
-    assert not loaded_by(*command) & set(SLOW)
-
-
-@pytest.mark.parametrize("form", ["any", "vllm", "llama.cpp", "peft"])
-def test_export_waits_for_torch_alone(form: str, trained: Any, tmp_path: Path) -> None:
-    assert not loaded_by("export", trained("decoder"), tmp_path / "served", "--for", form) & set(SLOW)
-    assert (tmp_path / "served" / "adapter_model.safetensors").is_file()
+    assert len(list(tmp_path.glob("*/adapter_model.safetensors"))) == 4
 
 
 @pytest.mark.long
 def test_a_base_model_that_has_to_be_built_is_built(bases: Any, trained: Any, tmp_path: Path) -> None:
     """Without weights beside its config, names and shapes are not confirmed."""
     (tmp_path / "config.json").write_bytes((bases["decoder"] / "config.json").read_bytes())
-    assert "transformers" in loaded_by("verify", trained("decoder"), "--base", tmp_path)
+    assert "transformers" in loaded_by(("verify", trained("decoder"), "--base", tmp_path))
 
 
 @pytest.mark.parametrize(
@@ -81,7 +76,7 @@ def test_a_base_model_that_has_to_be_built_is_built(bases: Any, trained: Any, tm
     ],
 )
 def test_help_and_typing_errors_wait_for_nothing(arguments: tuple[str, ...], code: int) -> None:
-    assert not loaded_by(*arguments, code=code) & {*SLOW, "torch", "numpy", "safetensors"}
+    assert not loaded_by(arguments, code=code) & {*SLOW, "torch", "numpy", "safetensors"}
 
 
 def test_the_library_loads_verify_and_export_without_transformers() -> None:

@@ -117,6 +117,7 @@ def test_a_budget_of_a_baseline_is_left_out_and_said(recipe_file: Path, tmp_path
     assert left_out_budgets(asked) == ["mood: every method gets the same parameters; left out: budget r=2 of lora"]
 
 
+@pytest.mark.long
 def test_every_kind_of_cell_is_equal_where_it_has_to_be(recipe_file: Path, tmp_path: Path) -> None:
     asked = grid(recipe_file, tmp_path / "grid")
     results = run_grid(asked, launch=in_this_process)

@@ -13,7 +13,7 @@ from lorank.plan import RankPlan
 from lorank.scores import ImportanceScores
 
 PROJECTIONS = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
-HOSTILE = "</script><img src=x onerror=alert(1)>\"&'{{ 7*7 }}"
+HOSTILE = "</script><img src=x onerror=alert(1)>\"&'{{ 1234*5678 }}"
 
 
 def names_of(layers: int, projections: tuple[str, ...] = PROJECTIONS) -> list[str]:

@@ -260,10 +260,13 @@ def test_a_damaged_scores_file_is_refused_not_overwritten(tiny_recipe, tmp_path:
 @pytest.mark.parametrize(
     "changes",
     [
-        {
-            "measure": {"draw": "sweep", "intervals": 3, "moved": "all", "scoring_batch_size": 4},
-            "expert": {"measure": {"when": "after", "baseline": "initial"}},
-        },
+        pytest.param(
+            {
+                "measure": {"draw": "sweep", "intervals": 3, "moved": "all", "scoring_batch_size": 4},
+                "expert": {"measure": {"when": "after", "baseline": "initial"}},
+            },
+            marks=pytest.mark.long,
+        ),
         pytest.param(
             {
                 "measure": {"parameter_factor": "absolute"},
@@ -405,7 +408,11 @@ SIZES = {"vocab_size": 32, "hidden_size": 16, "num_hidden_layers": 2, "num_atten
     ("config", "heads"),
     [
         pytest.param(MPNetConfig(**SIZES), {"classifier"}, marks=pytest.mark.long),
-        (DebertaV2Config(**SIZES, relative_attention=True, pos_att_type=["p2c", "c2p"]), {"classifier", "pooler"}),
+        pytest.param(
+            DebertaV2Config(**SIZES, relative_attention=True, pos_att_type=["p2c", "c2p"]),
+            {"classifier", "pooler"},
+            marks=pytest.mark.long,
+        ),
     ],
     ids=["mpnet", "deberta"],
 )

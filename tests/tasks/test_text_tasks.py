@@ -225,7 +225,7 @@ def mood_rows(count: int) -> str:
     ("method", "kind"),
     [
         ("i-lora", "encoder-decoder"),
-        ("igu-lora", "decoder"),
+        pytest.param("igu-lora", "decoder", marks=pytest.mark.long),
         pytest.param("sensitivity-lora", "decoder", marks=pytest.mark.long),
         pytest.param("i-lora", "decoder", marks=pytest.mark.long),
         pytest.param("igu-lora", "encoder-decoder", marks=pytest.mark.long),
