@@ -2,11 +2,14 @@
 
 import json
 import os
+import resource
 import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
+from safetensors.numpy import save_file
 
 from lorank.artefact import check_unwritten, new_folder, write_atomically, write_text
 from lorank.errors import OutputError
@@ -118,3 +121,42 @@ def test_a_file_is_replaced_only_when_it_is_the_same_or_a_user_asked(tmp_path: P
         check_unwritten(path)
     with pytest.raises(OutputError, match="is a folder"):
         check_unwritten(tmp_path, overwrite=True)
+
+
+def test_modes_are_what_the_umask_says(tmp_path: Path) -> None:
+    """Safetensors makes files private; one that others share is not, and a private one stays so."""
+    for mask, file_mode in ((0o022, 0o644), (0o077, 0o600), (0o002, 0o664)):
+        before = os.umask(mask)
+        try:
+            write_atomically(tmp_path / f"{mask}.safetensors", lambda path: save_file({"a": np.zeros(1)}, path))
+            with new_folder(tmp_path / f"{mask}") as folder:
+                save_file({"a": np.zeros(1)}, folder / "a.safetensors")
+        finally:
+            os.umask(before)
+        for path in (tmp_path / f"{mask}.safetensors", tmp_path / f"{mask}/a.safetensors"):
+            assert path.stat().st_mode & 0o777 == file_mode, path
+
+
+def test_a_name_as_long_as_the_disk_allows_and_a_longer_one(tmp_path: Path) -> None:
+    write_text(tmp_path / ("n" * 255), "fits")
+    assert [path.name for path in tmp_path.iterdir()] == ["n" * 255]
+    with pytest.raises(OutputError, match=r"n cannot be written: File name too long; .*give another output"):
+        write_text(tmp_path / ("n" * 256), "does not")
+
+
+def test_on_a_full_disk_the_old_file_stays_and_nothing_is_left_beside_it(tmp_path: Path) -> None:
+    write_text(tmp_path / "plan.json", "old")
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (100, hard))  # more than this is refused, as on a full disk
+    try:
+        for write in (lambda path: path.write_text("n" * 1000), lambda path: save_file({"a": np.zeros(1000)}, path)):
+            with pytest.raises(
+                OutputError, match=r"plan.json cannot be written: .*; make room, or give another output"
+            ):
+                write_atomically(tmp_path / "plan.json", write)
+        with pytest.raises(OSError, match="too large"), new_folder(tmp_path / "out") as folder:
+            (folder / "half").write_text("n" * 1000)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    assert [path.name for path in tmp_path.iterdir()] == ["plan.json"]
+    assert (tmp_path / "plan.json").read_text() == "old"

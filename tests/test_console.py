@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import typer
 from tqdm import tqdm
 from typer.testing import CliRunner
 
@@ -123,3 +124,14 @@ def test_the_message_about_4_bit_kernels_comes_from_the_logger_that_is_filtered(
 def test_a_path_is_no_emoji(tmp_path: Path) -> None:
     result = CliRunner().invoke(app, ["plan", "show", str(tmp_path / "a:x:b")])
     assert "a:x:b" in result.output.replace("\n", "")
+
+
+def test_what_the_disk_refuses_is_one_line(capsys: pytest.CaptureFixture[str]) -> None:
+    for error, said in (
+        (OSError(28, "No space left on device"), "No space left on device"),
+        (PermissionError(13, "Permission denied", "/else/where"), "/else/where: Permission denied"),
+    ):
+        with pytest.raises(typer.Exit), console.clear_errors():
+            raise error
+        line = capsys.readouterr().err
+        assert line == f"error: {said}; what was written before is whole: mend it, and run the same command again\n"

@@ -1,4 +1,4 @@
-"""How lorank writes files: to a temporary name, then renamed, so that a killed process never leaves half a file."""
+"""How lorank writes files: onto the disk by a temporary name, then renamed. No kill and no power loss leaves half a file."""
 
 import errno
 import hashlib
@@ -6,14 +6,13 @@ import json
 import os
 import secrets
 import shutil
-import tempfile
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any, BinaryIO
 
-from lorank.errors import OutputError
+from lorank.errors import OutputError, one_line
 
 
 def versions() -> dict[str, str]:
@@ -29,7 +28,11 @@ def check_file(path: Path) -> None:
         OutputError: `path` is a folder, or stands below a file or in a folder that is not to be written to.
 
     """
-    if path.is_dir():
+    try:
+        is_folder = path.is_dir()
+    except OSError as error:  # a name that is too long
+        raise OutputError(f"{path} cannot be written: {error.strerror}; give another output") from None
+    if is_folder:
         raise OutputError(f"{path} is a folder; give the name of a file to write")
     if (problem := _problem_above(_real(path))) is not None:
         raise OutputError(f"{path} cannot be written: {problem}; give another output")
@@ -61,26 +64,76 @@ def check_unwritten(path: Path, *, same: bool = False, overwrite: bool = False) 
 
 
 def write_atomically(path: Path, write: Callable[[Path], object]) -> None:
-    """Call `write(temporary)` in the folder of `path`, then rename: readers see the old file or the new one.
+    """Call `write(temporary)` in the folder of `path`, wait for the disk, then rename: readers see the old file or the new one.
+
+    The file's mode is what the umask says, whatever `write` made it.
 
     Raises:
-        OutputError: `path` is a folder, or in a place that cannot be written to.
+        OutputError: `path` is a folder, or in a place that cannot be written to, or the disk is full. A file that was there
+            is as it was.
 
     """
     check_file(path)
+    # A short name: one that is nearly as long as the file system allows must not become too long by this.
+    temporary = path.with_name(f".{path.name[:40]}.{secrets.token_hex(4)}.partial")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=".partial")
-    except OSError as error:
-        raise OutputError(f"{path} cannot be written: {error.strerror}; give another output") from None
-    os.close(handle)
-    temporary = Path(name)
-    try:
+        temporary.touch(exist_ok=False)
+        mode = temporary.stat().st_mode
         write(temporary)
-        temporary.chmod(0o644)  # mkstemp makes files private
+        temporary.chmod(mode)  # safetensors makes files private
+        sync(temporary)
         temporary.replace(path)
+        sync(path.parent)
+    except Exception as error:
+        if (problem := disk_problem(error)) is None:
+            raise
+        raise OutputError(f"{path} cannot be written: {problem}; make room, or give another output") from None
     finally:
-        temporary.unlink(missing_ok=True)
+        with suppress(OSError):
+            temporary.unlink(missing_ok=True)
+
+
+def sync(path: Path) -> None:
+    """Wait until a file, or the names in a folder, are on the disk. Where folders cannot be opened (Windows) they are left."""
+    if os.name == "nt" and path.is_dir():
+        return
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    except OSError as error:
+        if error.errno != errno.EINVAL:  # file systems without it say so; a full or broken disk says something else
+            raise
+    finally:
+        os.close(handle)
+
+
+def settle_folder(folder: Path) -> None:
+    """Put all files of a folder onto the disk, with the modes that the umask says: safetensors makes files private."""
+    mode = folder.stat().st_mode & 0o666
+    for path in folder.rglob("*"):
+        if path.is_file():
+            path.chmod(mode)
+            sync(path)
+    sync(folder)
+
+
+def disk_problem(error: BaseException) -> str | None:
+    """What a disk, or who keeps it, refused, in a few words; None where an error is about something else.
+
+    safetensors and torch.save have errors of their own for a disk that takes no more.
+    """
+    if isinstance(error, OSError):
+        return error.strerror or one_line(error)
+    text = one_line(error)
+    kind = type(error).__name__
+    if kind == "SafetensorError" and "I/O error" in text:
+        return text
+    if kind == "RuntimeError" and any(
+        said in text for said in ("PytorchStreamWriter", "file write failed", "iostream error")
+    ):
+        return "torch could not write all of it (is the disk full?)"
+    return None
 
 
 def write_json(path: Path, content: Any) -> None:
@@ -169,12 +222,11 @@ def new_folder(folder: Path) -> Iterator[Path]:
         except OSError as error:
             raise OutputError(f"{folder} cannot be made: {error.strerror}; give another output") from None
         yield partial
-        for path in partial.rglob("*"):
-            if path.is_file():
-                path.chmod(0o644)  # safetensors makes files private
         try:
+            settle_folder(partial)
             # One step: it takes the place of nothing or of an empty folder, and fails on anything else.
             partial.rename(folder)
+            sync(folder.parent)
         except OSError as error:
             taken = error.errno in (errno.ENOTEMPTY, errno.EEXIST, errno.ENOTDIR)
             why = "another process has written it in the meantime" if taken else str(error.strerror)

@@ -13,6 +13,7 @@ import typer
 from rich.console import Console
 from typer.core import TyperGroup
 
+from lorank.artefact import disk_problem
 from lorank.errors import LorankError, LorankWarning
 
 UsageError: type[Exception] = typer.BadParameter.__mro__[1]  # typer itself does not export it
@@ -130,6 +131,11 @@ def clear_errors() -> Iterator[None]:
         yield
     except LorankError as error:
         _print_error(str(error))
+        raise typer.Exit(1) from None
+    except OSError as error:  # files that no part of lorank writes or reads by itself
+        where = f"{error.filename}: " if error.filename is not None else ""
+        said = f"{where}{disk_problem(error)}"
+        _print_error(f"{said}; what was written before is whole: mend it, and run the same command again")
         raise typer.Exit(1) from None
     finally:
         warnings.showwarning = usual

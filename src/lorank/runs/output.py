@@ -1,6 +1,7 @@
 """The output directory of a run: one recipe, one data set, one process group at a time."""
 
 import platform
+import shutil
 import warnings
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
@@ -46,6 +47,7 @@ def locked_directory(directory: Path, recipe: Recipe, data: TaskData, provenance
     make_folder(directory)
     try:
         with FileLock(directory / ".lock", timeout=0):
+            _remove_partial(directory)
             _check_or_write(directory, recipe, data, provenance)
             processes().wait_for_everyone()
             yield
@@ -88,6 +90,15 @@ def _refuse_foreign(directory: Path) -> None:
             raise OutputError(
                 f"{directory} is not empty ({foreign[0]}) and holds no recipe.yaml; give another --output"
             )
+
+
+def _remove_partial(directory: Path) -> None:
+    """What killed processes left half written: the lock is held, so nobody is at work on it."""
+    for path in directory.rglob(".*.partial"):
+        if path.is_dir():
+            shutil.rmtree(path)
+        else:
+            path.unlink(missing_ok=True)
 
 
 def _check_or_write(directory: Path, recipe: Recipe, data: TaskData, provenance: Mapping[str, Any]) -> None:

@@ -15,6 +15,7 @@ from safetensors import safe_open
 from transformers import PreTrainedTokenizerBase
 
 from lorank.adapter.effect import warn_without_effect
+from lorank.artefact import settle_folder, sync
 from lorank.errors import LorankWarning, PlanError
 from lorank.experts import adapted_name
 from lorank.in_training.adapter_audit import audit_saves
@@ -126,7 +127,9 @@ def save_adapter(model: PeftModel, directory: Path, tokenizer: PreTrainedTokeniz
         if tokenizer is not None:
             tokenizer.save_pretrained(str(partial))
         write_label_names(partial, label_names_of(model))
+        settle_folder(partial)
         partial.rename(directory / "adapter")
+        sync(directory)
     processes().wait_for_everyone()
 
 
