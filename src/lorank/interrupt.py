@@ -1,4 +1,7 @@
-"""Ctrl-C: one line that says how to continue. Imports little, because Ctrl-C may come while everything else is imported."""
+"""Ctrl-C and a scheduler's signals: a step and a checkpoint more, and one line that says how to continue.
+
+Imports little, because Ctrl-C may come while everything else is imported.
+"""
 
 import os
 import shlex
@@ -10,40 +13,85 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
-EXIT_CODE = 130
+# SIGTERM is what schedulers and containers send, SIGHUP what a closed terminal sends. The last is not on Windows.
+_SIGNALS = [getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP") if hasattr(signal, name)]
 # Their output directory holds what is done, and the same command continues it; other commands write everything or nothing.
 CONTINUED = ("run", "train", "compare")
+
+_received: list[int] = []
+_waits = False
+
+
+def stop_is_asked() -> bool:
+    """Whether a signal has come that `after_the_step` holds back."""
+    return bool(_received)
+
+
+@contextmanager
+def after_the_step() -> Iterator[None]:
+    """While training: the first signal is noted, for the end of the step, and does nothing else; a second one ends at once.
+
+    Signals are noted only inside of `explained`: elsewhere they do what they do in any Python program.
+    """
+    global _waits
+    _waits = True
+    try:
+        yield
+    finally:
+        _waits = False
 
 
 @contextmanager
 def explained() -> Iterator[None]:
-    """After Ctrl-C, print one line in place of a traceback and exit with 130, also where a library raised an error of its own."""
-    pressed: list[int] = []
+    """After a signal, print one line in place of a traceback and exit with 128 + its number, whatever a library made of it.
 
-    def press(number: int, frame: Any) -> None:
-        pressed.append(number)
-        raise KeyboardInterrupt
+    Signals are SIGINT (Ctrl-C), SIGTERM and SIGHUP: exit codes 130, 143 and 129.
+    """
+    _received.clear()
+    process = os.getpid()
 
-    # A shell script that starts a command in the background has SIGINT ignored; that stays so.
-    handled = threading.current_thread() is threading.main_thread()
-    handled = handled and signal.getsignal(signal.SIGINT) is signal.default_int_handler
-    if handled:
-        signal.signal(signal.SIGINT, press)
+    def receive(number: int, frame: Any) -> None:
+        if os.getpid() != process:  # a child by fork, a worker of a data loader, that its parent ends in this way
+            signal.signal(number, signal.SIG_DFL)
+            os.kill(os.getpid(), number)
+            return
+        _received.append(number)
+        if not _waits or len(_received) > 1:
+            raise KeyboardInterrupt
+        if _speaks():
+            print(f"{_start()}stopping after this step; once more to stop at once", file=sys.stderr, flush=True)
+
+    usual = (signal.SIG_DFL, signal.default_int_handler)
+    # A shell script that starts a command in the background has SIGINT ignored, and nohup SIGHUP; that stays so.
+    main = threading.current_thread() is threading.main_thread()
+    handled = {number: old for number in _SIGNALS if main and (old := signal.getsignal(number)) in usual}
+    for number in handled:
+        signal.signal(number, receive)
     try:
         yield
     except BaseException as error:
         ended_well = isinstance(error, SystemExit) and error.code in (None, 0)
-        if ended_well or not (pressed or isinstance(error, KeyboardInterrupt)):
+        if ended_well or not (_received or isinstance(error, KeyboardInterrupt)):
             raise
-        if handled:
-            signal.signal(signal.SIGINT, signal.SIG_IGN)  # pressed again, it would print a traceback on the way out
-        if os.environ.get("RANK", "0") == "0":
-            start = "\n" if sys.stderr.isatty() else ""  # below ^C, or below the progress bar
-            print(f"{start}{how_to_continue(sys.argv, sys.orig_argv)}", file=sys.stderr)
-        raise SystemExit(EXIT_CODE) from None
+        for number in handled:
+            signal.signal(number, signal.SIG_IGN)  # sent again, it would print a traceback on the way out
+        if _speaks():
+            print(f"{_start()}{how_to_continue(sys.argv, sys.orig_argv)}", file=sys.stderr)
+        raise SystemExit(128 + (_received[0] if _received else signal.SIGINT)) from None
     finally:
-        if handled and not pressed:
-            signal.signal(signal.SIGINT, signal.default_int_handler)
+        if not _received:
+            for number, old in handled.items():
+                signal.signal(number, old)
+        _received.clear()
+
+
+def _speaks() -> bool:
+    return os.environ.get("RANK", "0") == "0"
+
+
+def _start() -> str:
+    """Below ^C, or below the progress bar."""
+    return "\n" if sys.stderr.isatty() else ""
 
 
 def how_to_continue(arguments: list[str], whole: list[str]) -> str:

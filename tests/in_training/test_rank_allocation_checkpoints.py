@@ -245,3 +245,8 @@ def test_a_fresh_start_is_the_same_after_resuming(tmp_path: Path) -> None:
 def test_callbacks_are_not_to_be_replaced(tmp_path: Path) -> None:
     with pytest.raises(TrainingError, match="restores itself"):
         tiny_trainer(tmp_path, RankAllocation("igu-lora", "r=2"), restore_callback_states_from_checkpoint=True)
+
+
+def test_a_checkpoint_in_the_middle_of_a_step_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(TrainingError, match=r"enable_jit_checkpoint .* set it to False and save often"):
+        tiny_trainer(tmp_path, RankAllocation("igu-lora", "r=2"), enable_jit_checkpoint=True)

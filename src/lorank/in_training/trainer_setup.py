@@ -82,14 +82,21 @@ def check_arguments(args: TrainingArguments) -> None:
     """Refuse what makes an allocation impossible, or wrong without a word, as soon as a Trainer has its arguments.
 
     Raises:
-        TrainingError: callbacks would be replaced when training is resumed; DeepSpeed trains (its configuration is in the
-            arguments, or was given to `accelerate launch`); or several processes were started, and each would train alone.
+        TrainingError: callbacks would be replaced when training is resumed; a checkpoint would lack the scores; DeepSpeed
+            trains (its configuration is in the arguments, or was given to `accelerate launch`); or several processes were
+            started, and each would train alone.
 
     """
     if args.restore_callback_states_from_checkpoint:
         raise TrainingError(
             "restore_callback_states_from_checkpoint would replace RankAllocation by a new one; set it to False: "
             "RankAllocation restores itself"
+        )
+    if getattr(args, "enable_jit_checkpoint", False):  # of newer transformers
+        raise TrainingError(
+            "enable_jit_checkpoint writes its checkpoint in the middle of a step and without telling callbacks, so scores and "
+            "cuts would not be in it; set it to False and save often (save_steps): what was trained since the last checkpoint is "
+            "lost if the process is ended"
         )
     if args.deepspeed_plugin is not None:
         raise TrainingError(

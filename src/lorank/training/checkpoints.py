@@ -3,14 +3,20 @@
 import json
 import shutil
 import time
+import warnings
+from contextlib import ExitStack
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+import torch
+import torch.distributed
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
-from lorank.artefact import write_json
-from lorank.errors import OutputError
+from lorank.artefact import file_checksum, sync, write_json
+from lorank.errors import LorankWarning, OutputError
+from lorank.interrupt import after_the_step, stop_is_asked
+from lorank.processes import processes
 
 _MARKER = "stage.json"
 
@@ -36,15 +42,64 @@ def stage_folder(directory: Path, stage: str, before: str) -> Path:
     return directory / (before if (directory / before).is_dir() else stage)
 
 
-def latest_checkpoint(directory: Path) -> Path | None:
-    """Newest complete checkpoint of a stage; what a killed process left half written is removed."""
+def latest_checkpoint(directory: Path, *, whole: bool = False) -> Path | None:
+    """Newest complete checkpoint of a stage; what a killed process left half written is removed.
+
+    Args:
+        directory: of the stage's checkpoints.
+        whole: read all files of a checkpoint, too, and go back to an older one where one is not as it was written; the newer one
+            is then removed.
+
+    Warns:
+        LorankWarning: a newer checkpoint was damaged; names the file.
+
+    Raises:
+        OutputError: all checkpoints were damaged; none is removed.
+
+    """
+    complete = sorted(_complete(directory), key=lambda each: int(each.name.rpartition("-")[2]), reverse=True)
+    damaged = dict[Path, str]()
+    for checkpoint in complete:
+        if not whole or (found := _damage(checkpoint)) is None:
+            for other, what in damaged.items():
+                warnings.warn(f"{what}; going on from {checkpoint}", LorankWarning, stacklevel=2)
+                shutil.rmtree(other)
+            return checkpoint
+        damaged[checkpoint] = found
+    if damaged:
+        folders = " and ".join(map(str, damaged))
+        raise OutputError(
+            f"{'; '.join(damaged.values())}; no other checkpoint is whole: put the files back, or remove {folders} to begin this "
+            "stage anew"
+        )
+    return None
+
+
+def _complete(directory: Path) -> list[Path]:
     complete = []
     for checkpoint in directory.glob("checkpoint-*"):
         if (checkpoint / _MARKER).is_file():
             complete.append(checkpoint)
         else:
             shutil.rmtree(checkpoint)
-    return max(complete, key=lambda checkpoint: int(checkpoint.name.rpartition("-")[2]), default=None)
+    return complete
+
+
+def _damage(checkpoint: Path) -> str | None:
+    """What is wrong with a file of a complete checkpoint, by the sums in its marker; None where nothing is."""
+    try:
+        sums = json.loads((checkpoint / _MARKER).read_text(encoding="utf-8")).get("files", {})
+        for name, wanted in sums.items():
+            path = checkpoint / name
+            if not path.is_file():
+                return f"{path} is missing"
+            if path.stat().st_size != wanted["bytes"]:
+                return f"{path}: damaged ({path.stat().st_size:,} bytes of {wanted['bytes']:,})"
+            if file_checksum(path) != wanted["sha256"]:
+                return f"{path}: damaged (its SHA-256 is another)"
+    except (ValueError, TypeError, AttributeError, KeyError) as error:
+        return f"{checkpoint / _MARKER}: damaged ({error})"
+    return None
 
 
 def read_progress(checkpoint: Path) -> StageProgress:
@@ -56,6 +111,7 @@ def read_progress(checkpoint: Path) -> StageProgress:
     """
     try:
         held = json.loads((checkpoint / _MARKER).read_text(encoding="utf-8"))
+        held.pop("files", None)
         held.pop("details", None)  # of earlier versions
         return StageProgress(**held)
     except (ValueError, TypeError, AttributeError) as error:
@@ -65,10 +121,13 @@ def read_progress(checkpoint: Path) -> StageProgress:
 
 
 class CheckpointCallback(TrainerCallback):
-    """Saves when a stage ends, checks that what is saved is finite, and marks each checkpoint as complete, last of all.
+    """Saves when a stage ends or is told to stop, checks that what is saved is finite, and marks it as complete, last of all.
 
-    transformers writes a checkpoint file by file. The marker is written, by renaming, after every other file, and two
-    checkpoints are kept, so a process killed at any moment leaves a complete one behind (or has not made one yet).
+    transformers writes a checkpoint file by file. The marker, with size and SHA-256 of every other file, is written by renaming
+    when all of them are on the disk, and two checkpoints are kept: a process killed at any moment leaves a complete one behind
+    (or has not made one yet), and a file that is damaged later is known.
+
+    A signal (`lorank.interrupt`) ends the stage after its step: a checkpoint is written, then KeyboardInterrupt is raised.
 
     Args:
         evaluates: whether an evaluation goes before the last checkpoint.
@@ -80,6 +139,9 @@ class CheckpointCallback(TrainerCallback):
         self.trainer: Any = None
         self.seconds_before = 0.0
         self._began = 0.0
+        self._stops = False
+        self._waiting = ExitStack()
+        self._group: Any = None
 
     def restore(self, checkpoint: Path) -> StageProgress:
         """Continue the time from a complete checkpoint; tells how far it had come."""
@@ -90,20 +152,64 @@ class CheckpointCallback(TrainerCallback):
     def on_train_begin(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
         """Start the clock."""
         self._began = time.monotonic()
+        self._waiting.enter_context(after_the_step())
+        if processes().num_processes > 1:  # its own, on CPUs: asking in each step does not wait for a GPU
+            self._group = torch.distributed.new_group(backend="gloo")
+
+    def on_train_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
+        """From here on a signal ends at once."""
+        self.close()
+
+    def close(self) -> None:
+        """The same, where training ended in another way."""
+        self._waiting.close()
 
     def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
         """Check before anything is logged or saved."""
         if control.should_training_stop:
             control.should_save = True
             control.should_evaluate = self.evaluates
+        elif self._all_stop():
+            self._stops = control.should_save = True
+            control.should_evaluate = False
         if control.should_save or control.should_log:
             self.trainer.check_finite()
 
+    def on_prediction_step(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any
+    ) -> None:
+        """An evaluation between two steps is not waited for: the next call makes it again."""
+        if stop_is_asked() and processes().num_processes == 1:
+            raise KeyboardInterrupt
+
     def on_save(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
         """Complete the checkpoint that transformers has just written."""
-        if not state.is_world_process_zero:
-            return
-        checkpoint = Path(args.output_dir) / f"checkpoint-{state.global_step}"
-        seconds = self.seconds_before + time.monotonic() - self._began
-        progress = StageProgress(state.global_step, control.should_training_stop, round(seconds, 3))
-        write_json(checkpoint / _MARKER, asdict(progress))
+        processes().wait_for_everyone()  # each process has a file of its own in it
+        if state.is_world_process_zero:
+            checkpoint = Path(args.output_dir) / f"checkpoint-{state.global_step}"
+            seconds = self.seconds_before + time.monotonic() - self._began
+            progress = StageProgress(state.global_step, control.should_training_stop, round(seconds, 3))
+            write_json(checkpoint / _MARKER, {**asdict(progress), "files": _sums(checkpoint)})
+        if self._stops:
+            processes().wait_for_everyone()
+            raise KeyboardInterrupt
+
+    def _all_stop(self) -> bool:
+        """Whether any process was told to stop: then all do, after the same step."""
+        if self._group is None:
+            return stop_is_asked()
+        asked = torch.tensor(int(stop_is_asked()))
+        torch.distributed.all_reduce(asked, torch.distributed.ReduceOp.MAX, group=self._group)
+        return bool(asked)
+
+
+def _sums(checkpoint: Path) -> dict[str, dict[str, Any]]:
+    """Size and SHA-256 of each file of a checkpoint, all of them on the disk."""
+    found = {}
+    for path in sorted(checkpoint.rglob("*")):
+        if path.is_file() and path.name != _MARKER:
+            sync(path)
+            name = path.relative_to(checkpoint).as_posix()
+            found[name] = {"bytes": path.stat().st_size, "sha256": file_checksum(path)}
+    sync(checkpoint)
+    return found

@@ -167,7 +167,7 @@ def train_stage(
         eval_rows = made(prepared.data.eval).remove_columns("length")  # beside a stream, TRL packs them itself
     checkpoints = CheckpointCallback(evaluates=eval_rows is not None)
     with processes().main_process_first():  # which clears away what a killed process left
-        checkpoint = latest_checkpoint(directory)
+        checkpoint = latest_checkpoint(directory, whole=True)
     kind, options = _trainer_of(prepared, model)
     arguments = training_arguments(prepared.settings, section, directory, evaluated=eval_rows is not None, **options)
     if arguments.load_best_model_at_end:
@@ -214,8 +214,10 @@ def train_stage(
     try:
         trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint is not None else None)
     except TrainingError:
-        trainer.check_finite()  # a loss that is not finite explains whatever else went wrong
+        trainer.check_finite()  # a loss that is not finite explains what went wrong
         raise
+    finally:
+        checkpoints.close()
     processes().wait_for_everyone()  # until the main process has marked the last checkpoint as complete
     ended = latest_checkpoint(directory)
     assert ended is not None, "CheckpointCallback saves when a stage ends"

@@ -11,7 +11,8 @@ from torch.utils.data import Sampler
 from transformers import Trainer, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 from transformers.trainer_pt_utils import get_length_grouped_indices
 
-from lorank.errors import TrainingError
+from lorank.artefact import disk_problem
+from lorank.errors import OutputError, TrainingError
 
 
 class SeededOrder(Sampler[int]):
@@ -88,6 +89,17 @@ class StageTrainer(Trainer):
         bad = ~torch.isfinite(loss) & (self._first_bad_step < 0)
         self._first_bad_step = torch.where(bad, step + 1, self._first_bad_step)
         return loss
+
+    def _save_checkpoint(self, *args: Any, **options: Any) -> None:
+        try:
+            super()._save_checkpoint(*args, **options)
+        except Exception as error:
+            if (problem := disk_problem(error)) is None:
+                raise
+            raise OutputError(
+                f"{self.args.output_dir}: no checkpoint can be written at step {self.state.global_step}: {problem}; earlier "
+                "checkpoints are kept: make room, and run the same command again"
+            ) from None
 
     def check_finite(self) -> None:
         """Raise if a loss or a trained weight is not finite. One host sync: called when something is logged or saved.
