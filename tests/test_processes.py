@@ -1,6 +1,7 @@
 """Two gloo processes on the CPU: the run that `accelerate launch` and `torchrun` start."""
 
 import os
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -50,3 +51,28 @@ def test_two_processes_share_one_run(method: str, tiny_recipe, tmp_path: Path) -
     else:  # DDP holds gradients in buckets: λ is masked until the end, and then everything is cut
         parameters = result.results["igu-lora"]["adapter_parameters"]
         assert parameters == result.plan.spent <= result.plan.budget_parameters
+
+
+@pytest.mark.long
+def test_a_signal_to_torchrun_ends_all_processes_after_one_step(tiny_recipe, tmp_path: Path) -> None:
+    """torchrun passes it on to each; they agree on the step, write one checkpoint, and the same command goes on from it."""
+    recipe = tiny_recipe(method="lora", preset=None, train={"max_steps": 300}, checkpoint_every=1000, log_every=1)
+    (tmp_path / "recipe.yaml").write_text(yaml.safe_dump(recipe.model_dump(mode="json", exclude={"resolved"})))
+    launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2", "-m", "lorank"]
+    process = subprocess.Popen(
+        [*launch, "run", str(tmp_path / "recipe.yaml"), "--output", str(tmp_path / "out")],
+        env={**os.environ, "OMP_NUM_THREADS": "1", "GLOO_SOCKET_IFNAME": "lo"},
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    assert process.stderr is not None
+    said = []
+    for line in process.stderr:
+        said.append(line)
+        if "step 8/300" in line:
+            process.send_signal(signal.SIGTERM)
+    assert process.wait(60) != 0
+    assert any("this continues from the last checkpoint: the same torchrun command" in line for line in said), said
+    (marker,) = (tmp_path / "out").glob("train/checkpoint-*/stage.json")
+    assert 8 <= int(marker.parent.name.rpartition("-")[2]) < 300
+    assert {path.name for path in marker.parent.glob("rng_state*")} == {"rng_state_0.pth", "rng_state_1.pth"}
