@@ -55,7 +55,7 @@ def test_two_processes_share_one_run(method: str, tiny_recipe, tmp_path: Path) -
 
 @pytest.mark.long
 def test_a_signal_to_torchrun_ends_all_processes_after_one_step(tiny_recipe, tmp_path: Path) -> None:
-    """torchrun passes it on to each; they agree on the step, write one checkpoint, and the same command goes on from it."""
+    """Torchrun passes it on to each; they agree on the step, write one checkpoint, and the same command goes on from it."""
     recipe = tiny_recipe(method="lora", preset=None, train={"max_steps": 300}, checkpoint_every=1000, log_every=1)
     (tmp_path / "recipe.yaml").write_text(yaml.safe_dump(recipe.model_dump(mode="json", exclude={"resolved"})))
     launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2", "-m", "lorank"]

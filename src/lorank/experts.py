@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from difflib import get_close_matches
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from lorank.errors import TargetError
+from lorank.expressions import check_time, compiled
 from lorank.module_names import ends_with, leaf_of, without_adapter
 
 if TYPE_CHECKING:
@@ -62,8 +62,7 @@ def chosen_experts(
             "layers are chosen as other layers are)"
         )
     if isinstance(select, str):
-        pattern = regular_expression("target_parameters", select)
-        chosen = [name for name in known if select == ALL_EXPERTS or pattern.fullmatch(name)]
+        chosen = list(known) if select == ALL_EXPERTS else matching("target_parameters", select, known)
         missing = [] if chosen else [select]
     else:
         chosen = [name for name in known if any(ends_with(name, entry) for entry in select)]
@@ -79,17 +78,20 @@ def chosen_experts(
     return {name: known[name] for name in chosen}
 
 
-def regular_expression(what: str, expression: str) -> re.Pattern[str]:
-    """The compiled expression of an option that chooses targets.
+def matching(what: str, expression: str, names: Collection[str]) -> list[str]:
+    """Those of the names that the expression of an option means as a whole.
 
     Raises:
-        TargetError: it is none.
+        TargetError: it is no regular expression, or takes too long.
 
     """
     try:
-        return re.compile(expression)
-    except re.error as error:
-        raise TargetError(f"{what} {expression!r} is not a regular expression: {error}") from None
+        pattern = compiled(expression)
+        check_time([expression], names)
+    except ValueError as error:
+        shown = expression if len(expression) <= 80 else f"{expression[:80]}..."
+        raise TargetError(f"{what} {shown!r} is not a regular expression that can be used: {error}") from None
+    return [name for name in names if pattern.fullmatch(name)]
 
 
 def adapted_name(name: str, layer: Any) -> str:

@@ -13,7 +13,7 @@ from difflib import get_close_matches
 from typing import TYPE_CHECKING, Any
 
 from lorank.errors import LorankWarning, TargetError
-from lorank.experts import chosen_experts, fused_experts, regular_expression
+from lorank.experts import chosen_experts, fused_experts, matching
 from lorank.model_parts import heads_of, unwrapped
 from lorank.module_names import ends_with, is_within, leaf_of, parent_of, places
 
@@ -201,8 +201,7 @@ def _excluded(
 
     """
     if isinstance(exclude_modules, str):
-        pattern = regular_expression("exclude_modules", exclude_modules)
-        found = {name for name in linears if pattern.fullmatch(name)}
+        found = set(matching("exclude_modules", exclude_modules, linears))
         missing = [] if found else [exclude_modules]
     else:
         ends = {entry: [name for name in linears if ends_with(name, entry)] for entry in exclude_modules}
@@ -240,8 +239,7 @@ def _asked(
         chosen = [name for name in linears if id(parts[name]) not in heads]
         return {"": chosen}, f"{type(model).__name__} has no linear layer but its head"
     if isinstance(select, str):
-        pattern = regular_expression("targets", select)
-        chosen = [name for name in linears if pattern.fullmatch(name)]
+        chosen = matching("targets", select, linears)
         return {select: chosen}, f"targets {select!r} matches the full name of no linear layer"
     ends = {entry: [name for name in linears if ends_with(name, entry)] for entry in select}
     missing = [entry for entry, names in ends.items() if not names]

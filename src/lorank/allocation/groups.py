@@ -1,12 +1,12 @@
 """A budget for each of several groups of modules, such as the towers of a model for images and texts."""
 
-import re
 from collections.abc import Callable, Mapping
 from dataclasses import replace
 from typing import Any
 
 from lorank.budget import Budget
 from lorank.errors import AllocationError, BudgetError
+from lorank.expressions import check_time, compiled
 from lorank.module_names import has_part
 from lorank.plan import RankPlan
 from lorank.scores import ImportanceScores
@@ -30,9 +30,12 @@ def modules_of_groups(names: Mapping[str, Any], groups: Budgets) -> dict[str, li
     expressions = {}
     for group in groups:
         try:
-            expressions[group] = re.compile(group)
-        except re.error as error:
-            raise AllocationError(f"group {group!r} is no regular expression ({error}); mend it") from None
+            expressions[group] = compiled(group)
+            check_time([group], names)
+        except ValueError as error:
+            raise AllocationError(
+                f"group {group[:80]!r} is no regular expression that can be used: {error}; mend it"
+            ) from None
     found: dict[str, list[str]] = {group: [] for group in groups}
     for name in names:
         own = [group for group in groups if has_part(name, group) or expressions[group].fullmatch(name)]

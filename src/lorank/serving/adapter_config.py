@@ -1,13 +1,14 @@
 """What adapter_config.json may say: checked before anything is computed from it."""
 
 import json
-import re
+from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Annotated, Any
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, StrictFloat, StrictInt, ValidationError
 
 from lorank.errors import AdapterError, one_line
+from lorank.expressions import check_time, compiled
 from lorank.links import check_links
 from lorank.serving.peft_rules import check_choice
 
@@ -32,9 +33,9 @@ class NotPlainError(AdapterError):
 
 def _expression(text: str) -> str:
     try:
-        re.compile(text)
-    except re.error as error:
-        raise ValueError(f"{text!r} is not a regular expression ({error})") from None
+        compiled(text)
+    except ValueError as error:
+        raise ValueError(f"{_short(text)} is not a regular expression ({error})") from None
     return text
 
 
@@ -55,9 +56,9 @@ class _Fields(BaseModel):
     alpha_pattern: dict[Expression, Alpha] | None = None
     target_modules: list[str] | Expression | None = None
     exclude_modules: list[str] | Expression | None = None
-    modules_to_save: list[str] | None = None
+    modules_to_save: list[Expression] | None = None
     layers_to_transform: list[int] | int | None = None
-    layers_pattern: list[str] | str | None = None
+    layers_pattern: list[Expression] | Expression | None = None
     task_type: str | None = None
     bias: str | None = None
     base_model_name_or_path: str | None = None
@@ -111,6 +112,21 @@ def read_config(folder: Path) -> dict[str, Any]:
             "path_initial_model_for_weight_conversion first"
         )
     return config
+
+
+def check_expressions(config: Mapping[str, Any], modules: Collection[str], folder: Path) -> None:
+    """Refuse an adapter in whose config an expression takes too long on the names of its modules.
+
+    Raises:
+        AdapterError: names the expression.
+
+    """
+    fields = ("rank_pattern", "alpha_pattern", "target_modules", "exclude_modules", "modules_to_save", "layers_pattern")
+    given = [config.get(field) or () for field in fields]
+    try:
+        check_time((text for texts in given for text in ([texts] if isinstance(texts, str) else texts)), modules)
+    except ValueError as error:
+        raise AdapterError(f"{folder / CONFIG}: {error}; do not load it elsewhere either") from None
 
 
 def _short(value: Any) -> str:

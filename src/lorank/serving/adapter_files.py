@@ -14,7 +14,7 @@ from safetensors.torch import save_file
 from lorank.artefact import write_atomically, write_json
 from lorank.errors import AdapterError, LorankWarning
 from lorank.module_names import PEFT_PREFIX, in_base_model, is_adapter_tensor, parent_of
-from lorank.serving.adapter_config import CONFIG, NotPlainError, read_config
+from lorank.serving.adapter_config import CONFIG, NotPlainError, check_expressions, read_config
 from lorank.serving.peft_rules import pattern_key
 
 WEIGHTS = "adapter_model.safetensors"
@@ -92,6 +92,7 @@ class AdapterFiles:
         pairs = {module: _pair(module, found, folder) for module, found in factors.items()}
         prefixed, named = all(key.startswith(PEFT_PREFIX) for key in names), any(".default." in key for key in names)
         files = cls(config, pairs, saved, folder, copies, prefixed, named)
+        check_expressions(config, pairs, folder)
         files._check_ranks()
         return files
 
