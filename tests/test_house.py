@@ -15,8 +15,8 @@ import pytest
 
 ROOT = Path(__file__).parents[1] / "src" / "lorank"
 GROUND = (
-    "errors", "expressions", "validation", "findings", "processes", "artefact", "console", "links", "interrupt", "module_names",
-    "model_parts", "unsuitable", "experts", "targets", "lora_options", "budget", "scores", "plan",
+    "errors", "expressions", "validation", "findings", "processes", "artefact", "console", "received_files", "interrupt",
+    "module_names", "model_parts", "unsuitable", "experts", "targets", "lora_options", "budget", "scores", "plan",
 )  # fmt: skip
 # A room imports from the rooms before it. `lorank` itself and every `__main__` stand above all.
 ROOMS = (

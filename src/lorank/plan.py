@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 from lorank.artefact import checksum, write_json
 from lorank.errors import PlanError, one_line
 from lorank.model_parts import unwrapped
+from lorank.received_files import PlanFile, what_is_wrong
 from lorank.targets import EXPERTS, first_difference
 
 if TYPE_CHECKING:
@@ -249,8 +250,8 @@ class RankPlan:
             raise PlanError(f"{path}: no such plan; make one with `lorank allocate` or `lorank run`")
         try:
             content = json.loads(path.read_text(encoding="utf-8"))
-        except (ValueError, OSError) as error:
-            raise PlanError(f"{path}: damaged or not JSON ({error}); allocate again") from None
+        except (ValueError, OSError, RecursionError) as error:
+            raise PlanError(f"{path}: damaged or not JSON ({one_line(error)}); allocate again") from None
         if not isinstance(content, dict) or content.get("format") != FORMAT:
             raise PlanError(f"{path}: JSON, but not a lorank plan; give the plan.json of a run")
         if content.get("version") not in (VERSION, WITH_RSLORA, WITH_EXPERTS):
@@ -261,6 +262,8 @@ class RankPlan:
             raise PlanError(
                 f"{path}: edited after it was written; to change ranks by hand, build lorank.RankPlan and save it"
             )
+        if (wrong := what_is_wrong(PlanFile, content)) is not None:
+            raise PlanError(f"{path}: not a plan that lorank wrote: {wrong}; allocate again")
         return cls(
             ranks={name: module["rank"] for name, module in content["modules"].items()},
             unit_costs={name: module["unit_cost"] for name, module in content["modules"].items()},

@@ -15,7 +15,8 @@ from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save_file
 
 from lorank.artefact import checksum, write_atomically
-from lorank.errors import ScoresError
+from lorank.errors import ScoresError, one_line
+from lorank.received_files import ScoresHeader, what_is_wrong
 from lorank.targets import first_difference
 
 if TYPE_CHECKING:
@@ -193,8 +194,8 @@ class ImportanceScores:
             with safe_open(path, framework="numpy") as file:
                 header = json.loads((file.metadata() or {}).get(_HEADER, "null"))
                 tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118 (not a mapping)
-        except (SafetensorError, json.JSONDecodeError, OSError) as error:
-            raise ScoresError(f"{path}: damaged or not a safetensors file ({error}); score again") from None
+        except (SafetensorError, ValueError, OSError, RecursionError, TypeError) as error:
+            raise ScoresError(f"{path}: damaged or not a safetensors file ({one_line(error)}); score again") from None
         if not isinstance(header, dict) or header.get("format") != FORMAT:
             raise ScoresError(
                 f"{path}: a safetensors file, but not lorank scores; give the scores.safetensors of a run or of `lorank score`"
@@ -206,6 +207,8 @@ class ImportanceScores:
         stated = header.pop("checksum", None)
         if stated != checksum(header):
             raise ScoresError(f"{path}: the header was edited after it was written; restore the file or score again")
+        if (wrong := what_is_wrong(ScoresHeader, header)) is not None:
+            raise ScoresError(f"{path}: not scores that lorank wrote: {wrong}; score again")
         groups: dict[str, dict[str, np.ndarray]] = {"score": {}, "standard_error": {}}
         for kind in dict.fromkeys(key.partition("/")[0] for key in tensors):
             # In the model's order, which the tensors of the file are not in.

@@ -9,12 +9,12 @@ from peft import PeftConfig, PeftModel, TaskType
 from transformers import AutoTokenizer, PreTrainedConfig
 
 from lorank.errors import AdapterError, RecipeError, one_line
-from lorank.links import check_links
 from lorank.models.adapted_model import head_width
 from lorank.models.families import is_classifier, kind_of
 from lorank.models.label_names import label_names_in, read_label_names
 from lorank.models.loading import NOT_LOADABLE, config_of, load_task_model, load_tokenizer, on_own_device
 from lorank.models.pretrained import Pretrained
+from lorank.received_files import check_links
 
 ADAPTER_CONFIG = "adapter_config.json"
 

@@ -11,7 +11,6 @@ from rich.console import Console
 
 from lorank.artefact import check_new_folder, new_folder, write_json
 from lorank.errors import AdapterError, one_line
-from lorank.links import check_links
 from lorank.models.adapted_model import load_adapted
 from lorank.models.adapter_checks import check_adapter_labels, check_adapter_task
 from lorank.models.label_names import label_names_of, read_label_names, write_label_names
@@ -21,6 +20,7 @@ from lorank.pruning.budgets import folder_names, read_budgets
 from lorank.pruning.prune import Pruned, held_parameters, mean_loss, pruned_copies
 from lorank.pruning.report import draw_pruning_curve
 from lorank.pruning.triplet_scores import choose_score
+from lorank.received_files import check_links
 from lorank.recipe.recipe import Recipe
 from lorank.report.rank_map import draw_rank_map
 from lorank.runs.calibration_set import calibration_batches, calibration_rows, calibration_set_of

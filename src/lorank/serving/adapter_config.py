@@ -9,7 +9,7 @@ from pydantic import AfterValidator, BaseModel, ConfigDict, Field, StrictFloat, 
 
 from lorank.errors import AdapterError, one_line
 from lorank.expressions import check_time, compiled
-from lorank.links import check_links
+from lorank.received_files import check_links
 from lorank.serving.peft_rules import check_choice
 
 CONFIG = "adapter_config.json"

@@ -7,7 +7,7 @@ from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalToken
 from huggingface_hub.utils import validate_repo_id
 
 from lorank.errors import OutputError, one_line
-from lorank.links import check_links
+from lorank.received_files import check_links
 
 # What the hub's client raises for a name, a login or a network that is not there; requests that fail are OSErrors.
 _FAILURES = (HfHubHTTPError, HFValidationError, LocalTokenNotFoundError, OfflineModeIsEnabled, OSError)

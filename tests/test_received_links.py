@@ -11,7 +11,7 @@ from peft import LoraConfig, get_peft_model
 from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
 from lorank.errors import AdapterError
-from lorank.links import check_links
+from lorank.received_files import check_links
 from lorank.runs.prune_adapter import prune_adapter
 from lorank.serving.adapter_files import AdapterFiles
 from lorank.serving.export import export
