@@ -47,7 +47,7 @@ def changed(content: dict[str, Any], data: st.DataObject) -> dict[str, Any]:
             parent = parent[key]
         kind = data.draw(st.sampled_from(["gone", "strange", "renamed"]))
         if kind == "strange":
-            parent[last] = data.draw(STRANGE)
+            parent[last] = copy.deepcopy(data.draw(STRANGE))
         else:
             value = parent.pop(last)
             if kind == "renamed":
