@@ -11,10 +11,11 @@ from typing import Any
 import yaml
 
 from lorank.artefact import write_text
-from lorank.errors import LorankWarning, OutputError, RecipeError, one_line
+from lorank.errors import LorankWarning, OutputError, RecipeError
 from lorank.recipe.format1 import KEYS, SECTIONS, is_format_1, upgraded
 from lorank.recipe.method_sections import with_method
 from lorank.recipe.recipe import Recipe
+from lorank.recipe.yaml_text import yaml_content
 
 
 def load_recipe(path: str | Path, overrides: Iterable[str] = ()) -> Recipe:
@@ -118,27 +119,16 @@ def read_yaml(path: str | Path) -> dict[str, Any]:
     if not path.is_file():
         raise RecipeError(f"{path}: no such recipe; give a YAML file, for example examples/quickstart.yaml")
     try:
-        content = yaml.load(path.read_text(encoding="utf-8"), _Loader)
+        content = yaml_content(path.read_text(encoding="utf-8"))
     except UnicodeDecodeError as error:
         raise RecipeError(f"{path}: not UTF-8, at byte {error.start:,}; save it as UTF-8") from None
-    except yaml.YAMLError as error:
-        raise RecipeError(f"{path}: not YAML: {one_line(error)}") from None
+    except OSError as error:
+        raise RecipeError(f"{path} cannot be read: {error.strerror}") from None
+    except ValueError as error:
+        raise RecipeError(f"{path}: not YAML that can be a recipe: {error}") from None
     if not isinstance(content, dict):
         raise RecipeError(f"{path}: a recipe is a mapping of keys to values, this is {type(content).__name__}")
     return content
-
-
-class _Loader(yaml.SafeLoader):
-    """YAML of which a key that is given twice is no silent choice of the last."""
-
-    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
-        """The mapping of a node."""
-        keys = [self.construct_object(key, deep=True) for key, _ in node.value if isinstance(key, yaml.ScalarNode)]
-        for key in keys:
-            if keys.count(key) > 1:
-                problem = f"the key {key!r} is given twice"
-                raise yaml.constructor.ConstructorError(None, None, problem, node.start_mark)
-        return super().construct_mapping(node, deep)
 
 
 def read_override(override: str) -> tuple[list[str], Any]:
@@ -150,11 +140,11 @@ def read_override(override: str) -> tuple[list[str], Any]:
     """
     key, equals, value = override.partition("=")
     if not equals or not key:
-        raise RecipeError(f"override {override!r} is not of the form key=value, for example train.epochs=1")
+        raise RecipeError(f"override {_short(override)} is not of the form key=value, for example train.epochs=1")
     try:
-        return key.split("."), yaml.safe_load(value)
-    except yaml.YAMLError as error:
-        raise RecipeError(f"override {override!r}: the value is not YAML: {one_line(error)}") from None
+        return key.split("."), yaml_content(value)
+    except ValueError as error:
+        raise RecipeError(f"override {_short(override)}: the value is not YAML: {error}") from None
 
 
 def make_recipe(content: Mapping[str, Any]) -> Recipe:
@@ -168,6 +158,10 @@ def make_recipe(content: Mapping[str, Any]) -> Recipe:
         return Recipe(**(upgraded(content) if is_format_1(content) else content))
     odd = next(key for key in content if not isinstance(key, str))
     raise RecipeError(f"{odd!r} is no key of a recipe; keys are words")
+
+
+def _short(override: str) -> str:
+    return repr(override if len(override) <= 100 else f"{override[:100]}...")
 
 
 def _set(content: dict[str, Any], keys: list[str], value: Any) -> None:

@@ -8,14 +8,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from lorank.compare.cells import BASELINE, Cell, cells_of, fingerprint_of, recipe_of
 from lorank.compare.compare import split_overrides
 from lorank.compare.grid import Grid
-from lorank.errors import ComparisonError, RecipeError, one_line
+from lorank.errors import ComparisonError, RecipeError
 from lorank.findings import Findings
 from lorank.recipe.files import make_recipe, read_override, read_recipe, read_yaml
+from lorank.recipe.yaml_text import yaml_content
 
 
 @dataclass(frozen=True)
@@ -106,9 +105,9 @@ def read_values(over: str) -> tuple[str, tuple[Variant, ...]]:
     """
     key, equals, text = over.partition("=")
     try:
-        values = yaml.safe_load(f"[{text}]")
-    except yaml.YAMLError as error:
-        raise ComparisonError(f"--over {over}: the values are not YAML: {one_line(error)}") from None
+        values = yaml_content(f"[{text}]")
+    except ValueError as error:
+        raise ComparisonError(f"--over {over[:100]}: the values are not YAML: {error}") from None
     key = key.strip()
     parts = read_override(f"{key}=null")[0] if key else []
     if not equals or not parts or not all(parts) or len(values) < 2:

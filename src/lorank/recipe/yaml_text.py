@@ -1,0 +1,61 @@
+"""YAML of recipes and overrides, read in bounded time and memory: a recipe may come from a stranger."""
+
+from typing import Any
+
+import yaml
+
+from lorank.errors import one_line
+
+LONGEST = 1_000_000  # characters
+MOST, DEEPEST = 20_000, 20  # values, those behind aliases counted each time; mappings and lists around a value
+
+
+def yaml_content(text: str) -> Any:
+    """What a YAML text says.
+
+    Raises:
+        ValueError: not YAML, a key that is given twice, a date or number that there is not, or more than a recipe can be.
+
+    """
+    if len(text) > LONGEST:
+        raise ValueError(f"it has {len(text):,} characters, and at most {LONGEST:,} are read")
+    try:
+        content = yaml.load(text, _Loader)
+    except (yaml.YAMLError, ValueError, OverflowError) as error:
+        raise ValueError(one_line(error)) from None
+    except RecursionError:
+        raise ValueError("lists or mappings stand too deep in each other") from None
+    _check_size(content)
+    return content
+
+
+def _check_size(content: Any) -> None:
+    """Refuse content that is small as text and endless when it is followed: aliases of aliases, a list within itself."""
+    seen, waiting = 0, [(content, 0)]
+    while waiting:
+        value, depth = waiting.pop()
+        seen += 1
+        if seen > MOST or depth > DEEPEST:
+            raise ValueError(f"it holds more than {MOST:,} values, or values deeper than {DEEPEST} levels")
+        if isinstance(value, dict):
+            waiting += [(one, depth + 1) for one in value.values()]
+        elif isinstance(value, list | set | tuple):
+            waiting += [(one, depth + 1) for one in value]
+        elif isinstance(value, int) and abs(value) > 10**30:
+            raise ValueError("it holds a number of more than 30 digits")
+
+
+class _Loader(yaml.SafeLoader):
+    """YAML of which a key that is given twice is no silent choice of the last."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+        """The mapping of a node."""
+        keys = set()
+        for key_node, _ in node.value:
+            if isinstance(key_node, yaml.ScalarNode):
+                key = self.construct_object(key_node, deep=True)
+                if key in keys:
+                    problem = f"the key {key!r} is given twice"
+                    raise yaml.constructor.ConstructorError(None, None, problem, node.start_mark)
+                keys.add(key)
+        return super().construct_mapping(node, deep)
