@@ -61,7 +61,7 @@ def _explain(problem: Any, section: type[BaseModel]) -> tuple[str, str, str]:
         return key, f"unknown key{nearest(key, siblings) or nearest(location[-1], known)}", ""
     if problem["type"] == "missing":
         return key, "missing; every recipe needs it", ""
-    reason = problem["msg"].removeprefix("Value error, ")
+    reason = problem["msg"].removeprefix("Value error, ").replace("\n", f"\n{key}: ")
     got = "" if problem["type"] == "value_error" else f" (got {problem['input']!r})"
     return key or "recipe", reason, got
 
@@ -78,6 +78,12 @@ def _known_keys(section: type[BaseModel], prefix: str = "") -> list[str]:
 
 def nearest(got: str, known: Iterable[str]) -> str:
     """` (did you mean ...?)`, or nothing; a key's last part alone may match too, and what other tools call it."""
+    name, near = _CALLED_ELSEWHERE.get(got.rpartition(".")[2]), meant_by(got, known)
+    return f" (did you mean {near}{_SAYS.get(near, '') if name else ''}?)" if near else ""
+
+
+def meant_by(got: str, known: Iterable[str]) -> str | None:
+    """The known key that an unknown one was probably meant as."""
     options = list(known)
     name = _CALLED_ELSEWHERE.get(got.rpartition(".")[2])
     near = [option for option in options if option.rpartition(".")[2] == name][:1]
@@ -85,7 +91,7 @@ def nearest(got: str, known: Iterable[str]) -> str:
     if not near:
         tails = {option.rpartition(".")[2]: option for option in options}
         near = [tails[tail] for tail in get_close_matches(got.rpartition(".")[2], list(tails), 1, 0.6)]
-    return f" (did you mean {near[0]}{_SAYS.get(near[0], '') if name else ''}?)" if near else ""
+    return near[0] if near else None
 
 
 def first_difference(before: Any, now: Any, key: str = "") -> str | None:

@@ -45,6 +45,21 @@ def test_overrides_are_applied_as_yaml(tmp_path: Path) -> None:
     assert (recipe.budget, recipe.seed) == ("0.33M", 7)
 
 
+def test_a_budget_of_each_group_is_read_and_written_again(tmp_path: Path) -> None:
+    path = written(tmp_path, {**MINIMAL, "budget": {"vision_model": "r=2", "language_model": 20_000}})
+    recipe = load_recipe(path, ["budget.vision_model=r=4"])
+    assert recipe.budget == {"vision_model": "r=4", "language_model": "20000"}
+    again = make_recipe(yaml.safe_load(yaml.safe_dump(recipe.model_dump(mode="json"))))
+    assert again == recipe
+    assert recipe.of("lora").budget == recipe.budget
+    with pytest.raises(RecipeError) as caught:
+        make_recipe({**MINIMAL, "budget": {"vision_model": "x", "(": "r=1"}, "seed": -1})
+    lines = str(caught.value).splitlines()
+    assert [line.partition(":")[0] for line in lines] == ["budget", "budget", "seed"]
+    assert lines[0].startswith("budget: group 'vision_model': budget 'x' cannot be read")
+    assert lines[1].startswith("budget: group '(' is no regular expression")
+
+
 @pytest.mark.parametrize(
     ("override", "message"),
     [

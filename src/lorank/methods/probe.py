@@ -15,7 +15,7 @@ from torch import nn
 from transformers import get_scheduler
 
 from lorank.adapter.orthogonality import add_orthogonality_gradient
-from lorank.engine.cut_rules import schedule_of
+from lorank.engine.assembly import schedule_of
 from lorank.engine.options import ScoringSetChoices
 from lorank.engine.overlap import warn_of_overlap
 from lorank.engine.path import model_loss
