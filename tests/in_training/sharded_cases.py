@@ -66,6 +66,8 @@ def in_a_loop(method: str, *, sharded: bool = True, shard_first: bool = False) -
     if world > 1 and sharded and not shard_first:
         shard(model)
     optimizer = train(model, range(STEPS), allocation, ddp=world > 1 and not sharded)
+    if method == "i-lora":  # each process has passed its share of the scoring batches
+        assert bool(allocation.allocator.measure.shared.ways) == (world > 1)
     plan = allocation.finish(optimizer)
     if method == "i-lora":
         train(model, range(STEPS, STEPS + 3), ddp=world > 1 and not sharded)

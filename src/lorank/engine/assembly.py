@@ -86,7 +86,7 @@ def make_allocator(
         assert passed is not None
         assert batches is not None
         smoother = RunningSmoother(options.smooth.accumulate, options.smooth.ema_decay)
-        measure = ScoringSetPath(passed, adapter, options, batches, baseline=baseline, **settings)
+        measure = ScoringSetPath(passed, adapter, options, batches, baseline=baseline, half=facts.half, **settings)
     else:
         signs: dict[str, Absolute] = {"batch": "batch", "window": "window"}
         # Gradients of training are averaged over processes already.

@@ -111,7 +111,7 @@ def probe_scores(
         with placed as (adapter, trained):
             passed = _ProbePass(scoring)
             settings: Any = {"seed": scoring.seed, "loss_scale": passed.loss_scale}
-            measure = ScoringSetPath(passed, adapter, choices, batches, **settings)
+            measure = ScoringSetPath(passed, adapter, choices, batches, divided=False, **settings)
             measure.try_batch()
             smoother = RunningSmoother(choices.smooth.accumulate, choices.smooth.ema_decay)
             schedule, _ = schedule_of(choices, options.steps, options.steps)

@@ -118,6 +118,13 @@ class NumberedBatches:
             yield batch
 
 
+def content_of(batch: Any) -> bytes:
+    """A digest of what a batch holds."""
+    digest = hashlib.blake2b(digest_size=16)
+    _add_content(digest, batch)
+    return digest.digest()
+
+
 def _add_content(digest: Any, value: Any) -> None:
     """Add what a batch holds to a digest, by its bytes: batches of images are large."""
     if isinstance(value, torch.Tensor):
