@@ -122,8 +122,9 @@ def schedule_of(options: Choices, steps: int, steps_per_epoch: int) -> tuple[Cut
     if first >= schedule.last:
         said = f"{window} ({asked})" if window != asked else str(window)
         raise AllocationError(
-            f"the last cut is at step {schedule.last} of {steps}, but the first scores need {first} steps (every {every}, "
-            f"window {said}, score {options.smooth.score}); lower every or window, raise end, or train longer"
+            f"the last cut is at step {schedule.last} of {steps}, but the first scores need {first} steps "
+            f"(measure.every {every}, smooth.window {said}, smooth.score {options.smooth.score}); lower measure.every or "
+            "smooth.window, raise cut.end, or train longer (in Python the options have no section before their name)"
         )
     return schedule, window
 
@@ -133,8 +134,8 @@ def _schedule_of_stage(options: ScoringSetChoices, steps: int) -> CutSchedule:
     first = int(options.measure.warmup * steps)
     if options.measure.when == "during" and (steps - first) // options.measure.every < 1:
         raise AllocationError(
-            f"the stage has {steps} steps, of which warmup {options.measure.warmup} and every {options.measure.every} leave none "
-            "to score at; lower them or train longer"
+            f"the stage has {steps} steps, of which measure.warmup {options.measure.warmup} and measure.every "
+            f"{options.measure.every} leave none to score at; lower them or train longer"
         )
     interval = (
         options.cut.interval if isinstance(options.cut.interval, int) else max(1, round(options.cut.interval * steps))

@@ -18,7 +18,7 @@ from lorank.recipe.lengths import OF_TRAIN, problems_of_lengths
 from lorank.recipe.method_sections import filled_sections, full_sections, inherited, without_expert
 from lorank.recipe.search_length import search_epochs, search_steps
 from lorank.recipe.sections import CHOICES, InitialRank, ModelSection, PlanScale, SearchSection, TrainingSection
-from lorank.recipe.unknown_keys import without_unknown
+from lorank.recipe.unknown_keys import choice_keys, without_unknown
 from lorank.tasks.section import DataSection
 from lorank.validation import Section, explain
 
@@ -102,7 +102,7 @@ class Recipe(Section):
             super().__init__(**content)
         except ValidationError as error:
             other = [f"method: {unknown_method(name)}"] if method is None and isinstance(name, str) else []
-            problems = [*problems, *other, explain(error, Recipe)]
+            problems = [*problems, *other, explain(error, Recipe, choice_keys(method))]
         else:
             problems += self._disagreements(None if problems or unknown else method)
         if problems := [*unknown, *problems]:
