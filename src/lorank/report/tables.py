@@ -146,9 +146,19 @@ def change_table(plans: Sequence[RankPlan]) -> SplitTable:
 
 
 def stability_lines(plan: RankPlan) -> list[str]:
-    """How much of a plan other calibration examples would have moved, in words; empty where it is not known."""
-    found, lines = plan.provenance.get("stability", {}), []
-    modules = len(plan.ranks)
+    """How much of a plan other calibration examples would have moved, in words; empty where it is not known.
+
+    Of a plan with a budget for each of several groups of modules for each group.
+    """
+    groups = plan.provenance.get(GROUPS) or {}
+    lines = _stability(plan.provenance.get("stability", {}), len(plan.ranks))
+    for group, one in groups.items():
+        lines += [f"group {group}, {line}" for line in _stability(one.get("stability", {}), one["modules"])]
+    return lines
+
+
+def _stability(found: Mapping[str, Any], modules: int) -> list[str]:
+    lines = []
 
     def said(spearman: float | None) -> str:
         return "rank correlation " + ("not defined" if spearman is None else f"{spearman:.3f}")
