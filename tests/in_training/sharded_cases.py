@@ -39,7 +39,7 @@ _CUTS = {"every": 1, "begin": 0.2, "end": 0.6, "interval": 0.1}
 OPTIONS: dict[str, dict[str, Any]] = {
     "adalora": _CUTS,
     "igu-lora": {**_CUTS, "estimator": "trapezoid", "intervals": "auto", "tolerance": 0.1},
-    "i-lora": {"preset": "paper", "scoring_batch_size": 4},
+    "i-lora": {"preset": "paper", "scoring_batch_size": 5},  # shares of two processes are 2 and 3
 }
 # transformers has BertEmbeddings among what is not split, and accelerate would shard the embedding inside of it once more.
 SHARDED = {"fsdp": True, "fsdp_config": {"version": 2, "transformer_layer_cls_to_wrap": ["BertLayer"]}}
