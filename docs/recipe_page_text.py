@@ -167,6 +167,9 @@ AFTER_BUDGETS = """
 `beta=0.25` are the same budget. With 36 modules of initial rank 8 there are 288 units, and `keep=75%` keeps the best 216 of them,
 whatever they cost. Baselines get the parameters that these cost.
 
+Groups of modules can have budgets of their own, `budget: {vision_model: r=2, language_model: 20M}`:
+[budgets.md](budgets.md#a-budget-for-each-group-of-modules).
+
 ## What is checked
 
 Any key can be overridden on the command line: `lorank run recipe.yaml train.epochs=1 measure.every=2`. Values are YAML.

@@ -6,12 +6,16 @@ Heads that are trained beside the adapters are not adapter parameters and are no
 
 import math
 import re
-from collections.abc import Mapping
+import warnings
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from fractions import Fraction
 from typing import Literal
 
-from lorank.errors import BudgetError
+from lorank.errors import AllocationError, BudgetError, LorankWarning
+from lorank.expressions import compiled
+from lorank.findings import Findings
 
 BudgetKind = Literal[
     "parameters", "base fraction", "uniform rank", "total rank", "kept share", "pruning ratio", "units"
@@ -61,8 +65,8 @@ class Budget:
     text: str
 
     @classmethod
-    def parse(cls, budget: "str | int | Budget") -> "Budget":
-        """Read a budget. A plain number is a number of parameters.
+    def parse(cls, budget: "str | int | Budget | Budgets") -> "Budget":
+        """Read a budget. A plain number is a number of parameters; groups of modules are refused, see `read_budgets`.
 
         Raises:
             BudgetError: the text has no such form, or the number is not above zero (for β: not inside 0..1).
@@ -72,8 +76,8 @@ class Budget:
             return budget
         if isinstance(budget, Mapping):
             raise BudgetError(
-                f"budget names {len(budget)} groups of modules, which lorank.allocate takes and nothing else does: score first, "
-                "allocate with it, and train the plan; one budget here"
+                f"budget names {len(budget)} groups of modules, and here is one budget for all; lorank.allocate, recipes of "
+                "`lorank run`, RankAllocation and AllocationLoop take a budget for each group"
             )
         text = str(budget).strip()
         match = _FORM.fullmatch(text) if not isinstance(budget, bool) else None
@@ -112,6 +116,12 @@ class Budget:
     def of_units(self, initial: int) -> "Budget":
         """The same budget; one that counts units as their number, which no longer depends on how many are left."""
         return Budget("units", Fraction(self.units(initial)), self.text) if self.counts_units else self
+
+    def in_parameters(self, unit_costs: Mapping[str, int], **size: int | None) -> "Budget":
+        """The same budget; one that counts units as what they cost at the mean, see `parameters`."""
+        if not self.counts_units:
+            return self
+        return Budget("parameters", Fraction(self.parameters(unit_costs, **size)), self.text)
 
     def parameters(
         self,
@@ -169,3 +179,71 @@ class Budget:
 
     def __str__(self) -> str:
         return self.text
+
+
+# Group of modules -> its budget. A group is a part between the dots of module names, or a regular expression for whole names.
+Budgets = Mapping[str, str | int | Budget]
+
+
+def read_budgets(budget: str | int | Budget | Budgets) -> Budget | dict[str, Budget]:
+    """Read one budget, or one for each of several groups of modules.
+
+    Raises:
+        BudgetError: a budget that cannot be read (with its group), or some that count units of rank beside others that count
+            parameters.
+        AllocationError: no groups, or a group's name that is no regular expression.
+        SeveralFindings: more than one of these.
+
+    """
+    if not isinstance(budget, Mapping):
+        return Budget.parse(budget)
+    if not budget or not all(isinstance(group, str) and group for group in budget):
+        raise AllocationError(
+            "budgets of groups are empty, or name a group by something else than a string; give {part of the names: budget}"
+        )
+    found, findings = dict[str, Budget](), Findings()
+    for group, one in budget.items():
+        with findings.check():
+            try:
+                compiled(group)
+            except ValueError as error:
+                raise AllocationError(f"group {group!r} is no regular expression ({error}); mend it") from None
+        with findings.check(), of_group(group):
+            found[group] = Budget.parse(one)
+    with findings.check():
+        check_one_kind({group: one.counts_units for group, one in found.items()}, "units of rank")
+    findings.raise_all()
+    return found
+
+
+def check_one_kind(counts: Mapping[str, bool], what: str) -> None:
+    """Refuse groups of which some budgets count units and others parameters: one plan has one kind.
+
+    Raises:
+        BudgetError: names a group of each kind.
+
+    """
+    units, others = ([group for group, one in counts.items() if one == counted] for counted in (True, False))
+    if units and others:
+        raise BudgetError(
+            f"the budget of group {units[0]!r} counts {what}, and that of {others[0]!r} parameters; give one kind for all groups"
+        )
+
+
+def budget_text(budget: Budget | Mapping[str, Budget]) -> str:
+    """As a plan records it: the budget as it was written, of groups `vision_model: r=2, language_model: 20M`."""
+    return ", ".join(f"{group}: {one}" for group, one in budget.items()) if isinstance(budget, Mapping) else str(budget)
+
+
+@contextmanager
+def of_group(group: str) -> Iterator[None]:
+    """Name the group in errors about budgets and limits, and in warnings, of what is done for it."""
+    with warnings.catch_warnings(record=True) as said:
+        warnings.simplefilter("always", LorankWarning)
+        try:
+            yield
+        except (BudgetError, AllocationError) as error:
+            raise type(error)(f"group {group!r}: {error}") from None
+    for one in said:
+        text = f"group {group!r}: {one.message}" if issubclass(one.category, LorankWarning) else str(one.message)
+        warnings.warn(text, one.category, stacklevel=3)

@@ -24,6 +24,7 @@ FORMAT = "lorank.rank_plan"
 VERSION = 1
 WITH_RSLORA = 2  # of a plan that scales by alpha / sqrt(r): versions of lorank that know none refuse it
 WITH_EXPERTS = 3  # of a plan for parameters of fused experts: so do those that would take them for modules
+GROUPS = "groups"  # in the provenance of a plan with a budget for each of several groups of modules: what each asked and spent
 WEIGHTED = "weighted_units"  # in the provenance of a plan whose budget weighs units: what the kept ones take from it
 
 
@@ -114,6 +115,12 @@ class RankPlan:
         """Of the names, those of parameters that hold the weights of several experts -> how many; empty for most models."""
         counts = self.provenance.get(EXPERTS) or {}
         return {name: counts[name] for name in self.ranks if name in counts}
+
+    @property
+    def budgets(self) -> int | dict[str, int]:
+        """The adapter parameters that the budget means; of a plan with a budget for each group of modules: group -> its own."""
+        groups = self.provenance.get(GROUPS)
+        return {group: one["parameters"] for group, one in groups.items()} if groups else self.budget_parameters
 
     def moved_share(self, other: "RankPlan") -> float:
         """Share of this plan's parameters that `other` spends on another module or not at all, 0..1.

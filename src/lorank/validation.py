@@ -16,9 +16,19 @@ _CALLED_ELSEWHERE = {
     **dict.fromkeys(("lr_scheduler", "lr_scheduler_type"), "scheduler"),
     "optim": "optimizer",
     **dict.fromkeys(("sequence_len", "max_seq_length", "max_seq_len"), "max_length"),
-    **dict.fromkeys(("r", "rank", "lora_r"), "budget"),
+    **dict.fromkeys(("r", "rank", "lora_r", "target_r", "target_rank", "target_total_rank"), "budget"),
     **dict.fromkeys(("alpha", "lora_alpha"), "scale"),
-    "eval_split": "eval",
+    **dict.fromkeys(("eval_split", "val_set_size"), "eval"),
+    "eval_steps": "eval_every",
+    "early_stopping_patience": "patience",
+    # AdaLoRA's, as PEFT names them.
+    **{
+        "init_r": "initial_rank",
+        "tinit": "begin",
+        "tfinal": "end",
+        "deltaT": "interval",
+        "orth_reg_weight": "orthogonality",
+    },
     "load_in_4bit": "quantization",
     **dict.fromkeys(("bf16", "fp16"), "precision"),
     "lora_target_modules": "target_modules",
@@ -26,7 +36,17 @@ _CALLED_ELSEWHERE = {
 
 
 # What the other name means is not quite what the key means.
-_SAYS = {"scale": ", which is alpha / r", "budget": ", such as r=8"}
+_SAYS = {
+    "scale": ", which is alpha / r",
+    "budget": ", such as r=8",
+    "cut.begin": ", no cut before it",
+    "cut.end": ", the last cut, counted from the beginning",
+}
+# What has no key here.
+_NO_KEY = dict.fromkeys(
+    ("eval_batch_size", "per_device_eval_batch_size"),
+    "; the loss on data.eval is measured with train.batch_size, leave it out",
+)
 
 
 class Section(BaseModel):
@@ -35,11 +55,18 @@ class Section(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
 
-def explain(error: ValidationError, section: type[BaseModel]) -> str:
-    """What is wrong with options of `section`: one line for each key; the forms that a value may have are put together."""
+def explain(error: ValidationError, section: type[BaseModel], also: Iterable[str] = ()) -> str:
+    """What is wrong with options of `section`: one line for each key; the forms that a value may have are put together.
+
+    Args:
+        error: pydantic's.
+        section: what was validated.
+        also: keys beside those of `section` that an unknown one may be meant as.
+
+    """
     lines: dict[str, list[str]] = {}
     for problem in error.errors():
-        key, reason, got = _explain(problem, section)
+        key, reason, got = _explain(problem, section, also)
         reasons = lines.setdefault(f"{key}|{got}", [])
         if reason not in reasons:
             reasons.append(reason)
@@ -48,20 +75,20 @@ def explain(error: ValidationError, section: type[BaseModel]) -> str:
     )
 
 
-def _explain(problem: Any, section: type[BaseModel]) -> tuple[str, str, str]:
+def _explain(problem: Any, section: type[BaseModel], also: Iterable[str]) -> tuple[str, str, str]:
     """Turn one pydantic problem into: key, what is allowed, what was got."""
     forms = ("function-", "tuple[", "constrained-", "literal[", "lax-", "union[")
     location = [str(part) for part in problem["loc"] if not str(part).startswith(forms)]
     key = ".".join(location)
     if problem["type"] == "extra_forbidden":
-        known = _known_keys(section)
+        known = [*_known_keys(section), *also]
         if elsewhere := [known_key for known_key in known if known_key.rpartition(".")[2] == location[-1]]:
             return key, f"unknown key (did you mean {min(elsewhere, key=lambda one: one.count('.'))}?)", ""
         siblings = [k for k in known if k.rpartition(".")[0] == key.rpartition(".")[0]]
         return key, f"unknown key{nearest(key, siblings) or nearest(location[-1], known)}", ""
     if problem["type"] == "missing":
         return key, "missing; every recipe needs it", ""
-    reason = problem["msg"].removeprefix("Value error, ")
+    reason = problem["msg"].removeprefix("Value error, ").replace("\n", f"\n{key}: ")
     got = "" if problem["type"] == "value_error" else f" (got {problem['input']!r})"
     return key or "recipe", reason, got
 
@@ -78,14 +105,22 @@ def _known_keys(section: type[BaseModel], prefix: str = "") -> list[str]:
 
 def nearest(got: str, known: Iterable[str]) -> str:
     """` (did you mean ...?)`, or nothing; a key's last part alone may match too, and what other tools call it."""
-    options = list(known)
-    name = _CALLED_ELSEWHERE.get(got.rpartition(".")[2])
-    near = [option for option in options if option.rpartition(".")[2] == name][:1]
-    near = near or get_close_matches(got, options, 1, 0.6)
-    if not near:
-        tails = {option.rpartition(".")[2]: option for option in options}
-        near = [tails[tail] for tail in get_close_matches(got.rpartition(".")[2], list(tails), 1, 0.6)]
-    return f" (did you mean {near[0]}{_SAYS.get(near[0], '') if name else ''}?)" if near else ""
+    tail = got.rpartition(".")[2]
+    if tail in _NO_KEY:
+        return _NO_KEY[tail]
+    name, near = _CALLED_ELSEWHERE.get(tail), meant_by(got, known)
+    return f" (did you mean {near}{_SAYS.get(near, '') if name else ''}?)" if near else ""
+
+
+def meant_by(got: str, known: Iterable[str]) -> str | None:
+    """The known key that an unknown one was probably meant as; of what other tools call something, no key but that."""
+    options, tail = list(known), got.rpartition(".")[2]
+    if name := _CALLED_ELSEWHERE.get(tail):
+        return next((option for option in options if option.rpartition(".")[2] == name), None)
+    if near := get_close_matches(got, options, 1, 0.6):
+        return near[0]
+    tails = {option.rpartition(".")[2]: option for option in reversed(options)}  # of equal ones the first
+    return next((tails[near] for near in get_close_matches(tail, list(tails), 1, 0.6)), None)
 
 
 def first_difference(before: Any, now: Any, key: str = "") -> str | None:

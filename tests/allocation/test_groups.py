@@ -7,7 +7,9 @@ import pytest
 
 import lorank
 from lorank import ImportanceScores, RankPlan
-from lorank.errors import AllocationError, BudgetError
+from lorank.budget import Budget
+from lorank.errors import AllocationError, BudgetError, LorankWarning
+from lorank.findings import SeveralFindings
 
 COSTS = {
     **{f"model.vision_model.layers.{k}.{part}": 30 for k in range(2) for part in ("q_proj", "v_proj")},
@@ -74,12 +76,24 @@ def test_units_are_counted_in_each_group() -> None:
     [
         ({"vision_model": "r=2"}, AllocationError, "language_model.layers.0.q_proj' is in no group of 'vision_model'"),
         ({**TOWERS, "q_proj": 90}, AllocationError, r"q_proj' is in 2 groups \('vision_model', 'q_proj'\)"),
-        ({**TOWERS, "audio": "r=1"}, AllocationError, "group 'audio' has no module; the first that was scored is"),
+        ({**TOWERS, "audio": "r=1"}, AllocationError, "group 'audio' has no module; the first module is"),
         ({**TOWERS, "(": "r=1"}, AllocationError, r"group '\(' is no regular expression"),
         ({}, AllocationError, "budgets of groups are empty"),
-        ({"vision_model": "keep=50%", "language_model": "r=1"}, BudgetError, "some groups' budgets count units"),
-        ({"vision_model": "r=2", "language_model": "x"}, BudgetError, "budget 'x' cannot be read"),
-        ({"vision_model": 20, "language_model": "r=1"}, BudgetError, "below one unit of rank"),
+        (
+            {"vision_model": "keep=50%", "language_model": "r=1"},
+            BudgetError,
+            "of group 'vision_model' counts units of rank, and that of 'language_model' parameters",
+        ),
+        (
+            {"vision_model": "r=2", "language_model": "x"},
+            BudgetError,
+            "group 'language_model': budget 'x' cannot be read",
+        ),
+        (
+            {"vision_model": 20, "language_model": "r=1"},
+            BudgetError,
+            "group 'vision_model': budget '20' is 20 parameters, below one unit of rank",
+        ),
     ],
 )
 def test_what_is_no_partition_is_refused(budgets: dict[str, Any], error: type[Exception], said: str) -> None:
@@ -87,6 +101,19 @@ def test_what_is_no_partition_is_refused(budgets: dict[str, Any], error: type[Ex
         lorank.allocate(UNITS, budgets)
 
 
+def test_what_is_wrong_with_several_groups_is_said_at_once() -> None:
+    for budgets in ({"vision_model": "x", "language_model": "y"}, {"vision_model": 20, "language_model": 30}):
+        with pytest.raises(SeveralFindings, match=r"(?s)group 'vision_model': .*group 'language_model': "):
+            lorank.allocate(UNITS, budgets)
+
+
+def test_warnings_name_their_group() -> None:
+    with pytest.warns(
+        LorankWarning, match=r"group 'vision_model': the budget 9000 = 9,000 parameters pays for more units"
+    ):
+        lorank.allocate(UNITS, {"vision_model": 9000, "language_model": 800})
+
+
 def test_elsewhere_one_budget_is_asked_for() -> None:
-    with pytest.raises(BudgetError, match=r"budget names 2 groups of modules, which lorank\.allocate takes"):
-        lorank.RankAllocation("igu-lora", TOWERS)  # type: ignore[arg-type]
+    with pytest.raises(BudgetError, match=r"budget names 2 groups of modules, and here is one budget for all"):
+        Budget.parse(TOWERS)

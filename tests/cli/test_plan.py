@@ -107,3 +107,25 @@ def test_pictures_that_cannot_be_drawn_are_refused(
     assert Path("ranks.jpg").read_text() == "mine"
     assert Path("plan.json").read_bytes() == plan
     assert not Path("r.png").exists()
+
+
+def test_groups_of_modules_have_budgets_of_their_own(tmp_path: Path) -> None:
+    values = {f"model.{tower}.layers.0.q": np.array([3.0, 2.0, 1.0]) for tower in ("vision", "text")}
+    scores = ImportanceScores(values, dict.fromkeys(values, 32))
+    scores.save(tmp_path / "scores.safetensors")
+    groups = ("--group", "vision=r=1", "--group", "text=64")
+    made = lorank("allocate", tmp_path / "scores.safetensors", *groups, "--output", tmp_path / "plan.json")
+    assert made.exit_code == 0, made.output
+    assert RankPlan.load(tmp_path / "plan.json") == allocate(scores, {"vision": "r=1", "text": "64"})
+    shown = lorank("plan", "show", tmp_path / "plan.json")
+    assert "budgets of groups" in shown.output
+    assert "vision: r=1, text: 64: 96 of 96 parameters" in shown.output
+    for wrong, said in (
+        (("--group", "vision"), "group 'vision' has no budget"),
+        ((*groups, "--group", "text=1"), "group 'text' is given twice"),
+        ((*groups, "--budget", "r=1"), "--budget and --group are both given"),
+        ((), "no budget is given"),
+    ):
+        refused = lorank("allocate", tmp_path / "scores.safetensors", *wrong)
+        assert refused.exit_code == 1
+        assert said in " ".join(refused.output.split())

@@ -7,9 +7,10 @@ from typing import Any
 import pytest
 from tests.compare.made_up import measured
 
+from lorank.compare.cells import budget_of
 from lorank.compare.grid import Grid
 from lorank.compare.grid_checks import check_base, check_grid
-from lorank.errors import OutputError, RecipeError
+from lorank.errors import ComparisonError, OutputError, RecipeError
 from lorank.models.base_fingerprint import base_sum
 from lorank.models.pretrained import Pretrained
 
@@ -44,3 +45,8 @@ def test_all_findings_of_all_tasks_are_said_at_once(
     with pytest.raises(RecipeError, match="3 things have to be mended:") as caught:
         check_grid(asked)
     assert all(said in str(caught.value) for said in ("no such file", "has 32 positions", "less than one batch of 64"))
+
+
+def test_a_budget_of_each_group_is_none_that_all_methods_share() -> None:
+    with pytest.raises(ComparisonError, match="a budget for each of 2 groups of modules"):
+        budget_of({"budget": {"vision_model": "r=2", "language_model": "r=1"}})

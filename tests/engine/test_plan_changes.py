@@ -22,6 +22,14 @@ def plan(a: int, b: int, c: int) -> RankPlan:
     return RankPlan({"a": a, "b": b, "c": c}, COSTS, "40", 40)
 
 
+def test_plans_that_keep_a_number_of_units_may_spend_less_from_window_to_window() -> None:
+    changes = PlanChanges(StopWhenStable(share=0.3, window=2, windows=2))
+    for ranks in ({"a": 0, "b": 0, "c": 2}, {"a": 2, "b": 0, "c": 0}):
+        spent = sum(rank * COSTS[name] for name, rank in ranks.items())
+        changes.compare(RankPlan(ranks, COSTS, "keep=50%", spent, budget_units=2))
+    assert changes.moved_shares == [1.0]
+
+
 def test_the_share_that_moved_is_that_of_the_new_plans_parameters() -> None:
     changes = PlanChanges(StopWhenStable(share=0.3, window=2, windows=2))
     assert [number for number in range(1, 8) if changes.is_due(number)] == [2, 4, 6]

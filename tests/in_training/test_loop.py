@@ -22,6 +22,7 @@ from torch import nn
 from torch.utils.data import DataLoader
 from transformers import TrainerCallback, default_data_collator
 
+import lorank
 from lorank import AllocationLoop, RankAllocation
 from lorank.allocation.cut_history import CutHistory
 from lorank.errors import DataError, LorankWarning, RecipeError, TrainingError
@@ -537,3 +538,29 @@ def test_accelerate(name: str, tmp_path: Path) -> None:
     assert allocation.plan == expected.plan
     assert allocation.scores.fingerprint == expected.scores.fingerprint
     assert same(trained(model), trained(bare))
+
+
+GROUPS = {"attention": "r=3", r".*layer\.\d\.(intermediate|output)\.dense": "r=1"}
+
+
+@pytest.mark.parametrize("name", ["i-lora", "adalora"])
+def test_groups_of_modules_are_cut_by_themselves(name: str, tmp_path: Path) -> None:
+    model, batches = model_and_batches(tmp_path)
+    allocation = loop(model, budget=GROUPS, **METHODS[name])
+    optimizer = adamw(model)
+    for number in range(STEPS):
+        step(model, allocation, optimizer, batches[number])
+        if number == 4:
+            state = allocation.state_dict()
+    plan = allocation.finish(optimizer)
+    groups = plan.provenance["groups"]
+    for group, asked in groups.items():
+        own = [n for n in plan.ranks if ("attention" in n) == (group == "attention")]
+        assert asked["modules"] == len(own)
+        assert asked["spent"] == sum(plan.ranks[n] * plan.unit_costs[n] for n in own) <= asked["parameters"]
+    assert RankAllocation("adalora", GROUPS).budget == allocation.budget
+    if name == "i-lora":  # a single cut, of all units: that of lorank.allocate
+        assert plan.ranks == lorank.allocate(allocation.scores, GROUPS).ranks
+    other, _ = model_and_batches(tmp_path)
+    with pytest.raises(TrainingError, match="another allocation, budget in parameters"):
+        loop(other, budget="r=2", **METHODS[name]).load_state_dict(state)

@@ -45,6 +45,43 @@ def test_overrides_are_applied_as_yaml(tmp_path: Path) -> None:
     assert (recipe.budget, recipe.seed) == ("0.33M", 7)
 
 
+def test_adaloras_own_names_lead_to_ours(tmp_path: Path) -> None:
+    wrong = ["method=adalora", "tinit=200", "train.tfinal=500", "cut.deltaT=10"]
+    with pytest.raises(RecipeError, match=r"(?s)tinit: .*cut\.begin.*train\.tfinal: .*cut\.end") as caught:
+        load_recipe(written(tmp_path), wrong)
+    assert "cut.deltaT: unknown key (did you mean cut.interval?)" in str(caught.value)
+
+
+def test_an_unknown_key_hides_nothing_else(tmp_path: Path) -> None:
+    content = {key: value for key, value in MINIMAL.items() if key != "budget"}
+    with pytest.raises(RecipeError) as caught:
+        load_recipe(
+            written(tmp_path, content), ["methd=eva", "bugdet=r=2", "measure.componets=3", "train.epoch=1", "seed=-1"]
+        )
+    assert str(caught.value).splitlines() == [
+        "methd: unknown key (did you mean method?)",
+        "bugdet: unknown key (did you mean budget?)",
+        "measure.componets: unknown key (did you mean expert.measure.components?)",
+        "seed: Input should be greater than or equal to 0 (got -1)",
+        "train.epoch: unknown key (did you mean train.epochs?)",
+    ]
+
+
+def test_a_budget_of_each_group_is_read_and_written_again(tmp_path: Path) -> None:
+    path = written(tmp_path, {**MINIMAL, "budget": {"vision_model": "r=2", "language_model": 20_000}})
+    recipe = load_recipe(path, ["budget.vision_model=r=4"])
+    assert recipe.budget == {"vision_model": "r=4", "language_model": "20000"}
+    again = make_recipe(yaml.safe_load(yaml.safe_dump(recipe.model_dump(mode="json"))))
+    assert again == recipe
+    assert recipe.of("lora").budget == recipe.budget
+    with pytest.raises(RecipeError) as caught:
+        make_recipe({**MINIMAL, "budget": {"vision_model": "x", "(": "r=1"}, "seed": -1})
+    lines = str(caught.value).splitlines()
+    assert [line.partition(":")[0] for line in lines] == ["budget", "budget", "seed"]
+    assert lines[0].startswith("budget: group 'vision_model': budget 'x' cannot be read")
+    assert lines[1].startswith("budget: group '(' is no regular expression")
+
+
 @pytest.mark.parametrize(
     ("override", "message"),
     [
@@ -87,6 +124,13 @@ def test_overrides_are_applied_as_yaml(tmp_path: Path) -> None:
         ("baselines=[evva]", r"did you mean eva\?"),
         ("format=3", "format"),
         ("model.nme=x", r"did you mean model\.name\?"),
+        # As other tools call it.
+        ("train.r=8", r"did you mean budget, such as r=8\?"),
+        ("train.rank=8", r"did you mean budget, such as r=8\?"),
+        ("target_rank=8", r"^target_rank: unknown key \(did you mean budget, such as r=8\?\)$"),
+        ("val_set_size=0.1", r"did you mean data\.eval\?"),
+        ("train.eval_batch_size=4", r"unknown key; the loss on data\.eval is measured with train\.batch_size"),
+        ("init_r=8", r"did you mean triplets\.initial_rank\?"),
     ],
 )
 def test_mistakes_name_the_key_and_what_is_allowed(tmp_path: Path, override: str, message: str) -> None:

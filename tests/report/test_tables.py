@@ -64,6 +64,10 @@ def test_stability_in_words() -> None:
     assert "0.500, 1 of 4 ranks" in draws
     assert "25.0 % at the 95th percentile" in draws
     assert stability_lines(plan(1, 1, 1, 1)) == []
+    told = stability_lines(
+        plan(1, 1, 1, 1, groups={"vision": {"modules": 4, "stability": found}, "text": {"modules": 0}})
+    )
+    assert told == [f"group vision, {line}" for line in (halves, draws)]
 
 
 def test_quadrature_lines_name_both_numbers_as_estimates() -> None:

@@ -17,7 +17,8 @@ from typer.testing import CliRunner
 import lorank
 import lorank.errors
 from lorank.cli import app
-from lorank.errors import OutputError, PlanError, RecipeError, ScoresError
+from lorank.errors import AllocationError, OutputError, PlanError, RecipeError, ScoresError
+from lorank.findings import SeveralFindings
 from lorank.plan import RankPlan
 from lorank.recipe.files import make_recipe
 from lorank.runs.run import run, run_plan
@@ -311,3 +312,38 @@ class TestCommands:
         assert said.exit_code == 1
         assert message in said.output
         assert "Traceback" not in said.output
+
+
+@pytest.mark.long
+def test_groups_of_modules_have_budgets_of_their_own(tiny_recipe: Any, tmp_path: Path) -> None:
+    mlp = r".*layer\.\d\.(intermediate|output)\.dense"
+    budget = {"attention": "keep=50%", mlp: "beta=0.75"}
+    recipe = tiny_recipe(
+        budget=budget, train={"max_steps": 4}, triplets={"initial_rank": 4}, baselines=["magnitude", "lora"]
+    )
+    plan = run(recipe, tmp_path / "run").plan
+    asked = {group: one["asked"] for group, one in plan.provenance["groups"].items()}
+    assert asked == budget
+    for name in ("magnitude", "lora"):  # each group gets the parameters that the plan spends on it
+        own = RankPlan.load(tmp_path / "run" / "baselines" / name / "plan.json")
+        for group, one in own.provenance["groups"].items():
+            assert one["parameters"] == plan.provenance["groups"][group]["spent"] >= one["spent"]
+    kept = {group: one["units_kept"] for group, one in plan.provenance["groups"].items()}
+    assert plan.total_rank == sum(kept.values())
+    assert kept["attention"] == 4 * plan.provenance["groups"]["attention"]["modules"] // 2
+    assert f"group {mlp}" in (tmp_path / "run" / "report.html").read_text()
+    again = run_plan(recipe, plan, tmp_path / "again").plan
+    assert again == plan
+
+
+def test_what_is_wrong_with_budgets_of_groups_is_said_at_once(tiny_recipe: Any, tmp_path: Path) -> None:
+    budget = {"attention": "r=3", r".*layer\.\d\.(intermediate|output)\.dense": "2"}
+    with pytest.raises(SeveralFindings) as caught:
+        run(tiny_recipe(budget=budget, method="igu-lora"), tmp_path / "run")
+    high, low = (str(error) for error in caught.value.errors if "group" in str(error))
+    assert high.startswith("group 'attention': budget r=3 is ")
+    assert "at most rank 2 in every module is on offer" in high
+    assert "budget '2' is 2 parameters, below one unit of rank" in low
+    with pytest.raises(AllocationError, match="is in no group of 'attention'"):
+        run(tiny_recipe(budget={"attention": "r=1"}), tmp_path / "run")
+    assert not (tmp_path / "run").exists()

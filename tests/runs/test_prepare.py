@@ -1,7 +1,9 @@
 """All that has to be mended is said at once, before anything is loaded or written."""
 
 from dataclasses import asdict
+from io import StringIO
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -18,6 +20,7 @@ from lorank.recipe.files import make_recipe
 from lorank.runs.prepare import prepare
 from lorank.runs.run import run
 from lorank.runs.score_recipe import score_recipe
+from lorank.training import steps
 
 
 def test_one_finding_is_raised_as_it_is_and_several_together() -> None:
@@ -52,7 +55,7 @@ def test_every_finding_of_a_recipe_is_said_at_once(tiny_recipe: Any, tiny_folder
             "raise triplets.initial_rank",
             "less than one batch",
         ),
-        *("the first scores need", r"pads with '[NEW]'"),
+        *("lower measure.every or smooth.window, raise cut.end", r"pads with '[NEW]'"),
     )
     said = [str(error) for error in caught.value.errors]
     assert len(said) == len(wanted)
@@ -92,3 +95,18 @@ def test_a_fresh_model_is_the_same_each_time(tiny_recipe: Any) -> None:
     _, prepared = prepare(tiny_recipe(), ("lora",))
     one, other = (prepared.load_model().model.state_dict() for _ in range(2))
     assert all(torch.equal(one[name], other[name]) for name in one)
+
+
+def test_examples_in_a_step_are_said_where_they_are_no_batch(tiny_recipe: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    def said(**train: int) -> str:
+        file = StringIO()
+        prepare(tiny_recipe(method="lora", train=train), ("lora",), Console(file=file, width=300))
+        return file.getvalue()
+
+    assert "optimizer step" not in said()
+    wanted = "note: train: 16 examples in an optimizer step: batch_size 8 x gradient_accumulation 2"
+    assert wanted in said(gradient_accumulation=2)
+    monkeypatch.setattr(steps, "processes", lambda: SimpleNamespace(num_processes=4))
+    assert "64 examples in an optimizer step: batch_size 8 x gradient_accumulation 2 x 4 processes" in said(
+        gradient_accumulation=2
+    )

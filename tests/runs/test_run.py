@@ -384,7 +384,7 @@ def test_scores_that_are_not_finite_stop_stage_1_before_they_are_saved(
     monkeypatch.setattr(
         PathScorer,
         "batch_scores",
-        lambda self, batch, draw: real(self, batch, draw) * (1 if draw < 5 else float("inf")),
+        lambda self, batch, draw, *share: real(self, batch, draw, *share) * (1 if draw < 5 else float("inf")),
     )
     with pytest.raises(LorankError, match="scores are not finite at step 8"):
         run(tiny_recipe(), tmp_path, QUIET)

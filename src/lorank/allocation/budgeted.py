@@ -9,11 +9,11 @@ from typing import Any, get_args
 import numpy as np
 
 from lorank.allocation.bounds import bounded_limits
-from lorank.allocation.groups import Budgets, in_groups
+from lorank.allocation.groups import in_groups
 from lorank.allocation.proportional import ProportionalRule
 from lorank.allocation.stability import plan_stability
 from lorank.allocation.top_b import EQUAL, RankBy, Scope, floor_of, top_b_ranks, warn_if_equal
-from lorank.budget import Budget
+from lorank.budget import Budget, Budgets
 from lorank.errors import AllocationError, BudgetError, LorankWarning, ScoresError
 from lorank.plan import RankPlan
 from lorank.scores import ImportanceScores

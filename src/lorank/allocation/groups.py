@@ -1,54 +1,46 @@
 """A budget for each of several groups of modules, such as the towers of a model for images and texts."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import replace
 from typing import Any
 
-from lorank.budget import Budget
-from lorank.errors import AllocationError, BudgetError
+from lorank.budget import Budget, Budgets, of_group, read_budgets
+from lorank.errors import AllocationError
 from lorank.expressions import check_time, compiled
+from lorank.findings import Findings
 from lorank.module_names import has_part
-from lorank.plan import RankPlan
+from lorank.plan import GROUPS, WEIGHTED, RankPlan
 from lorank.scores import ImportanceScores
 
-Budgets = Mapping[str, str | int | Budget]
 
-
-def modules_of_groups(names: Mapping[str, Any], groups: Budgets) -> dict[str, list[str]]:
+def modules_of_groups(names: Iterable[str], groups: Iterable[str]) -> dict[str, list[str]]:
     """Group -> its modules, in the order of `names`.
 
     A group is a part between the dots of a module's full name (`vision_model`), or a regular expression for the whole of it.
 
     Raises:
-        AllocationError: a group without a module, a module in no group or in several, or an expression that cannot be read.
+        AllocationError: a group without a module, or a module in no group or in several.
 
     """
-    if not groups or not all(isinstance(group, str) and group for group in groups):
-        raise AllocationError(
-            "budgets of groups are empty, or name a group by something else than a string; give {part of the names: budget}"
-        )
-    expressions = {}
-    for group in groups:
-        try:
-            expressions[group] = compiled(group)
-            check_time([group], names)
-        except ValueError as error:
-            raise AllocationError(
-                f"group {group[:80]!r} is no regular expression that can be used: {error}; mend it"
-            ) from None
-    found: dict[str, list[str]] = {group: [] for group in groups}
+    names, found = list(names), dict[str, list[str]]()
+    expressions = {group: compiled(group) for group in groups}
+    try:
+        check_time(expressions, names)
+    except ValueError as error:
+        raise AllocationError(f"budgets of groups: {error}") from None
+    found = {group: [] for group in expressions}
     for name in names:
-        own = [group for group in groups if has_part(name, group) or expressions[group].fullmatch(name)]
+        own = [group for group in found if has_part(name, group) or expressions[group].fullmatch(name)]
         if len(own) != 1:
             which = f"is in {len(own)} groups ({', '.join(map(repr, own))})" if own else "is in no group"
             raise AllocationError(
-                f"{name!r} {which} of {', '.join(map(repr, groups))}; every module that was scored must be in exactly one: a "
+                f"{name!r} {which} of {', '.join(map(repr, found))}; every module that gets a rank must be in exactly one: a "
                 "group is a part of the module's name, or a regular expression for all of it; modules that shall have no adapter "
-                "are left out where they are scored (exclude_modules)"
+                "are left out of the targets (exclude_modules)"
             )
         found[own[0]].append(name)
     if empty := [group for group, modules in found.items() if not modules]:
-        raise AllocationError(f"group {empty[0]!r} has no module; the first that was scored is {next(iter(names))!r}")
+        raise AllocationError(f"group {empty[0]!r} has no module; the first module is {names[0]!r}")
     return found
 
 
@@ -63,20 +55,36 @@ def in_groups(
         allocate: makes the plan of one group.
 
     Raises:
-        BudgetError: budgets of which some count units and others parameters.
-        AllocationError: see `modules_of_groups`.
+        BudgetError: a budget of a group that cannot be honoured, or budgets of which some count units and others parameters.
+        AllocationError: see `modules_of_groups`, or limits that a group cannot honour.
+        SeveralFindings: more than one of these.
 
     """
-    asked = {group: Budget.parse(budget) for group, budget in budgets.items()}
-    if len({budget.counts_units for budget in asked.values()}) > 1:
-        raise BudgetError(
-            "some groups' budgets count units of rank, and others parameters; give one kind for all groups"
-        )
-    members = modules_of_groups(scores.unit_costs, asked)
-    plans = {group: allocate(_of(scores, names), asked[group]) for group, names in members.items()}
+    asked = read_budgets(budgets)
+    assert isinstance(asked, dict), "a mapping is read as a mapping"
+    members, plans, findings = modules_of_groups(scores.unit_costs, asked), dict[str, RankPlan](), Findings()
+    for group, names in members.items():
+        with findings.check(), of_group(group):
+            plans[group] = allocate(_of(scores, names), asked[group])
+    findings.raise_all()
+    plan = together(plans, scores.unit_costs)
+    made = {key: value for key, value in plan.provenance.items() if key != "stability"}
+    return replace(plan, provenance={**made, "scores": scores.fingerprint})
+
+
+def together(plans: Mapping[str, RankPlan], names: Iterable[str]) -> RankPlan:
+    """One plan of the plans of several groups; its provenance is the first one's, and under `groups` what each was asked for.
+
+    Args:
+        plans: group -> plan, all of one kind and scale.
+        names: of all modules, in their order.
+
+    """
     parts = list(plans.values())
     ranks = {name: rank for plan in parts for name, rank in plan.ranks.items()}
+    costs = {name: cost for plan in parts for name, cost in plan.unit_costs.items()}
     units = [plan.budget_units for plan in parts if plan.budget_units is not None]
+    weighted = [plan.provenance[WEIGHTED] for plan in parts if WEIGHTED in plan.provenance]
     each = {
         group: {
             **plan.budget_record,
@@ -85,15 +93,14 @@ def in_groups(
         }
         for group, plan in plans.items()
     }
-    made = {key: value for key, value in parts[0].provenance.items() if key != "stability"}
     return replace(
         parts[0],
-        ranks={name: ranks[name] for name in scores.unit_costs},
-        unit_costs=dict(scores.unit_costs),
-        budget=", ".join(f"{group}: {budget}" for group, budget in asked.items()),
+        ranks={name: ranks[name] for name in names},
+        unit_costs={name: costs[name] for name in names},
+        budget=", ".join(f"{group}: {plan.budget}" for group, plan in plans.items()),
         budget_parameters=sum(plan.budget_parameters for plan in parts),
         budget_units=sum(units) if units else None,
-        provenance={**made, "scores": scores.fingerprint, "groups": each},
+        provenance={**parts[0].provenance, **({WEIGHTED: sum(weighted)} if weighted else {}), GROUPS: each},
     )
 
 

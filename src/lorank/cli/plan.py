@@ -12,7 +12,16 @@ from lorank.serving.names import TOOLS, choose
 
 def allocate_command(
     scores: Annotated[Path, typer.Argument(help="scores.safetensors of `lorank score` or of a run")],
-    budget: Annotated[str, typer.Option(help='adapter parameters, "8.8M", "r=8", ...; several: "1M,2M,4M"')],
+    budget: Annotated[
+        str | None, typer.Option(help='adapter parameters, "8.8M", "r=8", ...; several: "1M,2M,4M"')
+    ] = None,
+    group: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="NAME=BUDGET",
+            help="in place of --budget one for each group of modules: a part of their names, vision_model=r=2; repeatable",
+        ),
+    ] = None,
     output: Annotated[Path, typer.Option(help="with several budgets: plan-1M.json, ...")] = Path("plan.json"),
     max_rank: Annotated[int | None, typer.Option(help="upper limit for every module")] = None,
     min_rank: Annotated[int, typer.Option(help="lower limit for every module")] = 0,
@@ -38,8 +47,10 @@ def allocate_command(
 ) -> None:
     """Make rank plans from scores: no GPU, no weights; exact in parameters."""
     with clear_errors():
-        from lorank.allocation.files import allocate_file
-        from lorank.report.tables import change_table, hessian_lines, rank_table, stability_lines
+        from lorank.allocation.files import allocate_file, asked_budgets
+        from lorank.report.tables import change_table, group_table, hessian_lines, rank_table, stability_lines
+
+        budgets = asked_budgets(budget, group or ())
 
         if model is not None:
             from lorank.runs.score_recipe import check_scores
@@ -47,11 +58,13 @@ def allocate_command(
             check_scores(scores, model)
         limits = {"max_rank": max_rank, "min_rank": min_rank, "multiple_of": multiple_of, "within": within}
         more: dict[str, Any] = {"rank_by": rank_by, "scale": scale, **limits}
-        plans = allocate_file(scores, budget.split(","), output, overwrite=overwrite, **more)
+        plans = allocate_file(scores, budgets, output, overwrite=overwrite, **more)
         if len(plans) > 1:
             out.print(change_table(list(plans.values())))
         for plan in plans.values() if len(plans) == 1 else ():
             out.print(rank_table(plan))
+            if (groups := group_table(plan)) is not None:
+                out.print(groups)
             out.print(f"{plan.budget}: {plan.spending}, total rank {plan.total_rank}", highlight=False)
         for line in hessian_lines(next(iter(plans.values()))):
             say(line)
@@ -85,7 +98,7 @@ def plan_show_command(
     """Show a plan: ranks by layer and projection, mean ranks, what it spends, where it comes from; with --picture also drawn."""
     with clear_errors():
         from lorank.plan import RankPlan
-        from lorank.report.tables import hessian_lines, rank_table, stability_lines, summary_table
+        from lorank.report.tables import group_table, hessian_lines, rank_table, stability_lines, summary_table
 
         loaded = RankPlan.load(plan)
         if picture is not None or scores is not None or cuts is not None:
@@ -94,6 +107,8 @@ def plan_show_command(
             write_plan_picture(loaded, picture, scores=scores, cuts=cuts, overwrite=overwrite)
         out.print(rank_table(loaded))
         out.print(summary_table(loaded))
+        if (groups := group_table(loaded)) is not None:
+            out.print(groups)
         say(f"{loaded!r}")
         for line in [*hessian_lines(loaded), *stability_lines(loaded)]:
             say(line)

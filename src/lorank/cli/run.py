@@ -61,7 +61,7 @@ def train_command(
 
 def _print_result(result: "RunResult") -> None:
     from lorank.processes import processes
-    from lorank.report.tables import quadrature_lines, rank_table, result_table, stability_lines
+    from lorank.report.tables import group_table, quadrature_lines, rank_table, result_table, stability_lines
 
     if not processes().is_main_process:
         return
@@ -69,6 +69,8 @@ def _print_result(result: "RunResult") -> None:
     preset = f", preset {made_by['preset']}" if made_by.get("preset") else ""
     out.print(f"{method}{preset}, budget {result.plan.budget}", highlight=False)
     out.print(rank_table(result.plan))
+    if (groups := group_table(result.plan)) is not None:
+        out.print(groups)
     for line in [*stability_lines(result.plan), *quadrature_lines(result.plan)]:
         say(line)
     out.print(result_table(result.results, result.plan.budget_parameters, result.plan.budget_units))

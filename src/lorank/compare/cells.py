@@ -143,6 +143,22 @@ def cells_of(
                     yield Cell(task, budget, method, seed)
 
 
+def budget_of(content: Mapping[str, Any]) -> str:
+    """The budget of a task's recipe, as it was written.
+
+    Raises:
+        ComparisonError: it is one for each of several groups of modules.
+
+    """
+    budget = content.get("budget", "r=8")
+    if isinstance(budget, Mapping):
+        raise ComparisonError(
+            f"the recipe has a budget for each of {len(budget)} groups of modules, and a comparison gives every method one "
+            "number of parameters; give --budgets, or recipes with one budget"
+        )
+    return str(budget)
+
+
 def recipe_of(
     content: Mapping[str, Any], cell: Cell, own: Mapping[str, Any] | None = None, parameters: int | None = None
 ) -> Recipe:

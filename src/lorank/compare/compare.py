@@ -10,7 +10,7 @@ from rich.console import Console
 
 from lorank.artefact import versions, write_json, write_text
 from lorank.compare.answer import Contrast, Row, answer, contrasts, with_losses
-from lorank.compare.cells import BASELINE, CONTROLS, Cell, Measured, recipe_of, source_of
+from lorank.compare.cells import BASELINE, CONTROLS, Cell, Measured, budget_of, recipe_of, source_of
 from lorank.compare.controls import check_shortened
 from lorank.compare.cost import what_seeds_can_show
 from lorank.compare.example_pairs import read_cell_losses
@@ -83,7 +83,7 @@ def read_grid(
     """
     common, of_task, own = split_overrides(overrides, recipes)
     contents = {path.stem: read_recipe(path, [*common, *of_task[path.stem]]) for path in recipes}
-    asked_budgets = tuple(budgets or dict.fromkeys(str(content.get("budget", "r=8")) for content in contents.values()))
+    asked_budgets = tuple(budgets or dict.fromkeys(map(budget_of, contents.values())))
     if budgets is None and len(asked_budgets) > 1:
         raise ComparisonError(f"the recipes have different budgets ({', '.join(asked_budgets)}); give --budgets")
     sources = (source_of(content, "shuffled") for content in contents.values())

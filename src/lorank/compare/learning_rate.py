@@ -16,6 +16,7 @@ from lorank.compare.cells import (
     FROM_PLAN,
     Cell,
     Measured,
+    budget_of,
     merged,
     recipe_of,
     source_of,
@@ -174,7 +175,7 @@ def _best(key: tuple[str, str, str], tried: Mapping[float, tuple[tuple[float, fl
 
 def _on_training_data(task: str, content: Mapping[str, Any], folder: Path, fraction: float) -> dict[str, Any]:
     """The task's recipe on two parts of its training data, written as files of JSON lines."""
-    recipe = recipe_of(content, Cell(task, str(content.get("budget", "r=8")), BASELINE, SEARCH_SEED))
+    recipe = recipe_of(content, Cell(task, budget_of(content), BASELINE, SEARCH_SEED))
     # Of what is searched on, a share for evaluations while training is held out anew.
     data = load_task_data(recipe.data.model_copy(update={"eval": None}))
     numbered = data.train.add_column("row", list(range(len(data.train))))

@@ -139,7 +139,13 @@ def _truncated(recipe: Recipe, data: TaskData, folder: Path, console: Console) -
     if not (pruned / "pruned.json").is_file():
         known = {key: first[key] for key in ("metrics", "loss")}
         prune_adapter(
-            folder / "wide" / "adapter", recipe.budget, pruned, recipe, by="svd", before=known, console=console
+            folder / "wide" / "adapter",
+            str(recipe.read_budget),
+            pruned,
+            recipe,
+            by="svd",
+            before=known,
+            console=console,
         )
     plan, after = RankPlan.load(pruned / "plan.json"), json.loads((pruned / "pruned.json").read_text())["after"]
     _check_parameters(after["adapter_parameters"], plan)

@@ -128,12 +128,12 @@ class Allocator:
             self.measure.before_last_cut()
             self.measure.close()
         alive = self._unit_scores(step)
-        if not any(values.any() for values in alive.values()):
+        if (unscored := self.rules.unscored(alive)) is not None:
             if not last:
                 return None
             raise TrainingError(
-                f"every score is 0 at step {step}: the adapter has no influence on the loss; check that it is active, that "
-                "target_modules take part in the forward pass, and that the learning rate is above 0"
+                f"every score{unscored} is 0 at step {step}: the adapter has no influence on the loss; check that it is active, "
+                "that target_modules take part in the forward pass, and that the learning rate is above 0"
             )
         for name, values in alive.items():
             self.scores[name][self.units[name]] = values
@@ -192,18 +192,18 @@ class Allocator:
         return self._result()
 
     def _result(self) -> tuple[ImportanceScores, RankPlan]:
-        rule, check = self.changes.rule, self.measure.check
+        rule, check, initial = self.changes.rule, self.measure.check, self.initial
         provenance = {
             **self.measure.provenance(),
-            **self.initial.provenance,
+            **initial.provenance,
             "scoring_batches": self.measured,
             "last_cut": self.finished,
             "ended": self.ended,
             "stop_rule": None if rule is None else rule.in_words,
             "quadrature": None if check is None else asdict(check),
         }
-        scores = ImportanceScores(self.scores, self.initial.costs, self.standard_errors, provenance)
-        made = {**provenance, "scores": scores.fingerprint, **self.initial.limits}
+        scores = ImportanceScores(self.scores, initial.costs, self.standard_errors, provenance)
+        made = {**provenance, "scores": scores.fingerprint, **initial.limits}
         if self.standard_errors is not None:
             made |= warn_of_noise(scores, self.rules)
         return scores, self.rules.plan(self.ranks, made)
@@ -225,7 +225,7 @@ class Allocator:
             "changes": self.changes.state_dict(),
             "ranks": self.ranks,
             "initial_ranks": dict(self.initial.ranks),
-            "parameters": self.initial.parameters,
+            "parameters": self.initial.each_parameters,
             "options": self.options.model_dump(mode="json"),
             "schedule": asdict(self.schedule),
             "measure": self.measure.state_dict(),

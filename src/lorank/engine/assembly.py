@@ -7,8 +7,9 @@ from typing import Any
 import torch
 
 from lorank.adapter.triplet import TripletAdapter
+from lorank.allocation.schedule import CutSchedule
 from lorank.engine.allocator import Allocator
-from lorank.engine.cut_rules import CutRules, InitialAdapter, schedule_of
+from lorank.engine.cut_rules import InitialAdapter, cut_rules
 from lorank.engine.loss_comparison import HALF_TOLERANCE, TOLERANCE
 from lorank.engine.measure import Measure, TrainingGradient
 from lorank.engine.options import Choices, ScoringSetChoices
@@ -16,8 +17,10 @@ from lorank.engine.path_measure import TrainingPath
 from lorank.engine.scoring_batches import ScoringBatches
 from lorank.engine.scoring_set_path import ScoringSetPath
 from lorank.engine.smoother import Absolute, DeviationSmoother, RunningSmoother, Smoother
+from lorank.engine.smoothing import updates_needed
 from lorank.engine.training_pass import TrainingPass
 from lorank.engine.unit_scores import over_processes
+from lorank.errors import AllocationError
 
 
 @dataclass(frozen=True)
@@ -83,7 +86,7 @@ def make_allocator(
         assert passed is not None
         assert batches is not None
         smoother = RunningSmoother(options.smooth.accumulate, options.smooth.ema_decay)
-        measure = ScoringSetPath(passed, adapter, options, batches, baseline=baseline, **settings)
+        measure = ScoringSetPath(passed, adapter, options, batches, baseline=baseline, half=facts.half, **settings)
     else:
         signs: dict[str, Absolute] = {"batch": "batch", "window": "window"}
         # Gradients of training are averaged over processes already.
@@ -96,5 +99,45 @@ def make_allocator(
             measure = TrainingPath(passed, adapter, options, facts.steps, **settings)
         else:
             measure = TrainingGradient(adapter, options)
-    rules = CutRules(initial, options, schedule)
+    rules = cut_rules(initial, options, schedule)
     return Allocator(adapter, rules, measure, smoother, may_shrink=facts.may_shrink)
+
+
+def schedule_of(options: Choices, steps: int, steps_per_epoch: int) -> tuple[CutSchedule, int]:
+    """When a run of so many optimizer steps cuts, and how many mini-batches make a window.
+
+    Raises:
+        AllocationError: no room to prune in, or no score before the last cut.
+
+    """
+    if isinstance(options, ScoringSetChoices):
+        return _schedule_of_stage(options, steps), 1
+    schedule = CutSchedule.of_run(steps, options.cut.begin, options.cut.end, options.cut.interval)
+    every, asked = options.measure.every, options.smooth.window
+    if isinstance(asked, str):
+        window = max(1, steps_per_epoch // every)
+    else:
+        window = asked if isinstance(asked, int) else max(1, round(asked * steps / every))
+    first = updates_needed(options.smooth.score) * window * every
+    if first >= schedule.last:
+        said = f"{window} ({asked})" if window != asked else str(window)
+        raise AllocationError(
+            f"the last cut is at step {schedule.last} of {steps}, but the first scores need {first} steps "
+            f"(measure.every {every}, smooth.window {said}, smooth.score {options.smooth.score}); lower measure.every or "
+            "smooth.window, raise cut.end, or train longer (in Python the options have no section before their name)"
+        )
+    return schedule, window
+
+
+def _schedule_of_stage(options: ScoringSetChoices, steps: int) -> CutSchedule:
+    """Scores count after the warm-up; the last cut is at the last step."""
+    first = int(options.measure.warmup * steps)
+    if options.measure.when == "during" and (steps - first) // options.measure.every < 1:
+        raise AllocationError(
+            f"the stage has {steps} steps, of which measure.warmup {options.measure.warmup} and measure.every "
+            f"{options.measure.every} leave none to score at; lower them or train longer"
+        )
+    interval = (
+        options.cut.interval if isinstance(options.cut.interval, int) else max(1, round(options.cut.interval * steps))
+    )
+    return CutSchedule(first, steps, steps if options.cut.curve == "one-shot" else interval)

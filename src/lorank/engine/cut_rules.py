@@ -1,19 +1,23 @@
-"""How many units of each module a cut during training keeps: budget curve, costs and limits; no model and no state."""
+"""How many units of each module a cut during training keeps: budget curve, costs and limits; no model and no state.
+
+Where each of several groups of modules has a budget, each group is cut by itself, at the same steps.
+"""
 
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Any, Literal, TypeVar
 
 import numpy as np
 
 from lorank.allocation.bounds import bounded_limits
 from lorank.allocation.budgeted import allocate
+from lorank.allocation.groups import together
 from lorank.allocation.schedule import CutSchedule, budget_at
 from lorank.allocation.top_b import EQUAL, top_ranks, warn_if_equal
-from lorank.budget import Budget
-from lorank.engine.options import Choices, ScoringSetChoices
-from lorank.engine.smoothing import updates_needed
+from lorank.budget import Budget, of_group
+from lorank.engine.options import Choices
 from lorank.errors import AllocationError
 from lorank.module_names import ends_with, is_attention
 from lorank.plan import WEIGHTED, RankPlan
@@ -33,6 +37,7 @@ class InitialAdapter:
         scale: `alpha / r` of the finished adapter.
         provenance: of scores and plan.
         weights: module name -> what one unit takes from a budget in ranks, where that is not 1 (IGU-LoRA's code).
+        groups: group -> the same of its own modules, where each of several groups has a budget of its own.
 
     """
 
@@ -44,6 +49,12 @@ class InitialAdapter:
     scale: float
     provenance: Mapping[str, Any]
     weights: Mapping[str, float] = field(default_factory=dict)
+    groups: Mapping[str, "InitialAdapter"] = field(default_factory=dict)
+
+    @property
+    def each_parameters(self) -> int | dict[str, int]:
+        """`parameters`, or those of each group."""
+        return {group: one.parameters for group, one in self.groups.items()} or self.parameters
 
     @property
     def asked(self) -> Budget:
@@ -81,13 +92,13 @@ class CutRules:
         units, or in ranks where the curve counts these, it keeps so many units, and what they cost follows from which they are.
         """
         initial = self.initial
-        if self.options.cut.fill and not self._in_ranks:
+        if self.options.cut.fill and not self.in_ranks:
             scores, asked = ImportanceScores(alive, initial.costs, None, initial.provenance), initial.asked
             budget = asked if asked.counts_units else initial.parameters
             return allocate(scores, budget, scale=initial.scale, **initial.limits)
         if not initial.provenance.get(EQUAL):
             warn_if_equal(alive)
-        price, _, final = self._curve() if self._counts_units else self._parameters()
+        price, _, final = self._curve() if self.counts_units else self._parameters()
         return self.plan(self._walk(alive, final, price))
 
     @property
@@ -105,11 +116,11 @@ class CutRules:
     def plan(self, ranks: Mapping[str, int], provenance: Mapping[str, Any] | None = None) -> RankPlan:
         """The plan of these ranks."""
         initial, made = self.initial, provenance or self.initial.provenance
-        if not self._counts_units:
+        if not self.counts_units:
             return RankPlan(ranks, initial.costs, initial.budget, initial.parameters, initial.scale, made)
         # What was asked for is units; what they cost follows from which they are.
         spent, units = total(ranks, initial.costs), math.floor(self._curve()[2])
-        if self._in_ranks and initial.weights:
+        if self.in_ranks and initial.weights:
             made = {**made, WEIGHTED: total(ranks, initial.weights)}
         return RankPlan(ranks, initial.costs, initial.budget, spent, initial.scale, made, budget_units=units)
 
@@ -130,15 +141,19 @@ class CutRules:
             "rank_allocation/score_median": float(np.median(flat)),
         }
 
+    def unscored(self, alive: Mapping[str, np.ndarray]) -> str | None:
+        """What a cut would have nothing to choose by, because every score is 0: an addition to an error's text, or None."""
+        return None if any(values.any() for values in alive.values()) else ""
+
     @property
-    def _in_ranks(self) -> bool:
+    def in_ranks(self) -> bool:
         """Whether ranks were asked for, and the curve counts these."""
         return self.options.cut.budget_in == "ranks" and self.initial.asked.kind in ("uniform rank", "total rank")
 
     @property
-    def _counts_units(self) -> bool:
+    def counts_units(self) -> bool:
         """Whether the last cut keeps a number of units, and what these cost follows."""
-        return self._in_ranks or self.initial.asked.counts_units
+        return self.in_ranks or self.initial.asked.counts_units
 
     def _curve(self) -> tuple[Mapping[str, float], float, float]:
         """What a unit of each module takes from the budget, and where the budget's curve starts and ends."""
@@ -170,11 +185,67 @@ class CutRules:
 
 
 Number = TypeVar("Number", int, float)
+T = TypeVar("T")
 
 
 def total(ranks: Mapping[str, int], price: Mapping[str, Number]) -> Number:
     """What ranks take together, by what one unit of each module takes."""
     return sum(rank * price[name] for name, rank in ranks.items())
+
+
+def cut_rules(initial: InitialAdapter, options: Choices, schedule: CutSchedule) -> CutRules:
+    """The rules of one budget, or of one for each group."""
+    return (GroupRules if initial.groups else CutRules)(initial, options, schedule)
+
+
+@dataclass(frozen=True)
+class GroupRules(CutRules):
+    """`CutRules` of each group, put together: ranks are those of a separate allocation of every group.
+
+    What is logged of the budget is the sum over groups. Nothing is cut before every group has a score that is not 0.
+    """
+
+    @cached_property
+    def _rules(self) -> dict[str, CutRules]:
+        return {group: CutRules(one, self.options, self.schedule) for group, one in self.initial.groups.items()}
+
+    def ranks_at(self, step: int, alive: Mapping[str, np.ndarray]) -> dict[str, int]:
+        """Ranks of a cut on the way."""
+        found: dict[str, int] = {}
+        for rules in self._rules.values():
+            found |= rules.ranks_at(step, _own(rules, alive))
+        return {name: found[name] for name in alive}
+
+    def last_plan(self, alive: Mapping[str, np.ndarray]) -> RankPlan:
+        """The plan of the last cut, inside every limit."""
+        plans = {}
+        for group, rules in self._rules.items():
+            with of_group(group):
+                plans[group] = rules.last_plan(_own(rules, alive))
+        return together(plans, alive)
+
+    @property
+    def pays_for_a_unit(self) -> bool:
+        """Whether the last cut can keep a unit in every group."""
+        return all(rules.pays_for_a_unit for rules in self._rules.values())
+
+    def budget_at(self, step: int) -> float:
+        """What the curves leave at a step, in their own costs."""
+        return sum(rules.budget_at(step) for rules in self._rules.values())
+
+    def plan(self, ranks: Mapping[str, int], provenance: Mapping[str, Any] | None = None) -> RankPlan:
+        """The plan of these ranks."""
+        plans = {group: rules.plan(_own(rules, ranks), provenance) for group, rules in self._rules.items()}
+        return together(plans, ranks)
+
+    def unscored(self, alive: Mapping[str, np.ndarray]) -> str | None:
+        """The first group in which every score is 0."""
+        silent = (group for group, rules in self._rules.items() if rules.unscored(_own(rules, alive)) is not None)
+        return next((f" of group {group!r}" for group in silent), None)
+
+
+def _own(rules: CutRules, values: Mapping[str, T]) -> dict[str, T]:
+    return {name: values[name] for name in rules.initial.ranks}
 
 
 def unit_weights(
@@ -201,42 +272,3 @@ def unit_weights(
         )
     found = {name: next((w for end, w in asked.items() if ends_with(name, end)), 1.0) for name in shapes}
     return found if asked else {}
-
-
-def schedule_of(options: Choices, steps: int, steps_per_epoch: int) -> tuple[CutSchedule, int]:
-    """When a run of so many optimizer steps cuts, and how many mini-batches make a window.
-
-    Raises:
-        AllocationError: no room to prune in, or no score before the last cut.
-
-    """
-    if isinstance(options, ScoringSetChoices):
-        return _schedule_of_stage(options, steps), 1
-    schedule = CutSchedule.of_run(steps, options.cut.begin, options.cut.end, options.cut.interval)
-    every, asked = options.measure.every, options.smooth.window
-    if isinstance(asked, str):
-        window = max(1, steps_per_epoch // every)
-    else:
-        window = asked if isinstance(asked, int) else max(1, round(asked * steps / every))
-    first = updates_needed(options.smooth.score) * window * every
-    if first >= schedule.last:
-        said = f"{window} ({asked})" if window != asked else str(window)
-        raise AllocationError(
-            f"the last cut is at step {schedule.last} of {steps}, but the first scores need {first} steps (every {every}, "
-            f"window {said}, score {options.smooth.score}); lower every or window, raise end, or train longer"
-        )
-    return schedule, window
-
-
-def _schedule_of_stage(options: ScoringSetChoices, steps: int) -> CutSchedule:
-    """Scores count after the warm-up; the last cut is at the last step."""
-    first = int(options.measure.warmup * steps)
-    if options.measure.when == "during" and (steps - first) // options.measure.every < 1:
-        raise AllocationError(
-            f"the stage has {steps} steps, of which warmup {options.measure.warmup} and every {options.measure.every} leave none "
-            "to score at; lower them or train longer"
-        )
-    interval = (
-        options.cut.interval if isinstance(options.cut.interval, int) else max(1, round(options.cut.interval * steps))
-    )
-    return CutSchedule(first, steps, steps if options.cut.curve == "one-shot" else interval)

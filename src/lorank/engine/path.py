@@ -13,6 +13,7 @@ from lorank.engine.quadrature import path_nodes
 from lorank.errors import LorankError
 from lorank.scoring.batches import Batch, call, loss_in
 from lorank.scoring.precision import at_least_fp32
+from lorank.scoring.split.shared_loss import Share
 from lorank.scoring.undisturbed import undisturbed
 
 LossFunction = Callable[[nn.Module, Batch], torch.Tensor]
@@ -38,6 +39,7 @@ def path_integral(
     absolute: bool = False,
     loss: LossFunction = model_loss,
     loss_scale: float = 1.0,
+    share: Share | None = None,
 ) -> tuple[list[torch.Tensor], list[torch.Tensor]]:
     """`Σ_k w_k ∂L(θ(α_k))/∂f` for every factor f, one forward and backward pass a point; and the losses `L(θ(α_k))`.
 
@@ -52,18 +54,22 @@ def path_integral(
         absolute: sum `w_k |∂L/∂f|` in place of the signed gradients.
         loss: scalar loss of a batch.
         loss_scale: factor in the backward pass, divided out again.
+        share: of several processes: what of the batch this one has; gradients are then those of the whole batch, losses those
+            of the share.
 
     """
+    share = share or Share(batch)
     if not points:
         raise LorankError("a path needs at least one node; give at least one path coefficient")
     total: list[torch.Tensor] | None = None
     losses = []
     for alpha, weight in points:
         with path_point(adapter, alpha, moved=moved, baseline=baseline):
-            value = loss(model, batch)
+            value = loss(model, share.batch)
             # A module that did not run on this batch (an expert, say) has no gradient: it scores 0 here.
-            found = torch.autograd.grad(value * loss_scale, list(factors), materialize_grads=True)
-        gradients = [at_least_fp32(gradient) for gradient in found]
+            scaled = value * (loss_scale * share.factor)
+            found = torch.autograd.grad(scaled, list(factors), materialize_grads=True)
+        gradients = share.averaged([at_least_fp32(gradient) for gradient in found])
         if absolute:
             gradients = list(torch._foreach_abs(gradients))
         weighted = list(torch._foreach_mul(gradients, weight / loss_scale))
@@ -144,8 +150,16 @@ class PathScorer:
         alpha, weight = random.Random(f"{self.seed}/path/{draw}").choice(points)
         return [(alpha, weight * len(points))]
 
-    def batch_scores(self, batch: Batch, draw: int = 0) -> torch.Tensor:
-        """Score every unit on one batch: `(units,)` in the order of `adapter.names`, fp32 (fp64 for fp64 adapters)."""
+    def batch_scores(self, batch: Batch, draw: int = 0, share: Share | None = None) -> torch.Tensor:
+        """Score every unit on one batch: `(units,)` in the order of `adapter.names`, fp32 (fp64 for fp64 adapters).
+
+        Args:
+            batch: of the scoring set.
+            draw: its number.
+            share: what of it this one of several processes has; all then get the scores of the whole.
+
+        """
+        share = share or Share(batch)
         points = self.drawn_points(draw)
         if self.baseline is not None:  # captured, perhaps, before the model was moved to its device
             factors = self.adapter.factors(self.options.moved)
@@ -153,18 +167,18 @@ class PathScorer:
         seed = random.Random(f"{self.seed}/dropout/{draw}").getrandbits(63)
         with undisturbed(self.model, dropout_seed=seed if self.options.dropout else None):
             if self.options.path_scope == "global":
-                return torch.cat(self._module_scores(self.adapter, self.baseline, batch, points))
+                return torch.cat(self._module_scores(self.adapter, self.baseline, share, points))
             scores = []
             for index in range(len(self.adapter.names)):
                 baseline = None if self.baseline is None else self.baseline[index :: len(self.adapter.names)]
-                scores += self._module_scores(self.adapter.only(index), baseline, batch, points)
+                scores += self._module_scores(self.adapter.only(index), baseline, share, points)
             return torch.cat(scores)
 
     def _module_scores(
         self,
         adapter: TripletAdapter,
         baseline: Sequence[torch.Tensor] | None,
-        batch: Batch,
+        share: Share,
         points: list[tuple[float, float]],
     ) -> list[torch.Tensor]:
         """Per-unit scores `(r_m,)` of each module of `adapter`."""
@@ -174,9 +188,10 @@ class PathScorer:
         total, _ = path_integral(
             self.model,
             adapter,
-            batch,
+            share.batch,
             points,
             factors,
+            share=share,
             moved=options.moved,
             baseline=baseline,
             absolute=options.parameter_factor == "none",

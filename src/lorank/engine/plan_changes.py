@@ -31,7 +31,9 @@ class PlanChanges:
     def compare(self, plan: RankPlan) -> None:
         """Take in the cut that would be made at the end of this window."""
         if self.ranks is not None:
-            before = RankPlan(self.ranks, plan.unit_costs, plan.budget, plan.budget_parameters)
+            # Of a budget that counts units the plan of the window before may have spent more parameters.
+            spent = sum(rank * plan.unit_costs[name] for name, rank in self.ranks.items())
+            before = RankPlan(self.ranks, plan.unit_costs, plan.budget, max(spent, plan.budget_parameters))
             self.moved_shares.append(plan.moved_share(before))
         self.ranks = dict(plan.ranks)
 

@@ -17,11 +17,16 @@ from lorank.engine.scoring_batches import ScoringBatches
 from lorank.engine.smoothing import Tensors
 from lorank.engine.training_pass import TrainingPass
 from lorank.errors import DataError, LorankError, one_line
+from lorank.scoring.split.shared_loss import SharedLoss
 from lorank.scoring.undisturbed import undisturbed
 
 
 class ScoringSetPath(PathMeasure):
-    """Scores of whole units on the batches of a scoring set (I-LoRA, eq. 4), see `PathScorer`."""
+    """Scores of whole units on the batches of a scoring set (I-LoRA, eq. 4), see `PathScorer`.
+
+    Of several processes each passes its share of a batch, see `SharedLoss`, and gradients are averaged before any absolute
+    value is taken: all get the scores of the whole batch, as one process does. With `dropout` every process passes whole batches.
+    """
 
     few, more = (
         2,
@@ -36,14 +41,17 @@ class ScoringSetPath(PathMeasure):
         batches: ScoringBatches,
         *,
         baseline: Sequence[torch.Tensor] | None = None,
+        half: bool = False,
+        divided: bool = True,
         **settings: Any,
     ) -> None:
-        """Prepare; see `PathMeasure` and `PathScorer`."""
+        """Prepare; see `PathMeasure`, `PathScorer` and `SharedLoss`, which takes `half` and `divided`."""
         super().__init__(passed, adapter, **settings)
         self.options, self.batches = options, batches
         self.loss_reduction: float | None = None
         self._scored_batches = 0
         self.waits_for_end = options.measure.when == "after"
+        self.shared = SharedLoss(passed.held_out_loss, half=half, divided=divided and not options.measure.dropout)
         self.scorer = PathScorer(
             self.model,
             adapter,
@@ -126,11 +134,14 @@ class ScoringSetPath(PathMeasure):
         self._scored_batches = max(self._scored_batches, number + 1)
         # With dropout the model is in train mode, where the gain of training on the path would count.
         with self.passed.own_passes(), unit_gain(self.adapter):
-            return self.scorer.batch_scores(batch, number)
+            return self.scorer.batch_scores(batch, number, self.shared.share(self.model, batch))
 
     def _reduction(self, number: int) -> float:
         batch, scorer = self.batches.batch(number, self.adapter.lambdas[0].device), self.scorer
         with self.passed.own_passes(), undisturbed(self.model), torch.no_grad():
-            after = float(self.passed.held_out_loss(self.model, batch))
+            share = self.shared.share(self.model, batch)
+            after = self.passed.held_out_loss(self.model, share.batch)
             with path_point(self.adapter, 0.0, moved=self.options.measure.moved, baseline=scorer.baseline):
-                return float(self.passed.held_out_loss(self.model, batch)) - after
+                before = self.passed.held_out_loss(self.model, share.batch)
+        (reduction,) = share.averaged([(before - after).detach() * share.factor])
+        return float(reduction)

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 from rich.console import Console
 
+from lorank.budget import Budget
 from lorank.compare.cost import duration
 from lorank.errors import ComparisonError, DataError, RecipeError
 from lorank.headroom.learned_plans import LEARNED, learned_plans, recipe_of_headroom
@@ -64,6 +65,7 @@ def measure_headroom(
     options, console = options or HeadroomOptions(), console or Console(stderr=True)
     if processes().num_processes > 1:
         raise RecipeError("headroom runs in one process, and there are several; start it without torchrun")
+    Budget.parse(recipe.budget)  # one for all modules
     recipe = unpacked(recipe, console)
     data = load_task_data(recipe.data)
     share = min(_SHARE_HELD_OUT, options.held_out / len(data.train))

@@ -5,17 +5,17 @@ import inspect
 from pathlib import Path
 from typing import Any
 
-import torch
 from peft.tuners.lora import LoraLayer
 from safetensors import SafetensorError, safe_open
 from torch import nn
 
 from lorank.adapter.adapted_part import base_of
 from lorank.errors import AdapterError
+from lorank.experts import adapted_name
 from lorank.module_names import factor_of, in_base_model
 from lorank.plan import RankPlan
-
-_FILE = "adapter_model.safetensors"
+from lorank.serving.adapter_files import WEIGHTS
+from lorank.serving.saved_adapter import FactorShapes, check_factors
 
 
 def audit_saves(part: nn.Module, plan: RankPlan, adapter_name: str = "default") -> None:
@@ -41,33 +41,29 @@ def check_saved(folder: Path, plan: RankPlan, part: nn.Module, adapter_name: str
             plan's (a shard, say); a B of zeros where the model's is not.
 
     """
-    wanted = {name: rank for name, rank in plan.ranks.items() if rank}
-    found: dict[str, dict[str, tuple[int, ...]]] = {}
-    lost = []
-    trained = {name for name, b in _factors_b(part, adapter_name).items() if bool(b.any())}
+    layers = _layers(part, adapter_name)
+    names = {name: adapted_name(name, layer) for name, layer in layers.items()}
+    held, lost = dict[str, FactorShapes](), []
+    trained = {name for name, layer in layers.items() if bool(layer.lora_B[adapter_name].weight.any())}
     try:
-        with safe_open(folder / _FILE, framework="pt") as file:
+        with safe_open(folder / WEIGHTS, framework="pt") as file:
             for key in file.keys():  # noqa: SIM118 (not a mapping)
                 if (pair := factor_of(key)) is None:
                     continue
-                module, factor = in_base_model(pair[0]), "A" if "lora_A" in key else "B"
-                found.setdefault(module, {})[factor] = tuple(file.get_slice(key).get_shape())
-                if factor == "B" and module in trained and not bool(file.get_tensor(key).any()):
-                    lost.append(module)
+                module, shape = in_base_model(pair[0]), tuple(file.get_slice(key).get_shape())
+                of_plan = names.get(module, module)
+                factor = {"a": shape} if "lora_A" in key else {"b": shape}
+                held[of_plan] = held.get(of_plan, FactorShapes())._replace(**factor)
+                if "b" in factor and module in trained and not bool(file.get_tensor(key).any()):
+                    lost.append(of_plan)
     except (SafetensorError, OSError) as error:
-        raise AdapterError(f"{folder / _FILE}: damaged or missing ({error}); save the adapter again") from None
-    what = next((f"{n!r} is not in it" for n in wanted if n not in found), None)
-    what = what or next((f"{n!r} is in it, which the plan gives no rank" for n in found if n not in wanted), None)
-    for name, shapes in () if what else found.items():
-        a, b, rank = shapes.get("A", ()), shapes.get("B", ()), wanted[name]
-        if len(a) != 2 or len(b) != 2 or (a[0], b[1], a[1] + b[0]) != (rank, rank, plan.unit_costs[name]):
-            what = f"{name!r} has A {a} and B {b}, where the plan has rank {rank} and {plan.unit_costs[name]} parameters a unit"
-    if lost and not what:
-        what = f"B of {lost[0]!r} is zero in it, and not in the model"
-    if what:
+        raise AdapterError(f"{folder / WEIGHTS}: damaged or missing ({error}); save the adapter again") from None
+    check_factors(folder / WEIGHTS, held, plan)
+    if lost:
         raise AdapterError(
-            f"{folder / _FILE} is not the adapter that was trained: {what}. Save it from a model that is whole on this process, "
-            "after training has ended; under FSDP on every process, by trainer.save_model"
+            f"{folder / WEIGHTS} is not the adapter that was trained: B of {lost[0]!r} is zero in it, and not in the model. Save "
+            "it from a model that is whole on this process, after training has ended; under FSDP on every process, by "
+            "trainer.save_model"
         )
 
 
@@ -89,10 +85,11 @@ def _save_and_check(
 
 
 def _ranks(part: nn.Module, adapter_name: str) -> dict[str, int]:
-    layers = ((name, each) for name, each in base_of(part).named_modules() if isinstance(each, LoraLayer))
-    return {name: int(layer.r[adapter_name]) for name, layer in layers if adapter_name in layer.lora_A}
+    layers = _layers(part, adapter_name)
+    return {adapted_name(name, layer): int(layer.r[adapter_name]) for name, layer in layers.items()}
 
 
-def _factors_b(part: nn.Module, adapter_name: str) -> dict[str, torch.Tensor]:
+def _layers(part: nn.Module, adapter_name: str) -> dict[str, Any]:
+    """Module name -> its LoRA layer, of those that carry the adapter."""
     layers = ((name, each) for name, each in base_of(part).named_modules() if isinstance(each, LoraLayer))
-    return {name: each.lora_B[adapter_name].weight.detach() for name, each in layers if adapter_name in each.lora_B}
+    return {name: each for name, each in layers if adapter_name in each.lora_A}

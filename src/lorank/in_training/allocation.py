@@ -16,7 +16,7 @@ from lorank.adapter.padding import refuse_padding
 from lorank.adapter.path import capture
 from lorank.adapter.triplet import TripletAdapter
 from lorank.allocation.cut_history import CUTS, CutHistory
-from lorank.budget import Budget
+from lorank.budget import Budget, Budgets, read_budgets
 from lorank.engine.allocator import Allocator
 from lorank.engine.assembly import TrainingFacts, make_allocator
 from lorank.engine.initial_adapter import read_adapter
@@ -57,14 +57,14 @@ class Allocation:
     def __init__(
         self,
         method: str,
-        budget: str | int | Budget,
+        budget: str | int | Budget | Budgets,
         *,
         preset: str | None = None,
         scoring_data: Any = None,
         provenance: Mapping[str, Any] | None = None,
         **options: Any,
     ) -> None:
-        self.method, self.budget = method, Budget.parse(budget)
+        self.method, self.budget = method, read_budgets(budget)
         _, self.preset, self.options = choose_options(method, preset, options)
         self.scoring_data = scoring_data
         self._check_scoring_data()

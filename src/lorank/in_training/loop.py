@@ -9,7 +9,7 @@ import torch
 from peft import PeftModel
 
 from lorank.adapter.gain import set_gain
-from lorank.budget import Budget
+from lorank.budget import Budget, Budgets
 from lorank.engine.assembly import TrainingFacts, needs_passes
 from lorank.engine.options import ScoringSetChoices
 from lorank.engine.scoring_batches import LoaderBatches, RowBatches, ScoringBatches
@@ -58,7 +58,7 @@ class AllocationLoop(Allocation):
         self,
         model: PeftModel,
         method: str,
-        budget: str | int | Budget,
+        budget: str | int | Budget | Budgets,
         *,
         steps: int,
         scoring_data: Any = None,
@@ -76,7 +76,8 @@ class AllocationLoop(Allocation):
         Args:
             model: with one LoRA adapter that trains, inside of any wrapper.
             method: `"i-lora"`, `"igu-lora"` or `"adalora"`.
-            budget: adapter parameters that the last cut leaves; see `lorank.Budget`.
+            budget: adapter parameters that the last cut leaves; see `lorank.Budget`. Or one for each of several groups of
+                modules, each of which is cut by itself; see `lorank.allocate`.
             steps: optimizer steps of the whole training.
             scoring_data: for I-LoRA, examples that are not trained on: a DataLoader, or rows with `collate`.
             collate: makes a batch of a list of rows.

@@ -12,7 +12,7 @@ from transformers.trainer_callback import ExportableState
 
 from lorank.adapter.gain import set_gain
 from lorank.allocation.cut_history import CUTS
-from lorank.budget import Budget
+from lorank.budget import Budget, Budgets, budget_text
 from lorank.engine.assembly import needs_passes
 from lorank.engine.options import ScoringSetChoices
 from lorank.errors import TrainingError
@@ -63,7 +63,7 @@ class RankAllocation(Allocation, TrainerCallback, ExportableState):
     def __init__(
         self,
         method: str,
-        budget: str | int | Budget,
+        budget: str | int | Budget | Budgets,
         *,
         preset: str | None = None,
         scoring_data: Any = None,
@@ -75,7 +75,8 @@ class RankAllocation(Allocation, TrainerCallback, ExportableState):
 
         Args:
             method: `"i-lora"`, `"igu-lora"` or `"adalora"`.
-            budget: adapter parameters that the last cut leaves; see `lorank.Budget`.
+            budget: adapter parameters that the last cut leaves; see `lorank.Budget`. Or one for each of several groups of
+                modules, each of which is cut by itself; see `lorank.allocate`.
             preset: of the method; None is its default. docs/in-training.md and docs/i-lora.md say what they are.
             scoring_data: for I-LoRA: rows that are prepared as the training data, the name of an entry of the Trainer's
                 `eval_dataset` (its `get_eval_dataloader` makes the batches; needs `attach`; for TRL, which prepares its data
@@ -254,7 +255,7 @@ class RankAllocation(Allocation, TrainerCallback, ExportableState):
     def state(self) -> dict[str, Any]:
         """Small values, for `trainer_state.json`; tensors go into a file of their own beside it."""
         values = self._state()["values"] if self._engine is not None else None
-        return {"args": {"method": self.method, "budget": str(self.budget)}, "attributes": {"saved": values}}
+        return {"args": {"method": self.method, "budget": budget_text(self.budget)}, "attributes": {"saved": values}}
 
     def on_train_end(
         self,

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from random import Random
 
-from lorank.engine.cut_rules import schedule_of
+from lorank.engine.assembly import schedule_of
 from lorank.engine.estimators import estimator_points, layer_groups
 from lorank.engine.options import (
     GROWTH_IN_TRAINING,

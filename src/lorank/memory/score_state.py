@@ -5,7 +5,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from lorank.engine.cut_rules import schedule_of
+from lorank.engine.assembly import schedule_of
 from lorank.engine.options import ScoringSetChoices, TrainingBatchChoices
 from lorank.memory.adapter_bytes import FP32, Trained
 from lorank.memory.passes import choices_of

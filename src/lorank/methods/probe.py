@@ -15,7 +15,7 @@ from torch import nn
 from transformers import get_scheduler
 
 from lorank.adapter.orthogonality import add_orthogonality_gradient
-from lorank.engine.cut_rules import schedule_of
+from lorank.engine.assembly import schedule_of
 from lorank.engine.options import ScoringSetChoices
 from lorank.engine.overlap import warn_of_overlap
 from lorank.engine.path import model_loss
@@ -111,7 +111,7 @@ def probe_scores(
         with placed as (adapter, trained):
             passed = _ProbePass(scoring)
             settings: Any = {"seed": scoring.seed, "loss_scale": passed.loss_scale}
-            measure = ScoringSetPath(passed, adapter, choices, batches, **settings)
+            measure = ScoringSetPath(passed, adapter, choices, batches, divided=False, **settings)
             measure.try_batch()
             smoother = RunningSmoother(choices.smooth.accumulate, choices.smooth.ema_decay)
             schedule, _ = schedule_of(choices, options.steps, options.steps)

@@ -17,6 +17,7 @@ from lorank.page.figures import inline_svg, loss_figure, margin_figure
 from lorank.page.margin import plan_margin
 from lorank.page.run_folder import RunFolder
 from lorank.page.run_maps import difference_maps, maps_of
+from lorank.plan import GROUPS
 from lorank.report.picture import drawing, plain_text, save_picture
 from lorank.report.tables import named_values, parameters_of, quadrature_lines, stability_lines, summary_words
 
@@ -181,6 +182,8 @@ def _facts(run: RunFolder) -> list[tuple[str, str]]:
     ]
     if plan.budget_units is not None:
         found[2] = ("budget asked", f"{plan.budget} = {plan.budget_units:,} units of rank")
+    for group, one in made.get(GROUPS, {}).items():
+        found.append((f"group {group}", f"{one['asked']}, {one['spent']:,} parameters in {one['modules']:,} modules"))
     return found
 
 

@@ -6,19 +6,21 @@ from typing import Any, Literal
 from pydantic import BaseModel, Field, SerializeAsAny, ValidationError, field_validator, model_serializer
 from pydantic.functional_serializers import SerializerFunctionWrapHandler
 
-from lorank.budget import Budget
+from lorank.budget import Budget, read_budgets
 from lorank.engine.options import RankOptions, ScoringSetChoices, TrainingBatchChoices
-from lorank.errors import BudgetError, RecipeError
+from lorank.errors import RecipeError
 from lorank.methods import METHODS, Method
 from lorank.methods.choose import check_experts, choices_in
 from lorank.methods.registry import FULL, unknown_method
 from lorank.methods.uniform import UNIFORM
+from lorank.recipe.budget_key import readable_budget
 from lorank.recipe.lengths import OF_TRAIN, problems_of_lengths
 from lorank.recipe.method_sections import filled_sections, full_sections, inherited, without_expert
 from lorank.recipe.search_length import search_epochs, search_steps
 from lorank.recipe.sections import CHOICES, InitialRank, ModelSection, PlanScale, SearchSection, TrainingSection
+from lorank.recipe.unknown_keys import choice_keys, without_unknown
 from lorank.tasks.section import DataSection
-from lorank.validation import Section, explain, nearest
+from lorank.validation import Section, explain
 
 
 class Recipe(Section):
@@ -37,7 +39,10 @@ class Recipe(Section):
     model: ModelSection
     method: str = Field("i-lora", description="who decides the ranks, see `lorank methods`; lora is uniform ranks")
     preset: str | None = Field(None, description="named choices of the method; null: its default")
-    budget: str = Field(description="adapter parameters: 0.33M, 0.06%, r=2, rank=144, keep=50% or beta=0.5")
+    budget: str | dict[str, str] = Field(
+        description="adapter parameters: 0.33M, 0.06%, r=2, rank=144, keep=50% or beta=0.5; or one for each group of modules, "
+        "`{vision_model: r=2, language_model: 20M}`"
+    )
     data: DataSection
     target_modules: str | tuple[str, ...] | None = Field(
         None,
@@ -84,23 +89,23 @@ class Recipe(Section):
     resolved: dict[str, Any] | None = Field(None, description="written by lorank into the recipe of a run; not read")
 
     def __init__(self, **content: Any) -> None:
-        if problems := _misspelt(content):
-            raise RecipeError("\n".join(problems))
+        content, unknown = without_unknown(content, Recipe.model_fields)
         content = {key: value for key, value in content.items() if value is not None or key not in ("train", "expert")}
         name = content.get("method", "i-lora")
         method = METHODS.get(str(name))
         if method is not None:
             content, problems = filled_sections(method, content)
         else:  # what its sections may say is not known either
+            problems = []
             content = {key: value for key, value in content.items() if key not in (*CHOICES, "expert")}
         try:
             super().__init__(**content)
         except ValidationError as error:
-            unknown = [f"method: {unknown_method(name)}"] if method is None and isinstance(name, str) else []
-            problems = [*problems, *unknown, explain(error, Recipe)]
+            other = [f"method: {unknown_method(name)}"] if method is None and isinstance(name, str) else []
+            problems = [*problems, *other, explain(error, Recipe, choice_keys(method))]
         else:
-            problems += self._disagreements(None if problems else method)
-        if problems:
+            problems += self._disagreements(None if problems or unknown else method)
+        if problems := [*unknown, *problems]:
             raise RecipeError("\n".join(problems))
 
     @field_validator("model", mode="before")
@@ -126,11 +131,8 @@ class Recipe(Section):
 
     @field_validator("budget", mode="before")
     @classmethod
-    def _readable_budget(cls, value: Any) -> Any:
-        try:
-            return str(Budget.parse(value))
-        except BudgetError as error:
-            raise ValueError(str(error)) from None
+    def _readable_budget(cls, value: Any) -> str | dict[str, str]:
+        return readable_budget(value)
 
     @model_serializer(mode="wrap")
     def _as_written(self, handler: SerializerFunctionWrapHandler) -> dict[str, Any]:
@@ -274,18 +276,18 @@ class Recipe(Section):
 
     @property
     def read_budget(self) -> Budget:
-        """The budget, read."""
+        """The budget, read.
+
+        Raises:
+            BudgetError: it is one for each of several groups.
+
+        """
         return Budget.parse(self.budget)
 
-
-def _misspelt(content: Mapping[str, Any]) -> list[str]:
-    """Keys of the recipe itself that are unknown: what else is wrong is said once these are right, as they may decide it."""
-    known = [*Recipe.model_fields, "expert"]
-    unknown = [key for key in content if key not in known]
-    inner = [f"train.{key}" for key in TrainingSection.model_fields]
-    inner += [f"search.{key}" for key in SearchSection.model_fields]
-    inner += [f"data.{key}" for key in DataSection.model_fields]
-    return [f"{key}: unknown key{nearest(key, known) or nearest(key, inner)}" for key in unknown]
+    @property
+    def read_budgets(self) -> Budget | dict[str, Budget]:
+        """The budget, or that of each group of modules, read."""
+        return read_budgets(self.budget)
 
 
 def _plain(sections: Any) -> Any:

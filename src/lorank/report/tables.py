@@ -5,7 +5,7 @@ from math import isfinite
 from typing import Any
 
 from lorank.module_names import places
-from lorank.plan import RankPlan
+from lorank.plan import GROUPS, RankPlan
 from lorank.report.module_grid import grid_of, layer_groups, projection_groups
 from lorank.report.split_table import SplitTable
 from lorank.scores import ImportanceScores
@@ -22,6 +22,18 @@ def summary_table(plan: RankPlan) -> SplitTable:
     table = SplitTable("mean rank", ("modules", "number", "mean rank", "% of parameters"))
     for group in (*layer_groups(plan), *projection_groups(plan)):
         table.add_row(group.name, str(group.modules), f"{group.mean_rank:.2f}", f"{100 * group.share:.1f}")
+    return table
+
+
+def group_table(plan: RankPlan) -> SplitTable | None:
+    """What each group of modules was asked for and spends; None for a plan of one budget."""
+    groups = plan.provenance.get(GROUPS)
+    if not groups:
+        return None
+    table = SplitTable("budgets of groups", ("group", "modules", "budget", "asked for", "spent"))
+    for group, one in groups.items():
+        asked = f"{one['units']:,} units" if "units" in one else f"{one['parameters']:,}"
+        table.add_row(group, str(one["modules"]), one["asked"], asked, f"{one['spent']:,}")
     return table
 
 
@@ -134,9 +146,19 @@ def change_table(plans: Sequence[RankPlan]) -> SplitTable:
 
 
 def stability_lines(plan: RankPlan) -> list[str]:
-    """How much of a plan other calibration examples would have moved, in words; empty where it is not known."""
-    found, lines = plan.provenance.get("stability", {}), []
-    modules = len(plan.ranks)
+    """How much of a plan other calibration examples would have moved, in words; empty where it is not known.
+
+    Of a plan with a budget for each of several groups of modules for each group.
+    """
+    groups = plan.provenance.get(GROUPS) or {}
+    lines = _stability(plan.provenance.get("stability", {}), len(plan.ranks))
+    for group, one in groups.items():
+        lines += [f"group {group}, {line}" for line in _stability(one.get("stability", {}), one["modules"])]
+    return lines
+
+
+def _stability(found: Mapping[str, Any], modules: int) -> list[str]:
+    lines = []
 
     def said(spearman: float | None) -> str:
         return "rank correlation " + ("not defined" if spearman is None else f"{spearman:.3f}")

@@ -12,8 +12,10 @@ from transformers import Trainer
 from transformers.integrations.integration_utils import INTEGRATION_TO_CALLBACK
 
 from lorank.allocation.budgeted import allocate
+from lorank.allocation.groups import modules_of_groups
 from lorank.allocation.top_b import uniform_scores
 from lorank.artefact import versions
+from lorank.budget import Budget, of_group
 from lorank.errors import BudgetError, RecipeError, TargetError
 from lorank.findings import Findings
 from lorank.methods import METHODS
@@ -100,17 +102,16 @@ def _check_budget(
         raise TargetError(
             f"{output!r} is a target, and would train the rows of model.new_tokens: give it to exclude_modules"
         )
-    costs, size = unit_costs(targets), base_parameters(model)
-    initial, limits = recipe.triplets.initial_rank, recipe.ranks
-    parameters = recipe.read_budget.parameters(costs, base_parameters=size, initial_rank=initial)
-    most = min(initial, limits.max_rank or initial) // limits.multiple_of * limits.multiple_of
-    offered = sum(min(most, target.max_rank) * target.unit_cost for target in targets)
+    size, budget, findings = base_parameters(model), recipe.read_budgets, Findings()
     trains = any(METHODS[method].allocates_in_training for method in methods)
-    if trains and not recipe.read_budget.counts_units and parameters > offered:
-        raise BudgetError(
-            f"budget {recipe.budget} is {parameters:,} parameters, but at most rank {most} in every module is on offer "
-            f"({offered:,}); raise triplets.initial_rank (now {initial}) or ranks.max_rank, or ask for less"
-        )
+    if isinstance(budget, Budget):
+        _check_offered(recipe, budget, targets, size, trains=trains)
+    else:
+        named = {target.name: target for target in targets}
+        for group, names in modules_of_groups(named, budget).items():
+            with findings.check(), of_group(group):
+                _check_offered(recipe, budget[group], [named[name] for name in names], size, trains=trains)
+        findings.raise_all()
     provenance = {
         "model": recipe.model.name,
         "model_type": model_type_of(model),
@@ -127,6 +128,19 @@ def _check_budget(
         own = recipe.of(method)
         allocate_for(own, equal_scores(own, targets, provenance))
     return targets, provenance
+
+
+def _check_offered(recipe: Recipe, budget: Budget, targets: Sequence[Target], base_size: int, *, trains: bool) -> None:
+    """Whether these targets can take the budget, where triplets that train offer no more than their initial rank."""
+    costs, initial, limits = unit_costs(tuple(targets)), recipe.triplets.initial_rank, recipe.ranks
+    parameters = budget.parameters(costs, base_parameters=base_size, initial_rank=initial)
+    most = min(initial, limits.max_rank or initial) // limits.multiple_of * limits.multiple_of
+    offered = sum(min(most, target.max_rank) * target.unit_cost for target in targets)
+    if trains and not budget.counts_units and parameters > offered:
+        raise BudgetError(
+            f"budget {budget} is {parameters:,} parameters, but at most rank {most} in every module is on offer "
+            f"({offered:,}); raise triplets.initial_rank (now {initial}) or ranks.max_rank, or ask for less"
+        )
 
 
 def _check_length(data: DataSection, name: str, model: Any, task_type: TaskType) -> None:
@@ -198,10 +212,15 @@ def equal_scores(recipe: Recipe, targets: tuple[Target, ...], provenance: Mappin
         return up_to(getattr(recipe.measure, "components", max(largest.values())))
     # Uniform LoRA has no triplets that limit the units of a module, only its matrix does. As many are enough as the budget
     # pays for where small modules (a gate with one output) leave their share to the others.
-    size = {"base_parameters": provenance.get("base_parameters"), "initial_rank": initial}
-    parameters, units = recipe.read_budget.parameters(costs, **size), min(initial, *largest.values())
-    while units < max(largest.values()) and parameters >= sum(min(units, m) * costs[n] for n, m in largest.items()):
-        units *= 2
+    size, budget = {"base_parameters": provenance.get("base_parameters"), "initial_rank": initial}, recipe.read_budgets
+    units = min(initial, *largest.values())
+    members = {"": list(costs)} if isinstance(budget, Budget) else modules_of_groups(costs, budget)
+    for group, names in members.items():
+        own = budget if isinstance(budget, Budget) else budget[group]
+        parameters = own.parameters({name: costs[name] for name in names}, **size)
+        most = max(largest[name] for name in names)
+        while units < most and parameters >= sum(min(units, largest[name]) * costs[name] for name in names):
+            units *= 2
     return up_to(max(units, initial, min(largest.values())))
 
 
@@ -212,11 +231,17 @@ def allocate_for(recipe: Recipe, scores: ImportanceScores) -> RankPlan:
         AllocationError: limits that cannot be honoured.
 
     """
-    limits, budget, initial = recipe.ranks.model_dump(), recipe.budget, recipe.triplets.initial_rank
-    trains = METHODS[recipe.method].allocates_in_training
-    if not trains and recipe.read_budget.counts_units:
+    limits, budget, initial = recipe.ranks.model_dump(), recipe.read_budgets, recipe.triplets.initial_rank
+    if not METHODS[recipe.method].allocates_in_training:
         # A share of the initial units, which a method that trains no triplets does not have: what they cost at the mean.
-        size = scores.provenance["base_parameters"]
-        budget = str(recipe.read_budget.parameters(scores.unit_costs, base_parameters=size, initial_rank=initial))
-    plan = replace(allocate(scores, budget, scale=recipe.scale, **limits), budget=recipe.budget)
+        size = {"base_parameters": scores.provenance["base_parameters"], "initial_rank": initial}
+        if isinstance(budget, Budget):
+            budget = budget.in_parameters(scores.unit_costs, **size)
+        else:
+            members = modules_of_groups(scores.unit_costs, budget)
+            budget = {
+                group: one.in_parameters({name: scores.unit_costs[name] for name in members[group]}, **size)
+                for group, one in budget.items()
+            }
+    plan = allocate(scores, budget, scale=recipe.scale, **limits)
     return scaled_plan(plan, recipe.scale * initial, recipe.start.scale_by)

@@ -37,7 +37,7 @@ from lorank.tasks.text_data import ends_texts
 from lorank.tasks.tokenizer_checks import check_tokens
 from lorank.training.full_stage import check_full_section
 from lorank.training.prepared import Prepared
-from lorank.training.steps import check_warmup, rows_of_an_epoch
+from lorank.training.steps import check_warmup, global_batch, rows_of_an_epoch
 
 
 def prepare(
@@ -132,6 +132,11 @@ def prepare(
             f"model.modules_to_save: {', '.join(whole.names)} train whole, {whole.parameters:,} parameters that are not in "
             f"the budget{'; the output layer shares the weight, and follows' if whole.tied else ''}"
         )
+    stages = {"train": recipe.train} | ({"search": recipe.deciding_stage} if recipe.has_search else {})
+    told = {name: line for name, stage in stages.items() if (line := global_batch(stage)) is not None}
+    for name, line in told.items():
+        if name == "train" or line != told.get("train"):
+            say(f"{name}: {line}")
     if base.new_tokens:
         say(
             f"model.new_tokens: {len(base.new_tokens)} tokens are added, {len(tokenizer):,} in all; their rows of the embeddings "

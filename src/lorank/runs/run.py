@@ -16,6 +16,7 @@ from rich.console import Console
 from lorank.allocation.cut_history import CUTS, CutHistory
 from lorank.allocation.top_b import EQUAL
 from lorank.artefact import write_json
+from lorank.budget import budget_text
 from lorank.errors import OutputError, RecipeError
 from lorank.findings import Findings
 from lorank.methods import METHODS
@@ -99,7 +100,8 @@ def run_plan(recipe: Recipe, plan: RankPlan, directory: str | Path, console: Con
     name = str(plan.provenance.get("method", "plan"))
     if name in recipe.baselines:
         name = f"{name} (plan)"
-    recipe = recipe.model_copy(update={"budget": str(plan.budget_parameters)})
+    asked = _budget_of(plan) if recipe.baselines else str(plan.budget_parameters)
+    recipe = recipe.model_copy(update={"budget": asked})
     path = directory / "plan.json"
     if path.is_file() and RankPlan.load(path) != plan:
         raise OutputError(f"{directory} belongs to another plan ({path}); give another --output, or remove it")
@@ -164,12 +166,18 @@ def _baseline_results(main_run: MethodRun, plan: RankPlan) -> dict[str, dict[str
     for name, own in recipe.baselines.items():
         of = recipe.of(name)
         if "budget" not in own:
-            of = of.model_copy(update={"budget": str(plan.budget_parameters)})
+            of = of.model_copy(update={"budget": _budget_of(plan)})
         part = replace(main_run, recipe=of, method=name, folder=folder / name)
         results[name] = asdict(full_result(part)) if name == FULL else part.result()
         if "budget" in own:
-            results[name]["budget"] = of.budget
+            results[name]["budget"] = budget_text(of.read_budgets)
     return results
+
+
+def _budget_of(plan: RankPlan) -> str | dict[str, str]:
+    """The parameters that a plan's budget means, as a recipe has them; of groups of modules those of each."""
+    found = plan.budgets
+    return {group: str(one) for group, one in found.items()} if isinstance(found, dict) else str(found)
 
 
 def _write_results(main_run: MethodRun, preset: Any, plan: RankPlan, results: Mapping[str, Any]) -> None:

@@ -64,8 +64,12 @@ class _Fields(BaseModel):
     base_model_name_or_path: str | None = None
 
 
-def read_config(folder: Path) -> dict[str, Any]:
+def read_config(folder: Path, *, experts: bool = False) -> dict[str, Any]:
     """Read and check a LoRA's config; what no field of ours is about is kept as it is.
+
+    Args:
+        folder: of the adapter.
+        experts: whether parameters of fused experts (`target_parameters`) may have adapters, which no engine serves.
 
     Raises:
         NotPlainError: another PEFT type, or a LoRA that is more than `W + s B A`.
@@ -97,7 +101,7 @@ def read_config(folder: Path) -> dict[str, Any]:
     except ValueError as error:
         raise AdapterError(f"{path}: {one_line(error)}") from None
     for key, what in _FEATURES.items():
-        if config.get(key):
+        if config.get(key) and not (experts and key == "target_parameters"):
             raise NotPlainError(
                 f"{path}: {key} is on: {what}; only W + s B A can be served as an adapter; add it to its base model: lorank merge"
             )

@@ -65,8 +65,13 @@ class AdapterFiles:
     named: bool = False
 
     @classmethod
-    def read(cls, folder: str | Path) -> "AdapterFiles":
+    def read(cls, folder: str | Path, *, experts: bool = False) -> "AdapterFiles":
         """Read and check the files of an adapter; no model is needed, and nothing but JSON and safetensors is read.
+
+        Args:
+            folder: with both files.
+            experts: whether parameters of fused experts may have adapters. Names in the file do not say of which parameter
+                such tensors are, so they are not compared with the config's ranks, and no export takes them.
 
         Raises:
             NotPlainError: another PEFT type, or a LoRA that is more than `W + s B A`.
@@ -75,7 +80,7 @@ class AdapterFiles:
 
         """
         folder = Path(folder)
-        config = read_config(folder)
+        config = read_config(folder, experts=experts)
         factors: dict[str, dict[str, torch.Tensor]] = {}
         saved, copies, names = dict[str, torch.Tensor](), dict[str, torch.Tensor](), list[str]()
         for key, tensor in _read_tensors(folder).items():
@@ -93,7 +98,8 @@ class AdapterFiles:
         prefixed, named = all(key.startswith(PEFT_PREFIX) for key in names), any(".default." in key for key in names)
         files = cls(config, pairs, saved, folder, copies, prefixed, named)
         check_expressions(config, pairs, folder)
-        files._check_ranks()
+        if not config.get("target_parameters"):
+            files._check_ranks()
         return files
 
     @property

@@ -8,7 +8,7 @@ from typing import Any
 from datasets import Dataset
 from rich.console import Console
 
-from lorank.engine.cut_rules import schedule_of
+from lorank.engine.assembly import schedule_of
 from lorank.in_training.rank_allocation import RankAllocation
 from lorank.methods.choose import Chosen, choices_in
 from lorank.processes import processes
@@ -28,7 +28,7 @@ class AllocationStage:
         name: for messages.
         kept: whether its adapter is the one that is served.
         chosen: method, preset and choices.
-        budget: as it was asked for.
+        budget: as it was asked for; or one for each group of modules.
         section: how it trains.
         initial_rank: triplets of every module at the start.
         rows: what it trains on.
@@ -40,7 +40,7 @@ class AllocationStage:
     name: str
     kept: bool
     chosen: Chosen
-    budget: str
+    budget: str | Mapping[str, str]
     section: TrainingSection
     initial_rank: int
     rows: Dataset

@@ -27,6 +27,17 @@ def stage_steps(section: TrainingSection, examples: int) -> int:
     return section.max_steps or math.ceil(section.epochs * steps_per_epoch(section, examples))
 
 
+def global_batch(section: TrainingSection) -> str | None:
+    """How many examples an optimizer step of a stage has, in words; None where that is its batch size."""
+    count, steps = processes().num_processes, section.gradient_accumulation
+    if count * steps == 1:
+        return None
+    factors = [f"batch_size {section.batch_size}"]
+    factors += [f"gradient_accumulation {steps}"] if steps > 1 else []
+    factors += [f"{count} processes"] if count > 1 else []
+    return f"{section.batch_size * steps * count:,} examples in an optimizer step: {' x '.join(factors)}"
+
+
 def check_warmup(name: str, section: TrainingSection, examples: int) -> None:
     """Refuse a warm-up in steps that is as long as its stage: the learning rate would never be the one that was asked for.
 

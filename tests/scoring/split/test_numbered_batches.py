@@ -30,6 +30,17 @@ def process(monkeypatch: pytest.MonkeyPatch, index: int, count: int) -> None:
     monkeypatch.setattr(numbered_batches, "process_index", lambda: index)
 
 
+def test_gradients_pass_through_batches_of_inference_mode() -> None:
+    with torch.inference_mode():
+        made = {"input_ids": torch.ones(2, 3), "labels": torch.ones(2)}
+    ((_, _, given),) = NumberedBatches([made])
+    weight = torch.ones(3, requires_grad=True)
+    (given["input_ids"] @ weight).sum().backward()  # torch refuses to save what was made there
+    assert weight.grad is not None
+    ((_, _, same),) = NumberedBatches([BATCHES[0]])
+    assert same is BATCHES[0]
+
+
 def test_one_process_is_given_all() -> None:
     numbered = NumberedBatches(BATCHES)
     assert [(first, count) for first, count, _ in numbered] == [(0, 3), (3, 1), (4, 2), (6, 3), (9, 1)]

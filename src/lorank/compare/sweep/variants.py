@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from lorank.compare.cells import BASELINE, Cell, cells_of, fingerprint_of, recipe_of
+from lorank.compare.cells import BASELINE, Cell, budget_of, cells_of, fingerprint_of, recipe_of
 from lorank.compare.compare import split_overrides
 from lorank.compare.grid import Grid
 from lorank.errors import ComparisonError, RecipeError
@@ -62,7 +62,7 @@ class Sweep(Grid):
         cells: list[Cell] = []
         for seed in self.seeds:
             for task, content in self.contents.items():
-                cells += cells_of((task,), (_budget_of(content),), self._methods_of(content), (seed,), against=None)
+                cells += cells_of((task,), (budget_of(content),), self._methods_of(content), (seed,), against=None)
         return cells
 
     def _methods_of(self, content: Mapping[str, Any]) -> tuple[str, ...]:
@@ -169,7 +169,7 @@ def read_sweep(
                 make_recipe(content)
                 contents[f"{path.stem}/{variant.folder}"] = content
     findings.raise_all()
-    budgets = tuple(dict.fromkeys(map(_budget_of, contents.values())))
+    budgets = tuple(dict.fromkeys(map(budget_of, contents.values())))
     chosen = tuple(methods) if methods is not None else _usual_methods(contents, [path.stem for path in recipes], key)
     names = tuple(path.stem for path in recipes)
     sweep = Sweep(
@@ -216,7 +216,7 @@ def _check_distinct(sweep: Sweep) -> None:
 
 def _settings(content: Mapping[str, Any], method: str, own: Mapping[str, Any]) -> str:
     """What a method of a variant is asked for, as one sum."""
-    cell = Cell("", _budget_of(content), method, 0)
+    cell = Cell("", budget_of(content), method, 0)
     return fingerprint_of(recipe_of(content, cell, own), cell)
 
 
@@ -255,10 +255,6 @@ def _folder(name: str) -> str:
 
 def _written(value: Any) -> str:
     return value if isinstance(value, str) else json.dumps(value)
-
-
-def _budget_of(content: Mapping[str, Any]) -> str:
-    return str(content.get("budget", "r=8"))
 
 
 def _method_of(content: Mapping[str, Any]) -> str:

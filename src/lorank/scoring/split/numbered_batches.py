@@ -82,7 +82,7 @@ class NumberedBatches:
             first, count, number = self.examples, examples_in(batch), self.batches
             self.examples, self.batches = first + count, number + 1
             if not self.shared or number % self._count == self._index:
-                yield first, count, batch
+                yield first, count, _for_gradients(batch)
         if not self.batches:
             once = iter(self._given) is self._given
             again = "; an iterator gives its batches once: give a list, or make it anew" if once else ""
@@ -116,6 +116,20 @@ class NumberedBatches:
                 return
             _add_content(self._digest, batch)
             yield batch
+
+
+def _for_gradients(batch: Batch) -> Batch:
+    """The batch with copies of tensors that were made inside of `torch.inference_mode()`, through which no gradient goes."""
+    if not any(isinstance(value, torch.Tensor) and value.is_inference() for value in batch.values()):
+        return batch
+    return {k: v.clone() if isinstance(v, torch.Tensor) and v.is_inference() else v for k, v in batch.items()}
+
+
+def content_of(batch: Any) -> bytes:
+    """A digest of what a batch holds."""
+    digest = hashlib.blake2b(digest_size=16)
+    _add_content(digest, batch)
+    return digest.digest()
 
 
 def _add_content(digest: Any, value: Any) -> None:
