@@ -85,7 +85,12 @@ def write_atomically(path: Path, write: Callable[[Path], object]) -> None:
 
 def write_json(path: Path, content: Any) -> None:
     """Write `content` as indented JSON, atomically. NaN and infinity are refused: JSON has no such numbers."""
-    write_text(path, json.dumps(content, indent=2, ensure_ascii=False, allow_nan=False) + "\n")
+    write_text(path, json_text(content) + "\n")
+
+
+def json_text(content: Any) -> str:
+    """`content` as indented JSON. NaN and infinity are refused: JSON has no such numbers."""
+    return json.dumps(content, indent=2, ensure_ascii=False, allow_nan=False)
 
 
 def write_json_to(path: Path, content: Any) -> None:
