@@ -14,7 +14,7 @@ import typer
 from rich.console import Console
 from typer.core import TyperGroup
 
-from lorank.artefact import check_file, json_text, write_json
+from lorank.artefact import check_file, json_text, json_values, write_json
 from lorank.errors import LorankError, LorankWarning
 
 UsageError: type[Exception] = typer.BadParameter.__mro__[1]  # typer itself does not export it
@@ -143,10 +143,11 @@ def say(text: str) -> None:
 
 
 @contextmanager
-def document(path: Path | None) -> Iterator[Callable[[Any], None]]:
+def document(path: Path | None, *, checked: bool = False) -> Iterator[Callable[[Any], None]]:
     """Give a function that writes what a command found as one JSON document: to this file; where it is `-`, to standard output.
 
-    In the second case whatever else is printed meanwhile goes to standard error. Without a path nothing is written.
+    In the second case whatever else is printed meanwhile goes to standard error. Without a path nothing is written. What is no
+    number (NaN, infinity) is null. `checked`: the command itself looks at the path, with whatever else it looks at.
 
     Raises:
         OutputError: `path` cannot be written; before the work.
@@ -156,14 +157,15 @@ def document(path: Path | None) -> Iterator[Callable[[Any], None]]:
         yield lambda content: None
         return
     if path != Path("-"):
-        check_file(path)
+        if not checked:
+            check_file(path)
 
         def write(content: Any) -> None:
-            write_json(path, content)
+            write_json(path, json_values(content))
             say(f"{'numbers':<20}{path}")
 
         yield write
         return
     stdout = sys.stdout
     with redirect_stdout(sys.stderr):
-        yield lambda content: print(json_text(content), file=stdout)
+        yield lambda content: print(json_text(json_values(content)), file=stdout)

@@ -29,7 +29,7 @@ def test_they_are_listed_with_what_they_are_about() -> None:
 
 
 def test_a_copy_is_the_recipe_and_replaces_nothing(tmp_path: Path) -> None:
-    command = ("recipes", "copy", COLA, "i-lora/table3.yaml", "--folder", tmp_path / "new")
+    command = ("recipes", "copy", COLA, "i-lora/table3", "--folder", tmp_path / "new")
     assert lorank(*command).exit_code == 0
     copied = tmp_path / "new" / "deberta-v3-base-cola.yaml"
     assert copied.read_bytes() == shipped_recipes()[COLA].read_bytes()

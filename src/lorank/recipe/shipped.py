@@ -35,7 +35,7 @@ def copy_recipes(names: Sequence[str], folder: Path, *, overwrite: bool = False)
     """Write recipes into a folder, by the last part of their names: all of them, or none.
 
     Args:
-        names: of `shipped_recipes`; `.yaml` at the end may stand.
+        names: of `shipped_recipes`.
         folder: where; made if it is not there.
         overwrite: replace files of that name that hold something else.
 
@@ -48,7 +48,7 @@ def copy_recipes(names: Sequence[str], folder: Path, *, overwrite: bool = False)
 
     """
     known = shipped_recipes()
-    sources = [_find(name.removesuffix(".yaml"), known) for name in names]
+    sources = [_find(name, known) for name in names]
     written = [folder / source.name for source in sources]
     if twice := [path.name for path in dict.fromkeys(written) if written.count(path) > 1]:
         raise RecipeError(f"{', '.join(twice)}: two of these recipes have that file name; copy them into two folders")
