@@ -96,6 +96,7 @@ class RankAllocation(Allocation, TrainerCallback, ExportableState):
         self._take_back: Callable[[], None] = lambda: None
         self._micro_batch = 0
         self._latest: dict[str, float] = {}
+        self.says_what_it_did = True
 
     def attach(self, trainer: Any) -> "RankAllocation":
         """Score by the loss that this Trainer computes, and log each cut to all of its loggers.
@@ -278,6 +279,9 @@ class RankAllocation(Allocation, TrainerCallback, ExportableState):
             forget_best(state)  # it was measured before the cut
         path = self._cuts_file(args, state)
         self._end(model, state.global_step, optimizer, None if path is None else path.parent)
+        if path is not None and self.says_what_it_did:
+            for line in self.lines():
+                print(f"lorank: {line}")
 
     def _cuts_file(self, args: TrainingArguments, state: TrainerState) -> Path | None:
         """Where the main process writes cuts; no other one writes."""
