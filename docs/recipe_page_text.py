@@ -78,7 +78,12 @@ lorank init HuggingFaceTB/SmolLM2-135M-Instruct chat.jsonl --method igu-lora --o
 ```
 
 Recipes that run on a CPU, with data that `make quickstart` downloads, are in [examples](../examples/quickstart.yaml). The
-papers' are in [recipes/papers](../recipes/papers/README.md).
+[papers' experiments](../src/lorank/recipes/README.md) are installed with lorank:
+
+```sh
+lorank recipes
+lorank recipes copy i-lora/deberta-v3-base-cola
+```
 
 ## The keys that most runs set
 

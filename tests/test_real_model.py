@@ -64,7 +64,7 @@ def test_i_loras_experiment_on_cola(tmp_path: Path) -> None:
         "train.max_steps=400",
         "train.learning_rate=2.0e-3",
     ]
-    recipe = load_recipe("recipes/papers/i-lora/deberta-v3-base-cola.yaml", changes)
+    recipe = load_recipe("src/lorank/recipes/i-lora/deberta-v3-base-cola.yaml", changes)
     assert (recipe.preset, recipe.budget, sorted(recipe.baselines)) == ("paper", "keep=50%", ["full", "lora"])
     result = run(recipe, tmp_path / "out", Console(quiet=True))
     # Rank 2 in 36 modules at the start: 36 of 72 units stay, whatever they cost. LoRA has the size of the first stage.

@@ -3,11 +3,13 @@
 import errno
 import hashlib
 import json
+import math
 import os
 import secrets
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
+from dataclasses import asdict, is_dataclass
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -138,15 +140,30 @@ def disk_problem(error: BaseException) -> str | None:
 
 def write_json(path: Path, content: Any) -> None:
     """Write `content` as indented JSON, atomically. NaN and infinity are refused: JSON has no such numbers."""
-    write_text(path, json.dumps(content, indent=2, ensure_ascii=False, allow_nan=False) + "\n")
+    write_text(path, json_text(content) + "\n")
 
 
-def write_json_to(path: Path, content: Any) -> None:
-    """Write `content` as `write_json` does, or print it where the path is `-`."""
-    if path == Path("-"):
-        print(json.dumps(content, indent=2, ensure_ascii=False, allow_nan=False))
-    else:
-        write_json(path, content)
+def json_text(content: Any) -> str:
+    """`content` as indented JSON. NaN and infinity are refused: JSON has no such numbers."""
+    return json.dumps(content, indent=2, ensure_ascii=False, allow_nan=False)
+
+
+def read_json(path: Path) -> Any:
+    """What a file of `write_json` holds."""
+    return json.loads(path.read_text(encoding="utf-8"))
+
+
+def json_values(content: Any) -> Any:
+    """As JSON has it, at any depth: dataclasses as mappings, paths as strings, null in place of NaN and infinity."""
+    if is_dataclass(content) and not isinstance(content, type):
+        content = asdict(content)
+    if isinstance(content, Mapping):
+        return {key: json_values(value) for key, value in content.items()}
+    if isinstance(content, list | tuple):
+        return [json_values(value) for value in content]
+    if isinstance(content, Path):
+        return str(content)
+    return None if isinstance(content, float) and not math.isfinite(content) else content
 
 
 def write_text(path: Path, text: str) -> None:

@@ -5,15 +5,16 @@ import logging
 import os
 import sys
 import warnings
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, nullcontext
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, nullcontext, redirect_stdout
+from pathlib import Path
 from typing import Any
 
 import typer
 from rich.console import Console
 from typer.core import TyperGroup
 
-from lorank.artefact import disk_problem
+from lorank.artefact import check_file, disk_problem, json_text, json_values, write_json
 from lorank.errors import LorankError, LorankWarning
 
 UsageError: type[Exception] = typer.BadParameter.__mro__[1]  # typer itself does not export it
@@ -144,3 +145,32 @@ def clear_errors() -> Iterator[None]:
 def say(text: str) -> None:
     """Print a line as it is, however long."""
     out.print(text, highlight=False, soft_wrap=True, markup=False)
+
+
+@contextmanager
+def document(path: Path | None, *, checked: bool = False) -> Iterator[Callable[[Any], None]]:
+    """Give a function that writes what a command found as one JSON document: to this file; where it is `-`, to standard output.
+
+    In the second case whatever else is printed meanwhile goes to standard error. Without a path nothing is written. What is no
+    number (NaN, infinity) is null. `checked`: the command itself looks at the path, with whatever else it looks at.
+
+    Raises:
+        OutputError: `path` cannot be written; before the work.
+
+    """
+    if path is None:
+        yield lambda content: None
+        return
+    if path != Path("-"):
+        if not checked:
+            check_file(path)
+
+        def write(content: Any) -> None:
+            write_json(path, json_values(content))
+            say(f"{'numbers':<20}{path}")
+
+        yield write
+        return
+    stdout = sys.stdout
+    with redirect_stdout(sys.stderr):
+        yield lambda content: print(json_text(json_values(content)), file=stdout)

@@ -229,9 +229,9 @@ class RankPlan:
             save_picture(figure, Path(path))
         return figure
 
-    def save(self, path: str | Path) -> None:
-        """Write the plan as JSON, atomically."""
-        content = {
+    def to_json(self) -> dict[str, Any]:
+        """What plan.json holds, but for its checksum."""
+        return {
             "format": FORMAT,
             "version": WITH_EXPERTS if self.experts else WITH_RSLORA if self.rslora else VERSION,
             "budget": self.budget_record,
@@ -242,6 +242,10 @@ class RankPlan:
             "modules": {name: {"rank": self.ranks[name], "unit_cost": self.unit_costs[name]} for name in self.ranks},
             "provenance": dict(self.provenance),
         }
+
+    def save(self, path: str | Path) -> None:
+        """Write the plan as JSON, atomically."""
+        content = self.to_json()
         write_json(Path(path), content | {"checksum": checksum(content)})
 
     @classmethod

@@ -5,11 +5,13 @@ import io
 import math
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 from matplotlib import image
 from tests.compare.made_up import grid_of, measured
 
+from lorank.compare import forest_plot
 from lorank.compare.answer import answer, contrasts
 from lorank.compare.cells import Cell
 from lorank.compare.forest_plot import draw_forest_plot
@@ -142,6 +144,25 @@ def test_tables(tmp_path: Path) -> None:
     assert [len(table.rows) for table in tables] == [5, 5]
     draw_forest_plot([*rows, *(replace(row, task="from_$5_to_$10") for row in rows)], tmp_path / "forest.png")
     assert image.imread(tmp_path / "forest.png").shape[0] > 300
+
+
+def test_the_forest_plot_has_numbers_and_sets_controls_apart(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    cells, results = grid_of({"svd-truncate": 0.0, "eva": 0.03, "shuffled": 0.0, "igu-lora": 0.01}, seeds=6)
+    results[Cell("mood", "r=1", "eva", 1)] = measured(None)
+    rows, drawn = answer(cells, results), list[Any]()
+    monkeypatch.setattr(forest_plot, "save_picture", lambda figure, path: drawn.append(figure))
+    draw_forest_plot(rows, tmp_path / "forest.png")
+    marks, numbers = drawn[0].axes
+    names = [label.get_text() for label in reversed(marks.get_yticklabels())]
+    methods = [row.method for row in rows if row.difference and row.method in ("eva", "igu-lora")]
+    assert names == [*methods, *(row.method for row in rows if row.method in ("svd-truncate", "shuffled"))]
+    said = [text.get_text() for text in numbers.texts]
+    assert said[0:4] != ["mean", "interval", "n", "p (Holm)"] == said[-4:]
+    assert said.count("controls") == 1
+    for row in rows[1:]:
+        assert row.difference is not None
+        assert {f"{row.difference.mean:+.4f}", f"{row.difference.holm:.2g}"} <= set(said)
+    assert "5 of 6" in said
 
 
 def test_equality_within_a_bound_is_said() -> None:

@@ -20,10 +20,11 @@ from lorank.recipe.files import make_recipe, read_override, read_recipe
 from lorank.recipe.format1 import KEYS, SECTIONS, is_format_1, upgraded
 from lorank.recipe.method_sections import merged
 from lorank.recipe.sections import CHOICES, EXPERT, SearchSection, section_kinds
+from lorank.recipe.shipped import shipped_recipes
 from lorank.tasks.section import DataSection
 
 # docs/add-a-method.md is about a method that is not known here.
-PAGES = [Path("README.md"), *sorted(Path("docs").glob("*.md")), Path("recipes/papers/README.md")]
+PAGES = [Path("README.md"), *sorted(Path("docs").glob("*.md")), Path("src/lorank/recipes/README.md")]
 PAGES = [page for page in PAGES if page.name != "add-a-method.md"]
 WITH_OVERRIDES = ("run", "headroom", "suggest", "score", "train", "compare", "sweep", "prune")
 MINIMAL = {"model": "m", "budget": "r=2", "data": {"train": "a.csv", "test": "b.csv"}}
@@ -85,7 +86,9 @@ def test_overrides_of_commands_are_read(page: Path, words: list[str]) -> None:
     if "--over" in words:
         over = words[words.index("--over") + 1]
         overrides = [*(word for word in overrides if word != over), *(one.overrides[0] for one in read_values(over)[1])]
-    content = read_recipe(named[0]) if named and named[0].is_file() else (recipes_of(page) or recipes_of(PAGES[0]))[0]
+    files = [*named[:1], *(path for path in shipped_recipes().values() if named and path.name == named[0].name)]
+    found = next((path for path in files if path.is_file()), None)
+    content = read_recipe(found) if found else (recipes_of(page) or recipes_of(PAGES[0]))[0]
     for override in overrides:
         prefix, colon, rest = override.partition(":")
         own = nested(rest if colon and "=" not in prefix else override)

@@ -27,7 +27,9 @@ def llama() -> LlamaForCausalLM:
 
 
 @pytest.mark.parametrize("method", ["igu-lora", "adalora"])
-def test_one_callback_in_sft_trainer(method: str, tiny_folder: Path, tmp_path: Path) -> None:
+def test_one_callback_in_sft_trainer(
+    method: str, tiny_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     rows = Dataset.from_dict({"text": ["the day was fine and warm", "the house looked cold and grim"] * 20})
     arguments = trl.SFTConfig(
         str(tmp_path),
@@ -53,6 +55,14 @@ def test_one_callback_in_sft_trainer(method: str, tiny_folder: Path, tmp_path: P
     trainer.train()
     assert allocation.plan is not None
     assert len(allocation.plan.ranks) == 14
+    said = [line for line in capsys.readouterr().out.splitlines() if line.startswith("lorank: ")]
+    assert said == [f"lorank: {line}" for line in allocation.lines()]
+    assert f"{method}, budget r=2: {allocation.plan.spending}" in said[0]
+    trainer.save_model()  # over TRL's card
+    card = (tmp_path / "README.md").read_text()
+    assert f"- {allocation.lines()[0]}\n" in card
+    assert "- sft\n" in card
+    assert "from transformers import LlamaForCausalLM\n" in card
     trainer.save_model(str(tmp_path / "final"))
     loaded = PeftModel.from_pretrained(llama(), str(tmp_path / "final")).eval()
     batch = {"input_ids": torch.arange(5, 17).reshape(2, 6)}

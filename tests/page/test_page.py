@@ -98,8 +98,31 @@ def test_a_finished_run_is_shown_whole(tmp_path: Path) -> None:
     assert plan.spent in spent
     assert len(page.of("svg", class_="figure")) == 2  # loss and margin
     assert {file.name for file in (tmp_path / "report-figures").iterdir()} == {
-        "loss.png", "loss.svg", "margin.png", "margin.svg",
+        f"{name}.{ending}" for name in ("loss", "margin", "ranks", "importance", "cuts") for ending in ("png", "svg")
     }  # fmt: skip
+
+
+def test_what_was_done_is_said_where_the_run_recorded_it(tmp_path: Path) -> None:
+    make_run(tmp_path / "mine", scoring_examples=12)
+    before, _ = page_of(tmp_path / "mine", to=tmp_path / "report.html")
+    assert "12 for scoring" in before.text
+    assert "cost of the search" not in before.text
+    content = json.loads((tmp_path / "mine" / "metrics.json").read_text())
+    content |= {"examples": {"train": 8551, "test": 1043}, "processes": 2}
+    content["results"]["i-lora"]["search"] = {"steps": 10, "passes": 130, "seconds": 1.25}
+    (tmp_path / "mine" / "metrics.json").write_text(json.dumps(content))
+    (tmp_path / "mine" / "adapter").mkdir()
+    (tmp_path / "mine" / "adapter" / "adapter_config.json").write_text("{}")
+    page, _ = page_of(tmp_path / "mine", to=tmp_path / "report.html")
+    for expected in (
+        "8,551 for train, 1,043 for test, 12 for scoring", "10 steps and 130 scoring passes, 1.2 s", "processes 2",
+        f"adapter {tmp_path}/mine/adapter",
+    ):  # fmt: skip
+        assert expected in page.text
+    content["examples"] = HOSTILE
+    (tmp_path / "mine" / "metrics.json").write_text(json.dumps(content))
+    page, _ = page_of(tmp_path / "mine", to=tmp_path / "report.html")
+    assert "metrics.json: what was done is left out" in page.text
 
 
 def test_nothing_is_loaded_from_elsewhere(tmp_path: Path) -> None:

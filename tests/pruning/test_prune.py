@@ -234,6 +234,16 @@ class TestFolders:
         files = {path.name for path in (tmp_path / "small").iterdir()}
         assert files == {"adapter", "plan.json", "scores.safetensors", "ranks.png", "pruned.json", "losses.npy"}
         assert read_label_names(tmp_path / "small" / "adapter") == ("bad", "good")
+        card = (tmp_path / "small" / "adapter" / "README.md").read_text()
+        before = f"{measured['before']['adapter_parameters']:,}"
+        for expected in (
+            "# small",
+            "- pruning",
+            f"an adapter of {before} parameters",
+            "the budget `r=1`: by ",
+            "| accuracy, test part |",
+        ):
+            assert expected in card
 
     def test_a_classifier_of_more_labels_than_its_base_is_loaded(self, tiny_folder: Path, tmp_path: Path) -> None:
         base = AutoModelForSequenceClassification.from_pretrained(tiny_folder, num_labels=5)

@@ -29,7 +29,7 @@ def test_the_converted_recipe_is_the_one_that_the_repository_has_now(path: str) 
     converted, stands = (written(recipe) for recipe in (make_recipe(OLD[path]["recipe"]), load_recipe(path, then)))
     if converted["budget"] == "beta=0.5":
         converted["budget"] = "keep=50%"
-    if path.startswith("recipes/papers/"):
+    if path.startswith("src/lorank/recipes/"):
         # These say more now: another baseline, both parts of MNLI, a share of XSum, and what is known of scripts.
         for one in (converted, stands):
             for key in ("baselines", "checkpoint_every", "data", "scale"):

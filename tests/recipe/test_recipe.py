@@ -14,6 +14,7 @@ from lorank.methods.choose import choices_in
 from lorank.recipe.files import load_recipe, make_recipe
 from lorank.recipe.recipe import Recipe
 from lorank.recipe.sections import EXPERT, SCHEDULERS, TrainingSection, section_kinds
+from lorank.recipe.shipped import shipped_recipes
 
 MINIMAL = {"model": "some/model", "budget": "r=2", "data": {"train": "a.tsv", "test": "b.tsv"}}
 
@@ -337,7 +338,7 @@ def test_experts_options_are_those_that_no_preset_and_no_recipe_sets() -> None:
             every |= {(name, key) for key in kind.model_fields}
         for preset in method.presets.values():
             used |= {(name, key) for name, options in choices_in(preset).items() for key in options.model_fields_set}
-    for path in [*Path("examples").glob("*.yaml"), *Path("recipes").rglob("*.yaml")]:
+    for path in [*Path("examples").glob("*.yaml"), *Path("recipes").rglob("*.yaml"), *shipped_recipes().values()]:
         content = yaml.safe_load(path.read_text())
         used |= {(name, key) for name in EXPERT for key in content.get(name) or ()}
     in_question = {(name, key) for name, key in every if name in EXPERT}

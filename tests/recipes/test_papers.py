@@ -27,7 +27,7 @@ from lorank.compare.sweep.variants import read_sweep, read_variants
 from lorank.recipe.files import load_recipe
 from lorank.runs.run import run
 
-PAPERS = Path(__file__).parents[2] / "recipes" / "papers"
+PAPERS = Path(__file__).parents[2] / "src" / "lorank" / "recipes"
 ABLATIONS = {
     "i-lora/table3": ("i-lora/deberta-v3-base-cola", "i-lora/deberta-v3-base-rte", "i-lora/deberta-v3-base-mrpc"),
     "igu-lora/ablation": ("igu-lora/qwen2.5-0.5b-boolq", "igu-lora/qwen2.5-0.5b-gsm8k"),
@@ -190,11 +190,11 @@ def test_what_the_papers_and_scripts_say_stands_in_the_recipes() -> None:
 
 
 def test_the_files_are_what_the_script_writes() -> None:
-    sys.path.insert(0, str(PAPERS))
+    sys.path.insert(0, "recipes")
     try:
-        from write_recipes import written
+        from write_paper_recipes import written
     finally:
-        sys.path.remove(str(PAPERS))
+        sys.path.remove("recipes")
     found = written()
     assert set(found) == set(RECIPES)
     for path, text in found.items():
@@ -209,8 +209,9 @@ def test_an_ablation_is_one_command(variants: str, recipes: tuple[str, ...], tmp
     sweep = read_sweep(paths, [], found, key=None, methods=None, seeds=(0,), folder=tmp_path)
     assert len(sweep.cells()) == len(paths) * len(found)
     text = (PAPERS / "README.md").read_text()
-    command = " ".join(f"recipes/papers/{recipe}.yaml" for recipe in recipes)
-    assert f"lorank sweep {command} --variants recipes/papers/{variants}.yaml" in text
+    assert f"lorank recipes copy {variants} {' '.join(recipes)}\n" in text
+    files = [f"{Path(name).name}.yaml" for name in (*recipes, variants)]
+    assert f"lorank sweep {' '.join(files[:-1])} --variants {files[-1]}" in text
 
 
 @pytest.mark.parametrize(
@@ -223,5 +224,5 @@ def test_more_ablations_are_an_override(recipe: str, override: str) -> None:
 
 
 def test_recipes_of_the_comparison_can_be_read() -> None:
-    for path in (PAPERS.parent / "compare").glob("*.yaml"):
+    for path in Path("recipes/compare").glob("*.yaml"):
         load_recipe(path)

@@ -13,7 +13,7 @@ from lorank.cli.methods import methods_command
 from lorank.cli.options import NamesMethods
 from lorank.cli.plan import allocate_command, plan_app
 from lorank.cli.prune import prune_command
-from lorank.cli.recipe import recipe_app
+from lorank.cli.recipe import recipe_app, recipes_app
 from lorank.cli.report import report_command
 from lorank.cli.run import run_command, train_command
 from lorank.cli.score import score_command
@@ -67,4 +67,5 @@ app.command("headroom")(headroom_command)
 app.command("compare", cls=NamesMethods)(compare_command)
 app.command("sweep", cls=NamesMethods)(sweep_command)
 app.command("methods")(methods_command)
+app.add_typer(recipes_app, name="recipes")
 app.add_typer(recipe_app, name="recipe")

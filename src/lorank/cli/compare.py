@@ -17,8 +17,8 @@ from lorank.cli.grid_options import (
     recipes_and_overrides,
     run_options,
 )
-from lorank.cli.options import Plugin
-from lorank.console import clear_errors, out, progress, say
+from lorank.cli.options import Json, Plugin
+from lorank.console import clear_errors, document, out, progress, say
 
 
 def compare_command(
@@ -55,13 +55,15 @@ def compare_command(
     tries: Tries = 2,
     engine: Engine = "local",
     output: Annotated[Path | None, typer.Option(help="default: runs/compare-NAMES_OF_RECIPES")] = None,
+    json: Json = None,
     plugin: Plugin = None,
 ) -> None:
     """Compare methods on tasks: equal parameters, scale, data order and tokens; paired statistics; plain words.
 
     The same command again continues a grid that was stopped, and tries failed cells again.
     """
-    with clear_errors():
+    with clear_errors(), document(json) as write:
+        from lorank.artefact import read_json
         from lorank.compare.compare import compare_recipes, read_grid, with_equal_compute
         from lorank.compare.result_table import over_tasks_table, terminal_tables
         from lorank.errors import ComparisonError
@@ -87,5 +89,6 @@ def compare_command(
         files = {"table.md": "table", "forest.png": "forest plot", "pareto.png": "quality and cost"}
         for name, what in {**files, "comparison.json": "every cell"}.items():
             say(f"{what:<20}{folder / name}")
+        write(read_json(folder / "comparison.json"))
     if found.failed:
         raise typer.Exit(1)

@@ -6,7 +6,8 @@ from typing import Annotated, Any
 import typer
 
 from lorank.cli.data_option import read_data
-from lorank.console import clear_errors, out, progress, say
+from lorank.cli.options import Json
+from lorank.console import clear_errors, document, out, progress, say
 
 
 def evaluate_command(
@@ -66,21 +67,17 @@ def evaluate_command(
     output: Annotated[
         Path | None, typer.Option(help="new folder for all numbers, the loss of each example, samples and predictions")
     ] = None,
-    json: Annotated[
-        Path | None, typer.Option(help="also write every number to this file; - prints nothing but them")
-    ] = None,
+    json: Json = None,
 ) -> None:
     """Evaluate an adapter or a model: tasks of lm-eval, loss and perplexity on your data, samples of what it writes."""
-    with clear_errors():
+    with clear_errors(), document(json, checked=True) as write:
         loading: dict[str, Any] = {
             "name": base, "dtype": dtype, "quantization": quantization, "trust_remote_code": trust_remote_code or None
         }  # fmt: skip
         loading = {key: value for key, value in loading.items() if value is not None}
         is_recipe = data is not None and data.suffix.lower() in (".yaml", ".yml")
         changes = [f"model.{key}={value}" for key, value in loading.items()] if is_recipe else []
-        found = read_data(
-            data, [*changes, *(overrides or ())], text=text, label=label, task=task, max_length=max_length
-        )
+        read = read_data(data, [*changes, *(overrides or ())], text=text, label=label, task=task, max_length=max_length)
         from lorank.evaluation.question import Question, check_question
         from lorank.models.pretrained import Pretrained
 
@@ -91,7 +88,7 @@ def evaluate_command(
             task_files=task_files,
             fewshot=num_fewshot,
             chat_template=apply_chat_template,
-            data=found,
+            data=read,
             generate=generate,
             samples=samples,
             sample_tokens=sample_tokens,
@@ -103,25 +100,20 @@ def evaluate_command(
         check_question(question, output, json)  # before torch is loaded
         from lorank.evaluation.run_evaluation import run_evaluation
 
-        _show(run_evaluation(question, output, progress), output, json)
+        found = run_evaluation(question, output, progress)
+        _show(found, output)
+        write(found)
 
 
-def _show(found: dict[str, Any], output: Path | None, json: Path | None) -> None:
-    from lorank.artefact import write_json_to
+def _show(found: dict[str, Any], output: Path | None) -> None:
     from lorank.evaluation.samples import sample_lines
     from lorank.evaluation.tables import data_table, task_table
 
-    if json is not None:
-        write_json_to(json, found)
-    if json == Path("-"):
-        return
     first = next(iter(found["results"].values()))
     for key, table in (("tasks", task_table), ("data", data_table)):
         if key in first:
             out.print(table(found["results"]))
     for line in sample_lines(found.get("samples", ())):
         say(line)
-    if json is not None:
-        say(f"{'numbers':<20}{json}")
     if output is not None:
         say(f"{'evaluation':<20}{output}")

@@ -5,8 +5,8 @@ from typing import Annotated
 
 import typer
 
-from lorank.cli.options import Plugin
-from lorank.console import clear_errors, out, progress, say
+from lorank.cli.options import Json, Plugin
+from lorank.console import clear_errors, document, out, progress, say
 
 
 def headroom_command(
@@ -24,13 +24,15 @@ def headroom_command(
         int | None, typer.Option(help="plans that train in one pass; default: as many as fit into memory")
     ] = None,
     output: Annotated[Path | None, typer.Option(help="default: runs/headroom-NAME_OF_RECIPE")] = None,
+    json: Json = None,
     plugin: Plugin = None,
 ) -> None:
     """Can ranks matter on this task? Try many plans of the same budget, and say how much a chosen one gains.
 
     It stops when the answer is clear. The same command again continues what was stopped.
     """
-    with clear_errors():
+    with clear_errors(), document(json) as write:
+        from lorank.artefact import read_json
         from lorank.recipe.files import load_recipe
 
         read = load_recipe(recipe, overrides or ())
@@ -46,3 +48,4 @@ def headroom_command(
         for name, what in {"headroom.json": "all numbers", "headroom.png": "picture", "plans": "plans"}.items():
             if (folder / name).exists():
                 say(f"{what:<20}{folder / name}")
+        write(read_json(folder / "headroom.json"))

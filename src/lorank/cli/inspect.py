@@ -1,13 +1,12 @@
 """`lorank inspect`: a model and the memory of a training, from the config alone."""
 
 import re
-from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
-from lorank.cli.options import Plugin
-from lorank.console import clear_errors, out, say
+from lorank.cli.options import Json, Plugin
+from lorank.console import clear_errors, document, out, say
 
 TASKS = {"classification": "SEQ_CLS", "seq2seq": "SEQ_2_SEQ_LM", "causal-lm": "CAUSAL_LM"}
 
@@ -53,9 +52,7 @@ def inspect_command(
     epochs: Annotated[float | None, typer.Option(help="times through the data in these steps; default: 3")] = None,
     scoring_batch: Annotated[int | None, typer.Option(help="examples in a scored batch; default: as --batch")] = None,
     examples: Annotated[int | None, typer.Option(help="calibration examples; default: 256")] = None,
-    json: Annotated[
-        Path | None, typer.Option(help="also write every number to this file; - prints nothing but them")
-    ] = None,
+    json: Json = None,
     trust_remote_code: Annotated[bool, typer.Option(help="let the model's own code run")] = False,
     plugin: Plugin = None,
 ) -> None:
@@ -67,16 +64,16 @@ def inspect_command(
         "gradient_checkpointing": gradient_checkpointing or None,
         "modules_to_save": modules_to_save and [name.strip() for name in modules_to_save.split(",")],
     }  # fmt: skip
-    with clear_errors():
-        _check(asked, task, json)
+    with clear_errors(), document(json) as write:
+        _check(asked, task)
         chosen = (targets, exclude_modules, target_parameters)
         if budget is None:
-            _show_model(model, chosen, task, trust_remote_code=trust_remote_code)
+            write(_show_model(model, chosen, task, trust_remote_code=trust_remote_code))
         else:
-            _show_training(model, chosen, task, asked, json, trust_remote_code=trust_remote_code)
+            write(_show_training(model, chosen, task, asked, trust_remote_code=trust_remote_code))
 
 
-def _check(asked: dict[str, Any], task: str | None, json: Path | None) -> None:
+def _check(asked: dict[str, Any], task: str | None) -> None:
     """Refuse what cannot be, before torch is loaded; all of it at once.
 
     Raises:
@@ -91,7 +88,7 @@ def _check(asked: dict[str, Any], task: str | None, json: Path | None) -> None:
         if task is not None and task not in TASKS:
             raise RecipeError(f"task {task!r} is unknown; allowed: {', '.join(TASKS)}")
     with findings.check():
-        given = [f"--{key.replace('_', '-')}" for key, value in (*asked.items(), ("json", json)) if value is not None]
+        given = [f"--{key.replace('_', '-')}" for key, value in asked.items() if value is not None]
         if asked["budget"] is None and given:
             raise RecipeError(f"{', '.join(given)}: what a training needs depends on its budget; give --budget too")
     if asked["budget"] is not None:
@@ -111,7 +108,9 @@ def _loaded(model: str, task: str | None, *, trust_remote_code: bool) -> Any:
     return load_without_weights(model, trust_remote_code=trust_remote_code, task_type=kind)
 
 
-def _show_model(model: str, chosen: tuple[str | None, ...], task: str | None, *, trust_remote_code: bool) -> None:
+def _show_model(
+    model: str, chosen: tuple[str | None, ...], task: str | None, *, trust_remote_code: bool
+) -> dict[str, Any]:
     from lorank.models.base_size import base_parameters
     from lorank.report.tables import budget_table, target_table
     from lorank.targets import find_targets
@@ -122,6 +121,8 @@ def _show_model(model: str, chosen: tuple[str | None, ...], task: str | None, *,
     say(f"{model}: {type(loaded).__name__}, {counted}")
     out.print(target_table(found))
     out.print(budget_table(found, size))
+    modules = [{"name": one.name, "d_in": one.d_in, "d_out": one.d_out, "unit_cost": one.unit_cost} for one in found]
+    return {"model": model, "model_class": type(loaded).__name__, "base_parameters_count": size, "targets": modules}
 
 
 def _show_training(
@@ -129,11 +130,9 @@ def _show_training(
     chosen: tuple[str | None, ...],
     task: str | None,
     asked: dict[str, Any],
-    json: Path | None,
     *,
     trust_remote_code: bool,
-) -> None:
-    from lorank.artefact import write_json_to
+) -> dict[str, Any]:
     from lorank.memory.inspection import inspect_model
     from lorank.memory.question import read_question
     from lorank.memory.tables import base_table, memory_table, parameter_table, pass_lines
@@ -141,17 +140,12 @@ def _show_training(
 
     loaded = _loaded(model, task, trust_remote_code=trust_remote_code)
     found = inspect_model(loaded, find_targets(loaded, *map(_names_or_pattern, chosen)), read_question(asked))
-    if json is not None:
-        write_json_to(json, {"model": model, **found.to_json()})
-    if json == Path("-"):
-        return
     say(f"{model}: {found.model_class}, base in {found.question.quantization or found.dtype}")
     for table in (parameter_table(found), base_table(found), memory_table(found)):
         out.print(table)
     for line in pass_lines(found):
         say(line)
-    if json is not None:
-        say(f"numbers             {json}")
+    return {"model": model, **found.to_json()}
 
 
 def _names_or_pattern(targets: str | None) -> str | list[str] | None:

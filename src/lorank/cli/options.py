@@ -47,6 +47,13 @@ Plugin = Annotated[
     ),
 ]
 
+Json = Annotated[
+    Path | None,
+    typer.Option(
+        metavar="FILE",
+        help="also write every number to this file, as JSON; -: to standard output, and everything else to standard error",
+    ),
+]
 Adapter = Annotated[Path, typer.Argument(help="folder of a LoRA adapter, from whatever tool")]
 Base = Annotated[
     str | None, typer.Option(help="base model, hub name or folder; default: the one that the adapter names")

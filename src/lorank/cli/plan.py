@@ -5,8 +5,8 @@ from typing import Annotated, Any
 
 import typer
 
-from lorank.cli.options import RemoteCode
-from lorank.console import clear_errors, out, say
+from lorank.cli.options import Json, RemoteCode
+from lorank.console import clear_errors, document, out, say
 from lorank.serving.names import TOOLS, choose
 
 
@@ -44,10 +44,12 @@ def allocate_command(
         str | None, typer.Option(help="hub name or folder: check from its config that the scores are of this model")
     ] = None,
     overwrite: Annotated[bool, typer.Option(help="replace plans of that name that differ")] = False,
+    json: Json = None,
 ) -> None:
     """Make rank plans from scores: no GPU, no weights; exact in parameters."""
-    with clear_errors():
+    with clear_errors(), document(json) as write:
         from lorank.allocation.files import allocate_file, asked_budgets
+        from lorank.report.numbers import plan_numbers
         from lorank.report.tables import change_table, group_table, hessian_lines, rank_table, stability_lines
 
         budgets = asked_budgets(budget, group or ())
@@ -76,6 +78,7 @@ def allocate_command(
             for line in stability_lines(plan):
                 say(f"{plan.budget}: {line}")
             say(f"rank plan           {path}")
+        write({"plans": [{"file": path, **plan_numbers(plan)} for path, plan in plans.items()]})
 
 
 plan_app = typer.Typer(help="Look at rank plans, and hand them over to other tools.", no_args_is_help=True)
@@ -94,10 +97,12 @@ def plan_show_command(
         typer.Option(help="cuts.jsonl of the same run: the picture shows ranks before, after and over time"),
     ] = None,
     overwrite: Annotated[bool, typer.Option(help="replace a picture of that name that differs")] = False,
+    json: Json = None,
 ) -> None:
     """Show a plan: ranks by layer and projection, mean ranks, what it spends, where it comes from; with --picture also drawn."""
-    with clear_errors():
+    with clear_errors(), document(json) as write:
         from lorank.plan import RankPlan
+        from lorank.report.numbers import plan_numbers
         from lorank.report.tables import group_table, hessian_lines, rank_table, stability_lines, summary_table
 
         loaded = RankPlan.load(plan)
@@ -114,27 +119,31 @@ def plan_show_command(
             say(line)
         if picture is not None:
             say(f"picture             {picture}")
+        write({"file": plan, **plan_numbers(loaded)})
 
 
 @plan_app.command("diff")
 def plan_diff_command(
-    plan: Annotated[Path, typer.Argument(help="plan.json")], other: Annotated[Path, typer.Argument(help="plan.json")]
+    plan: Annotated[Path, typer.Argument(help="plan.json")],
+    other: Annotated[Path, typer.Argument(help="plan.json")],
+    json: Json = None,
 ) -> None:
     """Show what changes from one plan to another of the same model."""
-    with clear_errors():
+    with clear_errors(), document(json) as write:
         from lorank.plan import RankPlan
+        from lorank.report.numbers import difference_numbers
         from lorank.report.tables import difference_table
 
         one, two = RankPlan.load(plan), RankPlan.load(other)
-        moved = one.moved_share(two)
+        found = difference_numbers(one, two)
         out.print(difference_table(one, two))
-        changed = sum(one.ranks[name] != two.ranks[name] for name in one.ranks)
         say(f"first:  {one!r}")
         say(f"second: {two!r}")
         say(
-            f"{changed} of {len(one.ranks)} ranks differ; the second spends {two.spent - one.spent:+,} parameters, and "
-            f"{100 * moved:.1f} % of the first's on other modules or not at all"
+            f"{found['changed_modules']} of {len(one.ranks)} ranks differ; the second spends {found['spent_difference']:+,} "
+            f"parameters, and {100 * found['moved_share']:.1f} % of the first's on other modules or not at all"
         )
+        write(found)
 
 
 @plan_app.command("export")

@@ -6,8 +6,8 @@ from typing import Annotated, Any
 import typer
 
 from lorank.cli.data_option import read_data
-from lorank.cli.options import Plugin
-from lorank.console import clear_errors, out, progress, say
+from lorank.cli.options import Json, Plugin
+from lorank.console import clear_errors, document, out, progress, say
 
 
 def prune_command(
@@ -39,11 +39,13 @@ def prune_command(
     output: Annotated[Path, typer.Option(help="new folder; several budgets: with a folder for each in it")] = Path(
         "pruned"
     ),
+    json: Json = None,
     plugin: Plugin = None,
 ) -> None:
     """Make a trained adapter smaller, without training: cut its triplets to a budget, and say what that cost."""
-    with clear_errors():
+    with clear_errors(), document(json) as write:
         found = read_data(data, overrides or (), text=text, label=label)
+        from lorank.report.numbers import plan_numbers
         from lorank.report.tables import rank_table
         from lorank.runs.prune_adapter import prune_adapter, prune_to_budgets
 
@@ -60,6 +62,7 @@ def prune_command(
                     say(f"{name}: {line}")
             say(f"curve               {output / 'curve.png'}")
             say(f"pruned adapters     {output}")
+            write({"folder": output, "before": before, "after": after})
             return
         plan, measured = prune_adapter(adapter, budgets[0], output, found, by=by, console=progress, **limits)
         out.print(rank_table(plan))
@@ -67,3 +70,4 @@ def prune_command(
         for line in (*energy_lines(measured), *svd_lines(measured["after"])):
             say(line)
         say(f"pruned adapter      {output / 'adapter'}")
+        write({"folder": output, **measured, "plan": plan_numbers(plan)})

@@ -13,7 +13,7 @@ def report_command(
     output: Annotated[
         Path | None, typer.Option(help="default: report.html in the folder of the run; of several runs in this folder")
     ] = None,
-    figures: Annotated[bool, typer.Option(help="write loss curves and margins as PNG and SVG beside it")] = True,
+    figures: Annotated[bool, typer.Option(help="write every figure as PNG and SVG beside it")] = True,
 ) -> None:
     """Write one HTML page about a run, or about several side by side. It needs no network."""
     with clear_errors():

@@ -1,12 +1,13 @@
 """`lorank run` and `lorank train`."""
 
+from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from lorank.cli.options import Plugin, Private, PushToHub
-from lorank.console import clear_errors, out, progress, say
+from lorank.cli.options import Json, Plugin, Private, PushToHub
+from lorank.console import clear_errors, document, out, progress, say
 
 if TYPE_CHECKING:
     from lorank.runs.run import RunResult
@@ -20,10 +21,11 @@ def run_command(
     output: Annotated[Path | None, typer.Option(help="default: runs/NAME_OF_RECIPE")] = None,
     push_to_hub: PushToHub = None,
     private: Private = False,
+    json: Json = None,
     plugin: Plugin = None,
 ) -> None:
     """Score, allocate, train, evaluate and save. The same command again continues a run that was stopped."""
-    with clear_errors():
+    with clear_errors(), document(json) as write:
         from lorank.recipe.files import load_recipe
 
         read = load_recipe(recipe, overrides or ())  # before torch is loaded: a typing error shows at once
@@ -31,7 +33,7 @@ def run_command(
 
         _check_hub(push_to_hub)
         result = run(read, output or Path("runs") / recipe.stem, progress)
-        _print_result(result)
+        _print_result(result, write)
         _push(result, push_to_hub, private)
 
 
@@ -42,10 +44,11 @@ def train_command(
     output: Annotated[Path | None, typer.Option(help="default: runs/NAME_OF_RECIPE-NAME_OF_PLAN")] = None,
     push_to_hub: PushToHub = None,
     private: Private = False,
+    json: Json = None,
     plugin: Plugin = None,
 ) -> None:
     """Train, evaluate and save the adapter of a plan. The same command again continues what was stopped."""
-    with clear_errors():
+    with clear_errors(), document(json) as write:
         from lorank.plan import RankPlan
         from lorank.recipe.files import load_recipe
 
@@ -55,12 +58,13 @@ def train_command(
         directory = output or Path("runs") / f"{recipe.stem}-{plan.stem}"
         _check_hub(push_to_hub)
         result = run_plan(read, ranks, directory, progress)
-        _print_result(result)
+        _print_result(result, write)
         _push(result, push_to_hub, private)
 
 
-def _print_result(result: "RunResult") -> None:
+def _print_result(result: "RunResult", write: Callable[[Any], None]) -> None:
     from lorank.processes import processes
+    from lorank.report.numbers import plan_numbers
     from lorank.report.tables import group_table, quadrature_lines, rank_table, result_table, stability_lines
 
     if not processes().is_main_process:
@@ -85,6 +89,7 @@ def _print_result(result: "RunResult") -> None:
     }.items():
         if (result.directory / name).exists():
             say(f"{what:<20}{result.directory / name}")
+    write({"folder": result.directory, "results": dict(result.results), "plan": plan_numbers(result.plan)})
 
 
 def _check_hub(repository: str | None) -> None:

@@ -5,8 +5,8 @@ from typing import Annotated
 
 import typer
 
-from lorank.cli.options import Plugin
-from lorank.console import clear_errors, out, progress, say
+from lorank.cli.options import Json, Plugin
+from lorank.console import clear_errors, document, out, progress, say
 
 
 def score_command(
@@ -23,12 +23,14 @@ def score_command(
     ] = None,
     output: Annotated[Path, typer.Option(help="where the scores go")] = Path("scores.safetensors"),
     overwrite: Annotated[bool, typer.Option(help="replace the output if it is there already")] = False,
+    json: Json = None,
     plugin: Plugin = None,
 ) -> None:
     """Score the modules of a model before training. `lorank allocate` then makes plans for any budget of it."""
-    with clear_errors():
+    with clear_errors(), document(json) as write:
         from lorank.artefact import check_unwritten
         from lorank.recipe.files import make_recipe, read_recipe
+        from lorank.report.numbers import score_numbers
         from lorank.report.tables import score_table
 
         check_unwritten(output, overwrite=overwrite)  # before the work: what it would be is not known yet
@@ -51,3 +53,4 @@ def score_command(
             say(f"Hessian of {hessian}")
         out.print(score_table(scores))
         say(f"importance scores   {output}")
+        write({"file": output, **score_numbers(scores)})

@@ -5,8 +5,8 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from lorank.cli.options import Adapter, Base, Private, PushToHub, RemoteCode
-from lorank.console import clear_errors, out, say
+from lorank.cli.options import Adapter, Base, Json, Private, PushToHub, RemoteCode
+from lorank.console import clear_errors, document, out, say
 from lorank.serving.names import DTYPES, ENGINES, FORMS, choose
 
 if TYPE_CHECKING:
@@ -25,9 +25,10 @@ def export_command(
     push_to_hub: PushToHub = None,
     private: Private = False,
     trust_remote_code: RemoteCode = False,
+    json: Json = None,
 ) -> None:
     """Write a trained adapter so that serving engines scale it right, and check it under each engine's rule."""
-    with clear_errors():
+    with clear_errors(), document(json) as write:
         choose("form", form, FORMS)
         choose("dtype", dtype or "fp32", DTYPES)
         if push_to_hub:
@@ -35,11 +36,13 @@ def export_command(
 
             check_hub(push_to_hub)
         from lorank.serving.export import export
+        from lorank.serving.verdict_table import verdict_numbers
 
         exported = export(adapter, output, form, base=base, dtype=dtype, gguf=gguf, trust_remote_code=trust_remote_code)
         _print_export(exported)
         if push_to_hub:
             say(f"on the hub           {push(output, push_to_hub, private=private)}")
+        write({**vars(exported), "verdicts": verdict_numbers(exported.verdicts)})
 
 
 def _print_export(exported: "Exported") -> None:
@@ -81,15 +84,16 @@ def verify_command(
     ] = None,
     base: Base = None,
     trust_remote_code: RemoteCode = False,
+    json: Json = None,
 ) -> None:
     """Say which engines would compute what was trained, from the files alone.
 
     The error is the relative difference of a module's update to the trained one (Frobenius norm), the largest of all modules;
     right means: within one rounding of the files' dtype.
     """
-    with clear_errors():
+    with clear_errors(), document(json) as write:
         asked = [choose("engine", name, ENGINES) for name in ",".join(engine or ()).split(",") if name]
-        from lorank.serving.verdict_table import verdict_table
+        from lorank.serving.verdict_table import verdict_numbers, verdict_table
         from lorank.serving.verify import verify
 
         found = verify(adapter, against, base=base, trust_remote_code=trust_remote_code)
@@ -99,6 +103,8 @@ def verify_command(
         failed = [verdict for verdict in found.verdicts if verdict.engine in asked and not verdict.right]
         for verdict in failed:
             say(f"{verdict.label}: {verdict.answer}; lorank export writes forms that engines scale right")
+        verdicts = verdict_numbers(found.verdicts)
+        write({"adapter": adapter, "against": against, "unread_base": found.unread_base, "verdicts": verdicts})
     if failed:
         raise typer.Exit(1)
 

@@ -5,8 +5,8 @@ from typing import Annotated
 
 import typer
 
-from lorank.cli.options import Plugin
-from lorank.console import clear_errors, out, progress, say
+from lorank.cli.options import Json, Plugin
+from lorank.console import clear_errors, document, out, progress, say
 
 
 def suggest_command(
@@ -31,13 +31,15 @@ def suggest_command(
     ] = None,
     triplets: Annotated[bool, typer.Option(help="also look for a learning rate of triplets")] = True,
     output: Annotated[Path | None, typer.Option(help="default: runs/suggest-NAME_OF_RECIPE")] = None,
+    json: Json = None,
     plugin: Plugin = None,
 ) -> None:
     """Say how much rank a task needs, and with which learning rates to start, from short runs on a part of the training data.
 
     The same command again continues one that was stopped.
     """
-    with clear_errors():
+    with clear_errors(), document(json) as write:
+        from lorank.artefact import read_json
         from lorank.errors import RecipeError
         from lorank.recipe.files import load_recipe
         from lorank.suggest.question import Question
@@ -67,3 +69,4 @@ def suggest_command(
         ):
             if (folder / name).is_file():
                 say(f"{what:<20}{folder / name}")
+        write(read_json(folder / "suggestion.json"))

@@ -17,8 +17,8 @@ from lorank.cli.grid_options import (
     recipes_and_overrides,
     run_options,
 )
-from lorank.cli.options import Plugin
-from lorank.console import clear_errors, out, progress, say
+from lorank.cli.options import Json, Plugin
+from lorank.console import clear_errors, document, out, progress, say
 
 
 def sweep_command(
@@ -55,13 +55,15 @@ def sweep_command(
     tries: Tries = 2,
     engine: Engine = "local",
     output: Annotated[Path | None, typer.Option(help="default: runs/sweep-NAMES_OF_RECIPES-KEY_OR_FILE")] = None,
+    json: Json = None,
     plugin: Plugin = None,
 ) -> None:
     """Run variants of recipes that differ in nothing but the settings that are named; paired statistics; plain words.
 
     The same command again continues a sweep that was stopped, and tries failed cells again.
     """
-    with clear_errors():
+    with clear_errors(), document(json) as write:
+        from lorank.artefact import read_json
         from lorank.compare.sweep.run_sweep import run_sweep
         from lorank.compare.sweep.table import sweep_table, terminal_table
         from lorank.compare.sweep.variants import read_sweep, read_values, read_variants
@@ -90,5 +92,6 @@ def sweep_command(
         for file, what in files.items():
             if (folder / file).is_file():
                 say(f"{what:<20}{folder / file}")
+        write(read_json(folder / "sweep.json"))
     if made.failed:
         raise typer.Exit(1)

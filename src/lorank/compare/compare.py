@@ -1,14 +1,13 @@
 """`lorank compare`: run a grid, or continue it, and write what it says."""
 
-import math
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, is_dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from rich.console import Console
 
-from lorank.artefact import versions, write_json, write_text
+from lorank.artefact import json_values, versions, write_json, write_text
 from lorank.compare.answer import Contrast, Row, answer, contrasts, with_losses
 from lorank.compare.cells import BASELINE, CONTROLS, Cell, Measured, budget_of, recipe_of, source_of
 from lorank.compare.controls import check_shortened
@@ -268,14 +267,3 @@ def record(grid: Grid, results: Mapping[Cell, Measured], failed: Mapping[Cell, s
         "cells": [{**asdict(cell), **asdict(one)} for cell, one in results.items()],
         "failed": [{**asdict(cell), "reason": reason} for cell, reason in failed.items()],
     }
-
-
-def json_values(content: Any) -> Any:
-    """As JSON has it, at any depth: dataclasses as mappings, null in place of what is no number."""
-    if is_dataclass(content) and not isinstance(content, type):
-        content = asdict(content)
-    if isinstance(content, Mapping):
-        return {key: json_values(value) for key, value in content.items()}
-    if isinstance(content, list | tuple):
-        return [json_values(value) for value in content]
-    return None if isinstance(content, float) and math.isnan(content) else content

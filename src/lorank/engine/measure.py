@@ -60,6 +60,10 @@ class Measure:
     def close(self) -> None:
         """Look at nothing any more."""
 
+    def scalars(self) -> dict[str, float]:
+        """What is logged of the measured mini-batches since this was last called. One host sync at most."""
+        return {}
+
     def provenance(self) -> Mapping[str, Any]:
         """JSON values that scores and plan carry."""
         return {"scoring_passes": self.passes}

@@ -1,12 +1,13 @@
 """Measures with passes of their own at other path points: on the batches of training, or on a scoring set."""
 
 import random
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
 import torch
 from accelerate.utils import broadcast
+from torch import nn
 
 from lorank.adapter.triplet import TripletAdapter
 from lorank.allocation.schedule import CutSchedule
@@ -89,7 +90,26 @@ class PathMeasure(Measure):
         self._comparison = LossComparison(adapter, passed, tolerance=tolerance, loss_scale=loss_scale)
         self._compared = True  # nothing has been left uncompared yet
         self._listening = True
+        self._loss_sum: torch.Tensor | float = 0.0
+        self._losses = 0
         passed.start()
+
+    def scalars(self) -> dict[str, float]:
+        """Mean loss of the passes that scored, at their path points, on this process."""
+        found, count = self._loss_sum, self._losses
+        self._loss_sum, self._losses = 0.0, 0
+        return {"rank_allocation/scoring_loss": float(found) / count} if count else {}
+
+    def counted(self, loss: Callable[[nn.Module, Any], torch.Tensor]) -> Callable[[nn.Module, Any], torch.Tensor]:
+        """A loss whose values are added up for `scalars`, where they are computed."""
+
+        def computed(model: nn.Module, inputs: Any) -> torch.Tensor:
+            value = loss(model, inputs)
+            self._loss_sum = self._loss_sum + value.detach().float()
+            self._losses += 1
+            return value
+
+        return computed
 
     def close(self) -> None:
         """Stop listening."""
@@ -182,7 +202,7 @@ class TrainingPath(PathMeasure):
                 groups=self._groups,
                 moved=self.options.measure.moved,
                 wrt=wrt,
-                loss=self.passed.loss,
+                loss=self.counted(self.passed.loss),
                 loss_scale=self.loss_scale,
             )
         self.passes += len(points) * len(self._groups or [()])

@@ -57,7 +57,7 @@ class ScoringSetPath(PathMeasure):
             adapter,
             options.measure,
             baseline=baseline,
-            loss=passed.held_out_loss,
+            loss=self.counted(passed.held_out_loss),
             seed=self.seed,
             loss_scale=self.loss_scale,
         )

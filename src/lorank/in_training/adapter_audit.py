@@ -2,9 +2,11 @@
 
 import functools
 import inspect
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from peft import PeftModel
 from peft.tuners.lora import LoraLayer
 from safetensors import SafetensorError, safe_open
 from torch import nn
@@ -14,23 +16,26 @@ from lorank.errors import AdapterError
 from lorank.experts import adapted_name
 from lorank.module_names import factor_of, in_base_model
 from lorank.plan import RankPlan
+from lorank.report.adapter_card import write_adapter_card
+from lorank.report.model_card import CARD
 from lorank.serving.adapter_files import WEIGHTS
 from lorank.serving.saved_adapter import FactorShapes, check_factors
 
 
-def audit_saves(part: nn.Module, plan: RankPlan, adapter_name: str = "default") -> None:
-    """Have `part.save_pretrained` look at the file that it has written; by whomever it is called, Trainers included.
+def audit_saves(part: nn.Module, plan: RankPlan, adapter_name: str = "default", made: Sequence[str] = ()) -> None:
+    """Have `part.save_pretrained` look at the file that it has written, and write its card; whoever calls it, Trainers included.
 
     Args:
         part: carries the plan's adapter as a plain LoRA (`adapted_part`).
         plan: ranks of its modules. Where the model has other ranks by then, nothing is looked at: they are its owner's choice.
         adapter_name: PEFT's.
+        made: how the adapter was made, for its card.
 
     """
     replaced = vars(part).get("save_pretrained")
     own = None if isinstance(replaced, functools.partial) else replaced  # of an earlier plan
     # A partial of the model, and no closure: a deep copy of the model saves the copy.
-    part.save_pretrained = functools.partial(_save_and_check, part, plan, adapter_name, own)  # type: ignore[assignment]
+    part.save_pretrained = functools.partial(_save_and_check, part, plan, adapter_name, own, made)  # type: ignore[assignment]
 
 
 def check_saved(folder: Path, plan: RankPlan, part: nn.Module, adapter_name: str = "default") -> None:
@@ -68,19 +73,30 @@ def check_saved(folder: Path, plan: RankPlan, part: nn.Module, adapter_name: str
 
 
 def _save_and_check(
-    part: Any, plan: RankPlan, adapter_name: str, own: Any, save_directory: Any, *args: Any, **options: Any
+    part: Any,
+    plan: RankPlan,
+    adapter_name: str,
+    own: Any,
+    made: Sequence[str],
+    save_directory: Any,
+    *args: Any,
+    **options: Any,
 ) -> Any:
     save = functools.partial(type(part).save_pretrained, part) if own is None else own
+    # PEFT has a folder for each adapter but the one that it calls "default"; transformers saves one adapter.
+    places = [Path(save_directory, adapter_name), Path(save_directory)][adapter_name == "default" :]
+    cards = {place: (place / CARD).read_text("utf-8", "replace") for place in places if (place / CARD).is_file()}
     result = save(save_directory, *args, **options)
     said = inspect.signature(save).bind_partial(save_directory, *args, **options).arguments
     ours = said.get("selected_adapters") is None or adapter_name in said["selected_adapters"]
     as_it_is = said.get("path_initial_model_for_weight_conversion") is None  # else PEFT saves another adapter
     written = said.get("is_main_process", True) and said.get("safe_serialization", True) and ours and as_it_is
     if written and _ranks(part, adapter_name) == {name: rank for name, rank in plan.ranks.items() if rank}:
-        # PEFT has a folder for each adapter but the one that it calls "default"; transformers saves one adapter.
-        inner = Path(save_directory, adapter_name)
-        own_folder = adapter_name != "default" and inner.is_dir()
-        check_saved(inner if own_folder else Path(save_directory), plan, part, adapter_name)
+        folder = next(place for place in places if place.is_dir())
+        check_saved(folder, plan, part, adapter_name)
+        if isinstance(part, PeftModel):
+            labels = getattr(getattr(part, "config", None), "num_labels", 1)
+            write_adapter_card(folder, plan, made, num_labels=labels, before=cards.get(folder))
     return result
 
 

@@ -33,6 +33,7 @@ from lorank.in_training.sharded_base import AveragedGradients, leave_whole, refu
 from lorank.methods.choose import choose_options
 from lorank.plan import RankPlan
 from lorank.processes import processes
+from lorank.report.plan_words import allocation_lines
 from lorank.scores import ImportanceScores
 
 # Model -> the Allocation that made triplets of its adapter.
@@ -105,6 +106,17 @@ class Allocation:
         if self._scores is None:
             raise TrainingError(f"there are no scores before training ends; {self.unfinished}")
         return self._scores
+
+    def lines(self) -> list[str]:
+        """What was done, in one or two lines: the budget, what is kept, and which modules got no adapter.
+
+        Raises:
+            TrainingError: as `plan`.
+
+        """
+        lines = allocation_lines(self.plan, self._initial.ranks)
+        again = "; at a fresh start: train it once more, with a new Trainer or optimizer"
+        return lines if self.options.start.factors != "fresh" else [lines[0] + again, *lines[1:]]
 
     def prepare(self, model: nn.Module) -> None:
         """Make triplets of the adapter that trains, and check the budget; before the optimizer is made.
@@ -247,7 +259,7 @@ class Allocation:
         self._scores, self._plan = scores, plan
         if self.options.start.factors == "fresh":
             start_again(model, self.allocator.adapter.adapter_name, self._beside, self._seed)
-        audit_saves(adapted_part(model), plan, self.allocator.adapter.adapter_name)
+        audit_saves(adapted_part(model), plan, self.allocator.adapter.adapter_name, self.lines())
         if directory is not None:
             self.cut_history.write(directory / CUTS)
             write_results(scores, plan, directory)

@@ -183,6 +183,7 @@ class AllocationLoop(Allocation):
                 raise TrainingError("before_step was not called in this step: call it before optimizer.step()")
             self._asked, self._checked = False, optimizer
             logged = engine.after_step(self.step + 1, optimizer, skipped=skipped)
+            logged = None if logged is None else {**logged, **engine.measure.scalars()}
             self._record_cut()
         if not skipped:
             self.step += 1

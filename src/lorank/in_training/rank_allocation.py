@@ -21,6 +21,7 @@ from lorank.in_training.checkpoint import holds_state, read_state, read_triplets
 from lorank.in_training.fresh_start import check_uncut, trains_only
 from lorank.in_training.scoring_data import check_name, scoring_batches
 from lorank.in_training.sharded_base import refuse_sharded
+from lorank.in_training.tracker_images import TrackerImages
 from lorank.in_training.trainer_setup import (
     JOINED_LATE,
     call_after_backward,
@@ -97,6 +98,7 @@ class RankAllocation(Allocation, TrainerCallback, ExportableState):
         self._take_back: Callable[[], None] = lambda: None
         self._micro_batch = 0
         self._latest: dict[str, float] = {}
+        self._images, self.says_what_it_did = TrackerImages(), True
 
     def attach(self, trainer: Any) -> "RankAllocation":
         """Score by the loss that this Trainer computes, and log each cut to all of its loggers.
@@ -215,7 +217,7 @@ class RankAllocation(Allocation, TrainerCallback, ExportableState):
         self._record_cut(self._cuts_file(args, state))
         if logged is None:
             return
-        self._latest = logged
+        self._latest = {**logged, **engine.measure.scalars()}
         if engine.finished is not None:
             control.should_log = args.logging_strategy != "no"
             set_gain(engine.adapter, 1.0)
@@ -243,6 +245,8 @@ class RankAllocation(Allocation, TrainerCallback, ExportableState):
         """Put the last cut's numbers beside the loss; modules that changed are counted since they were last logged."""
         if logs is not None and "loss" in logs and self._latest and self.allocator is not None:
             self.allocator.logged_ranks = self.allocator.ranks
+            said = f"{self.method} ({self.preset}), budget {self.budget}"
+            self._images.show(self._trainer and self._trainer(), self.allocator, said, state)
             logs.update(self._latest)
             state.log_history[-1].update(self._latest)
             self._latest = {}
@@ -279,6 +283,9 @@ class RankAllocation(Allocation, TrainerCallback, ExportableState):
             forget_best(state)  # it was measured before the cut
         path = self._cuts_file(args, state)
         self._end(model, state.global_step, optimizer, None if path is None else path.parent)
+        if path is not None and self.says_what_it_did:
+            for line in self.lines():
+                print(f"lorank: {line}")
 
     def _cuts_file(self, args: TrainingArguments, state: TrainerState) -> Path | None:
         """Where the main process writes cuts; no other one writes."""

@@ -13,13 +13,15 @@ from typing import Any
 
 from lorank.artefact import make_folder, versions, write_text
 from lorank.errors import LorankWarning, one_line
+from lorank.page.facts import plan_facts, result_rows, work_facts
 from lorank.page.figures import inline_svg, loss_figure, margin_figure
 from lorank.page.margin import plan_margin
 from lorank.page.run_folder import RunFolder
 from lorank.page.run_maps import difference_maps, maps_of
-from lorank.plan import GROUPS
+from lorank.report.cut_map import cuts_figure
 from lorank.report.picture import drawing, plain_text, save_picture
-from lorank.report.tables import named_values, parameters_of, quadrature_lines, stability_lines, summary_words
+from lorank.report.rank_map import is_made_from, rank_figure
+from lorank.report.tables import quadrature_lines, stability_lines, summary_words
 
 REPORT = "report.html"
 
@@ -30,8 +32,8 @@ def write_page(runs: Sequence[RunFolder], path: Path, *, figures: bool = True) -
     Args:
         runs: of `read_run`.
         path: of the HTML file.
-        figures: whether loss curves and margins are also written as PNG and SVG, into a folder beside it; the maps of ranks and
-            cuts are `ranks.png` and `cuts.png` of the run, and `lorank plan show --picture` writes them as SVG.
+        figures: whether loss curves, margins and the maps of ranks, importance and cuts are also written as PNG and SVG, into a
+            folder beside it.
 
     Returns:
         The path.
@@ -103,13 +105,18 @@ def _run_view(run: RunFolder, key: str, folder: Path | None) -> dict[str, Any]:
     if margin is not None:
         draw = partial(margin_figure, margin)
         drawn["margin"] = _drawn(draw, f"{key}margin", "Margin of the plan", folder and folder / "margin")
+    if folder is not None:
+        _draw_maps(run, folder)
     return {
         "key": key,
         "name": run.name,
         "folder": str(run.folder),
-        "facts": _shown(run, "plan.json", _facts, []),
+        "facts": [
+            *_shown(run, "plan.json", plan_facts, []),
+            *_shown(run, "metrics.json: what was done", work_facts, []),
+        ],
         "summary": summary_words(plan) if plan is not None else "",
-        "results": _shown(run, "metrics.json", _results, None),
+        "results": _shown(run, "metrics.json", result_rows, None),
         "maps": maps,
         "figures": drawn,
         "margin": margin,
@@ -157,62 +164,29 @@ def _drawn(draw: Callable[[], Any], key: str, title: str, file: Path | None) -> 
     except Exception as error:  # matplotlib raises many kinds, and no figure is worth the page
         warnings.warn(f"{title} was not drawn ({type(error).__name__}: {one_line(error)})", LorankWarning, stacklevel=4)
         return None
-    for picture in () if file is None else (file.with_suffix(".png"), file.with_suffix(".svg")):
-        with drawing(picture):
-            make_folder(picture.parent)
-            save_picture(draw(), picture)
+    if file is not None:
+        _save(draw, file)
     return inline
 
 
-def _facts(run: RunFolder) -> list[tuple[str, str]]:
-    """What a reader wants to know first."""
-    plan = run.plan
-    if plan is None:
-        return []
-    made = plan.provenance
-    preset = f", preset {made['preset']}" if made.get("preset") else ""
-    adapted = sum(rank > 0 for rank in plan.ranks.values())
-    found = [
-        ("method", f"{made.get('method', 'not known')}{preset}"),
-        ("model", str(made.get("model") or "not known")),
-        ("budget asked", f"{plan.budget} = {plan.budget_parameters:,} parameters"),
-        ("spent", plan.spending),
-        ("ranks", f"{plan.total_rank:,} in all, largest {max(plan.ranks.values())}"),
-        ("modules", f"{adapted:,} of {len(plan.ranks):,} have an adapter"),
-    ]
-    if plan.budget_units is not None:
-        found[2] = ("budget asked", f"{plan.budget} = {plan.budget_units:,} units of rank")
-    for group, one in made.get(GROUPS, {}).items():
-        found.append((f"group {group}", f"{one['asked']}, {one['spent']:,} parameters in {one['modules']:,} modules"))
-    return found
+def _save(draw: Callable[[], Any], file: Path) -> None:
+    """A figure as PNG and as SVG; a failure is said."""
+    with drawing(file):
+        make_folder(file.parent)
+        figure = draw()
+        for ending in (".png", ".svg"):
+            save_picture(figure, file.with_suffix(ending))
 
 
-def _results(run: RunFolder) -> dict[str, Any] | None:
-    """The table of results."""
-    results = {name: one for name, one in run.results.items() if isinstance(one, Mapping) and "metrics" in one}
-    if not results:
-        return None
-    values = {name: named_values(one) for name, one in results.items()}
-    metrics = list(dict.fromkeys(metric for of in values.values() for metric in of))
-    rows = []
-    for name, one in results.items():
-        shown = [values[name].get(metric) for metric in metrics]
-        rows.append(
-            (
-                name,
-                f"{parameters_of(one):,}",
-                ["-" if value is None else f"{value:.4f}" for value in shown],
-                _steps(one),
-                f"{one.get('seconds', 0):,.0f} s",
-            )
-        )
-    return {"metrics": metrics, "rows": rows}
-
-
-def _steps(result: Mapping[str, Any]) -> str:
-    """Steps of the training, and the scoring passes beside them."""
-    passes = result.get("scoring_passes")
-    return f"{result.get('steps', 0):,}" + (f" + {passes:,} scoring passes" if passes else "")
+def _draw_maps(run: RunFolder, folder: Path) -> None:
+    """Ranks, ranks with the importance beside them, and ranks before and after the cuts, as far as there is what they need."""
+    plan, scores = run.plan, run.scores
+    if plan is not None:
+        _save(lambda: rank_figure(plan), folder / "ranks")
+        if scores is not None and is_made_from(plan, scores):
+            _save(lambda: rank_figure(plan, scores), folder / "importance")
+    if (history := run.history) is not None and history.cuts:
+        _save(lambda: cuts_figure(history, run.name), folder / "cuts")
 
 
 def _compared(runs: Sequence[RunFolder], shown: Sequence[Mapping[str, Any]]) -> list[tuple[str, ...]]:

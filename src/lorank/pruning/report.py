@@ -13,17 +13,29 @@ if TYPE_CHECKING:
 
 def cost_table(measured: Mapping[str, Any]) -> SplitTable:
     """Parameters, losses and metrics before and after, as far as they are known."""
-    before, after = measured["before"], measured["after"]
     table = SplitTable("what pruning cost", ("", "before", "after"))
-    table.add_row("adapter parameters", f"{before['adapter_parameters']:,}", f"{after['adapter_parameters']:,}")
+    for row in _costs(measured):
+        table.add_row(*row)
+    return table
+
+
+def cost_markdown(measured: Mapping[str, Any]) -> str:
+    """The rows of `cost_table` as a Markdown table."""
+    rows = [("", "before", "after"), ("---", "---:", "---:"), *_costs(measured)]
+    return "\n".join(f"| {' | '.join(row)} |" for row in rows)
+
+
+def _costs(measured: Mapping[str, Any]) -> list[tuple[str, str, str]]:
+    before, after = measured["before"], measured["after"]
+    rows = [("adapter parameters", f"{before['adapter_parameters']:,}", f"{after['adapter_parameters']:,}")]
     if energy := measured.get("energy_kept"):
-        table.add_row("energy of the updates", "100.0 %", f"{100 * energy['whole']:.1f} %")
+        rows.append(("energy of the updates", "100.0 %", f"{100 * energy['whole']:.1f} %"))
     for key, what in (("calibration_loss", "loss, calibration set"), ("loss", "loss, test part")):
         if before.get(key) is not None:
-            table.add_row(what, _number(before[key]), _number(after.get(key)))
+            rows.append((what, _number(before[key]), _number(after.get(key))))
     for metric, value in before.get("metrics", {}).items():
-        table.add_row(f"{metric}, test part", _number(value), _number(after["metrics"][metric]))
-    return table
+        rows.append((f"{metric}, test part", _number(value), _number(after["metrics"][metric])))
+    return rows
 
 
 def svd_lines(after: Mapping[str, Any]) -> list[str]:

@@ -1,8 +1,9 @@
-"""The model card of a trained adapter: README.md in its folder, with the picture of its ranks."""
+"""The model card of an adapter: README.md in its folder, with the picture of its ranks where there is one."""
 
 import json
+import re
 import shlex
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -10,17 +11,29 @@ from huggingface_hub import ModelCard, ModelCardData
 
 from lorank.artefact import versions, write_atomically
 from lorank.plan import RankPlan
-from lorank.report.tables import named_values, parameters_of, summary_words
+from lorank.report.tables import named_values, parameters_of, rank_markdown, summary_words
 
-_PIPELINES = {"CAUSAL_LM": "text-generation", "SEQ_2_SEQ_LM": "text2text-generation"}
+CARD = "README.md"
+# Only a card that has it is replaced when the adapter is saved again.
+MARK = "<!-- This card was written by lorank, which replaces it unless this line is gone. -->"
+_PIPELINES = {"CAUSAL_LM": "text-generation", "SEQ_2_SEQ_LM": "text2text-generation", "SEQ_CLS": "text-classification"}
+_FAMILIES = {
+    "CAUSAL_LM": "AutoModelForCausalLM",
+    "SEQ_2_SEQ_LM": "AutoModelForSeq2SeqLM",
+    "SEQ_CLS": "AutoModelForSequenceClassification",
+    "TOKEN_CLS": "AutoModelForTokenClassification",
+    "QUESTION_ANS": "AutoModelForQuestionAnswering",
+}
 _TEMPLATE = """\
 ---
 {{ card_data }}
 ---
 
+{{ mark }}
+
 # {{ title }}
 
-A LoRA adapter for `{{ base }}` with a rank of its own for every module: \
+A LoRA adapter{{ " for `" ~ base ~ "`" if base }} with a rank of its own for every module: \
 {{ plan.spending.replace(" parameters", " adapter parameters") }} (budget `{{ plan.budget }}`), \
 total rank {{ plan.total_rank }}, \
 {{ adapted }} of {{ plan.ranks | length }} modules. Ranks by {{ method }}{{ ", preset `" ~ preset ~ "`" if preset else "" }}, \
@@ -33,10 +46,27 @@ with lorank.
 Trained whole beside it, in its file and not in the budget: \
 {% for name, size in whole.items() %}`{{ name }}` ({{ "{:,}".format(size) }} parameters){{ ", " if not loop.last }}{% endfor %}.
 {% endif %}
+{% if made %}
+## How it was made
+
+{% for line in made %}- {{ line }}
+{% endfor %}
+{% endif %}
+{% if ranks %}
+<details><summary>Ranks by layer and projection</summary>
+
+{{ ranks }}
+
+</details>
+{% endif %}
+{{ tables }}
+{% if data %}
 ## Data
 
 {{ data }}
 
+{% endif %}
+{% if results %}
 ## Test results
 
 | method | adapter parameters | {{ metrics | join(" | ") }} |
@@ -49,6 +79,7 @@ Trained whole beside it, in its file and not in the budget: \
 {% endfor %}
 One run, seed {{ seed }}.
 
+{% endif %}
 ## Load it
 
 In PEFT:
@@ -94,16 +125,20 @@ def write_model_card(
     base_model: str,
     method: str,
     preset: str | None,
-    data: str,
-    hub_data: str | None,
-    results: Mapping[str, Mapping[str, Any]],
     task_type: str,
     num_labels: int,
-    seed: int,
+    data: str = "",
+    hub_data: str | None = None,
+    results: Mapping[str, Mapping[str, Any]] | None = None,
+    seed: int | None = None,
     base_options: str = "",
     whole: Mapping[str, int] | None = None,
     resized: bool = False,
     picture: Path | None = None,
+    made: Sequence[str] = (),
+    tables: str = "",
+    metadata: Mapping[str, Any] | None = None,
+    model_class: str | None = None,
 ) -> None:
     """Write README.md into an adapter's folder, over the empty form that PEFT leaves there; and copy the picture beside it.
 
@@ -113,30 +148,36 @@ def write_model_card(
         folder: of the adapter.
         plan: its ranks.
         title: what the adapter is called.
-        base_model: hub name or folder.
+        base_model: hub name or folder; empty where it is not known.
         method: which rank-allocation method made the plan; its row in `results` is marked.
         preset: of the method.
-        data: what it was trained and tested on, in Markdown.
+        data: what it was trained and tested on, in Markdown; empty where that is not known.
         hub_data: name of the data set on the hub, for the card's metadata.
-        results: method -> adapter parameters and metrics, as in metrics.json.
+        results: method -> adapter parameters and metrics, as in metrics.json; None where nothing was tested.
         task_type: PEFT's.
         num_labels: width of the head of a classifier.
         seed: of the run.
         base_options: arguments that load the base model as it was trained on, as Python writes them; empty where there are none.
         whole: modules that were trained whole -> their parameters.
         resized: whether tokens were added, and their tokenizer is in the folder.
-        picture: ranks.png.
+        picture: ranks.png. Without it the card has the ranks as a table.
+        made: how it was made, a Markdown line each.
+        tables: more Markdown.
+        metadata: front matter that stays, as the hub reads it.
+        model_class: of transformers, that loads the base model; None: by the task type.
 
     """
     if picture is not None and picture.is_file():
         _write(folder / "ranks.png", picture.read_bytes())
-    card_data = ModelCardData(
-        library_name="peft",
-        tags=["lora", "lorank", method],
-        pipeline_tag=_PIPELINES.get(task_type, "text-classification"),
-        datasets=[hub_data] if hub_data else None,
-        base_model=None if Path(base_model).exists() else base_model,  # the hub refuses a folder as a base model
-    )
+    known = dict(metadata or {})
+    # PEFT's tag of the base model may be a folder of this machine; the hub makes its own from `base_model`.
+    given = [tag for tag in known.pop("tags", None) or () if not tag.startswith("base_model:")]
+    known |= {"library_name": "peft", "tags": list(dict.fromkeys(["lora", "lorank", method.replace(" ", "-"), *given]))}
+    known |= {"pipeline_tag": known.get("pipeline_tag") or _PIPELINES.get(task_type)}
+    known |= {"datasets": [hub_data]} if hub_data else {}
+    # The hub refuses a folder as a base model.
+    known["base_model"] = None if not base_model or Path(base_model).exists() else base_model
+    card_data = ModelCardData(**known)
     card = ModelCard.from_template(
         card_data,
         template_str=_TEMPLATE,
@@ -144,9 +185,13 @@ def write_model_card(
         title_in_python=json.dumps(title),  # what JSON says of a string, Python reads as the same
         title_in_shell=_in_shell(title),
         base=base_model,
-        base_in_python=json.dumps(base_model),
-        base_in_shell=_in_shell(base_model),
+        base_in_python=json.dumps(base_model or "BASE"),
+        base_in_shell=_in_shell(base_model or "BASE"),
         plan=plan,
+        mark=MARK,
+        made=made,
+        tables=tables,
+        ranks="" if picture is not None else rank_markdown(plan),
         mean_ranks=summary_words(plan),
         adapted=sum(rank > 0 for rank in plan.ranks.values()),
         method=method,
@@ -156,21 +201,19 @@ def write_model_card(
         merges=resized or (whole and task_type != "SEQ_CLS"),
         picture=picture is not None,
         data=data,
-        metrics=list(named_values(next(iter(results.values())))),
+        metrics=list(named_values(next(iter(results.values())))) if results else [],
         results={
             name: {**result, "metrics": named_values(result), "parameters": parameters_of(result)}
-            for name, result in results.items()
+            for name, result in (results or {}).items()
         },
         seed=seed,
-        family={"CAUSAL_LM": "AutoModelForCausalLM", "SEQ_2_SEQ_LM": "AutoModelForSeq2SeqLM"}.get(
-            task_type, "AutoModelForSequenceClassification"
-        ),
+        family=model_class or _FAMILIES.get(task_type, "AutoModel"),
         options="".join(
             f", {each}" for each in (f"num_labels={num_labels}" if task_type == "SEQ_CLS" else "", base_options) if each
         ),
         made_with=", ".join(f"{name} {number}" for name, number in versions().items()),
     )
-    _write(folder / "README.md", f"{card}".encode())
+    _write(folder / CARD, re.sub(r"\n{3,}", "\n\n", f"{card}").encode())
 
 
 def _in_shell(word: str) -> str:

@@ -11,6 +11,7 @@ from lorank.artefact import write_atomically
 from lorank.errors import LorankWarning, OutputError, one_line
 
 if TYPE_CHECKING:
+    import numpy as np
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
@@ -114,3 +115,14 @@ def drawable(text: str) -> str:
     lines = text.encode("utf-8", "replace").decode("utf-8").split("\n")[:_LINES]
     shown = ("".join(c if c.isprintable() else "?" for c in line) for line in lines)
     return "\n".join(line if len(line) <= _LENGTH else f"{line[: _LENGTH - 1]}…" for line in shown)
+
+
+def pixels(figure: "Figure", dpi: int = 100) -> "np.ndarray":
+    """The figure as an image, `(height, width, 3)` uint8."""
+    import numpy as np
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+
+    figure.set_dpi(dpi)
+    canvas = FigureCanvasAgg(figure)
+    canvas.draw()
+    return np.asarray(canvas.buffer_rgba())[..., :3].copy()

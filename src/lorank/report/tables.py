@@ -17,6 +17,14 @@ def rank_table(plan: RankPlan) -> SplitTable:
     return _grid("rank by layer and projection", {name: str(rank or "·") for name, rank in plan.ranks.items()})
 
 
+def rank_markdown(plan: RankPlan) -> str:
+    """The ranks of `rank_table` as a Markdown table."""
+    layers, projections, rows = grid_of({name: str(rank or "·") for name, rank in plan.ranks.items()})
+    lines = [("layer", *projections), ("---", *("---:" for _ in projections))]
+    lines += [(layer, *(cell or "" for cell in row)) for layer, row in zip(layers, rows, strict=True)]
+    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
+
+
 def summary_table(plan: RankPlan) -> SplitTable:
     """Mean rank and share of the parameters, by thirds of the layers and by projection; modules of rank 0 count."""
     table = SplitTable("mean rank", ("modules", "number", "mean rank", "% of parameters"))

@@ -18,10 +18,11 @@ from lorank.models.loading import NOT_LOADABLE, on_own_device
 from lorank.plan import RankPlan
 from lorank.pruning.budgets import folder_names, read_budgets
 from lorank.pruning.prune import Pruned, held_parameters, mean_loss, pruned_copies
-from lorank.pruning.report import draw_pruning_curve
+from lorank.pruning.report import cost_markdown, draw_pruning_curve, energy_lines
 from lorank.pruning.triplet_scores import choose_score
 from lorank.received_files import check_links
 from lorank.recipe.recipe import Recipe
+from lorank.report.adapter_card import write_adapter_card
 from lorank.report.rank_map import draw_rank_map
 from lorank.runs.calibration_set import calibration_batches, calibration_rows, calibration_set_of
 from lorank.runs.data_file import DataFile
@@ -79,7 +80,7 @@ def prune_adapter(
         known = loaded.measure(loaded.model, partial / "work", before)
         ((small, pruned),) = copies
         measured = {"before": {**known, "calibration_loss": pruned.loss_before}}
-        measured |= loaded.write(small, pruned, partial, f"{known['adapter_parameters']:,}")
+        measured |= loaded.write(small, pruned, partial, output.name, measured["before"])
         pruned.scores.save(partial / "scores.safetensors")
         write_json(partial / "pruned.json", measured)
         shutil.rmtree(partial / "work", ignore_errors=True)
@@ -123,7 +124,8 @@ def prune_to_budgets(
         before = loaded.measure(loaded.model, partial / "work", None)
         for budget, (small, pruned) in zip(budgets, copies, strict=True):
             before["calibration_loss"] = pruned.loss_before
-            found = loaded.write(small, pruned, partial / folders[budget], f"{before['adapter_parameters']:,}")
+            title = f"{output.name}-{folders[budget]}"
+            found = loaded.write(small, pruned, partial / folders[budget], title, before)
             write_json(partial / folders[budget] / "pruned.json", {"before": before, **found})
             after[budget] = {**found["after"], "energy_kept": found["energy_kept"]}
         pruned.scores.save(partial / "scores.safetensors")
@@ -170,25 +172,38 @@ class _Loaded:
         more = self.prepared.evaluate_more(model, directory)
         return found | {"metrics": metrics, "loss": loss, **({"more": more} if more else {})}
 
-    def write(self, model: PeftModel, pruned: Pruned, folder: Path, held: str) -> dict[str, Any]:
-        """Save a pruned adapter with its plan and map, and measure it: `after` and `energy_kept`."""
+    def write(
+        self, model: PeftModel, pruned: Pruned, folder: Path, title: str, before: Mapping[str, Any]
+    ) -> dict[str, Any]:
+        """Save a pruned adapter with its plan, map and card, and measure it: `after` and `energy_kept`."""
         tokens = self.prepared is not None and self.prepared.base.new_tokens
         model.save_pretrained(str(folder / "adapter"), **({"save_embedding_layers": False} if tokens else {}))
         if tokens and self.prepared is not None:
             self.prepared.tokenizer.save_pretrained(str(folder / "adapter"))
         write_label_names(folder / "adapter", read_label_names(self.adapter) or label_names_of(model))
         pruned.plan.save(folder / "plan.json")
-        title = (
-            f"{self.adapter.name}: {pruned.plan.provenance['method']}\n{held} parameters, now {pruned.plan.spending}"
-        )
-        draw_rank_map(pruned.plan, folder / "ranks.png", title, pruned.scores)
+        method, held = pruned.plan.provenance["method"], f"{before['adapter_parameters']:,} parameters"
+        heading = f"{self.adapter.name}: {method}\n{held}, now {pruned.plan.spending}"
+        draw_rank_map(pruned.plan, folder / "ranks.png", heading, pruned.scores)
         after = self.measure(model, folder / "work", None) | {"calibration_loss": pruned.loss_after}
         if pruned.loss_by_svd is not None:
             after["calibration_loss_by_svd"] = pruned.loss_by_svd
         if (losses := folder / "work" / LOSSES).is_file():
             losses.replace(folder / LOSSES)
         shutil.rmtree(folder / "work", ignore_errors=True)
-        return {"after": after, "energy_kept": pruned.energy.record()}
+        measured = {"before": before, "after": after, "energy_kept": pruned.energy.record()}
+        cut = f"Cut by `lorank prune` from an adapter of {held}, without training, to the budget `{pruned.plan.budget}`"
+        by = f"by {method.removeprefix('prune by ')}" + (f", on {len(self.batches)} batches" if self.batches else "")
+        write_adapter_card(
+            folder / "adapter",
+            pruned.plan,
+            [f"{cut}: {by}.", *(f"{line}." for line in energy_lines(measured))],
+            title=title,
+            method="pruning",
+            num_labels=getattr(getattr(model, "config", None), "num_labels", 1),
+            tables=cost_markdown(measured),
+        )
+        return {"after": after, "energy_kept": measured["energy_kept"]}
 
 
 def _load(adapter: Path, data: Recipe | DataFile | None, console: Console) -> _Loaded:

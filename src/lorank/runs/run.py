@@ -185,6 +185,8 @@ def _write_results(main_run: MethodRun, preset: Any, plan: RankPlan, results: Ma
         return
     prepared, picture = main_run.prepared, main_run.folder / "ranks.png"
     content = {"budget": plan.budget_record, "method": main_run.method, "preset": preset, "results": results}
+    content["examples"] = {name: len(rows) for name, rows in prepared.data.parts.items()}  # not those of a stream
+    content["processes"] = processes().num_processes
     if prepared.data.more:
         content["test_parts"] = prepared.section.test_parts  # the first is the one of `metrics`
     if (sample := prepared.section.sample) is not None:

@@ -102,6 +102,7 @@ def allocate_in_training(
         provenance=provenance,
         **{key: value for section in choices_in(chosen.choices).values() for key, value in section},
     )
+    allocation.says_what_it_did = False  # the command does
     train_stage(
         name=stage.name,
         prepared=prepared,

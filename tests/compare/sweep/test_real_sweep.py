@@ -57,7 +57,7 @@ def test_table_4(cola: Path, tmp_path: Path) -> None:
 
 
 def test_table_3(cola: Path, tmp_path: Path) -> None:
-    variants = read_variants(Path("recipes/papers/i-lora/table3.yaml"))
+    variants = read_variants(Path("src/lorank/recipes/i-lora/table3.yaml"))
     sweep = read_sweep([cola], [], variants, key=None, methods=None, seeds=(0, 1), folder=tmp_path / "out")
     found = run_sweep(sweep)
     assert not found.failed

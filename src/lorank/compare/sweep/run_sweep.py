@@ -6,11 +6,11 @@ from pathlib import Path
 
 from rich.console import Console
 
-from lorank.artefact import write_json, write_text
+from lorank.artefact import json_values, write_json, write_text
 from lorank.budget import Budget
 from lorank.compare.answer import Row, answer
 from lorank.compare.cells import BASELINE, Cell, Measured
-from lorank.compare.compare import check_metrics, json_values, record
+from lorank.compare.compare import check_metrics, record
 from lorank.compare.launch import Launch
 from lorank.compare.learning_rate import searched
 from lorank.compare.result_table import counted

@@ -1,4 +1,4 @@
-"""Write the papers' experiments as recipes: `python recipes/papers/write_recipes.py`. A test keeps them current.
+"""Write the papers' experiments as recipes: `python recipes/write_paper_recipes.py`. A test keeps them current.
 
 Hyper-parameters are those of I-LoRA's Tables 6 and 7, of AdaLoRA's task table, and of IGU-LoRA as far as they are known; what
 a paper does not say is named in the first lines of each recipe.
@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 
 import yaml
 
-HERE = Path(__file__).parent
+FOLDER = Path(__file__).parents[1] / "src" / "lorank" / "recipes"
 
 
 class Task(NamedTuple):
@@ -101,7 +101,7 @@ def i_lora(name: str) -> tuple[list[str], dict[str, Any]]:
         f"I-LoRA, DeBERTaV3-base on GLUE {name}: Table 6 (rates, epochs), batch 32, rank 2 in search, pruning ratio 50 %.",
         "Not in the paper, and lorank's defaults here: alpha / r, schedule, warm-up, weight decay, longest input (AdaLoRA's).",
         "The paper's 0.33M is the size of search (r = 2, 331,776); half of its 144 units is left. LoRA has the printed 0.33M",
-        "here; baselines=[lora] gives it the parameters of the plan. AdaLoRA's row is recipes/papers/adalora.",
+        "here; baselines=[lora] gives it the parameters of the plan. AdaLoRA's row is a recipe of its own.",
         FULL_NOTE,
     ]
     return notes, {
@@ -257,7 +257,7 @@ def written() -> dict[Path, str]:
         content["checkpoint_every"] = 500  # those of full fine-tuning are three times the model
         head = "".join(f"# {line}\n" for line in notes)
         text = yaml.safe_dump(content, sort_keys=False, default_flow_style=None, width=120)
-        found[HERE / f"{name}.yaml"] = head + text
+        found[FOLDER / f"{name}.yaml"] = head + text
     return found
 
 
