@@ -85,7 +85,11 @@ def test_overrides_of_commands_are_read(page: Path, words: list[str]) -> None:
     if "--over" in words:
         over = words[words.index("--over") + 1]
         overrides = [*(word for word in overrides if word != over), *(one.overrides[0] for one in read_values(over)[1])]
-    content = read_recipe(named[0]) if named and named[0].is_file() else (recipes_of(page) or recipes_of(PAGES[0]))[0]
+    content = (
+        read_recipe(named[0])
+        if named and named[0].is_file()
+        else (recipes_of(page) or recipes_of(Path("docs/recipe.md")))[0]
+    )
     for override in overrides:
         prefix, colon, rest = override.partition(":")
         own = nested(rest if colon and "=" not in prefix else override)
