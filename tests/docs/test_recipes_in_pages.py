@@ -38,16 +38,22 @@ def recipes_of(page: Path) -> list[dict[str, Any]]:
     return [content for block in blocks(page, "yaml") if "model" in (content := yaml.safe_load(block))]
 
 
-def commands(page: Path) -> Iterator[list[str]]:
-    """Words of each `lorank` command line, in blocks of commands and in running text."""
-    text = page.read_text(encoding="utf-8")
-    lines = [line for block in blocks(page, "sh") for line in block.splitlines()]
-    for line in (*lines, *re.findall(r"`(lorank [^`]+)`", text)):
-        if match := re.match(r"(?:torchrun .* -m )?lorank (.+)", line):
+def command_lines(page: Path) -> Iterator[list[str]]:
+    """Words of each `lorank` command line in blocks of commands."""
+    for line in (line for block in blocks(page, "sh") for line in block.replace("\\\n", " ").splitlines()):
+        if match := re.match(r"(?:(?:torchrun|accelerate) .* -m )?lorank (.+)", line):
             yield shlex.split(match[1], comments=True)
 
 
+def commands(page: Path) -> Iterator[list[str]]:
+    """The same, and those in running text, which may have parts alone."""
+    yield from command_lines(page)
+    for code in re.findall(r"`lorank ([^`]+)`", page.read_text(encoding="utf-8")):
+        yield shlex.split(code, comments=True)
+
+
 RECIPES = [(page, content) for page in PAGES for content in recipes_of(page)]
+LINES = [(page, words) for page in PAGES for words in command_lines(page)]
 COMMANDS = [(page, words) for page in PAGES for words in commands(page)]
 
 
@@ -71,6 +77,18 @@ def test_options_of_commands_exist(page: Path, words: list[str]) -> None:
         known = {option for one in command.params for option in one.opts} | {"--help"}
     asked = {word.partition("=")[0] for word in words if word.startswith("--")}
     assert asked <= known, f"{page}: {sorted(asked - known)}"
+
+
+@pytest.mark.parametrize(("page", "words"), LINES, ids=lambda value: str(value)[:60])
+def test_command_lines_are_parsed(page: Path, words: list[str]) -> None:
+    """Arguments that are needed are there, and values are of the type that an option has. Nothing is called."""
+    command: Any = get_command(app)
+    while words and words[0] in getattr(command, "commands", {}):
+        command, words = command.commands[words[0]], words[1:]
+    parsed = command.make_context(
+        "lorank", list(words), resilient_parsing=words == ["--version"] or "--plugin" in words
+    )
+    assert parsed.params
 
 
 @pytest.mark.parametrize(
