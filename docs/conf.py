@@ -26,9 +26,9 @@ include_patterns = [
 exclude_patterns = [".*", "build", "dist", "downloads", "runs", "src", "tests"]  # not even looked into
 
 myst_heading_anchors = 4
-smartquotes = False  # options begin with two hyphens
 default_role = "code"  # docstrings have code between single backticks, as Markdown has
 autodoc_typehints = "none"
+autodoc_preserve_defaults = True
 autodoc_member_order = "bysource"
 
 html_theme = "furo"

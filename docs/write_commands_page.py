@@ -1,5 +1,6 @@
 """Write docs/commands.md from the commands themselves: `python docs/write_commands_page.py`. A test keeps the page current."""
 
+import re
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -59,7 +60,7 @@ def row(parameter: Any) -> str:
 def _cell(text: str) -> str:
     scorers = [name for name, method in METHODS.items() if method.scorer is not None]
     text = text.replace("{scorers}", ", ".join(scorers)).replace("{methods}", ", ".join(METHODS))
-    return text.replace("|", "\\|").replace("\n", " ")
+    return re.sub(r"(?<!`)(--[a-z][\w-]*)", r"`\1`", text).replace("|", "\\|").replace("\n", " ")
 
 
 def page() -> str:
