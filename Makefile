@@ -71,4 +71,4 @@ deepspeed: .venv-deepspeed/installed
 	touch $@
 
 clean:
-	rm -rf .venv .venv-serving .venv-deepspeed runs downloads
+	rm -rf .venv .venv-serving .venv-deepspeed runs downloads build
