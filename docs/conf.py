@@ -18,12 +18,13 @@ root_doc = "docs/index"
 include_patterns = [
     "docs/*.md",
     "results/**/*.md",
-    "recipes/papers/README.md",
+    "recipes/**/README.md",
+    "src/**/README.md",
     "README.md",
     "CHANGELOG.md",
     "CONTRIBUTING.md",
 ]
-exclude_patterns = [".*", "build", "dist", "downloads", "runs", "src", "tests"]  # not even looked into
+exclude_patterns = [".*", "build", "dist", "downloads", "runs", "tests"]  # not even looked into
 
 myst_heading_anchors = 4
 default_role = "code"  # docstrings have code between single backticks, as Markdown has

@@ -5,8 +5,9 @@ from pathlib import Path
 from typing import NamedTuple
 
 PAGES = [
-    *(Path(name) for name in ("README.md", "CONTRIBUTING.md", "CHANGELOG.md", "recipes/papers/README.md")),
+    *(Path(name) for name in ("README.md", "CONTRIBUTING.md", "CHANGELOG.md")),
     *sorted(Path("docs").glob("*.md")),
+    *(page for folder in ("recipes", "src") for page in sorted(Path(folder).rglob("README.md"))),
     *sorted(Path("results").rglob("*.md")),
 ]
 
