@@ -4,7 +4,7 @@ THREADS ?= 1
 BIN := .venv/bin
 export TOKENIZERS_PARALLELISM := false
 
-.PHONY: quickstart test long check slow serving cluster browser deepspeed clean
+.PHONY: quickstart test long check slow serving cluster browser deepspeed docs clean
 
 quickstart: .venv/installed
 	$(BIN)/python examples/prepare_quickstart.py downloads
@@ -45,6 +45,13 @@ browser: .venv/installed
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[browser]'
 	$(BIN)/python -m pytest -rs -m browser
 
+# The documentation as HTML, build/docs/index.html. Sphinx is installed into .venv. A warning is an error, so links and anchors
+# between pages resolve. Links to elsewhere are in build/docs/external_links.txt, and nobody follows them here.
+docs: .venv/installed
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[docs]'
+	rm -rf build/docs
+	$(BIN)/python -m sphinx --quiet --fail-on-warning --keep-going -d build/doctrees -c docs . build/docs
+
 # A plan trained under DeepSpeed's ZeRO-2 and ZeRO-3 in two processes on a CPU. It is installed beside .venv, not into it, and compiles nothing.
 deepspeed: .venv-deepspeed/installed
 	HF_HUB_OFFLINE=1 DS_ACCELERATOR=cpu .venv-deepspeed/bin/python -m pytest -m deepspeed
@@ -64,4 +71,4 @@ deepspeed: .venv-deepspeed/installed
 	touch $@
 
 clean:
-	rm -rf .venv .venv-serving .venv-deepspeed runs downloads
+	rm -rf .venv .venv-serving .venv-deepspeed runs downloads build

@@ -39,16 +39,22 @@ def recipes_of(page: Path) -> list[dict[str, Any]]:
     return [content for block in blocks(page, "yaml") if "model" in (content := yaml.safe_load(block))]
 
 
-def commands(page: Path) -> Iterator[list[str]]:
-    """Words of each `lorank` command line, in blocks of commands and in running text."""
-    text = page.read_text(encoding="utf-8")
-    lines = [line for block in blocks(page, "sh") for line in block.splitlines()]
-    for line in (*lines, *re.findall(r"`(lorank [^`]+)`", text)):
-        if match := re.match(r"(?:torchrun .* -m )?lorank (.+)", line):
+def command_lines(page: Path) -> Iterator[list[str]]:
+    """Words of each `lorank` command line in blocks of commands."""
+    for line in (line for block in blocks(page, "sh") for line in block.replace("\\\n", " ").splitlines()):
+        if match := re.match(r"(?:(?:torchrun|accelerate) .* -m )?lorank (.+)", line):
             yield shlex.split(match[1], comments=True)
 
 
+def commands(page: Path) -> Iterator[list[str]]:
+    """The same, and those in running text, which may have parts alone."""
+    yield from command_lines(page)
+    for code in re.findall(r"`lorank ([^`]+)`", page.read_text(encoding="utf-8")):
+        yield shlex.split(code, comments=True)
+
+
 RECIPES = [(page, content) for page in PAGES for content in recipes_of(page)]
+LINES = [(page, words) for page in PAGES for words in command_lines(page)]
 COMMANDS = [(page, words) for page in PAGES for words in commands(page)]
 
 
@@ -74,6 +80,18 @@ def test_options_of_commands_exist(page: Path, words: list[str]) -> None:
     assert asked <= known, f"{page}: {sorted(asked - known)}"
 
 
+@pytest.mark.parametrize(("page", "words"), LINES, ids=lambda value: str(value)[:60])
+def test_command_lines_are_parsed(page: Path, words: list[str]) -> None:
+    """Arguments that are needed are there, and values are of the type that an option has. Nothing is called."""
+    command: Any = get_command(app)
+    while words and words[0] in getattr(command, "commands", {}):
+        command, words = command.commands[words[0]], words[1:]
+    parsed = command.make_context(
+        "lorank", list(words), resilient_parsing=words == ["--version"] or "--plugin" in words
+    )
+    assert parsed.params
+
+
 @pytest.mark.parametrize(
     ("page", "words"),
     [(page, words) for page, words in COMMANDS if words[0] in WITH_OVERRIDES],
@@ -88,7 +106,7 @@ def test_overrides_of_commands_are_read(page: Path, words: list[str]) -> None:
         overrides = [*(word for word in overrides if word != over), *(one.overrides[0] for one in read_values(over)[1])]
     files = [*named[:1], *(path for path in shipped_recipes().values() if named and path.name == named[0].name)]
     found = next((path for path in files if path.is_file()), None)
-    content = read_recipe(found) if found else (recipes_of(page) or recipes_of(PAGES[0]))[0]
+    content = read_recipe(found) if found else (recipes_of(page) or recipes_of(Path("docs/recipe.md")))[0]
     for override in overrides:
         prefix, colon, rest = override.partition(":")
         own = nested(rest if colon and "=" not in prefix else override)

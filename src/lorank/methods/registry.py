@@ -35,7 +35,7 @@ def unknown_method(name: str, known: Iterable[str] = METHODS) -> str:
 def register(method: Method) -> Method:
     """Make a method of another package known by its name, to recipes and to `RankAllocation` of this process.
 
-    A method that allocates while it trains is a set of choices; one that scores the frozen model brings a `scorer`:
+    A method that allocates while it trains is a set of choices; one that scores the frozen model brings a `scorer`::
 
         from lorank.engine.options import DeviationOptions, TrainingBatchChoices, TrainingBatchOptions
 
