@@ -5,6 +5,7 @@ from typing import Annotated
 import typer
 
 from lorank.cli.compare import compare_command
+from lorank.cli.doctor import doctor_command
 from lorank.cli.evaluate import evaluate_command
 from lorank.cli.headroom import headroom_command
 from lorank.cli.init import init_command
@@ -67,5 +68,6 @@ app.command("headroom")(headroom_command)
 app.command("compare", cls=NamesMethods)(compare_command)
 app.command("sweep", cls=NamesMethods)(sweep_command)
 app.command("methods")(methods_command)
+app.command("doctor")(doctor_command)
 app.add_typer(recipes_app, name="recipes")
 app.add_typer(recipe_app, name="recipe")

@@ -5,8 +5,7 @@ from typing import Annotated, Any
 
 import typer
 
-from lorank.cli.data_option import read_data
-from lorank.cli.options import Json, Plugin
+from lorank.cli.options import Json, Plugin, read_data
 from lorank.console import clear_errors, document, out, progress, say
 
 
