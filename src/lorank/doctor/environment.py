@@ -8,6 +8,8 @@ from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
+from packaging.version import Version
+
 # Lowest: of pyproject.toml. Newest: what `make` installs (constraints.txt), with which the whole test suite runs.
 SUPPORTED = {
     "torch": ("2.6", "2.13.0"),
@@ -49,9 +51,9 @@ class Package:
             return "missing" if self.lowest else "not installed, and not needed"
         if self.lowest is None or self.newest is None:
             return ""
-        if _parts(self.installed) < _parts(self.lowest):
+        if Version(self.installed).release < Version(self.lowest).release:
             return f"older than {self.lowest}, the lowest that is supported"
-        return "newer than what was tested" if _parts(self.installed) > _parts(self.newest) else "ok"
+        return "newer than what was tested" if Version(self.installed).release > Version(self.newest).release else "ok"
 
 
 def packages() -> list[Package]:
@@ -90,13 +92,3 @@ def _installed(name: str) -> str | None:
         return version(name)
     except PackageNotFoundError:
         return None
-
-
-def _parts(text: str) -> tuple[int, ...]:
-    """Of `2.13.0+cpu` the numbers `(2, 13, 0)`."""
-    numbers = []
-    for part in text.partition("+")[0].split("."):
-        if not part.isdigit():
-            break
-        numbers.append(int(part))
-    return tuple(numbers)

@@ -11,8 +11,12 @@ import torch
 from peft import LoraConfig, PeftModel, get_peft_model
 from transformers import BertConfig, BertForSequenceClassification, set_seed
 
-import lorank
+from lorank.allocation import allocate
 from lorank.errors import one_line
+from lorank.in_training.loop import AllocationLoop
+from lorank.methods.score import score
+from lorank.plan import RankPlan
+from lorank.serving.saved_adapter import check_saved_adapter
 
 _SIZES = {
     "vocab_size": 64,
@@ -67,8 +71,8 @@ def _batches(device: str) -> list[dict[str, torch.Tensor]]:
 
 def _before_training(device: str) -> str:
     base, batches = _base(device), _batches(device)
-    scores = lorank.score(base, batches, method="sensitivity-lora")
-    plan = lorank.allocate(scores, "r=2")
+    scores = score(base, batches, method="sensitivity-lora")
+    plan = allocate(scores, "r=2")
     model = get_peft_model(base, plan.lora_config(task_type="SEQ_CLS"))
     _train(model, batches)
     return f"{plan.spent:,} of {plan.budget_parameters:,} parameters; {_saved_and_read(model, plan, device)}"
@@ -79,7 +83,7 @@ def _while_training(device: str) -> str:
     model = get_peft_model(
         _base(device), LoraConfig(r=4, lora_alpha=8, target_modules="all-linear", task_type="SEQ_CLS")
     )
-    allocation = lorank.AllocationLoop(model, "igu-lora", "r=2", steps=STEPS, every=1)
+    allocation = AllocationLoop(model, "igu-lora", "r=2", steps=STEPS, every=1)
     optimizer = _train(model, batches, allocation)
     plan = allocation.finish(optimizer)
     return f"{plan.spent:,} of {plan.budget_parameters:,} parameters; {_saved_and_read(model, plan, device)}"
@@ -101,7 +105,7 @@ def _train(model: PeftModel, batches: list[dict[str, torch.Tensor]], allocation:
 
 
 @torch.no_grad()
-def _saved_and_read(model: PeftModel, plan: lorank.RankPlan, device: str) -> str:
+def _saved_and_read(model: PeftModel, plan: RankPlan, device: str) -> str:
     """Largest difference of the logits after saving, and reading by PEFT alone.
 
     Raises:
@@ -112,7 +116,7 @@ def _saved_and_read(model: PeftModel, plan: lorank.RankPlan, device: str) -> str
     wanted = model.eval()(**batch).logits
     with tempfile.TemporaryDirectory() as folder:
         model.save_pretrained(folder)
-        lorank.check_saved_adapter(folder, plan)
+        check_saved_adapter(folder, plan)
         found = PeftModel.from_pretrained(_base(device), folder).eval()(**batch).logits
     if (largest := float((found - wanted).abs().max())) > 1e-4:
         raise ValueError(f"the adapter was saved and read again, and the logits differ by {largest:.1e}")
