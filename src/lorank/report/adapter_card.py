@@ -78,7 +78,7 @@ def _metadata(*cards: str) -> dict[str, Any]:
     """What the front matter of cards says, the last one's where they differ; tags of all."""
     found: dict[str, Any] = {}
     tags: list[str] = []
-    for text in cards:
+    for text in filter(None, cards):
         data = ModelCard(text).data.to_dict()
         tags += data.get("tags") or ()
         found |= data
