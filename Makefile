@@ -4,7 +4,7 @@ THREADS ?= 1
 BIN := .venv/bin
 export TOKENIZERS_PARALLELISM := false
 
-.PHONY: quickstart test long check slow serving cluster browser deepspeed docs clean
+.PHONY: quickstart test long check slow serving cluster browser deepspeed faults docs clean
 
 quickstart: .venv/installed
 	$(BIN)/python examples/prepare_quickstart.py downloads
@@ -39,6 +39,10 @@ serving: .venv-serving/installed
 cluster: .venv/installed
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[ray]'
 	HF_HUB_OFFLINE=1 $(BIN)/python -m pytest -m cluster
+
+# 200 kills, 50 signals, 50 full disks, 50 damaged files, 25 pairs of writers, at random over all methods; LORANK_FAULTS=20 for a tenth of it.
+faults: .venv/installed
+	HF_HUB_OFFLINE=1 OMP_NUM_THREADS=1 $(BIN)/python -m pytest -s -m faults tests/faults
 
 # The report of a run in Chromium, which is not installed here: apt install chromium chromium-driver. LORANK_SCREENSHOTS=FOLDER keeps pictures.
 browser: .venv/installed
