@@ -1,13 +1,13 @@
 """Table and picture of the planted study.
 
-usage: python benchmarks/planted/report.py results/planted/small.csv [more.csv] [--worlds 0-4] [--designs random,raw]
-       [--picture FILE.png]
+usage: python benchmarks/planted/report.py results/planted/small.csv [more.csv] [--worlds 0-4] [--seeds 0-2]
+       [--designs random,raw] [--everywhere] [--picture FILE.png]
 
 `regret = (loss - oracle) / (uniform - oracle)`: 0 is as good as the planted ranks, 1 as good as uniform ranks, above 1 is worse
-than uniform. A method is measured against uniform and planted ranks of its own kind, plain LoRA or triplets. Losses are means
-over student seeds first; numerator and denominator are then added up over worlds, so that a world with no difference between
-uniform and planted ranks adds nothing but noise. Intervals (95 %) are percentiles of a bootstrap over worlds. Of homogeneous
-worlds, where uniform is right, the table has the mean ratio of the loss to uniform's.
+than uniform. A method is measured against uniform and planted ranks of its own kind, plain LoRA or triplets, of the same student
+seeds. Losses are means over these first; numerator and denominator are then added up over worlds, so that a world with no
+difference between uniform and planted ranks adds nothing but noise. Intervals (95 %) are percentiles of a bootstrap over worlds.
+Of homogeneous worlds, where uniform is right, the table has the mean ratio of the loss to uniform's.
 """
 
 import argparse
@@ -22,35 +22,34 @@ from study import numbers
 
 from methods import TRIPLETS
 
-Losses = Mapping[str, Mapping[str, float]]  # world -> method -> mean loss over seeds
+Losses = Mapping[str, Mapping[str, Mapping[int, float]]]  # world -> method -> student seed -> loss
 
 
-def read(
-    paths: Sequence[Path], worlds: Sequence[int] | None = None, designs: Sequence[str] | None = None
-) -> tuple[dict[str, dict[str, float]], dict[str, int]]:
-    """World -> method -> mean loss over student seeds; and student seeds of each world."""
-    found: dict[str, dict[str, list[float]]] = defaultdict(lambda: defaultdict(list))
+def read(paths: Sequence[Path], given: argparse.Namespace) -> Losses:
+    """Losses of the worlds, student seeds and designs that are asked for."""
+    found: dict[str, dict[str, dict[int, float]]] = defaultdict(lambda: defaultdict(dict))
     for path in paths:
         with path.open() as file:
             for row in csv.DictReader(file):
                 design, number = row["world"].split(":")
-                if (worlds is None or int(number) in worlds) and (designs is None or design in designs):
-                    found[row["world"]][row["method"]].append(float(row["loss"]))
-    means = {world: {name: float(np.mean(each)) for name, each in of.items()} for world, of in found.items()}
-    return means, {world: max(len(each) for each in of.values()) for world, of in found.items()}
+                asked = ((given.worlds, int(number)), (given.seeds, int(row["seed"])), (given.designs, design))
+                if all(wanted is None or one in wanted for wanted, one in asked):
+                    found[row["world"]][row["method"]][int(row["seed"])] = float(row["loss"])
+    return found
 
 
-def ends(of: Mapping[str, float], method: str) -> tuple[float, float]:
-    """Losses of uniform and of planted ranks, of the method's kind."""
+def with_ends(of: Mapping[str, Mapping[int, float]], method: str) -> tuple[float, float, float]:
+    """Mean losses of a method, of uniform and of planted ranks of its kind, over student seeds that all three have."""
     kind = "-triplets" if method in TRIPLETS else ""
-    return of[f"uniform{kind}"], of[f"oracle{kind}"]
+    each = (of[method], of[f"uniform{kind}"], of[f"oracle{kind}"])
+    seeds = set(each[0]) & set(each[1]) & set(each[2])
+    first, second, third = (float(np.mean([one[seed] for seed in seeds])) for one in each)
+    return first, second, third
 
 
 def regret(losses: Losses, method: str, draws: int = 4000) -> tuple[float, float, float, int, int]:
     """Regret over worlds with its interval, worlds where the method is below uniform, and worlds."""
-    table = np.array(
-        [(of[method], *ends(of, method)) for world, of in losses.items() if method in of and not even(world)]
-    )
+    table = np.array([with_ends(of, method) for world, of in losses.items() if method in of and not even(world)])
     if not len(table):
         return (float("nan"),) * 3 + (0, 0)  # type: ignore[return-value]
     above, room = table[:, 0] - table[:, 2], table[:, 1] - table[:, 2]
@@ -61,13 +60,21 @@ def regret(losses: Losses, method: str, draws: int = 4000) -> tuple[float, float
 
 def ratio(losses: Losses, method: str) -> float:
     """Mean loss over uniform's where ranks are homogeneous; NaN where there is no such world."""
-    found = [of[method] / ends(of, method)[0] for world, of in losses.items() if method in of and even(world)]
-    return float(np.mean(found)) if found else float("nan")
+    found = [with_ends(of, method) for world, of in losses.items() if method in of and even(world)]
+    return float(np.mean([own / uniform for own, uniform, _ in found])) if found else float("nan")
 
 
 def even(world: str) -> bool:
     """Whether uniform ranks are the planted ones."""
     return world.startswith("homogeneous")
+
+
+def in_all(losses: Losses) -> Losses:
+    """Of methods that have rows of every world and student seed alone."""
+    most = max(len(seeds) for of in losses.values() for seeds in of.values())
+    names = {name for of in losses.values() for name in of}
+    names = {name for name in names if all(len(of.get(name, ())) == most for of in losses.values())}
+    return {world: {name: seeds for name, seeds in of.items() if name in names} for world, of in losses.items()}
 
 
 def table(losses: Losses) -> list[str]:
@@ -116,13 +123,17 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("files", type=Path, nargs="+")
     parser.add_argument("--worlds", type=numbers, help="0-4")
+    parser.add_argument("--seeds", type=numbers, help="0-2")
+    parser.add_argument("--everywhere", action="store_true", help="methods with rows of every world and seed alone")
     parser.add_argument("--designs", type=lambda text: text.split(","), help="random,one-type")
     parser.add_argument("--picture", type=Path)
     given = parser.parse_args()
-    losses, seeds = read(given.files, given.worlds, given.designs)
+    losses = read(given.files, given)
+    losses = in_all(losses) if given.everywhere else losses
+    seeds = max(len(each) for of in losses.values() for each in of.values())
     uneven = [world for world in losses if not even(world)]
     counts = f"{len(uneven)} worlds with planted differences, {len(losses) - len(uneven)} homogeneous"
-    said = f"{counts}, {max(seeds.values())} student seeds"
+    said = f"{counts}, {seeds} student seeds"
     Console(width=10_000).print("\n".join([said, "", *table(losses)]), markup=False, highlight=False)
     if given.picture:
         draw(losses, given.picture, said)
