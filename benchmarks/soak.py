@@ -50,7 +50,8 @@ def main() -> None:
     )
     optimizer = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], lr=1e-4)
     draw = torch.Generator().manual_seed(0)
-    began, times, samples, step = time.monotonic(), [], [], 0
+    began, step = time.monotonic(), 0
+    times, samples = list[float](), list[dict[str, Any]]()
     model.train()
     while (passed := time.monotonic() - began) < 60 * given.minutes:
         ids = torch.randint(1, 128, (8, 16), generator=draw)
