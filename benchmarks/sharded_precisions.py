@@ -4,8 +4,9 @@ usage: python benchmarks/sharded_precisions.py [--device cuda] [--file results/s
 
 Both processes share one GPU, so gloo joins them (NCCL wants a GPU for each). A Llama with random weights, Trainer, the same
 global batch. fp32; bf16: weights and computation; mixed: weights in fp32, computation in bf16; 4bit: NF4, stored and computed
-in bf16. Reported: ranks that differ, the scores' and the adapter's largest relative difference, and what one more run of one
-process shows of each with its examples in another order inside of every batch, which changes nothing but the rounding.
+in bf16. Reported: ranks that differ, the adapter's largest relative difference, and what one more run of one process shows of
+each with its examples in another order inside of every batch, which changes nothing but the rounding. What the file has of
+other cases is kept.
 """
 
 import argparse
@@ -93,7 +94,7 @@ def case(precision: str, method: str, folder: Path, device: str, *, turned: bool
     )
     if device != "cpu":
         torch.cuda.reset_peak_memory_stats()
-    scoring: dict[str, Any] = {"scoring_data": Sentences(32, turned=turned)} if method == "i-lora" else {}
+    scoring: dict[str, Any] = {"scoring_data": Sentences(32, turned=False)} if method == "i-lora" else {}
     allocation = RankAllocation(method, "r=4", **METHODS[method], **scoring)
     trainer = Ordered(
         model=model_in(precision, folder.parent.parent / "base", device),
@@ -230,8 +231,9 @@ def main() -> None:
                 print((work / f"two {name} 0.log").read_text(errors="replace")[-3000:])
     device = given.device if given.device == "cpu" else torch.cuda.get_device_name()
     given.file.parent.mkdir(parents=True, exist_ok=True)
+    before = json.loads(given.file.read_text())["cases"] if given.file.exists() else {}
     facts = {"device": device, "torch": torch.__version__, "steps": STEPS, "batch": BATCH, "length": LENGTH}
-    given.file.write_text(json.dumps({**facts, "cases": table}, indent=1) + "\n")
+    given.file.write_text(json.dumps({**facts, "cases": {**before, **table}}, indent=1) + "\n")
 
 
 if __name__ == "__main__":

@@ -133,9 +133,12 @@ def clear_errors() -> Iterator[None]:
     except LorankError as error:
         _print_error(str(error))
         raise typer.Exit(1) from None
-    except OSError as error:  # files that no part of lorank writes or reads by itself
-        where = f"{error.filename}: " if error.filename is not None else ""
-        said = f"{where}{disk_problem(error)}"
+    except Exception as error:
+        # Of files that no part of lorank writes or reads by itself.
+        if (problem := disk_problem(error)) is None:
+            raise
+        name = getattr(error, "filename", None)
+        said = problem if name is None else f"{name}: {problem}"
         _print_error(f"{said}; what was written before is whole: mend it, and run the same command again")
         raise typer.Exit(1) from None
     finally:

@@ -25,8 +25,12 @@ LEVELS = "".join(f"k{level + 1}: &a{level + 1} [{', '.join([f'*a{level}'] * 9)}]
         ("seed: 0x" + "f" * 100, "more than 30 digits"),
         ("day: 2001-99-99", "month must be in 1..12"),
         ("a: 1\na: 2", "the key 'a' is given twice"),
+        ("a: !!int ''", "does not fit its tag"),
+        ("a: !!timestamp x", "does not fit its tag"),
+        ("a: !!map [1]", "does not fit its tag|expected a mapping"),
+        ("d: &d {a: 1}\nb: {<<: *d}", "merge keys .<<. are not read"),
         ("a: !!python/object:os.system x", "could not determine a constructor"),
-        ("x" * (LONGEST + 1), "1,000,001 characters"),
+        ("x" * (LONGEST + 1), "100,001 characters"),
     ],
 )
 def test_what_is_refused(text: str, said: str) -> None:

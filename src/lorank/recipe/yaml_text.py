@@ -6,7 +6,7 @@ import yaml
 
 from lorank.errors import one_line
 
-LONGEST = 1_000_000  # characters
+LONGEST = 100_000  # characters
 MOST, DEEPEST = 20_000, 20  # values, those behind aliases counted each time; mappings and lists around a value
 
 
@@ -23,6 +23,12 @@ def yaml_content(text: str) -> Any:
         content = yaml.load(text, _Loader)
     except (yaml.YAMLError, ValueError, OverflowError) as error:
         raise ValueError(one_line(error)) from None
+    except (
+        LookupError,
+        TypeError,
+        AttributeError,
+    ) as error:  # PyYAML's, of tags that do not fit their values: `!!int ''`
+        raise ValueError(f"a value does not fit its tag ({type(error).__name__})") from None
     except RecursionError:
         raise ValueError("lists or mappings stand too deep in each other") from None
     _check_size(content)
@@ -52,6 +58,9 @@ class _Loader(yaml.SafeLoader):
         """The mapping of a node."""
         keys = set()
         for key_node, _ in node.value:
+            if key_node.tag == "tag:yaml.org,2002:merge":
+                problem = "merge keys (<<) are not read: write the keys out"
+                raise yaml.constructor.ConstructorError(None, None, problem, key_node.start_mark)
             if isinstance(key_node, yaml.ScalarNode):
                 key = self.construct_object(key_node, deep=True)
                 if key in keys:

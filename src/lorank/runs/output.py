@@ -51,6 +51,11 @@ def locked_directory(directory: Path, recipe: Recipe, data: TaskData, provenance
             _check_or_write(directory, recipe, data, provenance)
             processes().wait_for_everyone()
             yield
+            if not (directory / "recipe.yaml").is_file():
+                raise OutputError(
+                    f"{directory} was removed or emptied while the run was at work: what is there now is not whole. Remove it, "
+                    "and run the same command again"
+                )
     except Timeout:
         raise OutputError(
             f"{directory} is in use by another lorank process; wait for it, or give another --output"

@@ -36,7 +36,8 @@ def check_saved_adapter(folder: str | Path, plan: RankPlan | str | Path) -> int:
 
     Every module with a rank `r_m > 0` in the plan has `lora_A` and `lora_B`, together `r_m · unit_cost_m` parameters, and no
     other module has any; `adapter_config.json` gives every module the rank of its tensors; no tensor is a shard, empty or not
-    finite; no `lora_B` is zero in every entry, as it is before training. Call it on one process, after all have saved.
+    finite; no `lora_B` is zero in every entry, as it is before training. Call it on one process, after all have saved. The
+    scale (alpha) is not compared: it is what the adapter was trained with, whatever the plan proposes.
 
     PEFT's keys do not name the parameters of fused experts: the tensors of a module of experts are told apart by their shapes.
 

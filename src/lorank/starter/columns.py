@@ -86,10 +86,10 @@ def _fits_none(rows: Rows) -> str:
     prompt, answer = prompt or "COLUMN", answer or "COLUMN"
     own = [f"{task} ({_listed(columns)})" for task, columns in _COLUMNS.items()]
     return (
-        f"the columns {_listed(rows.names)} fit no task by themselves. To let a decoder write an answer, rename the columns to "
-        f"prompt and completion; or give --task summarization --text {prompt} --label {answer}, which puts 'Summary:' between "
-        f"them unless data.prompt says otherwise; or --task classification or regression with --text and --label. Tasks with "
-        f"columns of their own: {'; '.join(own)}"
+        f"the columns {_listed(rows.names)} fit no task by themselves. For classes give --task classification --text COLUMN "
+        f"--label COLUMN (or regression, for numbers). To let a decoder write an answer, rename the columns to prompt and "
+        f"completion; or give --task summarization --text {prompt} --label {answer}, which puts 'Summary:' between them unless "
+        f"data.prompt says otherwise. Tasks with columns of their own: {'; '.join(own)}"
     )
 
 
