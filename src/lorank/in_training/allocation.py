@@ -30,6 +30,7 @@ from lorank.in_training.adapter_audit import audit_saves
 from lorank.in_training.checkpoint import write_results
 from lorank.in_training.fresh_start import start_again, state_beside
 from lorank.in_training.sharded_base import AveragedGradients, leave_whole, refuse_sharded, warn_of_ddp
+from lorank.in_training.stage_problems import warn_of_dead_triplets
 from lorank.methods.choose import choose_options
 from lorank.plan import RankPlan
 from lorank.processes import processes
@@ -50,6 +51,7 @@ class Allocation:
 
     """
 
+    rate_name = "the learning rate"  # for messages; a recipe has a key for it
     unfinished = "call trainer.train(), where the Trainer has this allocation (callbacks=[...], or attach)"
     scoring_forms = (
         "rows prepared as the training data, the name of an entry of eval_dataset, a DataLoader, or source='training'"
@@ -263,6 +265,7 @@ class Allocation:
         if directory is not None:
             self.cut_history.write(directory / CUTS)
             write_results(scores, plan, directory)
+        warn_of_dead_triplets(scores)
 
     def _own_passes_follow(self, follow: bool) -> None:
         """Between a step's gradients and the next step nothing is averaged over processes; before it, all of it must be."""

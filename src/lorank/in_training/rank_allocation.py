@@ -21,6 +21,7 @@ from lorank.in_training.checkpoint import holds_state, read_state, read_triplets
 from lorank.in_training.fresh_start import check_uncut, trains_only
 from lorank.in_training.scoring_data import check_name, scoring_batches
 from lorank.in_training.sharded_base import refuse_sharded
+from lorank.in_training.stage_problems import warn_of_rising_loss
 from lorank.in_training.tracker_images import TrackerImages
 from lorank.in_training.trainer_setup import (
     JOINED_LATE,
@@ -283,6 +284,7 @@ class RankAllocation(Allocation, TrainerCallback, ExportableState):
             forget_best(state)  # it was measured before the cut
         path = self._cuts_file(args, state)
         self._end(model, state.global_step, optimizer, None if path is None else path.parent)
+        warn_of_rising_loss(state.log_history, engine.finished, self.rate_name)
         if path is not None and self.says_what_it_did:
             for line in self.lines():
                 print(f"lorank: {line}")

@@ -12,6 +12,7 @@ from transformers import DataCollatorWithPadding, PreTrainedTokenizerBase, Train
 
 from lorank.errors import LorankWarning
 from lorank.processes import processes
+from lorank.tasks.collapse import warn_of_one_class
 from lorank.tasks.data import TaskData
 from lorank.tasks.encoding import tokenize
 from lorank.tasks.evaluation_settings import EvaluationSettings, shard_for_evaluation
@@ -43,7 +44,7 @@ def evaluate(
         Name of a metric -> value, and the mean loss; None where one is not defined for these predictions.
 
     Warns:
-        LorankWarning: for each that is not defined.
+        LorankWarning: for each that is not defined; and where a classifier predicts a single class.
 
     """
     section, test = settings.section, data.needs_test("to evaluate a model")
@@ -66,6 +67,8 @@ def evaluate(
         sums, counts = example_losses(torch.from_numpy(logits), torch.from_numpy(labels))
         write_losses(directory / LOSSES, sums.numpy(), counts.numpy(), order)
     predicted = logits.reshape(-1) if section.task == "regression" else logits.argmax(-1)
+    if section.task == "classification":
+        warn_of_one_class(predicted, labels, data.label_names)
     chosen = choose_metrics(section.task, settings.metrics, len(data.label_names))
     metrics = {name: _defined(name, metric(labels, predicted)) for name, metric in chosen.items()}
     return metrics, _defined("loss", float(output.metrics["test_loss"]))

@@ -103,6 +103,7 @@ def allocate_in_training(
         **{key: value for section in choices_in(chosen.choices).values() for key, value in section},
     )
     allocation.says_what_it_did = False  # the command does
+    allocation.rate_name = "train.learning_rate" if stage.kept else "search.learning_rate"
     train_stage(
         name=stage.name,
         prepared=prepared,
