@@ -15,7 +15,7 @@ from rich.console import Console
 from typer.core import TyperGroup
 
 from lorank.artefact import check_file, disk_problem, json_text, json_values, write_json
-from lorank.errors import LorankError, LorankWarning
+from lorank.errors import LorankError, LorankWarning, OutputError
 
 UsageError: type[Exception] = typer.BadParameter.__mro__[1]  # typer itself does not export it
 
@@ -150,6 +150,15 @@ def say(text: str) -> None:
     out.print(text, highlight=False, soft_wrap=True, markup=False)
 
 
+def _written(path: Path) -> tuple[int, int] | None:
+    """Which file stands at a path, and since when it is as it is."""
+    try:
+        found = path.stat()
+    except OSError:
+        return None
+    return found.st_ino, found.st_mtime_ns
+
+
 @contextmanager
 def document(path: Path | None, *, checked: bool = False) -> Iterator[Callable[[Any], None]]:
     """Give a function that writes what a command found as one JSON document: to this file; where it is `-`, to standard output.
@@ -158,7 +167,7 @@ def document(path: Path | None, *, checked: bool = False) -> Iterator[Callable[[
     number (NaN, infinity) is null. `checked`: the command itself looks at the path, with whatever else it looks at.
 
     Raises:
-        OutputError: `path` cannot be written; before the work.
+        OutputError: `path` cannot be written; before the work. Or the command has written something else there meanwhile.
 
     """
     if path is None:
@@ -168,7 +177,13 @@ def document(path: Path | None, *, checked: bool = False) -> Iterator[Callable[[
         if not checked:
             check_file(path)
 
+        before = _written(path)
+
         def write(content: Any) -> None:
+            if _written(path) != before:
+                raise OutputError(
+                    f"{path} is an output of this command already, and is as it should be; give --json another name"
+                )
             write_json(path, json_values(content))
             say(f"{'numbers':<20}{path}")
 

@@ -119,3 +119,11 @@ def test_grids_and_a_pruned_adapter(tiny_recipe: Any, tmp_path: Path) -> None:
     assert set(both) == {"folder", "before", "after"}
     served = document("export", adapter, tmp_path / "served")
     assert {"folder", "verdicts", "parameters", "rank"} <= set(served)
+
+
+def test_an_output_of_the_command_is_not_overwritten_by_its_numbers(folder: Path) -> None:
+    plan = folder / "plan.json"
+    result = lorank("allocate", folder / "s.safetensors", "--budget", "96", "--output", plan, "--json", plan)
+    assert result.exit_code == 1
+    assert "plan.json is an output of this command already" in result.output.replace("\n", " ")
+    assert json.loads(plan.read_text())["format"] == "lorank.rank_plan"
