@@ -16,7 +16,7 @@ from tests.conftest import tiny_config
 NAMES = [f"model.layers.{layer}.self_attn.{name}_proj" for layer in range(30) for name in "qkvo"]
 ENDLESS = (
     ".?" * 60 + "!",
-    "(.|.)" * 40 + "!",
+    "(.|.)" * 22 + "!",
     r"(?x)( [\w.]+ ) + !",
     "([a-z0-9._]+)+!",
     "(a|[a-z._0-9]|.)*!",

@@ -38,10 +38,10 @@ FROZEN: Mapping[str, tuple[str, dict[str, Any]]] = {
     "magnitude": ("magnitude", {}),
     "gradient": ("gradient", {}),
     "eva": ("eva", {}),
-    "gram": ("sensitivity-lora", {"estimator": "gram"}),
-    "fisher": ("sensitivity-lora", {"estimator": "fisher"}),
-    "kfac": ("sensitivity-lora", {"estimator": "kfac"}),
-    "hutchinson": ("sensitivity-lora", {"estimator": "hutchinson"}),
+    "gram": ("sensitivity-lora", {"preset": "recommended", "estimator": "gram"}),
+    "fisher": ("sensitivity-lora", {"preset": "recommended", "estimator": "fisher"}),
+    "kfac": ("sensitivity-lora", {"preset": "recommended", "estimator": "kfac"}),
+    "hutchinson": ("sensitivity-lora", {"preset": "recommended", "estimator": "hutchinson"}),
 }
 # I-LoRA: preset and steps of the search. `probe` is the length that costs 0.3 of a training, scoring included.
 SEARCHES: Mapping[str, tuple[str, int]] = {
@@ -103,8 +103,8 @@ def attempts(world: World, kind: str, seed: int) -> Iterator[tuple[str, dict[str
     stacked.into_peft(0, model)
     merged = model.merge_and_unload()
     loader = world.train.part(0, 256).batches(32)
-    for name in ("gradient", "sensitivity-lora"):
-        scores = lorank.score(copy.deepcopy(merged), loader, method=name, seed=seed)
+    for name, preset in (("gradient", None), ("sensitivity-lora", "recommended")):
+        scores = lorank.score(copy.deepcopy(merged), loader, method=name, seed=seed, preset=preset)
         ranks = dict(lorank.allocate(scores, world.budget, max_rank=CAP).ranks)
         yield f"{'gram' if name == 'sensitivity-lora' else name} after rank 1", ranks, time.process_time() - began
     moved = {name: (a.norm() * b.norm()).square().item() for name, (a, b) in stacked.factors(0).items()}

@@ -37,3 +37,5 @@ def test_run_prints_results_ranks_and_where_things_are(tiny_recipe, tmp_path: Pa
     assert set(numbers) == {"folder", "results", "plan"}
     assert numbers["results"] == json.loads((tmp_path / "out" / "metrics.json").read_text())["results"]
     assert numbers["plan"]["budget"]["spent"] <= 448
+    again = lorank("run", str(tmp_path / "recipe.yaml"), "seed=3", *written[:2])
+    assert "holds this run, finished: it is shown again, and nothing is trained" in again.output

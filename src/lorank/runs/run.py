@@ -4,6 +4,7 @@ Each part leaves an artefact, and a part that has left it is not done again: the
 stopped.
 """
 
+import json
 import os
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, replace
@@ -78,6 +79,8 @@ def run(recipe: Recipe, directory: str | Path, console: Console | None = None) -
     recipe, prepared = prepare(begun, (recipe.method, *recipe.baselines), console)
     main_run = MethodRun(recipe, prepared, recipe.method, directory, console)
     with locked_directory(directory, recipe, prepared.data, prepared.provenance):
+        if _is_finished(directory, (recipe.method, *recipe.baselines)):
+            _note(console, f"{directory} holds this run, finished: it is shown again, and nothing is trained")
         results[recipe.method] = main_run.result()
         plan = RankPlan.load(directory / "plan.json")
         results |= _baseline_results(main_run, plan)
@@ -127,6 +130,15 @@ def run_plan(recipe: Recipe, plan: RankPlan, directory: str | Path, console: Con
         results |= _baseline_results(main_run, plan)
         _write_results(main_run, plan.provenance.get("preset"), plan, results)
     return RunResult(directory, plan, results)
+
+
+def _is_finished(directory: Path, methods: tuple[str, ...]) -> bool:
+    """Whether a run has written the results of all these."""
+    try:
+        written = json.loads((directory / "metrics.json").read_text(encoding="utf-8"))
+        return set(methods) <= set(written["results"])
+    except (OSError, ValueError, KeyError, TypeError):
+        return False
 
 
 def _check_recipe(recipe: Any) -> None:
