@@ -27,6 +27,17 @@ def python(program: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run(command, capture_output=True, text=True, check=False, preexec_fn=heed_ctrl_c)
 
 
+def signalled(process: subprocess.Popen[str], words: str, number: int) -> list[str]:
+    """Send a signal when the process says these words; all lines that it has said when it is gone."""
+    assert process.stderr is not None
+    said = []
+    for line in process.stderr:
+        said.append(line)
+        if words in line:
+            process.send_signal(number)
+    return said
+
+
 def test_the_command_is_quoted_for_a_shell() -> None:
     called = ["bin/lorank", "run", "my recipe.yaml", "data={train: a}"]
     said = how_to_continue(called, ["python", *called])
@@ -99,12 +110,7 @@ def test_the_command_that_is_printed_continues_the_run(
     command = [sys.executable, "-m", "lorank", "run", "a recipe.yaml", "--output", "out"]
     pipe = subprocess.PIPE
     process = subprocess.Popen(command, cwd=tmp_path, stderr=pipe, stdout=pipe, text=True, preexec_fn=heed_ctrl_c)
-    assert process.stderr is not None
-    said = []
-    for line in process.stderr:
-        said.append(line)
-        if "step 8/60" in line:
-            process.send_signal(signal.SIGINT)
+    said = signalled(process, "step 8/60", signal.SIGINT)
     assert process.wait() == 130
     assert said[-1].startswith("stopped; this continues from the last checkpoint: ")
     assert not [line for line in said if "Traceback" in line]

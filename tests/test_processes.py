@@ -12,6 +12,7 @@ from rich.console import Console
 
 from lorank import RankPlan
 from lorank.runs.run import run
+from tests.test_interrupt import signalled
 
 
 def launched(*command: str) -> subprocess.CompletedProcess[str]:
@@ -65,12 +66,7 @@ def test_a_signal_to_torchrun_ends_all_processes_after_one_step(tiny_recipe, tmp
         stderr=subprocess.PIPE,
         text=True,
     )
-    assert process.stderr is not None
-    said = []
-    for line in process.stderr:
-        said.append(line)
-        if "step 8/300" in line:
-            process.send_signal(signal.SIGTERM)
+    said = signalled(process, "step 8/300", signal.SIGTERM)
     assert process.wait(60) != 0
     assert any("this continues from the last checkpoint: the same torchrun command" in line for line in said), said
     (marker,) = (tmp_path / "out").glob("train/checkpoint-*/stage.json")

@@ -4,7 +4,6 @@ Each part leaves an artefact, and a part that has left it is not done again: the
 stopped.
 """
 
-import json
 import os
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, replace
@@ -16,7 +15,7 @@ from rich.console import Console
 
 from lorank.allocation.cut_history import CUTS, CutHistory
 from lorank.allocation.top_b import EQUAL
-from lorank.artefact import write_json
+from lorank.artefact import read_json, write_json
 from lorank.budget import budget_text
 from lorank.errors import OutputError, RecipeError
 from lorank.findings import Findings
@@ -135,8 +134,7 @@ def run_plan(recipe: Recipe, plan: RankPlan, directory: str | Path, console: Con
 def _is_finished(directory: Path, methods: tuple[str, ...]) -> bool:
     """Whether a run has written the results of all these."""
     try:
-        written = json.loads((directory / "metrics.json").read_text(encoding="utf-8"))
-        return set(methods) <= set(written["results"])
+        return set(methods) <= set(read_json(directory / "metrics.json")["results"])
     except (OSError, ValueError, KeyError, TypeError):
         return False
 

@@ -1,6 +1,5 @@
 """Checkpoints that a killed run can trust: complete or not counted."""
 
-import json
 import shutil
 import time
 import warnings
@@ -13,7 +12,7 @@ import torch
 import torch.distributed
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
-from lorank.artefact import file_checksum, sync, write_json
+from lorank.artefact import file_checksum, read_json, sync, write_json
 from lorank.errors import LorankWarning, OutputError
 from lorank.interrupt import after_the_step, stop_is_asked
 from lorank.processes import processes
@@ -88,7 +87,7 @@ def _complete(directory: Path) -> list[Path]:
 def _damage(checkpoint: Path) -> str | None:
     """What is wrong with a file of a complete checkpoint, by the sums in its marker; None where nothing is."""
     try:
-        sums = json.loads((checkpoint / _MARKER).read_text(encoding="utf-8")).get("files", {})
+        sums = read_json(checkpoint / _MARKER).get("files", {})
         for name, wanted in sums.items():
             path = checkpoint / name
             if not path.is_file():
@@ -110,7 +109,7 @@ def read_progress(checkpoint: Path) -> StageProgress:
 
     """
     try:
-        held = json.loads((checkpoint / _MARKER).read_text(encoding="utf-8"))
+        held = read_json(checkpoint / _MARKER)
         held.pop("files", None)
         held.pop("details", None)  # of earlier versions
         return StageProgress(**held)
