@@ -1,6 +1,7 @@
 """What the commands share: where they print, what they leave out, and how they fail."""
 
 import codecs
+import json
 import logging
 import os
 import sys
@@ -11,11 +12,12 @@ from pathlib import Path
 from typing import Any
 
 import typer
-from rich.console import Console
+from rich.console import Console, ConsoleOptions
+from rich.segment import Segment
 from typer.core import TyperGroup
 
 from lorank.artefact import check_file, disk_problem, json_text, json_values, write_json
-from lorank.errors import LorankError, LorankWarning, OutputError
+from lorank.errors import LorankError, LorankWarning, OutputError, as_seen
 
 UsageError: type[Exception] = typer.BadParameter.__mro__[1]  # typer itself does not export it
 
@@ -35,7 +37,15 @@ _FUTURE = r"(transformers|peft|trl|pyarrow|accelerate|datasets|huggingface_hub|b
 
 
 class _BesideBars(Console):
-    """A console whose lines and progress bars do not end up in the same line of the terminal."""
+    """A console whose lines and progress bars do not end up in the same line of the terminal.
+
+    What is printed is names and texts of files, too: nothing in them is markup, or reaches the terminal as a command.
+    """
+
+    def render(self, renderable: Any, options: ConsoleOptions | None = None) -> Iterator[Segment]:
+        """As rich does, with characters that cannot be seen as Python writes them."""
+        for one in super().render(renderable, options):
+            yield one if one.control or one.text.isprintable() else Segment(as_seen(one.text, "\n"), one.style)
 
     def print(self, *objects: Any, **options: Any) -> None:
         """As rich prints; open progress bars are taken away first, and drawn again below."""
@@ -46,8 +56,8 @@ class _BesideBars(Console):
 
 # Where there is no terminal, tables keep their full width in a log, unless COLUMNS says how wide it is.
 _set_width = "COLUMNS" in os.environ
-out = _BesideBars(width=None if sys.stdout.isatty() or _set_width else 140, emoji=False)
-progress = _BesideBars(stderr=True, width=None if sys.stderr.isatty() or _set_width else 200, emoji=False)
+out = _BesideBars(width=None if sys.stdout.isatty() or _set_width else 140, emoji=False, markup=False)
+progress = _BesideBars(stderr=True, width=None if sys.stderr.isatty() or _set_width else 200, emoji=False, markup=False)
 
 
 class CommandLine(TyperGroup):
@@ -191,4 +201,9 @@ def document(path: Path | None, *, checked: bool = False) -> Iterator[Callable[[
         return
     stdout = sys.stdout
     with redirect_stdout(sys.stderr):
-        yield lambda content: print(json_text(json_values(content)), file=stdout)
+        yield lambda content: print(_in_ascii_controls(json_text(json_values(content))), file=stdout)
+
+
+def _in_ascii_controls(text: str) -> str:
+    """JSON of the same values, whose strings cannot steer a terminal; JSON itself leaves such characters beyond ASCII."""
+    return "".join(one if one.isprintable() or one == "\n" else json.dumps(one)[1:-1] for one in text)

@@ -1,7 +1,69 @@
-"""One family of errors: every message says what was got, what is allowed, and what to do."""
+"""One family of errors: every message says what was got, what is allowed, and what to do.
+
+Messages name what files hold: values are shown short, and nothing in a message steers a terminal.
+"""
+
+import reprlib
+from collections.abc import Iterable
+from itertools import islice
+from typing import Any
+
+_LONGEST_LINE, _MOST_LINES = 2_000, 100  # of a message
 
 
-class LorankError(Exception):
+def as_seen(text: str, keep: str = "") -> str:
+    """The text with characters that cannot be seen as Python writes them; line ends and what steers a terminal among them.
+
+    Args:
+        text: from a file, or a name.
+        keep: characters that stay.
+
+    """
+    if text.isprintable():
+        return text
+    return "".join(one if one.isprintable() or one in keep else repr(one)[1:-1] for one in text)
+
+
+def in_short(text: str, most: int = 80) -> str:
+    """The text as it is seen, in one line, without its end where it is long."""
+    seen = as_seen(text[: most + 1])
+    return seen if len(text) <= most and len(seen) <= most else f"{seen[:most]}..."
+
+
+class _Shown(reprlib.Repr):
+    """`repr` in bounded time: of a value of any size, at any depth."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.maxlevel, self.maxstring, self.maxother, self.maxlong = 4, 80, 80, 40
+
+    def repr_int(self, x: int, level: int) -> str:
+        """Digits of a number that has few; Python writes none of thousands of digits."""
+        return repr(x) if abs(x) < 10**30 else f"a number of about {int(x.bit_length() * 0.30103) + 1:,} digits"
+
+
+def shown(value: Any, most: int = 80) -> str:
+    """A value of a file as Python writes it, in short, to stand in a message."""
+    return in_short(_Shown().repr(value), most)
+
+
+def listed(names: Iterable[object], most: int = 20) -> str:
+    """Names, with commas between them: the first of many, each in short; `none` where there are none."""
+    known = list(names)
+    said = ", ".join(in_short(str(name)) for name in islice(known, most))
+    return f"{said} and {len(known) - most:,} more" if len(known) > most else said or "none"
+
+
+class _Said(Exception):
+    """A message that is safe to print: no endless line, and no character that cannot be seen."""
+
+    def __str__(self) -> str:
+        lines = super().__str__().split("\n")
+        more = [f"... and {len(lines) - _MOST_LINES:,} more lines"] if len(lines) > _MOST_LINES else []
+        return "\n".join([*(in_short(line, _LONGEST_LINE) for line in lines[:_MOST_LINES]), *more])
+
+
+class LorankError(_Said):
     """Base class of every error that lorank raises on purpose."""
 
 
@@ -58,10 +120,10 @@ class OutputError(LorankError):
     """An output directory that belongs to another run."""
 
 
-class LorankWarning(UserWarning):
+class LorankWarning(_Said, UserWarning):
     """Something legal that is probably not what was meant."""
 
 
 def one_line(error: BaseException, most: int = 300) -> str:
     """What another package said, as part of a message of ours: in one line, and not endless."""
-    return " ".join(str(error).split())[:most]
+    return in_short(" ".join(str(error)[: 10 * most].split()), most)

@@ -1,18 +1,19 @@
-"""What is checked of files that others made: no link leads out of an adapter's folder, headers hold what lorank writes.
+"""What is checked of files that others made: no link or name leads out of a folder, contents are such as tools write them.
 
 A checksum says that a file is as it was written, not who wrote it. A link to some file of the reader's would be read, copied and
 uploaded with the adapter.
 """
 
+import json
 import os
 import re
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Annotated, Any
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from lorank.errors import AdapterError
+from lorank.errors import AdapterError, one_line, shown
 
 # Above any model that there is; sums of them stay far from what arrays of 64 bits hold.
 Rank = Annotated[int, Field(ge=0, le=10**7)]
@@ -132,3 +133,101 @@ def _is_blob(target: Path, root: Path) -> bool:
                 target.is_relative_to(shared) and bool(_SHARED_BLOB.fullmatch(target.relative_to(shared).as_posix()))
             )
     return False
+
+
+# Keys of a model's config -> the least and most that the number may be. Building a model of more takes all memory or time.
+_SIZES = tuple(
+    (re.compile(keys), least, most)
+    for keys, least, most in (
+        (r"num_labels", 0, 10**6),
+        (r"(num|n)_(\w+_)?(layers?|blocks)|(encoder|decoder|hidden)?_?layers|depths?", 0, 1000),
+        (r"(\w+_)?(num|n)_(\w+_)?experts", 0, 10**4),
+        (r"hidden_size|d_model|n_embd|vocab_size|(num|n)_(\w+_)?heads?|n_head", 1, 10**9),
+        (r"intermediate_size|d_ff|n_inner|type_vocab_size|head_dim", 0, 10**9),
+        (r"\w*(size|dim|positions|width|channels|features|rank)|n_ctx", -(10**9), 10**9),
+    )
+)
+_KINDS: Mapping[str, tuple[type | None, str]] = {
+    **dict.fromkeys(("id2label", "label2id", "auto_map", "quantization_config"), (dict, "a mapping")),
+    "architectures": (list, "a list of names"),
+    "model_type": (str, "a name"),
+}
+_DTYPE = re.compile(r"(torch[.])?(auto|float|double|half|b?float(64|32|16)|float(8|4)_\w+|u?int8)")
+_LARGEST_JSON = 50 * 2**20  # bytes
+_EXPERTS = 200_000  # in all layers
+
+
+def check_model_config(content: Any) -> None:
+    """Refuse the content of a model's config.json that no model can be built from, or none that memory could hold.
+
+    Raises:
+        ValueError: says which key, what it may be, and, in short, what it is.
+
+    """
+    if not isinstance(content, dict):
+        raise ValueError(f"its config is {shown(content, 40)}, and not keys and values")
+    counts = {"layers": 1, "experts": 1}
+    for key, value in _values_in(content):
+        kind, what = _KINDS.get(key, (None, ""))
+        if kind is not None and value is not None and not isinstance(value, kind):
+            raise ValueError(f"{key} in its config is {shown(value, 40)}; allowed: {what}")
+        if key == "architectures" and not all(isinstance(name, str) for name in value or ()):
+            raise ValueError(f"{key} in its config is {shown(value, 40)}; allowed: {what}")
+        if key in ("dtype", "torch_dtype") and isinstance(value, str | int | list) and not _is_dtype(value):
+            raise ValueError(
+                f"{key} in its config is {shown(value, 40)}; allowed: float32, bfloat16, float16 and the like"
+            )
+        for number in value if isinstance(value, list) else (value,):
+            if not isinstance(number, int) or isinstance(number, bool):
+                continue
+            for pattern, least, most in _SIZES:
+                if pattern.fullmatch(key):
+                    if not least <= number <= most:
+                        raise ValueError(f"{key} in its config is {shown(number)}; allowed: {least:,} to {most:,}")
+                    for name in counts:
+                        counts[name] = max(counts[name], number if name in key else 1)
+                    break
+    if counts["layers"] * counts["experts"] > _EXPERTS:
+        raise ValueError(
+            f"its config has {counts['experts']:,} experts in each of {counts['layers']:,} layers; allowed: {_EXPERTS:,} in all"
+        )
+
+
+def _is_dtype(value: Any) -> bool:
+    return isinstance(value, str) and _DTYPE.fullmatch(value) is not None
+
+
+def _values_in(content: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:
+    """Keys and values of a mapping, and of those inside of it; not of names of labels, whose keys are anybody's."""
+    waiting: list[Any] = [content]
+    while waiting:
+        for key, value in waiting.pop().items():
+            yield str(key), value
+            if isinstance(value, dict) and key not in ("id2label", "label2id", "auto_map"):
+                waiting.append(value)
+
+
+def check_model_folder(folder: Path) -> None:
+    """Refuse a model's folder with an index of its weights that is damaged, or leads to files that are not in the folder.
+
+    Raises:
+        ValueError: says what is wrong.
+
+    """
+    for path in (folder / "config.json", *sorted(folder.glob("*.index.json"))):
+        if path.is_file() and path.stat().st_size > _LARGEST_JSON:
+            raise ValueError(f"{path.name} has {path.stat().st_size:,} bytes; at most {_LARGEST_JSON:,} are read")
+    for path in sorted(folder.glob("*.safetensors.index.json")):
+        try:
+            placed = json.loads(path.read_text(encoding="utf-8"))["weight_map"]
+            names = sorted(set(placed.values()))
+        except (ValueError, LookupError, TypeError, AttributeError, RecursionError) as error:
+            raise ValueError(f"{path.name} is damaged ({type(error).__name__}: {one_line(error, 100)})") from None
+        for name in names:
+            inside = isinstance(name, str) and Path(os.path.normpath(folder / name)).is_relative_to(
+                os.path.normpath(folder)
+            )
+            if not inside:
+                raise ValueError(f"{path.name} names the file {shown(name)}, which is not in the folder")
+            if not (folder / name).is_file():
+                raise ValueError(f"{path.name} names the file {shown(name)}, which is missing")

@@ -34,8 +34,9 @@ def init_command(
         from lorank.artefact import check_unwritten
 
         check_unwritten(output, overwrite=overwrite)
+        from lorank.errors import as_seen
         from lorank.models.pretrained import Pretrained
-        from lorank.starter.write import as_seen, in_yaml, starter_choices, write_starter
+        from lorank.starter.write import in_yaml, starter_choices, write_starter
 
         columns = tuple(name.strip() for name in (text or "").split(",") if name.strip())
         choices = starter_choices(

@@ -20,13 +20,14 @@ from lorank.compare.learning_rate import searched
 from lorank.compare.over_tasks import COLUMNS as OVER_TASKS
 from lorank.compare.over_tasks import OverTasks, over_tasks, overall_sentence
 from lorank.compare.pareto import draw_pareto, with_front
-from lorank.compare.result_table import comma_separated, latex, latex_table, markdown, markdown_table, over_tasks_lines
+from lorank.compare.result_table import comma_separated, latex, latex_table, markdown, over_tasks_lines
 from lorank.compare.run_grid import run_grid
 from lorank.compare.statistics import Test
 from lorank.compare.words import general_sentences, loss_sentences, sentence
 from lorank.errors import ComparisonError
 from lorank.recipe.files import read_override, read_recipe
 from lorank.recipe.method_sections import merged
+from lorank.report.markdown import plain_table
 from lorank.tasks.data import load_task_data
 from lorank.tasks.metrics import choose_metrics
 from lorank.validation import nearest
@@ -247,7 +248,7 @@ def write_comparison(
     missing = [f"{cell.folder} failed: {reason}" for cell, reason in failed.items()]
     reading = "\n".join(f"- {line}" for line in [*comparison.sentences, *missing])
     lines, names = over_tasks_lines(overall, len(grid.seeds)), ("budget", *OVER_TASKS)
-    second = f"{markdown_table(names, lines)}\n" if overall else ""
+    second = f"{plain_table(names, lines)}\n" if overall else ""
     tables = {
         "table.md": f"{markdown(rows)}\n{second}{reading}\n",
         "table.tex": latex(rows) + (latex_table(names, lines, left=2, together=1) if overall else ""),

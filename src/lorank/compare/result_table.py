@@ -13,6 +13,7 @@ from lorank.compare.cells import CONTROLS
 from lorank.compare.over_tasks import COLUMNS as OVER_TASKS
 from lorank.compare.over_tasks import OverTasks
 from lorank.compare.statistics import Difference
+from lorank.report.markdown import plain_table
 from lorank.report.split_table import SplitTable
 
 _CSV_COLUMNS = (
@@ -102,12 +103,7 @@ def markdown(rows: Sequence[Row]) -> str:
     """As a Markdown table."""
     names, lines = table_of(rows)
     written = [(row.task, row.budget, *line) for row, line in zip(rows, lines, strict=True)]
-    return markdown_table(("task", "budget", *names), written)
-
-
-def markdown_table(columns: Sequence[str], lines: Sequence[Sequence[str]]) -> str:
-    """Any table as Markdown."""
-    return "".join(f"| {' | '.join(line)} |\n" for line in (columns, ("---",) * len(columns), *lines))
+    return plain_table(("task", "budget", *names), written)
 
 
 def latex(rows: Sequence[Row]) -> str:

@@ -9,7 +9,7 @@ from typing import Any
 
 from peft import TaskType
 
-from lorank.errors import DataError, one_line
+from lorank.errors import DataError, as_seen, one_line
 from lorank.evaluation.own_data import OwnData
 from lorank.tasks.encoding import tokenize
 from lorank.tasks.text_data import IGNORED
@@ -124,10 +124,5 @@ def sample_lines(samples: Sequence[Mapping[str, Any]]) -> Iterator[str]:
         prompt = sample["prompt"]
         shown = prompt if len(prompt) <= _LONGEST else f"...{prompt[-_LONGEST:]}"
         for name, text in (("prompt", shown), ("target", sample["target"]), *sample["written"].items()):
-            lines = (_visible(text) or "(nothing)").split("\n")
+            lines = (as_seen(text, "\n") or "(nothing)").split("\n")
             yield from (f"  {name if not place else '':<9}{line}" for place, line in enumerate(lines))
-
-
-def _visible(text: str) -> str:
-    """The text with characters that cannot be seen, those that steer a terminal among them, as Python writes them."""
-    return "".join(one if one.isprintable() or one == "\n" else repr(one)[1:-1] for one in text)

@@ -17,6 +17,7 @@ from lorank.experts import adapted_name
 from lorank.module_names import factor_of, in_base_model
 from lorank.plan import RankPlan
 from lorank.report.adapter_card import write_adapter_card
+from lorank.report.markdown import prose
 from lorank.report.model_card import CARD
 from lorank.serving.adapter_files import WEIGHTS
 from lorank.serving.saved_adapter import FactorShapes, check_factors
@@ -96,7 +97,7 @@ def _save_and_check(
         check_saved(folder, plan, part, adapter_name)
         if isinstance(part, PeftModel):
             labels = getattr(getattr(part, "config", None), "num_labels", 1)
-            write_adapter_card(folder, plan, made, num_labels=labels, before=cards.get(folder))
+            write_adapter_card(folder, plan, list(map(prose, made)), num_labels=labels, before=cards.get(folder))
     return result
 
 

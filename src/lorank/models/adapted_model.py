@@ -1,6 +1,7 @@
 """A saved adapter on its base model, as plain PEFT loads it."""
 
 import math
+import os
 from collections.abc import Mapping, Sequence
 from copy import deepcopy
 from pathlib import Path
@@ -12,15 +13,18 @@ import transformers
 from peft import PeftConfig, PeftModel
 from safetensors import safe_open
 from torch import nn
-from transformers import AutoConfig, AutoModel, PreTrainedModel
+from transformers import AutoModel, PreTrainedModel
 
 from lorank.errors import AdapterError, one_line
 from lorank.models.head_width import labels_by_shape
-from lorank.models.loading import NOT_LOADABLE, quiet_loading
+from lorank.models.loading import quiet_loading
 from lorank.models.new_tokens import resize_embeddings
+from lorank.models.pretrained import loadable, read_model_config
 from lorank.models.task_model import experts_patterns_are_known
-from lorank.models.weights import check_loaded
+from lorank.models.weights import check_loaded, check_stored_size
 from lorank.module_names import ends_with, in_base_model, is_adapter_tensor, parameter_of_tensor, parent_of
+
+_GIVE = "give the base model that it was trained on"
 
 
 def load_adapted(
@@ -41,11 +45,14 @@ def load_adapted(
         AdapterError: one of them cannot be loaded, or the base model has weights that are not its checkpoint's.
 
     """
-    try:
+    on = base or "the base model that its config names"
+    with loadable(lambda why: AdapterError(f"{adapter} cannot be loaded on {on}: {why}; {_GIVE}")):
         name, family, config, revision = _base_of(adapter, base, trust_remote_code=trust_remote_code)
         width = labels_of(family, config, _saved_shapes(adapter), trust_remote_code=trust_remote_code)
         if width is not None:
             config.num_labels = width
+        if os.path.isdir(name):
+            check_stored_size(on_meta(family, config, trust_remote_code=trust_remote_code), name)
         with quiet_loading():
             model: Any
             model, loading = family.from_pretrained(
@@ -63,12 +70,6 @@ def load_adapted(
                 model = _dequantised(model, dtype if isinstance(dtype, torch.dtype) else None)
         with experts_patterns_are_known():
             return PeftModel.from_pretrained(model, str(adapter))
-    except NOT_LOADABLE as error:
-        reason = one_line(error)
-        raise AdapterError(
-            f"{adapter} cannot be loaded on {base or 'the base model that its config names'}: {reason}; give the base model "
-            "that it was trained on"
-        ) from None
 
 
 def head_width(adapter: Path, base: str | None = None, *, trust_remote_code: bool = False) -> int | None:
@@ -80,11 +81,9 @@ def head_width(adapter: Path, base: str | None = None, *, trust_remote_code: boo
         AdapterError: the configs cannot be read, or heads that contradict each other.
 
     """
-    try:
+    with loadable(lambda why: AdapterError(f"the head of {adapter} cannot be read: {why}; give its base model")):
         _, family, config, _ = _base_of(adapter, base, trust_remote_code=trust_remote_code)
         return labels_of(family, config, _saved_shapes(adapter), trust_remote_code=trust_remote_code)
-    except NOT_LOADABLE as error:
-        raise AdapterError(f"the head of {adapter} cannot be read: {one_line(error)}; give its base model") from None
 
 
 def model_class(task_type: str | None, config: Any, saved_class: str | None = None) -> Any:
@@ -150,7 +149,7 @@ def _base_of(adapter: Path, base: str | None, *, trust_remote_code: bool) -> tup
     saved = PeftConfig.from_pretrained(str(adapter))
     name = base or saved.base_model_name_or_path
     revision = str(saved.revision or "main") if base in (None, saved.base_model_name_or_path) else "main"
-    config = AutoConfig.from_pretrained(name, trust_remote_code=trust_remote_code, revision=revision)
+    config = read_model_config(str(name), trust_remote_code=trust_remote_code, revision=revision)
     return name, model_class(saved.task_type, config, class_of(saved.to_dict())), config, revision
 
 

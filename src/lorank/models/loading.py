@@ -2,19 +2,16 @@
 
 import sys
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
-from functools import lru_cache
+from contextlib import AbstractContextManager, contextmanager
+from functools import lru_cache, partial
 from pathlib import Path
 from typing import Any
 
 import torch
 import transformers
-from huggingface_hub.errors import StrictDataclassError
 from peft import TaskType
-from safetensors import SafetensorError
 from torch import nn
 from transformers import (
-    AutoConfig,
     AutoModelForCausalLM,
     AutoModelForSeq2SeqLM,
     AutoModelForSequenceClassification,
@@ -24,22 +21,19 @@ from transformers import (
 )
 from transformers.quantizers.base import get_keys_to_not_convert
 
-from lorank.errors import RecipeError, one_line
+from lorank.errors import RecipeError
 from lorank.models.base_dtype import DTYPES, dtype_of_checkpoint, train_in_fp32
 from lorank.models.classifier_dropout import set_classifier_dropout
 from lorank.models.families import trained_families
 from lorank.models.new_tokens import add_new_tokens, resize_embeddings, rows_of_new_tokens
 from lorank.models.padding_token import set_pad_id, set_padding
-from lorank.models.pretrained import Pretrained
+from lorank.models.pretrained import Pretrained, loadable, read_model_config
 from lorank.models.quantization import quantization_config
 from lorank.models.task_model import TaskModel
 from lorank.models.trained_whole import check_not_quantised, trained_whole
-from lorank.models.weights import check_loaded
+from lorank.models.weights import check_loaded, check_stored_size
 from lorank.module_names import is_within, parent_of
 from lorank.processes import processes
-
-# What transformers raises for names, files and packages that are missing or damaged.
-NOT_LOADABLE = (OSError, ValueError, RuntimeError, ImportError, KeyError, SafetensorError, StrictDataclassError)
 
 
 def task_type_of(base: Pretrained, *, writes: bool) -> TaskType:
@@ -64,13 +58,11 @@ def load_config(name: str, *, trust_remote_code: bool = False, revision: str | N
     """Config of a model.
 
     Raises:
-        RecipeError: there is none under that name, or no such revision.
+        RecipeError: there is none under that name, no such revision, or one that no model can be built from.
 
     """
-    try:
-        return AutoConfig.from_pretrained(name, trust_remote_code=trust_remote_code, revision=revision or "main")
-    except NOT_LOADABLE as error:
-        raise _not_loadable(name, error) from None
+    with _loadable(name):
+        return read_model_config(name, trust_remote_code=trust_remote_code, revision=revision)
 
 
 def config_of(base: Pretrained) -> PreTrainedConfig:
@@ -105,14 +97,13 @@ def load_tokenizer(base: Pretrained) -> PreTrainedTokenizerBase:
         RecipeError: there is none under that name, it has no token to pad with, or has one of `new_tokens` already.
 
     """
-    try:
+    config = config_of(base)  # the tokenizer reads it, too, and checks nothing of it
+    with _loadable(base.name):
         tokenizer = AutoTokenizer.from_pretrained(
             base.name, trust_remote_code=base.trust_remote_code, revision=base.revision or "main"
         )
-    except NOT_LOADABLE as error:
-        raise _not_loadable(base.name, error) from None
-    set_padding(tokenizer, config_of(base), base.name)
-    add_new_tokens(tokenizer, base.new_tokens, base.name)
+        set_padding(tokenizer, config, base.name)
+        add_new_tokens(tokenizer, base.new_tokens, base.name)
     return tokenizer
 
 
@@ -134,7 +125,7 @@ def load_task_model(base: Pretrained, task_type: TaskType, label_names: Sequence
     config = _task_config(base, task_type, label_names)
     dtype = DTYPES[base.dtype or dtype_of_checkpoint(config)]
     options: dict[str, Any] = {} if base.attention is None else {"attn_implementation": base.attention}
-    try:
+    with _loadable(base.name):
         if base.quantization is not None:
             options["quantization_config"] = quantization_config(base, dtype, _never_quantised(base, task_type))
             options["device_map"] = {"": processes().device}  # quantised weights are not moved afterwards
@@ -149,8 +140,6 @@ def load_task_model(base: Pretrained, task_type: TaskType, label_names: Sequence
                 revision=base.revision or "main",
                 **options,
             )
-    except NOT_LOADABLE as error:
-        raise _not_loadable(base.name, error) from None
     tokenizer = load_tokenizer(base)
     set_pad_id(model, int(tokenizer.pad_token_id))
     heads = head_modules(model, loading["missing_keys"]) if task_type == TaskType.SEQ_CLS else ()
@@ -235,12 +224,12 @@ def load_without_weights(
     own_code = getattr(config, "auto_map", None) or {} if trust_remote_code else {}
     for family in trained_families(config) if task_type is None else (_FAMILIES[task_type],):
         if type(config) in family._model_mapping or family.__name__ in own_code:
-            try:
+            with _loadable(name):
                 with torch.device("meta"), quiet_loading():
-                    return family.from_config(config, trust_remote_code=trust_remote_code, **options)
-            except (*NOT_LOADABLE, AssertionError) as error:  # torch asserts that a padding token has an embedding
-                raise _not_loadable(name, error) from None
-    raise _not_loadable(name, ValueError(f"{config.model_type!r} has no {_CALLED[task_type]} class"))
+                    model = family.from_config(config, trust_remote_code=trust_remote_code, **options)
+                check_stored_size(model, name)
+                return model
+    raise _not_loadable(name, f"{config.model_type!r} has no {_CALLED[task_type]} class")
 
 
 def head_modules(model: nn.Module, missing_keys: Sequence[str] = ()) -> tuple[str, ...]:
@@ -289,8 +278,11 @@ def quiet_loading() -> Iterator[None]:
         logging.set_verbosity(verbosity)
 
 
-def _not_loadable(name: str, error: Exception) -> RecipeError:
-    reason = one_line(error) or type(error).__name__
+def _loadable(name: str) -> AbstractContextManager[None]:
+    return loadable(partial(_not_loadable, name))
+
+
+def _not_loadable(name: str, reason: str) -> RecipeError:
     return RecipeError(
         f"model: {name!r} cannot be loaded: {reason}; give a hub name or a folder with config and weights"
     )

@@ -1,6 +1,17 @@
-"""A pretrained model by name: what has to be known to load it."""
+"""A pretrained model by name: what has to be known to load it, and its config, checked before anything is built from it."""
 
+import os
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from lorank.errors import LorankError, one_line
+from lorank.received_files import check_model_config, check_model_folder
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedConfig
 
 
 @dataclass(frozen=True)
@@ -31,3 +42,55 @@ class Pretrained:
     revision: str | None = None
     modules_to_save: tuple[str, ...] | None = None
     new_tokens: tuple[str, ...] | None = None
+
+
+@contextmanager
+def loadable(refused: Callable[[str], LorankError]) -> Iterator[None]:
+    """Turn whatever other packages raise in this block into an error of ours.
+
+    transformers, PEFT, tokenizers and torch raise nearly every kind of error for names, files, configs and packages that are
+    missing or damaged.
+
+    Args:
+        refused: what they said, in one line -> the error to raise.
+
+    """
+    try:
+        yield
+    except LorankError:
+        raise
+    except Exception as error:
+        raise refused(reason_of(error)) from None
+
+
+def reason_of(error: Exception) -> str:
+    """What another package said, with the kind of its error where the message alone says little."""
+    said, tells = one_line(error), isinstance(error, OSError | ValueError | RuntimeError | ImportError | AssertionError)
+    return said if tells and said else f"{type(error).__name__}: {said}".removesuffix(": ")
+
+
+def read_model_config(
+    name: str, *, trust_remote_code: bool, revision: str | None, **options: Any
+) -> "PreTrainedConfig":
+    """The config of a model, with values that a model can be built from.
+
+    Args:
+        name: hub name or folder.
+        trust_remote_code: let the model's own code run.
+        revision: of a hub name.
+        **options: values of the config.
+
+    Raises:
+        ValueError: values that no model can have, or an index of weights that leads out of the folder.
+        Exception: whatever transformers raises.
+
+    """
+    from transformers import AutoConfig, PreTrainedConfig
+
+    if os.path.isdir(name):
+        check_model_folder(Path(name))
+    content, _ = PreTrainedConfig.get_config_dict(name, revision=revision or "main")
+    check_model_config(content)
+    if methods := [key for key in content if callable(getattr(PreTrainedConfig, key, None))]:
+        raise ValueError(f"{methods[0]} in its config is no value that a config has")
+    return AutoConfig.from_pretrained(name, trust_remote_code=trust_remote_code, revision=revision or "main", **options)

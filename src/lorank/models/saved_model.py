@@ -8,12 +8,12 @@ from typing import Any
 from peft import PeftConfig, PeftModel, TaskType
 from transformers import AutoTokenizer, PreTrainedConfig
 
-from lorank.errors import AdapterError, RecipeError, one_line
+from lorank.errors import AdapterError, RecipeError
 from lorank.models.adapted_model import head_width
 from lorank.models.families import is_classifier, kind_of
 from lorank.models.label_names import label_names_in, read_label_names
-from lorank.models.loading import NOT_LOADABLE, config_of, load_task_model, load_tokenizer, on_own_device
-from lorank.models.pretrained import Pretrained
+from lorank.models.loading import config_of, load_task_model, load_tokenizer, on_own_device
+from lorank.models.pretrained import Pretrained, loadable
 from lorank.received_files import check_links
 
 ADAPTER_CONFIG = "adapter_config.json"
@@ -65,14 +65,14 @@ class SavedModel:
         """
         model: Any = load_task_model(base, self.task_type, label_names).model
         if self.adapter is not None:
-            try:
+            with loadable(self._does_not_fit):
                 model = PeftModel.from_pretrained(model, str(self.adapter))
-            except NOT_LOADABLE as error:
-                raise AdapterError(
-                    f"{self.adapter} cannot be loaded on {base.name}: {one_line(error)}; give the base model that it was trained "
-                    "on as --base"
-                ) from None
         return on_own_device(model).eval()
+
+    def _does_not_fit(self, reason: str) -> AdapterError:
+        return AdapterError(
+            f"{self.adapter} cannot be loaded on {self.base.name}: {reason}; give the base model that it was trained on as --base"
+        )
 
 
 def read_adapter_config(adapter: Path) -> PeftConfig:
@@ -82,12 +82,8 @@ def read_adapter_config(adapter: Path) -> PeftConfig:
         AdapterError: missing or damaged.
 
     """
-    try:
+    with loadable(lambda why: AdapterError(f"{adapter / ADAPTER_CONFIG} cannot be read ({why}); give a PEFT adapter")):
         return PeftConfig.from_pretrained(str(adapter))
-    except (*NOT_LOADABLE, TypeError) as error:
-        raise AdapterError(
-            f"{adapter / ADAPTER_CONFIG} cannot be read ({type(error).__name__}); give a PEFT adapter"
-        ) from None
 
 
 def read_saved_model(name: str, base: Pretrained) -> SavedModel:
@@ -135,10 +131,8 @@ def _new_tokens(folder: Path, base: Pretrained) -> tuple[str, ...] | None:
     """
     if not (folder / "tokenizer_config.json").is_file():
         return None
-    try:
+    with loadable(lambda why: AdapterError(f"{folder}: the tokenizer beside the adapter cannot be read ({why})")):
         own = AutoTokenizer.from_pretrained(str(folder)).get_vocab()
-    except NOT_LOADABLE as error:
-        raise AdapterError(f"{folder}: the tokenizer beside the adapter cannot be read ({one_line(error)})") from None
     tokenizer = load_tokenizer(base)
     known, count = tokenizer.get_vocab(), len(tokenizer)
     added = sorted((number, token) for token, number in own.items() if token not in known)

@@ -2,12 +2,38 @@
 
 import warnings
 from collections.abc import Collection, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 from torch import nn
 
 from lorank.errors import LorankError, LorankWarning, RecipeError
 from lorank.module_names import has_part, is_within, shorter_ends, without_numbers, without_wrappers
+
+_ROOM = 10**8  # parameters that a checkpoint need not have: heads, rows of new tokens
+_PER_BYTE = 8  # parameters, where they are packed to single bits
+
+
+def check_stored_size(model: nn.Module, name: str) -> None:
+    """Refuse a model that is much larger than the weights in its folder: all of that would be made first, and then be refused.
+
+    Args:
+        model: on the meta device.
+        name: folder; a hub name, or a folder without weights, is not looked at.
+
+    Raises:
+        ValueError: says both sizes.
+
+    """
+    folder = Path(name)
+    files = (
+        [path for kind in ("*.safetensors", "pytorch_model*.bin") for path in folder.glob(kind)]
+        if folder.is_dir()
+        else []
+    )
+    held, count = sum(path.stat().st_size for path in files), sum(each.numel() for each in model.parameters())
+    if files and count > _PER_BYTE * held + _ROOM:
+        raise ValueError(f"its config describes {count:,} parameters, and its weights have {held:,} bytes")
 
 
 def check_loaded(

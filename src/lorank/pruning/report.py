@@ -4,6 +4,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from lorank.report.markdown import plain_table
 from lorank.report.picture import drawable, drawing, save_picture
 from lorank.report.split_table import SplitTable
 
@@ -21,8 +22,7 @@ def cost_table(measured: Mapping[str, Any]) -> SplitTable:
 
 def cost_markdown(measured: Mapping[str, Any]) -> str:
     """The rows of `cost_table` as a Markdown table."""
-    rows = [("", "before", "after"), ("---", "---:", "---:"), *_costs(measured)]
-    return "\n".join(f"| {' | '.join(row)} |" for row in rows)
+    return plain_table(("", "before", "after"), _costs(measured), numbers=True).rstrip()
 
 
 def _costs(measured: Mapping[str, Any]) -> list[tuple[str, str, str]]:

@@ -79,7 +79,11 @@ def _metadata(*cards: str) -> dict[str, Any]:
     found: dict[str, Any] = {}
     tags: list[str] = []
     for text in filter(None, cards):
-        data = ModelCard(text).data.to_dict()
-        tags += data.get("tags") or ()
+        try:
+            data = ModelCard(text).data.to_dict()
+        except Exception:  # yaml has kinds of its own
+            continue  # front matter that nobody can read
+        own = data.get("tags")
+        tags += [tag for tag in own if isinstance(tag, str)] if isinstance(own, list) else []
         found |= data
     return {**found, "tags": tags}

@@ -1,6 +1,7 @@
 """The model card of an adapter: README.md in its folder, with the picture of its ranks where there is one."""
 
 import json
+import os
 import re
 import shlex
 from collections.abc import Mapping, Sequence
@@ -10,7 +11,9 @@ from typing import Any
 from huggingface_hub import ModelCard, ModelCardData
 
 from lorank.artefact import versions, write_atomically
+from lorank.errors import as_seen
 from lorank.plan import RankPlan
+from lorank.report.markdown import code, inline, prose, table
 from lorank.report.tables import named_values, parameters_of, rank_markdown, summary_words
 
 CARD = "README.md"
@@ -33,10 +36,10 @@ _TEMPLATE = """\
 
 # {{ title }}
 
-A LoRA adapter{{ " for `" ~ base ~ "`" if base }} with a rank of its own for every module: \
-{{ plan.spending.replace(" parameters", " adapter parameters") }} (budget `{{ plan.budget }}`), \
+A LoRA adapter{{ " for " ~ base if base }} with a rank of its own for every module: \
+{{ plan.spending.replace(" parameters", " adapter parameters") }} (budget {{ budget }}), \
 total rank {{ plan.total_rank }}, \
-{{ adapted }} of {{ plan.ranks | length }} modules. Ranks by {{ method }}{{ ", preset `" ~ preset ~ "`" if preset else "" }}, \
+{{ adapted }} of {{ plan.ranks | length }} modules. Ranks by {{ method }}{{ ", preset " ~ preset if preset else "" }}, \
 with lorank.
 {% if picture %}
 ![rank by layer and projection](ranks.png)
@@ -44,7 +47,7 @@ with lorank.
 {{ mean_ranks }}
 {% if whole %}
 Trained whole beside it, in its file and not in the budget: \
-{% for name, size in whole.items() %}`{{ name }}` ({{ "{:,}".format(size) }} parameters){{ ", " if not loop.last }}{% endfor %}.
+{% for name, size in whole.items() %}{{ name }} ({{ "{:,}".format(size) }} parameters){{ ", " if not loop.last }}{% endfor %}.
 {% endif %}
 {% if made %}
 ## How it was made
@@ -69,14 +72,7 @@ Trained whole beside it, in its file and not in the budget: \
 {% if results %}
 ## Test results
 
-| method | adapter parameters | {{ metrics | join(" | ") }} |
-|---|---|{{ "---|" * (metrics | length) }}
-{% for name, result in results.items() -%}
-| {{ name }}{{ " (this adapter)" if name == method else "" }} | {{ "{:,}".format(result.parameters) }}\
-{{ "" if "adapter_parameters" in result else " (every weight of the base model)" }}\
-{{ " (its own budget, " ~ result.budget ~ ")" if result.budget else "" }} | \
-{% for metric in metrics %}{{ "-" if result.metrics[metric] is none else "%.4f" | format(result.metrics[metric]) }} | {% endfor %}
-{% endfor %}
+{{ results }}
 One run, seed {{ seed }}.
 
 {% endif %}
@@ -176,38 +172,35 @@ def write_model_card(
     known |= {"pipeline_tag": known.get("pipeline_tag") or _PIPELINES.get(task_type)}
     known |= {"datasets": [hub_data]} if hub_data else {}
     # The hub refuses a folder as a base model.
-    known["base_model"] = None if not base_model or Path(base_model).exists() else base_model
+    known["base_model"] = None if not base_model or os.path.exists(base_model) else base_model
     card_data = ModelCardData(**known)
     card = ModelCard.from_template(
         card_data,
         template_str=_TEMPLATE,
-        title=title,
+        title=prose(title),
         title_in_python=json.dumps(title),  # what JSON says of a string, Python reads as the same
         title_in_shell=_in_shell(title),
-        base=base_model,
+        base=code(base_model) if base_model else "",
         base_in_python=json.dumps(base_model or "BASE"),
         base_in_shell=_in_shell(base_model or "BASE"),
         plan=plan,
+        budget=code(plan.budget),
         mark=MARK,
         made=made,
         tables=tables,
         ranks="" if picture is not None else rank_markdown(plan),
-        mean_ranks=summary_words(plan),
+        mean_ranks=prose(summary_words(plan)),
         adapted=sum(rank > 0 for rank in plan.ranks.values()),
-        method=method,
-        preset=preset,
-        whole=whole,
+        method=inline(method),
+        preset=code(str(preset)) if preset else "",
+        whole={code(name): size for name, size in (whole or {}).items()},
         resized=resized,
         merges=resized or (whole and task_type != "SEQ_CLS"),
         picture=picture is not None,
         data=data,
-        metrics=list(named_values(next(iter(results.values())))) if results else [],
-        results={
-            name: {**result, "metrics": named_values(result), "parameters": parameters_of(result)}
-            for name, result in (results or {}).items()
-        },
+        results=_results_table(results or {}, method),
         seed=seed,
-        family=model_class or _FAMILIES.get(task_type, "AutoModel"),
+        family=model_class if (model_class or "").isidentifier() else _FAMILIES.get(task_type, "AutoModel"),
         options="".join(
             f", {each}" for each in (f"num_labels={num_labels}" if task_type == "SEQ_CLS" else "", base_options) if each
         ),
@@ -216,9 +209,27 @@ def write_model_card(
     _write(folder / CARD, re.sub(r"\n{3,}", "\n\n", f"{card}").encode())
 
 
+def _results_table(results: Mapping[str, Mapping[str, Any]], method: str) -> str:
+    """A row for each method; the one that made the adapter is marked."""
+    if not results:
+        return ""
+    metrics = list(named_values(next(iter(results.values()))))
+    rows = []
+    for name, result in results.items():
+        values, spent = named_values(result), f"{parameters_of(result):,}"
+        spent += "" if "adapter_parameters" in result else " (every weight of the base model)"
+        spent += f" (its own budget, {inline(str(result['budget']))})" if result.get("budget") else ""
+        cells = ("-" if (value := values.get(metric)) is None else f"{value:.4f}" for metric in metrics)
+        rows.append((inline(name) + (" (this adapter)" if name == method else ""), spent, *cells))
+    return table(("method", "adapter parameters", *map(inline, metrics)), rows)
+
+
 def _in_shell(word: str) -> str:
-    """A word as the shell reads it, whatever is in it; one that begins with a hyphen is no option."""
-    return shlex.quote(f"./{word}" if word.startswith("-") else word)
+    """A word as the shell reads it, in one line, whatever is in it; one that begins with a hyphen is no option."""
+    word = f"./{word}" if word.startswith("-") else word
+    if word.isprintable():
+        return shlex.quote(word)
+    return "$'" + as_seen(word.replace("\\", "\\\\").replace("'", "\\'")) + "'"
 
 
 def _write(path: Path, content: bytes) -> None:

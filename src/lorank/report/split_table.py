@@ -11,6 +11,9 @@ from rich.measure import Measurement
 from rich.table import Table
 from rich.text import Text
 
+from lorank.errors import as_seen
+
+_LONGEST = 2_000  # characters of a cell
 _PROSE, _HEADING = 26, 12  # columns of the terminal: for sentences at least, for a line of a heading at most
 
 
@@ -72,8 +75,8 @@ class SplitTable:
         chosen = [*range(self.repeated), *columns]
         some_prose = any(self.columns[column] in self.prose for column in chosen)
         for column in chosen:
-            name = self.columns[column]
-            prose = name in self.prose
+            name = as_seen(self.columns[column], "\n")[:_LONGEST]
+            prose = self.columns[column] in self.prose
             table.add_column(
                 Text(_in_lines(name) if lines and not prose else name),
                 justify="right" if column >= self.repeated and not prose else "left",
@@ -83,7 +86,7 @@ class SplitTable:
             )
         for cells, style in self.rows:
             shown = (cells[column] if with_prose or self.columns[column] not in self.prose else "" for column in chosen)
-            table.add_row(*map(Text, shown), style=style)
+            table.add_row(*(Text(as_seen(cell, "\n")[:_LONGEST]) for cell in shown), style=style)
         return table
 
 

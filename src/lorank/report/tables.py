@@ -6,6 +6,7 @@ from typing import Any
 
 from lorank.module_names import places
 from lorank.plan import GROUPS, RankPlan
+from lorank.report.markdown import plain_table
 from lorank.report.module_grid import grid_of, layer_groups, projection_groups
 from lorank.report.split_table import SplitTable
 from lorank.scores import ImportanceScores
@@ -20,9 +21,8 @@ def rank_table(plan: RankPlan) -> SplitTable:
 def rank_markdown(plan: RankPlan) -> str:
     """The ranks of `rank_table` as a Markdown table."""
     layers, projections, rows = grid_of({name: str(rank or "·") for name, rank in plan.ranks.items()})
-    lines = [("layer", *projections), ("---", *("---:" for _ in projections))]
-    lines += [(layer, *(cell or "" for cell in row)) for layer, row in zip(layers, rows, strict=True)]
-    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
+    lines = [(layer, *(cell or "" for cell in row)) for layer, row in zip(layers, rows, strict=True)]
+    return plain_table(("layer", *projections), lines, numbers=True).rstrip()
 
 
 def summary_table(plan: RankPlan) -> SplitTable:

@@ -7,7 +7,7 @@ from typing import Any
 
 from datasets import Dataset
 
-from lorank.errors import DataError
+from lorank.errors import DataError, listed, shown
 from lorank.models.saved_model import SavedModel
 from lorank.recipe.recipe import Recipe
 from lorank.runs.data_file import DataFile
@@ -117,8 +117,8 @@ def _as_the_model_has_them(
     elif names:
         if strange := [name for name in found if name not in names]:
             raise DataError(
-                f"{file.path}: {column!r} has {strange[0]!r}, which the adapter was not trained for; it knows "
-                f"{', '.join(map(repr, names[:20]))}"
+                f"{file.path}: {column!r} has {shown(strange[0])}, which the adapter was not trained for; it knows "
+                f"{listed(map(repr, names))}"
             )
         order = [names.index(name) for name in found]
     elif len(found) == width:

@@ -10,11 +10,12 @@ from peft import PeftModel
 from rich.console import Console
 
 from lorank.artefact import check_new_folder, new_folder, write_json
-from lorank.errors import AdapterError, one_line
+from lorank.errors import AdapterError
 from lorank.models.adapted_model import load_adapted
 from lorank.models.adapter_checks import check_adapter_labels, check_adapter_task
 from lorank.models.label_names import label_names_of, read_label_names, write_label_names
-from lorank.models.loading import NOT_LOADABLE, on_own_device
+from lorank.models.loading import on_own_device
+from lorank.models.pretrained import loadable
 from lorank.plan import RankPlan
 from lorank.pruning.budgets import folder_names, read_budgets
 from lorank.pruning.prune import Pruned, held_parameters, mean_loss, pruned_copies
@@ -23,6 +24,7 @@ from lorank.pruning.triplet_scores import choose_score
 from lorank.received_files import check_links
 from lorank.recipe.recipe import Recipe
 from lorank.report.adapter_card import write_adapter_card
+from lorank.report.markdown import code, inline, prose
 from lorank.report.rank_map import draw_rank_map
 from lorank.runs.calibration_set import calibration_batches, calibration_rows, calibration_set_of
 from lorank.runs.data_file import DataFile
@@ -192,12 +194,14 @@ class _Loaded:
             losses.replace(folder / LOSSES)
         shutil.rmtree(folder / "work", ignore_errors=True)
         measured = {"before": before, "after": after, "energy_kept": pruned.energy.record()}
-        cut = f"Cut by `lorank prune` from an adapter of {held}, without training, to the budget `{pruned.plan.budget}`"
-        by = f"by {method.removeprefix('prune by ')}" + (f", on {len(self.batches)} batches" if self.batches else "")
+        cut = f"Cut by `lorank prune` from an adapter of {held}, without training, to the budget {code(pruned.plan.budget)}"
+        by = f"by {inline(method.removeprefix('prune by '))}" + (
+            f", on {len(self.batches)} batches" if self.batches else ""
+        )
         write_adapter_card(
             folder / "adapter",
             pruned.plan,
-            [f"{cut}: {by}.", *(f"{line}." for line in energy_lines(measured))],
+            [f"{cut}: {by}.", *(prose(f"{line}.") for line in energy_lines(measured))],
             title=title,
             method="pruning",
             num_labels=getattr(getattr(model, "config", None), "num_labels", 1),
@@ -231,10 +235,8 @@ def _say(model: PeftModel, console: Console) -> None:
 
 
 def _on(base: Any, adapter: Path) -> PeftModel:
-    try:
+    give = "give the recipe that trained it as --data"
+    with loadable(
+        lambda why: AdapterError(f"{adapter} cannot be loaded on the base model of the recipe: {why}; {give}")
+    ):
         return PeftModel.from_pretrained(base, str(adapter))
-    except NOT_LOADABLE as error:
-        reason = one_line(error)
-        raise AdapterError(
-            f"{adapter} cannot be loaded on the base model of the recipe: {reason}; give the recipe that trained it as --data"
-        ) from None

@@ -31,6 +31,7 @@ from lorank.plan import RankPlan
 from lorank.processes import processes
 from lorank.recipe.recipe import Recipe
 from lorank.report.cut_map import draw_cuts
+from lorank.report.markdown import code, inline
 from lorank.report.model_card import write_model_card
 from lorank.report.picture import drawing
 from lorank.report.rank_map import draw_rank_map
@@ -241,9 +242,9 @@ def _data_described(section: DataSection, data: TaskData, *, chosen: bool) -> st
     parts = section.test_parts
     if section.name is not None:
         named = " ".join(filter(None, [section.name, section.config]))
-        train, tests = f"`{named}` ({section.train_split})", [f"`{named}` ({split})" for split in parts.values()]
+        train, *tests = (f"{code(named)} ({inline(str(split))})" for split in (section.train_split, *parts.values()))
     else:
-        train, *tests = (f"`{Path(str(path)).name}`" for path in (section.train, *parts.values()))
+        train, *tests = (code(Path(str(path)).name) for path in (section.train, *parts.values()))
     labels = f", {len(data.label_names)} labels" if data.label_names else f", {section.task}"
     sums = {name: sum_ for name, sum_ in data.hashes.items() if name == "test" or name in data.more}
     use = "never used for scoring or stopping"
@@ -253,14 +254,16 @@ def _data_described(section: DataSection, data: TaskData, *, chosen: bool) -> st
             if data.more
             else "which are the same: it was tested on what it was trained on"
         )
-    names = [f"{name}: " for name in parts] if data.more else [""] * len(tests)
+    names = [f"{inline(name)}: " for name in parts] if data.more else [""] * len(tests)
     tested = "; ".join(
         f"{called}{len(data.parts[name]):,} of {test}, SHA-256 {sum_[:12]}…"
         for called, (name, sum_), test in zip(names, sums.items(), tests, strict=True)
     )
     drawn = ""
     if data.drawn and section.sample is not None:
-        shares = ", ".join(f"{len(part.rows):,} of the {part.of:,} of {name}" for name, part in data.drawn.items())
+        shares = ", ".join(
+            f"{len(part.rows):,} of the {part.of:,} of {inline(name)}" for name, part in data.drawn.items()
+        )
         drawn = f" These are random examples (`data.sample`, seed {section.sample.seed}): {shares}."
     said = f"tested on {tested}, {use}" if tests else "not tested"
     if data.eval is not None:

@@ -11,6 +11,7 @@ import torch
 from lorank.artefact import check_new_folder, file_checksum, new_folder, versions, write_json
 from lorank.errors import AdapterError
 from lorank.models.label_names import LABEL_NAMES
+from lorank.report.markdown import code, inline, table
 from lorank.serving.adapter_files import WEIGHTS, AdapterFiles
 from lorank.serving.base_layers import BaseLayers
 from lorank.serving.engines import ENGINES
@@ -180,8 +181,13 @@ def _note(form: str, padded: bool, verdicts: Sequence[Verdict]) -> str:
     ]
     if padded:
         lines += ["", "Ranks are padded with zeros: for serving, not for training on."]
-    lines += ["", "| engine | computes what was trained | settings |", "|---|---|---|"]
-    for verdict in verdicts:
-        said = "yes" if verdict.right else f"{verdict.answer}: {verdict.why}"
-        lines.append(f"| {verdict.label} | {said} | {f'`{verdict.settings}`' if verdict.settings else ''} |")
-    return "\n".join([*lines, ""])
+    rows = [
+        (
+            one.label,
+            "yes" if one.right else f"{one.answer}: {inline(one.why)}",
+            code(one.settings) if one.settings else "",
+        )
+        for one in verdicts
+    ]
+    lines += ["", table(("engine", "computes what was trained", "settings"), rows)]
+    return "\n".join(lines)

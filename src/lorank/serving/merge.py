@@ -1,6 +1,7 @@
 """`lorank merge`: the adapter added to its base model, saved as a model of its own, by PEFT."""
 
 from collections.abc import Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,6 @@ from lorank.artefact import check_new_folder, new_folder
 from lorank.errors import AdapterError, one_line
 from lorank.models.adapted_model import load_adapted
 from lorank.models.label_names import read_label_names
-from lorank.models.loading import NOT_LOADABLE
 from lorank.serving.adapter_config import NotPlainError
 from lorank.serving.adapter_files import AdapterFiles, warn_if_idle
 from lorank.serving.base_layers import BaseLayers, revision_for
@@ -99,11 +99,9 @@ def _check_size(size: str) -> None:
 def _save_tokenizer(sources: Mapping[str, str | None], folder: Path, trust_remote_code: bool) -> None:
     """That of the first source, each with its revision, that has one."""
     for source, revision in sources.items():
-        try:
+        with suppress(Exception):  # an adapter's folder rarely has one, and a base model need not have one either
             tokenizer = AutoTokenizer.from_pretrained(
                 source, trust_remote_code=trust_remote_code, revision=revision or "main"
             )
             tokenizer.save_pretrained(str(folder))
             return
-        except (*NOT_LOADABLE, TypeError):  # Marian's tokenizer does not look whether its files are there
-            continue  # an adapter's folder rarely has one, and a base model need not have one either

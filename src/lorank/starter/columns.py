@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from lorank.errors import DataError
+from lorank.errors import DataError, listed, shown
 from lorank.tasks.files import Rows
 from lorank.tasks.labels import LabelColumn, regression_labels
 from lorank.tasks.section import SFT_COLUMNS
@@ -57,20 +57,18 @@ def task_of_columns(rows: Rows, task: str | None, text: tuple[str, ...], label: 
     """
     for name in (*text, *([label] if label else ())):
         if name not in rows.names:
-            raise DataError(f"there is no column {name!r}; the data have {_listed(rows.names)}")
+            raise DataError(f"there is no column {shown(name)}; the data have {listed(rows.names)}")
     if len(text) > 2:
-        raise DataError(f"--text names {len(text)} columns ({_listed(text)}); give one or two")
+        raise DataError(f"--text names {len(text)} columns ({listed(text)}); give one or two")
     if task is not None:
         return _asked_for(rows, task, text, label)
     if text or label:
         return _labelled(rows, text, label)
     fitting = _fitting(rows)
     if len(fitting) > 1:
-        raise DataError(
-            f"the columns {_listed(rows.names)} fit several tasks: {', '.join(fitting)}; give one as --task"
-        )
+        raise DataError(f"the columns {listed(rows.names)} fit several tasks: {', '.join(fitting)}; give one as --task")
     if fitting:
-        return TaskColumns(fitting[0], why=f"columns {_listed(_present(rows, fitting[0]))}")
+        return TaskColumns(fitting[0], why=f"columns {listed(_present(rows, fitting[0]))}")
     if any(name in rows.names for name in _LABELS):
         return _labelled(rows, text, label)
     if "text" in rows.names:
@@ -84,9 +82,9 @@ def _fits_none(rows: Rows) -> str:
         next((name for name in rows.names if name.lower() in known), None) for known in (_PROMPTS, _ANSWERS)
     )
     prompt, answer = prompt or "COLUMN", answer or "COLUMN"
-    own = [f"{task} ({_listed(columns)})" for task, columns in _COLUMNS.items()]
+    own = [f"{task} ({listed(columns)})" for task, columns in _COLUMNS.items()]
     return (
-        f"the columns {_listed(rows.names)} fit no task by themselves. For classes give --task classification --text COLUMN "
+        f"the columns {listed(rows.names)} fit no task by themselves. For classes give --task classification --text COLUMN "
         f"--label COLUMN (or regression, for numbers). To let a decoder write an answer, rename the columns to prompt and "
         f"completion; or give --task summarization --text {prompt} --label {answer}, which puts 'Summary:' between them unless "
         f"data.prompt says otherwise. Tasks with columns of their own: {'; '.join(own)}"
@@ -125,7 +123,7 @@ def _asked_for(rows: Rows, task: str, text: tuple[str, ...], label: str) -> Task
     missing = [name for name in _present(rows, task) if name not in rows.names]
     if missing:
         more = "; or name yours: --text and --label" if task == "summarization" else ""
-        raise DataError(f"--task {task} needs the column {missing[0]!r}; the data have {_listed(rows.names)}{more}")
+        raise DataError(f"--task {task} needs the column {missing[0]!r}; the data have {listed(rows.names)}{more}")
     return TaskColumns(task, why=why)
 
 
@@ -144,8 +142,8 @@ def _label_of(rows: Rows) -> str:
     found = [name for name in _LABELS if name in rows.names]
     if len(found) == 1:
         return found[0]
-    said = f"several may be the label: {_listed(found)}" if found else f"none is called {', '.join(_LABELS)}"
-    raise DataError(f"of the columns {_listed(rows.names)} {said}; give one as --label")
+    said = f"several may be the label: {listed(found)}" if found else f"none is called {', '.join(_LABELS)}"
+    raise DataError(f"of the columns {listed(rows.names)} {said}; give one as --label")
 
 
 def _texts_of(rows: Rows, label: str) -> tuple[str, ...]:
@@ -159,7 +157,7 @@ def _texts_of(rows: Rows, label: str) -> tuple[str, ...]:
     if len(found) == 1:
         return (found[0],)
     raise DataError(
-        f"of the columns {_listed(rows.names)} {len(found)} may be the text{': ' + _listed(found) if found else ''}; give one "
+        f"of the columns {listed(rows.names)} {len(found)} may be the text{': ' + listed(found) if found else ''}; give one "
         "or two as --text"
     )
 
@@ -194,7 +192,3 @@ def _kind_of(rows: Rows, label: str) -> tuple[str, str]:
             "--task summarization"
         )
     return "classification", f"{different} different labels in {label!r} in the first {len(rows):,} rows"
-
-
-def _listed(names: Sequence[str]) -> str:
-    return ", ".join(names)

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from lorank.errors import DataError, one_line
+from lorank.errors import DataError, listed, one_line
 from lorank.tasks.files import Rows, read_rows
 
 MOST = 200  # rows that are looked at
@@ -81,7 +81,7 @@ def _of_hub(name: str, config: str | None) -> Source:
     try:
         configs = datasets.get_dataset_config_names(name)
         if config is None and len(configs) > 1:
-            raise DataError(f"{name} has several configurations: {', '.join(configs[:20])}; give one as --config")
+            raise DataError(f"{name} has several configurations: {listed(configs)}; give one as --config")
         splits = datasets.get_dataset_split_names(name, config)
         train = "train" if "train" in splits else splits[0]
         stream = datasets.load_dataset(name, config, split=train, streaming=True)

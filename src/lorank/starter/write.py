@@ -9,7 +9,7 @@ import yaml
 
 from lorank.artefact import write_text
 from lorank.budget import Budget
-from lorank.errors import RecipeError
+from lorank.errors import RecipeError, as_seen
 from lorank.findings import Findings
 from lorank.models.loading import config_of, load_tokenizer, load_without_weights
 from lorank.models.pretrained import Pretrained
@@ -96,8 +96,3 @@ def in_yaml(value: Any) -> str:
         [value], default_flow_style=True, default_style=quote, width=float("inf"), allow_unicode=True
     )
     return dumped.strip()[1:-1]
-
-
-def as_seen(text: str) -> str:
-    """One line that can end no comment: characters that cannot be seen, line ends among them, as Python writes them."""
-    return "".join(one if one.isprintable() else repr(one)[1:-1] for one in text)

@@ -15,7 +15,7 @@ from typing import Any
 import datasets
 from datasets import Dataset, IterableDataset
 
-from lorank.errors import DataError, LorankWarning, one_line
+from lorank.errors import DataError, LorankWarning, listed, one_line, shown
 from lorank.tasks.files import Rows, read_rows
 from lorank.tasks.labels import Classes, LabelColumn, nearest, regression_labels
 from lorank.tasks.sample import DrawnRows, check_classes, sampled
@@ -214,7 +214,7 @@ def load_rows(section: DataSection, part: str) -> Rows:
     if len(rows) == 0 and not rows.names:
         raise DataError(f"data.{part} has no examples; it needs at least one")
     missing = [
-        f"data.{key}: {part} has no column {column!r}; it has {', '.join(rows.names)}{nearest(column, rows.names)}"
+        f"data.{key}: {part} has no column {column!r}; it has {listed(rows.names)}{nearest(column, rows.names)}"
         for column, key in needed.items()
         if column not in rows.columns
     ]
@@ -276,7 +276,7 @@ def labelled_texts(part: str, rows: Rows, section: DataSection) -> dict[str, Seq
         for row, text in enumerate(texts):
             if not isinstance(text, str):
                 raise DataError(
-                    f"data.text: {part} example {row} has {text!r:.80} in {column!r}; texts are allowed{rows.place(row)}"
+                    f"data.text: {part} example {row} has {shown(text)} in {column!r}; texts are allowed{rows.place(row)}"
                 )
     content = [hashlib.sha256(json.dumps(texts).encode()).hexdigest() for texts in zip(*columns, strict=True)]
     return {**{f"text_{number}": texts for number, texts in enumerate(columns, 1)}, "content": content}

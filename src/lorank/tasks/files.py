@@ -5,6 +5,8 @@ import io
 import json
 import os
 import re
+from array import array
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -13,9 +15,10 @@ from typing import Any
 import pyarrow
 from pyarrow import parquet
 
-from lorank.errors import DataError, one_line
+from lorank.errors import DataError, listed, one_line, shown
 
 _LINE_END = re.compile(rb"\r\n|\r|\n")
+_LONGEST_CELL = 10_000_000  # characters; of a csv file whose quote is never closed, all of it would be one cell
 _SURROGATE = re.compile(r"\\u[dD][89a-fA-F]")
 
 
@@ -85,15 +88,18 @@ def read_rows(path: Path, wanted: Iterable[str]) -> Rows:
         raise DataError(f"{path} cannot be read ({type(error).__name__}: {one_line(error)})") from error
 
 
-def _decoded(path: Path) -> str:
-    """The text of a UTF-8 file, without the mark at its beginning."""
+def _bytes(path: Path) -> bytes:
+    """The bytes of a UTF-8 file."""
     content = path.read_bytes()
     try:
-        return content.decode("utf-8-sig")
+        content.decode()
     except UnicodeDecodeError as error:
         line = len(_LINE_END.findall(content[: error.start])) + 1
         wide = "; it looks like UTF-16" if content[:2] in (b"\xff\xfe", b"\xfe\xff") else ""
         raise DataError(f"{path}, line {line} is not UTF-8 ({error.reason}){wide}; save the file as UTF-8") from None
+    if 0 in content[:2]:
+        raise DataError(f"{path} begins with a zero byte, as UTF-16 and files of no text do; save the file as UTF-8")
+    return content
 
 
 def _table_reader(delimiter: str, *, quotes: bool) -> Callable[[Path, tuple[str, ...]], Rows]:
@@ -103,8 +109,9 @@ def _table_reader(delimiter: str, *, quotes: bool) -> Callable[[Path, tuple[str,
         if header is None:
             raise DataError(f"{path} is empty; it needs a header and examples")
         _check_names(path, header)
-        lines, kept = list[int](), {name: list[Any]() for name in wanted if name in header}
-        index = [(values, header.index(name)) for name, values in kept.items()]
+        positions = {name: position for position, name in enumerate(header)}
+        lines, kept = array("q"), {name: list[Any]() for name in wanted if name in positions}
+        index = [(values, positions[name]) for name, values in kept.items()]
         for line, row in rows:
             if len(row) != len(header):
                 raise DataError(f"{path}, line {line} has {len(row)} fields where the header has {len(header)}")
@@ -118,9 +125,9 @@ def _table_reader(delimiter: str, *, quotes: bool) -> Callable[[Path, tuple[str,
 
 def _cells(path: Path, delimiter: str, *, quotes: bool) -> Iterator[tuple[int, list[str]]]:
     """The line in which each row begins, and its cells. An empty line is no row."""
-    csv.field_size_limit(2**31 - 1)
+    csv.field_size_limit(_LONGEST_CELL)
     reader = csv.reader(
-        io.StringIO(_decoded(path), newline=""),
+        io.TextIOWrapper(io.BytesIO(_bytes(path)), encoding="utf-8-sig", newline=""),
         delimiter=delimiter,
         quoting=csv.QUOTE_MINIMAL if quotes else csv.QUOTE_NONE,
         strict=True,
@@ -132,18 +139,23 @@ def _cells(path: Path, delimiter: str, *, quotes: bool) -> Iterator[tuple[int, l
                 yield line, row
             line = reader.line_num + 1
     except csv.Error as error:
-        raise DataError(f"{path}, line {line}: {one_line(error)}") from None
+        why = one_line(error)
+        if "field limit" in why:
+            why = f"a cell of more than {_LONGEST_CELL:,} characters"
+        if reader.line_num > line or "unexpected end" in why:
+            why += " (perhaps a quote that is not closed)"
+        raise DataError(f"{path}, line {line}: {why}") from None
 
 
 def _read_json(path: Path, wanted: tuple[str, ...]) -> Rows:
     # A line's end inside of a JSON string is not allowed in any case: nothing is changed but the counting of lines.
-    content = _decoded(path).replace("\r\n", "\n").replace("\r", "\n")
+    content = _bytes(path).decode("utf-8-sig").replace("\r\n", "\n").replace("\r", "\n")
     names: dict[str, None] = {}
-    lines, kept = list[int](), {name: list[Any]() for name in wanted}
+    lines, kept = array("q"), {name: list[Any]() for name in wanted}
     for line, row in _json_values(path, content):
         if not isinstance(row, dict):
             raise DataError(
-                f"{path}, line {line}: an object was expected, with a value for each column, got {row!r:.40}"
+                f"{path}, line {line}: an object was expected, with a value for each column, got {shown(row, 40)}"
             )
         names.update(dict.fromkeys(row))
         lines.append(line)
@@ -186,7 +198,10 @@ def _json_values(path: Path, content: str) -> Iterator[tuple[int, Any]]:
         except RecursionError:
             raise DataError(f"{path}, line {line}: nested too deeply to be read") from None
         except ValueError as error:  # a key given twice; or Python reads no number of thousands of digits
-            raise DataError(f"{path}, line {line}: {one_line(error)}") from None
+            digits = (
+                "a number of more than 4300 digits; write it as a string" if "digits" in str(error) else one_line(error)
+            )
+            raise DataError(f"{path}, line {line}: {digits}") from None
         yield line, value
         position, first = skipped(end), False
     if listed and (position == len(content) or skipped(position + 1) < len(content)):
@@ -198,8 +213,8 @@ def _json_values(path: Path, content: str) -> Iterator[tuple[int, Any]]:
 def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     content = dict(pairs)
     if len(content) < len(pairs):
-        names = [name for name, _ in pairs]
-        raise ValueError(f"the key {next(name for name in names if names.count(name) > 1)!r} is there twice")
+        twice = next(name for name, count in Counter(name for name, _ in pairs).items() if count > 1)
+        raise ValueError(f"the key {shown(twice)} is there twice")
     return content
 
 
@@ -223,7 +238,7 @@ def _python_values(path: Path, name: str, column: Any) -> list[Any]:
     try:
         return list(column.to_pylist())
     except UnicodeDecodeError:
-        raise DataError(f"{path}: column {name!r} has a string that is not UTF-8") from None
+        raise DataError(f"{path}: column {shown(name)} has a string that is not UTF-8") from None
 
 
 def _declared(path: Path, metadata: Mapping[bytes, bytes]) -> dict[str, tuple[str, ...]]:
@@ -246,7 +261,9 @@ def _declared(path: Path, metadata: Mapping[bytes, bytes]) -> dict[str, tuple[st
 
 def _check_names(path: Path, names: Sequence[str]) -> None:
     if len(set(names)) < len(names):
-        raise DataError(f"{path} names a column twice: {', '.join(names)}")
+        raise DataError(
+            f"{path} names a column twice: {listed(dict.fromkeys(name for name, count in Counter(names).items() if count > 1))}"
+        )
 
 
 _READERS: Mapping[str, Callable[[Path, tuple[str, ...]], Rows]] = {

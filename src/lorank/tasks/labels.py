@@ -23,7 +23,7 @@ from dataclasses import dataclass
 from decimal import Decimal
 from typing import Any
 
-from lorank.errors import DataError, LorankWarning
+from lorank.errors import DataError, LorankWarning, listed, shown
 from lorank.tasks.files import Rows
 
 _WHOLE = re.compile(r"(-?(?:0|[1-9][0-9]*))(?:\.0)?")
@@ -70,7 +70,7 @@ class LabelColumn:
     def error(self, row: int, value: Any, why: str) -> DataError:
         """What is wrong with a label, and where it stands."""
         place = self.rows.place(row)
-        return DataError(f"data.label: {self.part} example {row} has {value!r:.80} in {self.name!r}; {why}{place}")
+        return DataError(f"data.label: {self.part} example {row} has {shown(value)} in {self.name!r}; {why}{place}")
 
     def named(self) -> list[str]:
         """The class that each row names.
@@ -135,7 +135,7 @@ class Classes:
         names = set(map(_whole, names)) if whole else names
         if len(names) < 2:
             raise DataError(
-                f"data.label: {labels.name!r} has the single class {names.pop()!r}; a classifier needs at least two"
+                f"data.label: {labels.name!r} has the single class {shown(names.pop())}; a classifier needs at least two"
             )
         if declared is not None:
             return cls(declared, False, False, True)
@@ -160,8 +160,8 @@ class Classes:
             number = known.get(_whole(name) if self.whole else name)
             if number is None:
                 raise DataError(
-                    f"data.label: {labels.part} example {row} has label {name!r:.80}, which no training example has; known: "
-                    f"{', '.join(self.names[:20])}{nearest(name, self.names)}{labels.rows.place(row)}"
+                    f"data.label: {labels.part} example {row} has label {shown(name)}, which no training example has; known: "
+                    f"{listed(self.names)}{nearest(name, self.names)}{labels.rows.place(row)}"
                 )
             numbers.append(number)
         return numbers
@@ -189,7 +189,7 @@ def nearest(name: str, known: Sequence[str]) -> str:
     """A question to go behind a message: which known name was probably meant; empty where none is near."""
     alike = [one for one in known if one != name and _plain(one) == _plain(name)]
     near = alike[:1] or difflib.get_close_matches(name, known, 1)
-    return f"; did you mean {near[0]!r}?" if near else ""
+    return f"; did you mean {shown(near[0])}?" if near else ""
 
 
 def _name(value: Any) -> str | None:
@@ -260,7 +260,7 @@ def _warn_of_twins(names: set[str], column: str) -> None:
         if first != name:
             how = "differ by spaces, case or Unicode form alone"
             warnings.warn(
-                f"data.label: {first!r} and {name!r} in {column!r} are two classes, but {how}",
+                f"data.label: {shown(first)} and {shown(name)} in {column!r} are two classes, but {how}",
                 LorankWarning,
                 stacklevel=4,
             )

@@ -8,7 +8,7 @@ from typing import Any
 import datasets
 from datasets import Dataset
 
-from lorank.errors import DataError, one_line
+from lorank.errors import DataError, one_line, shown
 from lorank.tasks.files import Rows
 from lorank.tasks.section import SFT_COLUMNS, DataSection
 
@@ -83,7 +83,7 @@ def _problem(row: Mapping[str, Any], task: str) -> str | None:
     for name in SFT_COLUMNS[task]:
         text = row.get(name)
         if not isinstance(text, str):
-            return f"has {text!r:.80} as {name}; a text is allowed" + (
+            return f"has {shown(text)} as {name}; a text is allowed" + (
                 ", or two lists of messages" * (task == "completion")
             )
         if not text and name != "prompt":
@@ -93,13 +93,13 @@ def _problem(row: Mapping[str, Any], task: str) -> str | None:
 
 def _problem_of_messages(name: str, messages: Any) -> str | None:
     if not isinstance(messages, list) or not messages:
-        return f"has {messages!r:.80} as {name}; a list of messages is allowed, each with role and content"
+        return f"has {shown(messages)} as {name}; a list of messages is allowed, each with role and content"
     for number, message in enumerate(messages):
         known = isinstance(message, Mapping) and (
             isinstance(message.get("role"), str) or isinstance(message.get("from"), str)
         )
         if not known:
-            return f"has {message!r:.80} as message {number} of {name}; one with role and content is allowed"
+            return f"has {shown(message)} as message {number} of {name}; one with role and content is allowed"
     return None
 
 

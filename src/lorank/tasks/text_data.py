@@ -10,7 +10,7 @@ from typing import Any
 from datasets import Dataset
 from transformers import PreTrainedTokenizerBase
 
-from lorank.errors import DataError, LorankWarning, RecipeError
+from lorank.errors import DataError, LorankWarning, RecipeError, one_line, shown
 from lorank.tasks.files import Rows
 from lorank.tasks.section import DataSection
 from lorank.tasks.text_tasks import TEXT_TASKS
@@ -60,7 +60,7 @@ def _filled(where: str, row: Mapping[str, Any], section: DataSection) -> tuple[M
         if row[name] is None and name not in task.may_be_null:
             raise DataError(f"data: {where} has None in {name!r}; fill it in, or leave the example out")
         if not (row[name] is None or name in task.not_strings or isinstance(row[name], str)):
-            raise DataError(f"data: {where} has {row[name]!r:.80} as {name}; texts are allowed")
+            raise DataError(f"data: {where} has {shown(row[name])} as {name}; texts are allowed")
     try:
         if section.task == "summarization":
             fields: Mapping[str, str] = {name: row[name] for name in section.text}
@@ -69,14 +69,14 @@ def _filled(where: str, row: Mapping[str, Any], section: DataSection) -> tuple[M
             fields, target = task.fields(row), task.target(row)
     except (KeyError, TypeError, ValueError, AttributeError) as error:
         raise DataError(
-            f"data.task {section.task}: {where} does not have the form of this task ({type(error).__name__}: {error})"
+            f"data.task {section.task}: {where} does not have the form of this task ({type(error).__name__}: {one_line(error)})"
         ) from None
     for name, text in (*fields.items(), ("the target", target)):
         if not isinstance(text, str) or (name == "the target" and not text.strip()):
-            raise DataError(f"data: {where} has {text!r} as {name}; texts are allowed")
+            raise DataError(f"data: {where} has {shown(text)} as {name}; texts are allowed")
     if task.answer(target) is None:
         raise DataError(
-            f"data.task {section.task}: {where} has no answer in its target {target[:80]!r} (docs/tasks.md)"
+            f"data.task {section.task}: {where} has no answer in its target {shown(target)} (docs/tasks.md)"
         )
     return fields, target
 
@@ -96,7 +96,9 @@ def _prompt(fields: Mapping[str, str], section: DataSection) -> tuple[str, str]:
         return (head + named).format(**fields), tail.format(**fields)
     except (KeyError, IndexError, ValueError) as error:
         names = ", ".join(f"{{{name}}}" for name in fields)
-        raise RecipeError(f"data.prompt cannot be filled in ({error}); rows of this task have {names}") from None
+        raise RecipeError(
+            f"data.prompt cannot be filled in ({one_line(error)}); rows of this task have {names}"
+        ) from None
 
 
 def needed_columns(section: DataSection) -> tuple[str, ...]:

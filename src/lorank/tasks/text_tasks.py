@@ -9,6 +9,8 @@ from dataclasses import dataclass
 from decimal import Decimal
 from typing import Any
 
+from lorank.errors import shown
+
 Row = Mapping[str, Any]
 Answer = Callable[[str], str | None]
 _NUMBER = r"(?:\$?\s*-?|-\s*\$\s*)[\d,]*\.?\d+"
@@ -78,7 +80,7 @@ def number(text: str) -> str | None:
 
 def as_number(text: str) -> str | None:
     """A number in one spelling: without `$` and thousands' commas, 72.0 as 72; None if it is none."""
-    if not re.fullmatch(_NUMBER, text):
+    if len(text) > 1000 or not re.fullmatch(_NUMBER, text):
         return None
     value = Decimal(re.sub(r"[$,\s]", "", text))
     return f"{value.normalize():f}" if value else "0"
@@ -95,7 +97,7 @@ def _strings(name: str, values: Any) -> list[str]:
         raise TypeError(f"{name} is a text; a list of texts is allowed")
     for value in values:
         if not isinstance(value, str):
-            raise TypeError(f"{name} has {value!r:.80}; a list of texts is allowed")
+            raise TypeError(f"{name} has {shown(value)}; a list of texts is allowed")
     return list(values)
 
 

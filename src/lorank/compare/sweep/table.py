@@ -10,10 +10,11 @@ from rich import box
 
 from lorank.compare.answer import Row
 from lorank.compare.cells import BASELINE
-from lorank.compare.result_table import counted, latex_table, markdown_table, number, p_written, signed
+from lorank.compare.result_table import counted, latex_table, number, p_written, signed
 from lorank.compare.statistics import Difference
 from lorank.compare.sweep.changes import Change, points
 from lorank.compare.sweep.variants import Sweep
+from lorank.report.markdown import plain_table
 from lorank.report.split_table import SplitTable
 
 _CSV_COLUMNS = (
@@ -95,7 +96,7 @@ def _differences(one: Change) -> tuple[str, ...]:
 
 def markdown(table: Table) -> str:
     """As a Markdown table."""
-    return markdown_table(table.columns, table.lines)
+    return plain_table(table.columns, table.lines)
 
 
 def latex(table: Table) -> str:

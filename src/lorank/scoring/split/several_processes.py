@@ -6,7 +6,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from lorank.errors import ScoresError, TargetError
+from lorank.errors import ScoresError, TargetError, shown
 from lorank.scoring.split.collectives import gathered, of_the_first, process_count, raised_in_all
 
 _OR_BEFORE = (
@@ -58,8 +58,8 @@ def in_all_processes(model: nn.Module, asked: Mapping[str, Any], score: Callable
     for number, other in enumerate(gathered(dict(asked))):
         if wrong := next((key for key, value in asked.items() if other.get(key) != value), None):
             raise ScoresError(
-                f"processes ask for different scores: {wrong} is {asked[wrong]!r:.200} here and {other.get(wrong)!r:.200} in "
-                f"process {number}; call lorank.score with the same arguments in all of them"
+                f"processes ask for different scores: {wrong} is {shown(asked[wrong], 200)} here and "
+                f"{shown(other.get(wrong), 200)} in process {number}; call lorank.score with the same arguments in all of them"
             )
     if not is_sharded(model):
         _check_same_weights(model)

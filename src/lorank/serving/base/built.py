@@ -1,13 +1,12 @@
 """A base model on the meta device: what its files do not say is looked up there. transformers and PEFT are loaded for it."""
 
+from functools import partial
 from pathlib import Path
 from typing import Any
 
-from transformers import AutoConfig
-
-from lorank.errors import AdapterError, one_line
+from lorank.errors import AdapterError
 from lorank.models.adapted_model import model_class, on_meta
-from lorank.models.loading import NOT_LOADABLE
+from lorank.models.pretrained import loadable, read_model_config
 
 
 def without_weights(
@@ -28,20 +27,20 @@ def without_weights(
         AdapterError: no config that can be read, or an unknown task type.
 
     """
-    try:
+    with loadable(partial(_not_readable, name)):
         labels = {} if num_labels is None else {"num_labels": num_labels}
-        revision = revision or "main"
-        config = AutoConfig.from_pretrained(name, trust_remote_code=trust_remote_code, revision=revision, **labels)
+        config = read_model_config(name, trust_remote_code=trust_remote_code, revision=revision, **labels)
         return on_meta(model_class(task_type, config, saved_class), config, trust_remote_code=trust_remote_code)
-    except (*NOT_LOADABLE, AttributeError, TypeError, AssertionError) as error:
-        # Fields that a config lacks; torch asserts that a padding token has an embedding.
-        raise AdapterError(
-            f"the base model {name!r} cannot be read: {_reason(name, error)}; give its hub name or folder as --base"
-        ) from None
 
 
-def _reason(name: str, error: Exception) -> str:
+def _not_readable(name: str, reason: str) -> AdapterError:
+    return AdapterError(
+        f"the base model {name!r} cannot be read: {_where(name, reason)}; give its hub name or folder as --base"
+    )
+
+
+def _where(name: str, reason: str) -> str:
     if not Path(name).exists() and (name.count("/") != 1 or name.startswith((".", "~")) or Path(name).parent.is_dir()):
         return f"no such folder (looked in {Path.cwd()})"
-    reason = (one_line(error) or type(error).__name__).rstrip(".")
+    reason = reason.rstrip(".")
     return reason if Path(name).exists() else f"it is no folder in {Path.cwd()}, and as a hub name: {reason}"

@@ -12,6 +12,7 @@ from types import SimpleNamespace
 from typing import Any
 
 from lorank.artefact import tensors_described
+from lorank.received_files import check_model_config
 from lorank.serving.base.architectures import ARCHITECTURES, OUTPUT, Architecture, Config, Shapes, whole_number
 
 _WEIGHTS, _INDEX = "model.safetensors", "model.safetensors.index.json"
@@ -50,6 +51,7 @@ def stored_layers(
         return None
     try:
         config = _json(folder / "config.json")
+        check_model_config(config)
         architecture = ARCHITECTURES.get(config["model_type"])
         if architecture is None or task_type not in architecture.heads or any(config.get(key) for key in _UNUSUAL):
             return None
