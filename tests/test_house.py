@@ -169,7 +169,7 @@ NO_MODULE_NAMES = {
     "in_training/trainer_snapshot.py": "the Python module of a class",
     "runs/output.py": "hidden files",
     "report/split_table.py": "line breaks in a heading",
-    "plan.py": "writes a pattern for a full name, and reads none",
+    "lora_options.py": "writes a pattern for a full name, and reads none",
 }
 
 

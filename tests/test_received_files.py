@@ -1,9 +1,7 @@
 """Plans and scores from strangers: right checksums, wrong contents. Every one is read or refused in the family's words."""
 
-import copy
 import json
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
@@ -17,44 +15,14 @@ from lorank.artefact import checksum
 from lorank.cli import app
 from lorank.errors import LorankError, PlanError, ScoresError
 from lorank.scores import _HEADER, _digest
+from tests.mutations import changed
 
-STRANGE = st.one_of(
-    st.none(), st.booleans(), st.integers(-(10**30), 10**30), st.floats(), st.text(max_size=8), st.just([]), st.just({}),
-    st.just([[1]]), st.just({"a": {"b": None}}), st.just("x" * 20_000),
-)  # fmt: skip
 SCORES = ImportanceScores(
     {"layer.0.q": np.array([3.0, 1.0]), "layer.1.q": np.array([2.0, 0.5])},
     {"layer.0.q": 16, "layer.1.q": 24},
     {"layer.0.q": np.array([0.1, 0.1]), "layer.1.q": np.array([0.1, 0.1])},
     {"method": "i-lora", "base_parameters": 1000, "versions": {"torch": "2"}, "choices": {"a": 1}, "experts": {}},
 )
-
-
-def places(content: Any, at: tuple[Any, ...] = ()) -> list[tuple[Any, ...]]:
-    """Every key of a nested mapping."""
-    if not isinstance(content, dict):
-        return [at]
-    return [place for key, value in content.items() for place in ((*at, key), *places(value, (*at, key)))]
-
-
-def changed(content: dict[str, Any], data: st.DataObject) -> dict[str, Any]:
-    """With one to three of its fields gone, of another type, or under another name."""
-    content = copy.deepcopy(content)
-    for _ in range(data.draw(st.integers(1, 3))):
-        *path, last = data.draw(st.sampled_from(places(content)))
-        parent = content
-        for key in path:
-            parent = parent[key]
-        kind = data.draw(st.sampled_from(["gone", "strange", "renamed"]))
-        if kind == "strange":
-            parent[last] = copy.deepcopy(data.draw(STRANGE))
-        else:
-            value = parent.pop(last)
-            if kind == "renamed":
-                parent[data.draw(st.text(max_size=5))] = value
-        if not content:
-            break
-    return content
 
 
 def used(path: Path) -> None:

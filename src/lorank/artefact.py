@@ -149,8 +149,17 @@ def json_text(content: Any) -> str:
 
 
 def read_json(path: Path) -> Any:
-    """What a file of `write_json` holds."""
-    return json.loads(path.read_text(encoding="utf-8"))
+    """What a JSON file holds.
+
+    Raises:
+        ValueError: not JSON, not UTF-8, or nested too deep.
+        OSError: it cannot be read.
+
+    """
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except RecursionError:
+        raise ValueError("it is nested too deep") from None
 
 
 def json_values(content: Any) -> Any:

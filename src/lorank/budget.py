@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from fractions import Fraction
 from typing import Literal
 
-from lorank.errors import AllocationError, BudgetError, LorankWarning
+from lorank.errors import AllocationError, BudgetError, LorankWarning, in_short
 from lorank.expressions import compiled
 from lorank.findings import Findings
 
@@ -21,6 +21,7 @@ BudgetKind = Literal[
     "parameters", "base fraction", "uniform rank", "total rank", "kept share", "pruning ratio", "units"
 ]
 
+_MOST, _LONGEST = 10**18, 100  # of parameters or units, as files of plans have it; characters
 _SUFFIXES = {"": 1, "k": 10**3, "m": 10**6, "b": 10**9, "g": 10**9}
 _PREFIXES: dict[str, BudgetKind] = {
     **{"r": "uniform rank", "rank": "total rank"},
@@ -79,7 +80,9 @@ class Budget:
                 f"budget names {len(budget)} groups of modules, and here is one budget for all; lorank.allocate, recipes of "
                 "`lorank run`, RankAllocation and AllocationLoop take a budget for each group"
             )
-        text = str(budget).strip()
+        text = str(budget).strip() if not isinstance(budget, int) or abs(budget) <= _MOST else f"{_MOST}0"
+        if len(text) > _LONGEST:
+            raise BudgetError(f"budget {in_short(text)!r} cannot be read: it has {len(text):,} characters")
         match = _FORM.fullmatch(text) if not isinstance(budget, bool) else None
         if match is None:
             raise BudgetError(f"budget {text!r} cannot be read, or is not above zero")
@@ -98,6 +101,10 @@ class Budget:
             raise BudgetError(f"budget {text!r} would {what}; beta lies between 0 and 1")
         if value <= 0:
             raise BudgetError(f"budget {text!r} is not above zero")
+        if value > _MOST:
+            raise BudgetError(
+                f"budget {text!r} is above what any model has; at most {_MOST:.0e} parameters or units are read"
+            )
         if kind == "kept share" and value > 1:
             raise BudgetError(f"budget {text!r} is more than there is; keep is up to 100%")
         return cls(kind, value, text)

@@ -1,6 +1,7 @@
 """Which options of PEFT's LoraConfig leave a plan what it is: its parameters, to the last one, are all that adapters train."""
 
 import dataclasses
+import re
 import warnings
 from collections.abc import Iterable, Mapping
 from typing import Any
@@ -162,3 +163,15 @@ def check_modules(
     outside = next((name for name, place in places(adapted).items() if place.layer is None), None)
     if options.get("ensure_weight_tying") and outside:
         raise PlanError(f"ensure_weight_tying=True may adapt an embedding beside the plan's {outside!r}; leave it out")
+
+
+def exactly(name: str) -> str:
+    """The pattern key that matches one full module name: `^full.module.name$`."""
+    # PEFT reads it as a regular expression; dots stay as they are, since a dot matches itself and names stay readable.
+    return f"^{re.escape(name)}$".replace(r"\.", ".").replace(r"\-", "-")
+
+
+def whole(alpha: float) -> float | int:
+    """Alpha as PEFT's config holds it: a whole number where it is one."""
+    # Ollama reads lora_alpha as an unsigned integer, so a whole number is written as one.
+    return int(alpha) if float(alpha).is_integer() else alpha

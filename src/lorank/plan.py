@@ -1,16 +1,14 @@
 """RankPlan: which module gets which rank, what was asked and what was spent; and the PEFT config that it means."""
 
-import json
-import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from lorank.artefact import checksum, write_json
+from lorank.artefact import checksum, read_json, write_json
 from lorank.errors import PlanError, one_line
 from lorank.model_parts import unwrapped
-from lorank.received_files import PlanFile, what_is_wrong
+from lorank.received_files import PlanFile, unreadable, what_is_wrong
 from lorank.targets import EXPERTS, first_difference
 
 if TYPE_CHECKING:
@@ -172,7 +170,7 @@ class RankPlan:
         """
         from peft import LoraConfig
 
-        from lorank.lora_options import check_modules, check_options, check_with_experts
+        from lorank.lora_options import check_modules, check_options, check_with_experts, exactly, whole
 
         check_options(options)
         check_with_experts(options, self.experts)
@@ -244,8 +242,15 @@ class RankPlan:
         }
 
     def save(self, path: str | Path) -> None:
-        """Write the plan as JSON, atomically."""
+        """Write the plan as JSON, atomically.
+
+        Raises:
+            PlanError: what `load` would refuse, in the provenance for one.
+
+        """
         content = self.to_json()
+        if (wrong := unreadable(PlanFile, content)) is not None:
+            raise PlanError(f"{path}: the plan is not written, as nobody could read it again: {wrong}; put it right")
         write_json(Path(path), content | {"checksum": checksum(content)})
 
     @classmethod
@@ -260,7 +265,7 @@ class RankPlan:
         if not path.is_file():
             raise PlanError(f"{path}: no such plan; make one with `lorank allocate` or `lorank run`")
         try:
-            content = json.loads(path.read_text(encoding="utf-8"))
+            content = read_json(path)
         except (ValueError, OSError, RecursionError) as error:
             raise PlanError(f"{path}: damaged or not JSON ({one_line(error)}); allocate again") from None
         if not isinstance(content, dict) or content.get("format") != FORMAT:
@@ -286,15 +291,3 @@ class RankPlan:
             budget_units=content["budget"].get("units"),
             rslora=content.get("rslora", False),
         )
-
-
-def exactly(name: str) -> str:
-    """The pattern key that matches one full module name: `^full.module.name$`."""
-    # PEFT reads it as a regular expression; dots stay as they are, since a dot matches itself and names stay readable.
-    return f"^{re.escape(name)}$".replace(r"\.", ".").replace(r"\-", "-")
-
-
-def whole(alpha: float) -> float | int:
-    """Alpha as PEFT's config holds it: a whole number where it is one."""
-    # Ollama reads lora_alpha as an unsigned integer, so a whole number is written as one.
-    return int(alpha) if float(alpha).is_integer() else alpha

@@ -8,17 +8,20 @@ import json
 import os
 import re
 from collections.abc import Iterator, Mapping
+from dataclasses import fields
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, TypeVar
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError
 
-from lorank.errors import AdapterError, one_line, shown
+from lorank.artefact import read_json
+from lorank.errors import AdapterError, in_short, one_line, shown
 
+Record = TypeVar("Record")
 # Above any model that there is; sums of them stay far from what arrays of 64 bits hold.
 Rank = Annotated[int, Field(ge=0, le=10**7)]
 Cost = Annotated[int, Field(ge=1, le=10**12)]
-Count = Annotated[int, Field(ge=0, le=10**15)]
+Count = Annotated[int, Field(ge=0, le=10**18)]
 Number = Annotated[float, Field(gt=-1e30, lt=1e30)]
 Name = Annotated[str, Field(min_length=1, max_length=1000)]
 Text = Annotated[str, Field(max_length=10_000)]
@@ -90,10 +93,45 @@ def what_is_wrong(kind: type[BaseModel], content: Mapping[str, Any]) -> str | No
     try:
         kind.model_validate(content)
     except ValidationError as error:
-        first = error.errors(include_input=False, include_url=False)[0]
-        where = ".".join(str(part)[:60] for part in first["loc"])
-        return f"{where}: {first['msg']}"
+        return _first_of(error)
     return None
+
+
+def record_of(kind: type[Record], content: Any) -> Record:
+    """A record of a run or a comparison from what its file holds.
+
+    Args:
+        kind: a dataclass; its fields have to be there, in their types, and no others.
+        content: of a JSON file.
+
+    Raises:
+        ValueError: says what is wrong, without the value.
+
+    """
+    if not isinstance(content, dict):
+        raise ValueError("it holds no keys and values")
+    if unknown := [key for key in content if key not in {field.name for field in fields(kind)}]:
+        raise ValueError(f"{in_short(str(unknown[0]))} is none of its keys")
+    try:
+        return TypeAdapter(kind).validate_python(content)
+    except ValidationError as error:
+        raise ValueError(_first_of(error)) from None
+
+
+def _first_of(error: ValidationError) -> str:
+    first = error.errors(include_input=False, include_url=False)[0]
+    where = ".".join(in_short(str(part), 60) for part in first["loc"])
+    return f"{where}: {first['msg']}"
+
+
+def unreadable(kind: type[BaseModel], content: Mapping[str, Any]) -> str | None:
+    """Why a file with this content would be refused when it is read; None where it would not."""
+    try:
+        text = json.dumps(content, ensure_ascii=False, allow_nan=False)
+        text.encode()
+        return what_is_wrong(kind, json.loads(text))
+    except (TypeError, ValueError, RecursionError) as error:
+        return f"a value that JSON cannot hold ({one_line(error)})"
 
 
 # `blobs/ab/abcd...` of a hub cache holds files that several of its repositories share.
@@ -219,7 +257,7 @@ def check_model_folder(folder: Path) -> None:
             raise ValueError(f"{path.name} has {path.stat().st_size:,} bytes; at most {_LARGEST_JSON:,} are read")
     for path in sorted(folder.glob("*.safetensors.index.json")):
         try:
-            placed = json.loads(path.read_text(encoding="utf-8"))["weight_map"]
+            placed = read_json(path)["weight_map"]
             names = sorted(set(placed.values()))
         except (ValueError, LookupError, TypeError, AttributeError, RecursionError) as error:
             raise ValueError(f"{path.name} is damaged ({type(error).__name__}: {one_line(error, 100)})") from None

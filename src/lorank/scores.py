@@ -16,7 +16,7 @@ from safetensors.numpy import save_file
 
 from lorank.artefact import checksum, write_atomically
 from lorank.errors import ScoresError, one_line
-from lorank.received_files import ScoresHeader, what_is_wrong
+from lorank.received_files import ScoresHeader, unreadable, what_is_wrong
 from lorank.targets import first_difference
 
 if TYPE_CHECKING:
@@ -155,7 +155,12 @@ class ImportanceScores:
         return digest.hexdigest()
 
     def save(self, path: str | Path) -> None:
-        """Write a safetensors file with a JSON header, atomically."""
+        """Write a safetensors file with a JSON header, atomically.
+
+        Raises:
+            ScoresError: what `load` would refuse, in the provenance for one.
+
+        """
         header = {
             "format": FORMAT,
             "version": VERSION,
@@ -170,6 +175,10 @@ class ImportanceScores:
         for kind, resampled in (self.resamples or {}).items():
             tensors |= {f"{kind}/{name}": values for name, values in resampled.items()}
         header["tensors"] = _digest(tensors)
+        if (wrong := unreadable(ScoresHeader, header)) is not None:
+            raise ScoresError(
+                f"{path}: the scores are not written, as nobody could read them again: {wrong}; put it right"
+            )
         header["checksum"] = checksum(header)
         write_atomically(Path(path), lambda temporary: save_file(tensors, temporary, {_HEADER: json.dumps(header)}))
 

@@ -6,6 +6,8 @@ from typing import Any, get_args
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
+from lorank.errors import in_short, shown
+
 # Names that other tools give to keys of recipes (Trainer, TRL, PEFT, axolotl), which no likeness of letters finds.
 _CALLED_ELSEWHERE = {
     "lr": "learning_rate",
@@ -78,7 +80,7 @@ def explain(error: ValidationError, section: type[BaseModel], also: Iterable[str
 def _explain(problem: Any, section: type[BaseModel], also: Iterable[str]) -> tuple[str, str, str]:
     """Turn one pydantic problem into: key, what is allowed, what was got."""
     forms = ("function-", "tuple[", "constrained-", "literal[", "lax-", "union[")
-    location = [str(part) for part in problem["loc"] if not str(part).startswith(forms)]
+    location = [in_short(str(part)) for part in problem["loc"] if not str(part).startswith(forms)]
     key = ".".join(location)
     if problem["type"] == "extra_forbidden":
         known = [*_known_keys(section), *also]
@@ -89,7 +91,7 @@ def _explain(problem: Any, section: type[BaseModel], also: Iterable[str]) -> tup
     if problem["type"] == "missing":
         return key, "missing; every recipe needs it", ""
     reason = problem["msg"].removeprefix("Value error, ").replace("\n", f"\n{key}: ")
-    got = "" if problem["type"] == "value_error" else f" (got {problem['input']!r})"
+    got = "" if problem["type"] == "value_error" else f" (got {shown(problem['input'], 200)})"
     return key or "recipe", reason, got
 
 
@@ -130,4 +132,4 @@ def first_difference(before: Any, now: Any, key: str = "") -> str | None:
             if found := first_difference(before.get(name), now.get(name), f"{key}.{name}".strip(".")):
                 return found
         return None
-    return None if before == now else f"{key} was {before!r}, now {now!r}"
+    return None if before == now else f"{in_short(key, 200)} was {shown(before, 200)}, now {shown(now, 200)}"

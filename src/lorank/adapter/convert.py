@@ -14,8 +14,8 @@ from lorank.adapter.adapted_part import adapted_part, base_of
 from lorank.adapter.triplet import TripletAdapter, TripletLinear
 from lorank.errors import AdapterError, LorankWarning
 from lorank.experts import adapted_name
+from lorank.lora_options import exactly, whole
 from lorank.module_names import leaf_of, parent_of
-from lorank.plan import exactly, whole
 
 # Starts that leave the base model alone, and of these the ones that fresh triplets do not lose.
 _STARTS = (True, False, "gaussian", "orthogonal", "eva")

@@ -1,16 +1,16 @@
 """A cell of a comparison: one method, budget and seed on one task; and what a finished cell has measured."""
 
-import json
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from lorank.artefact import checksum, write_json
+from lorank.artefact import checksum, read_json, write_json
 from lorank.errors import ComparisonError, RecipeError
 from lorank.methods import METHODS
 from lorank.methods.plugins import plugin_of
 from lorank.methods.registry import FULL, unknown_method
+from lorank.received_files import record_of
 from lorank.recipe.files import make_recipe
 from lorank.recipe.format1 import is_format_1
 from lorank.recipe.method_sections import full_sections, inherited, merged
@@ -244,11 +244,11 @@ def read_measured(path: Path) -> tuple[Measured, str]:
 
     """
     try:
-        content = json.loads(path.read_text(encoding="utf-8"))
+        content = read_json(path)
         if content.pop("format") != "lorank.cell" or content.pop("version") != 1:
             raise ValueError("another format")
         fingerprint = str(content.pop("fingerprint"))
-        return Measured(**content), fingerprint
+        return record_of(Measured, content), fingerprint
     except (ValueError, TypeError, KeyError, AttributeError) as error:
         raise ComparisonError(f"{path}: damaged ({error}); remove it to run the cell again") from None
 

@@ -1,6 +1,5 @@
 """Controls of a comparison: plans that a method did not make, and adapters that no plan was made for."""
 
-import json
 import math
 import random
 from collections.abc import Mapping
@@ -8,6 +7,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from lorank.artefact import read_json
 from lorank.engine.options import GROWTH_ON_SCORING_SET, ScoringSetChoices, comparisons
 from lorank.errors import ComparisonError
 from lorank.plan import RankPlan
@@ -53,9 +53,9 @@ def shortened(recipe: Recipe, examples: int, run_folder: Path) -> tuple[Recipe, 
 
     """
     try:
-        found = json.loads((run_folder / "metrics.json").read_text(encoding="utf-8"))["results"][recipe.method]
+        found = read_json(run_folder / "metrics.json")["results"][recipe.method]
         cost = found.get("search") or found["stage1"]  # of earlier versions
-    except (OSError, ValueError, KeyError):
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
         raise ComparisonError(
             f"{run_folder / 'metrics.json'} does not say what the plan cost: its run has to end first; run the grid again"
         ) from None

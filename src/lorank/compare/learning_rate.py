@@ -9,7 +9,7 @@ from typing import Any, TypeVar
 
 from rich.console import Console
 
-from lorank.artefact import checksum, write_json, write_text
+from lorank.artefact import checksum, read_json, write_json, write_text
 from lorank.compare.cells import (
     BASELINE,
     BORROWING,
@@ -128,11 +128,11 @@ def _recorded(path: Path, question: str) -> dict[tuple[str, str, str], float] | 
     if not path.is_file():
         return None
     try:
-        content = json.loads(path.read_text(encoding="utf-8"))
+        content = read_json(path)
         if content["question"] != question:
             return None
         return {(one["task"], one["budget"], one["method"]): float(one["chosen"]) for one in content["found"]}
-    except (ValueError, TypeError, KeyError) as error:
+    except (ValueError, TypeError, KeyError, OverflowError) as error:
         raise ComparisonError(f"{path}: damaged ({error}); remove it to search again") from None
 
 

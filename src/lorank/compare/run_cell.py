@@ -4,7 +4,6 @@ A cell runs in a process of its own: its memory is its own, and one that is kill
 is in its folder, so the next try continues it.
 """
 
-import json
 import os
 import resource
 import sys
@@ -21,7 +20,7 @@ import transformers
 from rich.console import Console
 from transformers import set_seed
 
-from lorank.artefact import copy_file, file_checksum
+from lorank.artefact import copy_file, file_checksum, read_json
 from lorank.compare.cells import (
     ERROR,
     FROM_PLAN,
@@ -147,7 +146,7 @@ def _truncated(recipe: Recipe, data: TaskData, folder: Path, console: Console) -
             before=known,
             console=console,
         )
-    plan, after = RankPlan.load(pruned / "plan.json"), json.loads((pruned / "pruned.json").read_text())["after"]
+    plan, after = RankPlan.load(pruned / "plan.json"), read_json(pruned / "pruned.json")["after"]
     _check_parameters(after["adapter_parameters"], plan)
     return Measured(
         metrics=after["metrics"],
@@ -224,7 +223,7 @@ def peak_bytes() -> int:
 def main(folder: Path) -> int:
     """Read what the cell is from its folder, run it, and leave its result or the reason why there is none."""
     transformers.utils.logging.set_verbosity_error()
-    order: Mapping[str, Any] = json.loads((folder / ORDER).read_text(encoding="utf-8"))
+    order: Mapping[str, Any] = read_json(folder / ORDER)
     cell, began = Cell(**order["cell"]), time.time()
     try:
         _load_plugins(order.get("plugins", {}))

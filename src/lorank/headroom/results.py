@@ -1,6 +1,5 @@
 """What a measurement of headroom is asked for, what it found, and `headroom.json`, from which it continues."""
 
-import json
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
@@ -9,13 +8,14 @@ from typing import Any
 
 import numpy as np
 
-from lorank.artefact import versions, write_json
-from lorank.errors import ComparisonError, OutputError
+from lorank.artefact import read_json, versions, write_json
+from lorank.errors import ComparisonError, OutputError, one_line
 from lorank.headroom.plans import UNIFORM
 from lorank.headroom.statistics import chosen_plans, spread_of
 from lorank.headroom.training import SideBySide
 from lorank.headroom.verdict import LEAST_SEEDS, SMALLEST, Headroom, Look
 from lorank.plan import RankPlan
+from lorank.received_files import record_of
 from lorank.recipe.recipe import Recipe
 
 RESULT = "headroom.json"
@@ -90,10 +90,16 @@ def check_held_out(directory: Path, trained: SideBySide) -> None:
     now = {"examples": len(trained.held_out), "sum": trained.sum_of_held_out}
     if not path.is_file():
         write_json(path, now)
-    elif (before := json.loads(path.read_text(encoding="utf-8"))) != now:
+        return
+    try:
+        before = read_json(path)
+        held = int(before["examples"])
+    except (ValueError, KeyError, TypeError) as error:
+        raise OutputError(f"{path}: damaged ({one_line(error)}); give another --output") from None
+    if before != now:
         raise OutputError(
-            f"{directory} was begun with {before['examples']} held-out examples, now {now['examples']} others are held out, and "
-            f"plans were learned on some of them; give --held-out {before['examples']} with the same data, or another --output"
+            f"{directory} was begun with {held} held-out examples, now {now['examples']} others are held out, and "
+            f"plans were learned on some of them; give --held-out {held} with the same data, or another --output"
         )
 
 
@@ -107,8 +113,8 @@ def looks_made(path: Path, plans: Mapping[str, RankPlan], smallest: float) -> li
     if not path.is_file():
         return []
     try:
-        before = json.loads(path.read_text(encoding="utf-8"))
-        names, looks = list(before["plans"]), [Look(**look) for look in before["looks"]]
+        before = read_json(path)
+        names, looks = list(before["plans"]), [record_of(Look, look) for look in before["looks"]]
         counted = before["options"]["smallest"]
     except (ValueError, KeyError, TypeError) as error:
         raise OutputError(f"{path}: damaged ({error}); remove it, or give another --output") from None

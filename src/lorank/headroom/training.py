@@ -12,11 +12,11 @@ import numpy as np
 import torch
 from datasets import Dataset
 from rich.console import Console
-from safetensors import safe_open
+from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save_file
 
 from lorank.artefact import write_atomically
-from lorank.errors import OutputError, TrainingError
+from lorank.errors import OutputError, TrainingError, one_line
 from lorank.models.base_dtype import autocast_of
 from lorank.models.loading import on_own_device
 from lorank.models.task_model import TaskModel
@@ -176,13 +176,19 @@ class SideBySide:
     def _read(self, plans: Mapping[str, RankPlan], seed: int) -> dict[str, np.ndarray]:
         found = dict[str, np.ndarray]()
         for path in sorted((self.folder / f"seed-{seed}").glob("*.safetensors")):
-            with safe_open(path, framework="numpy") as file:
-                said = json.loads((file.metadata() or {})["headroom"])
-                own = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (not a mapping)
-            if said["held_out"] != self.sum_of_held_out:
+            try:
+                with safe_open(path, framework="numpy") as file:
+                    said = json.loads((file.metadata() or {})["headroom"])
+                    own = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (not a mapping)
+                held_out, sums = said["held_out"], {name: said["plans"][name] for name in set(own) & set(plans)}
+            except (SafetensorError, OSError, ValueError, KeyError, TypeError, RecursionError) as error:
+                raise OutputError(
+                    f"{path}: damaged ({one_line(error)}); remove it, and its runs are made again"
+                ) from None
+            if held_out != self.sum_of_held_out:
                 raise OutputError(f"{path} holds losses of other held-out examples; give another --output")
-            for name in set(own) & set(plans):
-                if said["plans"][name] != _sum_of(plans[name]):
+            for name, sum_ in sums.items():
+                if sum_ != _sum_of(plans[name]):
                     raise OutputError(f"{path} holds losses of another plan {name!r}; give another --output")
             found |= own
         return {name: found[name] for name in plans if name in found}

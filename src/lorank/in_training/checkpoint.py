@@ -45,7 +45,8 @@ def write_state(state: Mapping[str, Any], args: TrainingArguments, step: int) ->
 
 def holds_state(values: Mapping[str, Any] | None) -> bool:
     """Whether a trainer state was written while an allocation was under way."""
-    return (values or {}).get("attributes", {}).get("saved") is not None
+    own = values.get("attributes") if isinstance(values, Mapping) else None
+    return isinstance(own, Mapping) and isinstance(own.get("saved"), Mapping)
 
 
 def read_state(values: Mapping[str, Any] | None, args: TrainingArguments, step: int) -> dict[str, Mapping[str, Any]]:

@@ -1,11 +1,10 @@
 """Names of a classifier's labels, in a file beside its adapter: PEFT's config has no place for them."""
 
-import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from lorank.artefact import write_json
+from lorank.artefact import read_json, write_json
 from lorank.errors import AdapterError
 
 LABEL_NAMES = "label_names.json"
@@ -28,7 +27,7 @@ def read_label_names(folder: Path) -> tuple[str, ...]:
     if not path.is_file():
         return ()
     try:
-        names = json.loads(path.read_text(encoding="utf-8"))
+        names = read_json(path)
     except (ValueError, OSError, RecursionError) as error:
         raise AdapterError(f"{path}: damaged or not JSON ({error}); put it right or take it away") from None
     if not isinstance(names, list) or not all(isinstance(name, str) for name in names) or len(set(names)) != len(names):

@@ -31,7 +31,7 @@ from lorank.models.pretrained import Pretrained, loadable, read_model_config
 from lorank.models.quantization import quantization_config
 from lorank.models.task_model import TaskModel
 from lorank.models.trained_whole import check_not_quantised, trained_whole
-from lorank.models.weights import check_loaded, check_stored_size
+from lorank.models.weights import check_headers, check_loaded, check_stored_size
 from lorank.module_names import is_within, parent_of
 from lorank.processes import processes
 
@@ -197,6 +197,8 @@ def without_weights(base: Pretrained, task_type: TaskType) -> nn.Module:
         revision=base.revision,
         attention=base.attention,
     )
+    with _loadable(base.name):
+        check_headers(base.name)
     if base.new_tokens:
         resize_embeddings(model, len(load_tokenizer(base)), from_mean=False)
     return model

@@ -1,13 +1,15 @@
 """Whether a loaded model has the weights of its checkpoint: only a head may be new, or of another size."""
 
+import os
 import warnings
 from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from safetensors import SafetensorError, safe_open
 from torch import nn
 
-from lorank.errors import LorankError, LorankWarning, RecipeError
+from lorank.errors import LorankError, LorankWarning, RecipeError, one_line
 from lorank.module_names import has_part, is_within, shorter_ends, without_numbers, without_wrappers
 
 _ROOM = 10**8  # parameters that a checkpoint need not have: heads, rows of new tokens
@@ -28,12 +30,27 @@ def check_stored_size(model: nn.Module, name: str) -> None:
     folder = Path(name)
     files = (
         [path for kind in ("*.safetensors", "pytorch_model*.bin") for path in folder.glob(kind)]
-        if folder.is_dir()
+        if os.path.isdir(name)
         else []
     )
     held, count = sum(path.stat().st_size for path in files), sum(each.numel() for each in model.parameters())
     if files and count > _PER_BYTE * held + _ROOM:
         raise ValueError(f"its config describes {count:,} parameters, and its weights have {held:,} bytes")
+
+
+def check_headers(name: str) -> None:
+    """Refuse a folder with weights that are cut off or no safetensors: what can be seen without reading them.
+
+    Raises:
+        ValueError: names the file.
+
+    """
+    for path in sorted(Path(name).glob("*.safetensors")) if os.path.isdir(name) else ():
+        try:
+            with safe_open(path, framework="numpy"):
+                pass
+        except (SafetensorError, OSError, ValueError) as error:
+            raise ValueError(f"{path.name} is damaged ({one_line(error)})") from None
 
 
 def check_loaded(

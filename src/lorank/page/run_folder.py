@@ -1,6 +1,5 @@
 """What the folder of a run holds, finished or not: each file is read if it is there, and what cannot be read is said."""
 
-import json
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
@@ -11,6 +10,7 @@ from typing import Any, TypeVar
 import yaml
 
 from lorank.allocation.cut_history import CUTS, CutHistory
+from lorank.artefact import read_json
 from lorank.errors import LorankError, OutputError, one_line
 from lorank.plan import RankPlan
 from lorank.scores import ImportanceScores
@@ -132,7 +132,7 @@ def _mapping(path: Path) -> Mapping[str, Any]:
         OutputError: it is something else.
 
     """
-    found = json.loads(path.read_text(encoding="utf-8"))
+    found = read_json(path)
     if not isinstance(found, dict):
         raise OutputError(f"it holds {type(found).__name__}, not an object")
     return found

@@ -1,6 +1,5 @@
 """The card of an adapter that a Trainer saves, or that `lorank prune` makes: the run's card without its data and test results."""
 
-import json
 import re
 from collections.abc import Sequence
 from pathlib import Path
@@ -8,6 +7,7 @@ from typing import Any
 
 from huggingface_hub import ModelCard
 
+from lorank.artefact import read_json
 from lorank.models.adapted_model import saved_modules
 from lorank.plan import RankPlan
 from lorank.report.model_card import CARD, MARK, write_model_card
@@ -49,7 +49,7 @@ def write_adapter_card(
     """
     if before is not None and not any(part in before for part in _GENERATED):
         return
-    config = json.loads((folder / "adapter_config.json").read_text(encoding="utf-8"))
+    config = read_json(folder / "adapter_config.json")
     provenance, built = plan.provenance, config.get("auto_mapping") or {}
     of_transformers = re.match(r"transformers\b", str(built.get("parent_library")))
     write_model_card(

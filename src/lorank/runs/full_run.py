@@ -1,12 +1,12 @@
 """Full fine-tuning beside the methods of a run or a comparison: trained, evaluated, and its result read back."""
 
-import json
 import shutil
 from dataclasses import asdict
 
-from lorank.artefact import write_json
+from lorank.artefact import read_json, write_json
 from lorank.errors import OutputError
 from lorank.processes import processes
+from lorank.received_files import record_of
 from lorank.runs.method_run import MethodRun
 from lorank.training.checkpoints import stage_folder
 from lorank.training.full_stage import FullResult, train_full
@@ -36,6 +36,6 @@ def full_result(part: MethodRun) -> FullResult:
         for checkpoint in stage_folder(part.folder, "train", "stage2").glob("checkpoint-*"):
             shutil.rmtree(checkpoint)
     try:
-        return FullResult(**json.loads(path.read_text(encoding="utf-8")))
+        return record_of(FullResult, read_json(path))
     except (ValueError, TypeError) as error:
         raise OutputError(f"{path}: damaged ({error}); remove it to train and evaluate again") from None

@@ -1,6 +1,5 @@
 """One method of a run: scores, plan, adapter, evaluation. What a part has left in its folder is read back."""
 
-import json
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -10,12 +9,13 @@ from peft import PeftModel
 from rich.console import Console
 
 from lorank.allocation.cut_history import CUTS
-from lorank.artefact import copy_file, write_json
+from lorank.artefact import copy_file, read_json, write_json
 from lorank.errors import OutputError
 from lorank.methods import METHODS
 from lorank.models.loading import on_own_device
 from lorank.plan import RankPlan
 from lorank.processes import processes
+from lorank.received_files import record_of
 from lorank.recipe.recipe import Recipe
 from lorank.runs.calibration_set import score_frozen, scoring_input
 from lorank.runs.checks import allocate_for, equal_scores
@@ -163,7 +163,7 @@ class MethodRun:
                 write_json(path, asdict(evaluation))
         processes().wait_for_everyone()
         try:
-            return Evaluation(**json.loads(path.read_text(encoding="utf-8")))
+            return record_of(Evaluation, read_json(path))
         except (ValueError, TypeError) as error:
             raise OutputError(f"{path}: damaged ({error}); remove it to evaluate again") from None
 

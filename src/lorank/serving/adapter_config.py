@@ -1,12 +1,12 @@
 """What adapter_config.json may say: checked before anything is computed from it."""
 
-import json
 from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Annotated, Any
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, StrictFloat, StrictInt, ValidationError
 
+from lorank.artefact import read_json
 from lorank.errors import AdapterError, one_line
 from lorank.expressions import check_time, compiled
 from lorank.received_files import check_links
@@ -81,7 +81,7 @@ def read_config(folder: Path, *, experts: bool = False) -> dict[str, Any]:
         raise AdapterError(_no_config(folder))
     check_links(folder)
     try:
-        config = json.loads(path.read_text(encoding="utf-8"))
+        config = read_json(path)
     except (ValueError, OSError) as error:
         raise AdapterError(f"{path}: damaged or not JSON ({error}); take it from the training again") from None
     if not isinstance(config, dict) or not isinstance(config.get("peft_type"), str):

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 
 from lorank.errors import AdapterError
-from lorank.plan import exactly, whole
+from lorank.lora_options import exactly, whole
 from lorank.serving.adapter_files import AdapterFiles, LoraPair
 from lorank.serving.base_layers import BaseLayers
 from lorank.serving.engines import joined_with, stackable_rank

@@ -15,8 +15,9 @@ from torch import nn
 
 from lorank.artefact import check_new_folder, check_unwritten, new_folder, write_text
 from lorank.errors import PlanError
+from lorank.lora_options import exactly, whole
 from lorank.models.task_model import experts_patterns_are_known
-from lorank.plan import RankPlan, exactly, whole
+from lorank.plan import RankPlan
 from lorank.serving.base.built import without_weights
 from lorank.serving.names import choose
 

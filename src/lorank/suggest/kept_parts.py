@@ -1,6 +1,5 @@
 """Finished parts of the runs, kept as files: a command that was stopped continues behind the last one."""
 
-import json
 import math
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -8,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from lorank.artefact import checksum, write_json
+from lorank.artefact import checksum, read_json, write_json
 from lorank.errors import OutputError
 
 
@@ -58,7 +57,7 @@ class KeptParts:
     @staticmethod
     def _read(path: Path) -> dict[str, Any]:
         try:
-            content = json.loads(path.read_text(encoding="utf-8"))
+            content = read_json(path)
         except (ValueError, OSError) as error:
             raise OutputError(f"{path} is damaged ({error}); remove it, and it is made again") from None
         if not isinstance(content, dict):

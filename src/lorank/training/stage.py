@@ -25,8 +25,8 @@ from transformers import (
 from lorank.errors import TrainingError
 from lorank.in_training.rank_allocation import RankAllocation
 from lorank.in_training.sharded_base import average_in_training
+from lorank.lora_options import exactly, whole
 from lorank.models.task_model import TaskModel
-from lorank.plan import exactly, whole
 from lorank.processes import only_cpu, processes
 from lorank.recipe.sections import TrainingSection
 from lorank.targets import Target

@@ -4,14 +4,13 @@ A second way to what `lorank.serving.base_layers.BaseLayers.read` finds in the b
 the same: a known architecture, whose layers by the config are the very matrices that the weights have.
 """
 
-import json
 from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
-from lorank.artefact import tensors_described
+from lorank.artefact import read_json, tensors_described
 from lorank.received_files import check_model_config
 from lorank.serving.base.architectures import ARCHITECTURES, OUTPUT, Architecture, Config, Shapes, whole_number
 
@@ -119,7 +118,7 @@ def _folder(name: str, revision: str | None) -> Path | None:
 
 
 def _json(path: Path) -> dict[str, Any]:
-    content = json.loads(path.read_text(encoding="utf-8"))
+    content = read_json(path)
     if not isinstance(content, dict):
         raise ValueError(path)
     return content
