@@ -162,6 +162,19 @@ def read_json(path: Path) -> Any:
         raise ValueError("it is nested too deep") from None
 
 
+def read_plain_text(path: Path) -> str:
+    """What a UTF-8 file holds; a pipe would be waited for, and a device has no end.
+
+    Raises:
+        OSError: no such file, or another thing of that name.
+        ValueError: not UTF-8.
+
+    """
+    if path.exists() and not path.is_file():
+        raise OSError("it is no plain file")
+    return path.read_text(encoding="utf-8")
+
+
 def json_values(content: Any) -> Any:
     """As JSON has it, at any depth: dataclasses as mappings, paths as strings, null in place of NaN and infinity."""
     if is_dataclass(content) and not isinstance(content, type):

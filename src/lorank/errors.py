@@ -33,9 +33,9 @@ def in_short(text: str, most: int = 80) -> str:
 class _Shown(reprlib.Repr):
     """`repr` in bounded time: of a value of any size, at any depth."""
 
-    def __init__(self) -> None:
+    def __init__(self, most: int) -> None:
         super().__init__()
-        self.maxlevel, self.maxstring, self.maxother, self.maxlong = 4, 80, 80, 40
+        self.maxlevel, self.maxstring, self.maxother = 4, most, most
 
     def repr_int(self, x: int, level: int) -> str:
         """Digits of a number that has few; Python writes none of thousands of digits."""
@@ -44,7 +44,7 @@ class _Shown(reprlib.Repr):
 
 def shown(value: Any, most: int = 80) -> str:
     """A value of a file as Python writes it, in short, to stand in a message."""
-    return in_short(_Shown().repr(value), most)
+    return in_short(_Shown(most).repr(value), most)
 
 
 def listed(names: Iterable[object], most: int = 20) -> str:

@@ -17,6 +17,8 @@ LEVELS = "".join(f"k{level + 1}: &a{level + 1} [{', '.join([f'*a{level}'] * 9)}]
     ("text", "said"),
     [
         ("a: " + "[" * 1000 + "]" * 1000, "too deep"),
+        ("[" * 100_000, "too deep"),  # PyYAML takes hours
+        ('{"a": ' * 16_000, "too deep"),
         ("".join(f"{' ' * depth}k:\n" for depth in range(400)), "too deep|deeper than 20 levels"),
         (f"k0: &a0 [x, x]\n{LEVELS}", "more than 20,000 values"),
         ("a: &a [*a]", "deeper than 20 levels"),

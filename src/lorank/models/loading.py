@@ -21,7 +21,7 @@ from transformers import (
 )
 from transformers.quantizers.base import get_keys_to_not_convert
 
-from lorank.errors import RecipeError
+from lorank.errors import RecipeError, shown
 from lorank.models.base_dtype import DTYPES, dtype_of_checkpoint, train_in_fp32
 from lorank.models.classifier_dropout import set_classifier_dropout
 from lorank.models.families import trained_families
@@ -286,5 +286,5 @@ def _loadable(name: str) -> AbstractContextManager[None]:
 
 def _not_loadable(name: str, reason: str) -> RecipeError:
     return RecipeError(
-        f"model: {name!r} cannot be loaded: {reason}; give a hub name or a folder with config and weights"
+        f"model: {shown(name, 300)} cannot be loaded: {reason}; give a hub name or a folder with config and weights"
     )

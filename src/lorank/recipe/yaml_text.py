@@ -1,5 +1,7 @@
 """YAML of recipes and overrides, read in bounded time and memory: a recipe may come from a stranger."""
 
+import re
+from itertools import accumulate
 from typing import Any
 
 import yaml
@@ -7,6 +9,7 @@ import yaml
 from lorank.errors import one_line
 
 LONGEST = 100_000  # characters
+_BRACKETS = 1000  # open at a time; some may stand in strings
 MOST, DEEPEST = 20_000, 20  # values, those behind aliases counted each time; mappings and lists around a value
 
 
@@ -19,6 +22,8 @@ def yaml_content(text: str) -> Any:
     """
     if len(text) > LONGEST:
         raise ValueError(f"it has {len(text):,} characters, and at most {LONGEST:,} are read")
+    if _unclosed(text) > _BRACKETS:
+        raise ValueError("lists or mappings stand too deep in each other")
     try:
         content = yaml.load(text, _Loader)
     except (yaml.YAMLError, ValueError, OverflowError) as error:
@@ -33,6 +38,12 @@ def yaml_content(text: str) -> Any:
         raise ValueError("lists or mappings stand too deep in each other") from None
     _check_size(content)
     return content
+
+
+def _unclosed(text: str) -> int:
+    """How many brackets are open at a time, at most. PyYAML's time grows with the cube of it."""
+    depths = accumulate(1 if found[0] in "[{" else -1 for found in re.finditer(r"[\[\]{}]", text))
+    return max(depths, default=0)
 
 
 def _check_size(content: Any) -> None:

@@ -75,7 +75,7 @@ def as_begun(recipe: Recipe, directory: Path, say: Callable[[str], None] = lambd
             recipe = recipe.model_copy(update={"model": recipe.model.model_copy(update={"dtype": "fp32"})})
             if (usual := dtype_of_checkpoint(config_of(pretrained_of(recipe)))) != "fp32":
                 say(f"model.dtype: fp32, as {directory} was begun by an earlier version; the checkpoint is in {usual}")
-    except (OSError, UnicodeDecodeError, yaml.YAMLError, RecipeError, TypeError, AttributeError):
+    except (OSError, ValueError, RecursionError, yaml.YAMLError, RecipeError, TypeError, AttributeError):
         return recipe  # it is looked at again when the directory is locked
     for method in (recipe.method, *recipe.baselines):
         if method not in METHODS or method not in (stood.method, *stood.baselines):
@@ -130,7 +130,7 @@ def _check_or_write(directory: Path, recipe: Recipe, data: TaskData, provenance:
         hashes, versions = before["data"], before["versions"]
         if not _names_dtype(stands):
             stands = _in_fp32(stands)
-    except (yaml.YAMLError, AttributeError, KeyError, TypeError, UnicodeDecodeError):
+    except (yaml.YAMLError, AttributeError, KeyError, TypeError, ValueError, RecursionError):
         raise OutputError(f"{path} was not written by lorank or was damaged; give another --output") from None
     try:
         # Read again, so that a key that a later version added has its default there too.

@@ -13,12 +13,14 @@ from pathlib import Path
 from typing import Any
 
 import pyarrow
-from pyarrow import parquet
+from pyarrow import compute, parquet
 
 from lorank.errors import DataError, listed, one_line, shown
 
 _LINE_END = re.compile(rb"\r\n|\r|\n")
 _LONGEST_CELL = 10_000_000  # characters; of a csv file whose quote is never closed, all of it would be one cell
+# Of a parquet file: bytes that any may unpack to, and how many times its size.
+_ROOM, _UNPACKED = 256 * 2**20, 100
 _SURROGATE = re.compile(r"\\u[dD][89a-fA-F]")
 
 
@@ -77,7 +79,7 @@ def read_rows(path: Path, wanted: Iterable[str]) -> Rows:
     wanted = tuple(dict.fromkeys(wanted))
     try:
         if not path.is_file():
-            raise DataError(f"{path}: no such file (looked in {Path.cwd()})")
+            raise DataError(f"{path}: {'no plain' if path.exists() else 'no such'} file (looked in {Path.cwd()})")
         reader = _READERS.get(path.suffix.lower())
         if reader is None:
             raise DataError(f"{path} is of unknown kind {path.suffix!r}; allowed: {', '.join(_READERS)}")
@@ -222,23 +224,45 @@ def _read_parquet(path: Path, wanted: tuple[str, ...]) -> Rows:
     try:
         # From a handle: a path is looked at for values of columns (label=1/...) and for file systems.
         with pyarrow.OSFile(os.fspath(path)) as source, parquet.ParquetFile(source) as file:
-            schema = file.schema_arrow
-            _check_names(path, schema.names)
-            present = [name for name in wanted if name in schema.names]
-            table = file.read(columns=present)
+            schema, names = file.schema_arrow, file.schema_arrow.names
+            _check_names(path, names)
+            there = set(names)
+            present = [name for name in wanted if name in there]
+            groups = (file.metadata.row_group(number) for number in range(file.num_row_groups))
+            _check_unpacked(path, sum(group.total_byte_size for group in groups))
+            # Each different string once: a file of some kilobytes may hold one a million times.
+            strings = [name for name in present if pyarrow.types.is_string(schema.field(name).type)]
+            table = parquet.ParquetFile(source, read_dictionary=strings).read(columns=present)
             columns = {name: _python_values(path, name, table.column(name)) for name in present}
-            return Rows(
-                tuple(schema.names), columns, file.metadata.num_rows, classes=_declared(path, schema.metadata or {})
-            )
+            return Rows(tuple(names), columns, file.metadata.num_rows, classes=_declared(path, schema.metadata or {}))
     except (pyarrow.ArrowException, ValueError, OverflowError, NotImplementedError) as error:
         raise DataError(f"{path} cannot be read ({type(error).__name__}: {one_line(error)})") from error
 
 
+def _check_unpacked(path: Path, size: int) -> None:
+    """Refuse a small file that would take all memory."""
+    if size > max(_ROOM, _UNPACKED * path.stat().st_size):
+        raise DataError(f"{path} has {path.stat().st_size:,} bytes and unpacks to {size:,}; save it as several files")
+
+
 def _python_values(path: Path, name: str, column: Any) -> list[Any]:
     try:
-        return list(column.to_pylist())
+        if not pyarrow.types.is_dictionary(column.type):
+            return list(column.to_pylist())
+        _check_unpacked(path, sum(_length(chunk) for chunk in column.chunks))
+        values = list[Any]()
+        for chunk in column.chunks:
+            known = chunk.dictionary.to_pylist()
+            values += [None if number is None else known[number] for number in chunk.indices.to_pylist()]
+        return values
     except UnicodeDecodeError:
         raise DataError(f"{path}: column {shown(name)} has a string that is not UTF-8") from None
+
+
+def _length(chunk: Any) -> int:
+    """Bytes of the strings of a dictionary array, each as often as it is there."""
+    lengths = compute.fill_null(compute.binary_length(chunk.dictionary), 0).cast("int64")
+    return compute.sum(compute.take(lengths, chunk.indices)).as_py() or 0
 
 
 def _declared(path: Path, metadata: Mapping[bytes, bytes]) -> dict[str, tuple[str, ...]]:

@@ -9,6 +9,7 @@ from peft import PeftModel, TaskType
 from torch import nn
 from transformers import PreTrainedTokenizerBase
 
+from lorank.artefact import read_plain_text
 from lorank.errors import DataError, RecipeError
 from lorank.tasks.evaluation_settings import EvaluationSettings
 from lorank.tasks.section import GENERAL_TEXT, DataSection
@@ -39,7 +40,7 @@ def general_rows(tokenizer: PreTrainedTokenizerBase, section: DataSection) -> Da
     """
     path = Path(str(section.general_text))
     try:
-        text = path.read_text(encoding="utf-8")
+        text = read_plain_text(path)
     except (OSError, UnicodeDecodeError) as error:
         raise DataError(f"data.general_text: {path} cannot be read ({error}); give a UTF-8 text file") from None
     ids = list(tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"])

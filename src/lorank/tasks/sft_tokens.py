@@ -16,6 +16,7 @@ import torch
 from datasets import Dataset, IterableDataset, concatenate_datasets
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerBase
 
+from lorank.artefact import read_plain_text
 from lorank.errors import DataError, LorankWarning, RecipeError, one_line
 from lorank.models.loading import quiet_loading
 from lorank.processes import only_cpu
@@ -40,7 +41,7 @@ def set_chat_template(tokenizer: PreTrainedTokenizerBase, section: DataSection) 
     if section.chat_template is not None:
         path = Path(section.chat_template)
         try:
-            tokenizer.chat_template = path.read_text(encoding="utf-8")
+            tokenizer.chat_template = read_plain_text(path)
         except (OSError, UnicodeDecodeError) as error:
             raise RecipeError(f"data.chat_template: {path} cannot be read ({error}); give a Jinja file") from None
     if tokenizer.chat_template is None:

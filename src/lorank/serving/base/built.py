@@ -4,7 +4,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from lorank.errors import AdapterError
+from lorank.errors import AdapterError, shown
 from lorank.models.adapted_model import model_class, on_meta
 from lorank.models.pretrained import loadable, read_model_config
 
@@ -35,7 +35,7 @@ def without_weights(
 
 def _not_readable(name: str, reason: str) -> AdapterError:
     return AdapterError(
-        f"the base model {name!r} cannot be read: {_where(name, reason)}; give its hub name or folder as --base"
+        f"the base model {shown(name, 300)} cannot be read: {_where(name, reason)}; give its hub name or folder as --base"
     )
 
 
