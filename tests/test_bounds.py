@@ -27,6 +27,7 @@ for path in map(Path, sys.argv[1:]):
 """
 
 
+@pytest.mark.long
 @pytest.mark.skipif(sys.platform != "linux", reason="ru_maxrss is in KiB on Linux alone")
 def test_the_worst_files_take_seconds_and_little_memory(tmp_path: Path) -> None:
     files = {

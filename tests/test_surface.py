@@ -38,7 +38,8 @@ def test_dir_lists_what_is_offered() -> None:
         "ImportanceScores",
         "SeveralFindings",
     }
-    family = {name for name, kind in inspect.getmembers(errors, inspect.isclass) if kind.__module__ == errors.__name__}
+    classes = inspect.getmembers(errors, inspect.isclass)
+    family = {name for name, kind in classes if kind.__module__ == errors.__name__ and not name.startswith("_")}
     assert set(dir(lorank)) == offered | family | {"__version__"}
 
 

@@ -10,7 +10,7 @@ import re
 from collections.abc import Iterator, Mapping
 from dataclasses import fields
 from pathlib import Path
-from typing import Annotated, Any, TypeVar
+from typing import Annotated, Any, TypeVar, cast
 
 from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError
 
@@ -110,7 +110,7 @@ def record_of(kind: type[Record], content: Any) -> Record:
     """
     if not isinstance(content, dict):
         raise ValueError("it holds no keys and values")
-    if unknown := [key for key in content if key not in {field.name for field in fields(kind)}]:
+    if unknown := [key for key in content if key not in {field.name for field in fields(cast(Any, kind))}]:
         raise ValueError(f"{in_short(str(unknown[0]))} is none of its keys")
     try:
         return TypeAdapter(kind).validate_python(content)

@@ -25,14 +25,14 @@ NESTED = "[" * 100_000
 
 def refused(path: Path) -> str:
     """What is said of a file by whatever reads it: as a recipe's data of three tasks, and by `lorank init`."""
-    messages, began = [], time.monotonic()
+    messages, began = [], time.process_time()
     for task, columns in (("classification", {"text": "text", "label": "label"}), ("chat", {}), ("summarization", {})):
         with pytest.raises(DataError) as found:
             load_task_data(DataSection(train=str(path), test=str(path), task=task, **columns))  # type: ignore[arg-type]
         messages.append(str(found.value))
     with pytest.raises(DataError) as found:
         task_of_columns(read_source(str(path), None, None).rows, None, (), "")
-    assert time.monotonic() - began < 10
+    assert time.process_time() - began < 10
     assert all(len(one) < 1_500 and "\x1b" not in one for one in (*messages, str(found.value)))
     return messages[0]
 
@@ -110,12 +110,12 @@ def test_parquet(tmp_path: Path) -> None:
 
 def test_a_small_file_that_unpacks_to_much_is_refused(tmp_path: Path) -> None:
     path = tmp_path / "data.parquet"
-    repeated = pyarrow.array(["a" * 10_000] * 50_000).dictionary_encode()
+    repeated = pyarrow.array(["a" * 10_000] * 30_000).dictionary_encode()
     path.write_bytes(packed(pyarrow.table({"text": repeated, "label": repeated})))
-    assert "unpacks to 500,000,000; save it as several files" in refused(path)
-    path.write_bytes(packed(pyarrow.table({"text": repeated[:20_000], "label": ["a", None] * 10_000})))
+    assert "unpacks to 300,000,000; save it as several files" in refused(path)
+    path.write_bytes(packed(pyarrow.table({"text": repeated[:2_000], "label": ["a", None] * 1_000})))
     rows = read_rows(path, ("text", "label"))
-    assert rows.columns["text"] == ["a" * 10_000] * 20_000
+    assert rows.columns["text"] == ["a" * 10_000] * 2_000
     assert rows.columns["label"][:3] == ["a", None, "a"]
 
 
@@ -126,5 +126,5 @@ def test_what_is_no_file_is_not_waited_for(tmp_path: Path) -> None:
     for name in ("folder.json", "pipe.json", "device.json"):
         assert f"{name}: no plain file" in refused(tmp_path / name)
     (tmp_path / "rows.json.gz").write_bytes(gzip.compress(b"{}" * 1000))
-    with pytest.raises(DataError, match="is of unknown kind '.gz'"):
+    with pytest.raises(DataError, match=r"is of unknown kind '.gz'"):
         read_rows(tmp_path / "rows.json.gz", ())
