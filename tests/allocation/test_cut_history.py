@@ -1,6 +1,7 @@
 """The file of cuts: what is written line by line is what is written whole, and what is read."""
 
 import json
+import tracemalloc
 from pathlib import Path
 
 import numpy as np
@@ -89,3 +90,16 @@ def test_other_files_are_refused(text: str, tmp_path: Path) -> None:
         CutHistory.load(tmp_path / "cuts.jsonl")
     with pytest.raises(PlanError, match="no such file"):
         CutHistory.load(tmp_path / "nothing.jsonl")
+
+
+def test_a_cut_is_kept_in_few_bytes() -> None:
+    modules = {f"layer.{number}": 8 for number in range(100)}
+    kept, scores = CutHistory(modules, modules), {name: np.ones(8) for name in modules}
+    kept.add(1, modules, scores)
+    tracemalloc.start()
+    for step in range(2, 202):
+        kept.add(step, modules, scores)
+    grown, _ = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert grown < 1.5 * 12 * 100 * 200  # 12 bytes for a module, and what arrays take in advance
+    assert kept.cuts[-1].ranks == kept.ranks == modules

@@ -3,9 +3,9 @@
 import json
 import math
 import warnings
-from collections.abc import Iterable, Mapping
+from array import array
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -39,24 +39,34 @@ class CutHistory:
     """The cuts of one allocation, in their order.
 
     As a file it is JSON lines. The first names the modules with their unit costs and initial ranks, each further one is a
-    cut; its ranks and scores stand in the order of the modules.
+    cut; its ranks and scores stand in the order of the modules. In memory a cut is 12 bytes for a module: a run makes
+    thousands of them.
 
     Attributes:
         initial_ranks: module name -> rank before the first cut.
         unit_costs: module name -> `d_in + d_out`.
-        cuts: the first one first.
 
     """
 
     def __init__(
         self, initial_ranks: Mapping[str, int], unit_costs: Mapping[str, int], cuts: Iterable[Cut] = ()
     ) -> None:
-        self.initial_ranks, self.unit_costs, self.cuts = dict(initial_ranks), dict(unit_costs), list(cuts)
+        self.initial_ranks, self.unit_costs = dict(initial_ranks), dict(unit_costs)
+        self._forget()
+        for cut in cuts:
+            self._keep(
+                cut.step, [cut.ranks[name] for name in initial_ranks], [cut.scores[name] for name in initial_ranks]
+            )
+
+    @property
+    def cuts(self) -> list[Cut]:
+        """All of them, the first one first."""
+        return [self._cut(number) for number in range(len(self._steps))]
 
     @property
     def ranks(self) -> Mapping[str, int]:
         """Ranks after the last cut."""
-        return self.cuts[-1].ranks if self.cuts else self.initial_ranks
+        return self._cut(len(self._steps) - 1).ranks if self._steps else self.initial_ranks
 
     def add(self, step: int, ranks: Mapping[str, int], unit_scores: Mapping[str, np.ndarray]) -> None:
         """Take down a cut.
@@ -67,8 +77,9 @@ class CutHistory:
             unit_scores: module name -> scores `(units,)` that it was made by.
 
         """
-        sums = {name: float(f"{values.sum():.6g}") for name, values in unit_scores.items()}
-        self.cuts.append(Cut(step, dict(ranks), sums))
+        names = self.initial_ranks
+        sums = [float(f"{unit_scores[name].sum():.6g}") for name in names]
+        self._keep(step, [ranks[name] for name in names], sums)
 
     def write(self, path: Path) -> None:
         """Write all of it, atomically, in place of what is there."""
@@ -79,7 +90,7 @@ class CutHistory:
             "unit_costs": [self.unit_costs[name] for name in self.initial_ranks],
             "ranks": list(self.initial_ranks.values()),
         }
-        write_text(path, _line(head) + "".join(map(self._cut_line, self.cuts)))
+        write_text(path, _line(head) + "".join(map(self._cut_line, range(len(self._steps)))))
 
     def append(self, path: Path) -> None:
         """Add the last cut to a file that holds those before it.
@@ -90,27 +101,28 @@ class CutHistory:
         """
         try:
             with path.open("a", encoding="utf-8") as file:
-                file.write(self._cut_line(self.cuts[-1]))
+                file.write(self._cut_line(len(self._steps) - 1))
         except OSError as error:
             warnings.warn(
-                f"{path}: the cut of step {self.cuts[-1].step} was not added ({error}); the file is written whole at the end",
+                f"{path}: the cut of step {self._steps[-1]} was not added ({error}); the file is written whole at the end",
                 LorankWarning,
                 stacklevel=2,
             )
 
     def arrays(self) -> dict[str, np.ndarray]:
         """The cuts for a checkpoint: `steps` `(cuts,)` int64, `ranks` int64 and `scores` float64 `(cuts, modules)`."""
-        names = list(self.initial_ranks)
+        table = (len(self._steps), len(self.initial_ranks))
         return {
-            "steps": np.array([cut.step for cut in self.cuts], dtype=np.int64),
-            "ranks": np.array([[cut.ranks[name] for name in names] for cut in self.cuts], dtype=np.int64),
-            "scores": np.array([[cut.scores[name] for name in names] for cut in self.cuts], dtype=np.float64),
+            "steps": np.array(self._steps, dtype=np.int64),
+            "ranks": np.array(self._ranks, dtype=np.int64).reshape(table),
+            "scores": np.array(self._scores, dtype=np.float64).reshape(table),
         }
 
     def restore(self, arrays: Mapping[str, np.ndarray]) -> None:
         """Continue from what `arrays` returned; cuts that were made after it are dropped."""
-        rows = zip(*(arrays[key].tolist() for key in ("steps", "ranks", "scores")), strict=True)
-        self.cuts = [self._cut(step, ranks, scores) for step, ranks, scores in rows]
+        self._forget()
+        for row in zip(*(arrays[key].tolist() for key in ("steps", "ranks", "scores")), strict=True):
+            self._keep(*row)
 
     @classmethod
     def load(cls, path: str | Path) -> "CutHistory":
@@ -129,45 +141,63 @@ class CutHistory:
             if head["format"] != FORMAT or head["version"] != VERSION:
                 raise ValueError(f"format {head['format']} {head['version']}, this lorank reads {FORMAT} {VERSION}")
             names = head["modules"]
+            _check_whole([*head["ranks"], *head["unit_costs"]])
             history = cls(*(dict(zip(names, head[key], strict=True)) for key in ("ranks", "unit_costs")))
             for line in rest:
                 if line.endswith("\n"):
                     cut = json.loads(line)
-                    history.cuts.append(history._cut(cut["step"], cut["ranks"], cut["scores"]))
+                    history._check_cut(cut["step"], cut["ranks"], cut["scores"])
+                    history._keep(cut["step"], cut["ranks"], cut["scores"])
                 else:
                     warnings.warn(f"{path}: its last line is not whole and is left out", LorankWarning, stacklevel=2)
-            history._check()
-        except (ValueError, KeyError, TypeError, IndexError, OSError) as error:
+        except (ValueError, KeyError, TypeError, IndexError, OverflowError, OSError) as error:
             raise PlanError(f"{path}: damaged, or no history of cuts ({error}); give the {CUTS} of a run") from None
         return history
 
-    def _check(self) -> None:
-        """Refuse what is no number, or no history.
+    def _check_cut(self, step: int, ranks: list[int], scores: list[float]) -> None:
+        """Refuse a cut that is none, or not later than the last one.
 
         Raises:
             ValueError: says what.
 
         """
-        whole = [*self.initial_ranks.values(), *self.unit_costs.values(), *(cut.step for cut in self.cuts)]
-        whole += [rank for cut in self.cuts for rank in cut.ranks.values()]
-        if any(type(number) is not int or number < 0 for number in whole):
-            raise ValueError("steps, ranks and costs are whole numbers from 0")
-        if any(
-            type(score) not in (int, float) or not math.isfinite(score)
-            for cut in self.cuts
-            for score in cut.scores.values()
-        ):
+        _check_whole([step, *ranks])
+        if any(type(score) not in (int, float) or not math.isfinite(score) for score in scores):
             raise ValueError("scores are finite numbers")
-        if any(one.step >= other.step for one, other in pairwise(self.cuts)):
+        if not len(ranks) == len(scores) == len(self.initial_ranks):
+            raise ValueError(f"a cut has {len(self.initial_ranks)} ranks and scores")
+        if self._steps and step <= self._steps[-1]:
             raise ValueError("steps ascend")
 
-    def _cut(self, step: int, ranks: list[int], scores: list[float]) -> Cut:
-        names = list(self.initial_ranks)
-        return Cut(step, dict(zip(names, ranks, strict=True)), dict(zip(names, scores, strict=True)))
+    def _forget(self) -> None:
+        self._steps, self._ranks, self._scores = array("q"), array("i"), array("d")
 
-    def _cut_line(self, cut: Cut) -> str:
-        ranks, scores = ([of[name] for name in self.initial_ranks] for of in (cut.ranks, cut.scores))
-        return _line({"step": cut.step, "ranks": ranks, "scores": scores})
+    def _keep(self, step: int, ranks: Sequence[int], scores: Sequence[float]) -> None:
+        self._steps.append(step)
+        self._ranks.extend(ranks)
+        self._scores.extend(scores)
+
+    def _row(self, number: int) -> tuple[list[int], list[float]]:
+        width = len(self.initial_ranks)
+        row = slice(number * width, (number + 1) * width)
+        return self._ranks[row].tolist(), self._scores[row].tolist()
+
+    def _cut(self, number: int) -> Cut:
+        ranks, scores = self._row(number)
+        return Cut(
+            self._steps[number],
+            dict(zip(self.initial_ranks, ranks, strict=True)),
+            dict(zip(self.initial_ranks, scores, strict=True)),
+        )
+
+    def _cut_line(self, number: int) -> str:
+        ranks, scores = self._row(number)
+        return _line({"step": self._steps[number], "ranks": ranks, "scores": scores})
+
+
+def _check_whole(numbers: Iterable[int]) -> None:
+    if any(type(number) is not int or number < 0 for number in numbers):
+        raise ValueError("steps, ranks and costs are whole numbers from 0")
 
 
 def _line(content: Mapping[str, Any]) -> str:
