@@ -150,7 +150,7 @@ class CutHistory:
                     history._keep(cut["step"], cut["ranks"], cut["scores"])
                 else:
                     warnings.warn(f"{path}: its last line is not whole and is left out", LorankWarning, stacklevel=2)
-        except (ValueError, KeyError, TypeError, IndexError, OverflowError, OSError) as error:
+        except (ValueError, KeyError, TypeError, IndexError, OverflowError, OSError, RecursionError) as error:
             raise PlanError(f"{path}: damaged, or no history of cuts ({error}); give the {CUTS} of a run") from None
         return history
 
