@@ -78,18 +78,45 @@ def unit_scores(scores: Tensors, adapter: TripletAdapter, options: Choices) -> t
     return units
 
 
-def by_module(units: torch.Tensor, adapter: TripletAdapter, step: int) -> dict[str, np.ndarray]:
+class FirstBad:
+    """The first step at which something was measured that is not finite; known on the device, without a host sync.
+
+    Attributes:
+        step: counted from 1; 0: none yet.
+
+    """
+
+    def __init__(self, device: torch.device | str = "cpu") -> None:
+        self.step = torch.zeros((), dtype=torch.long, device=device)
+
+    def note(self, step: int, measured: Tensors) -> None:
+        """Look at what was measured at a step."""
+        if held := [tensor for tensor in measured if tensor.numel()]:
+            bad = ~torch.isfinite(torch.stack(torch._foreach_norm(held, float("inf")))).all()
+            self.step = torch.where(bad & (self.step == 0), step, self.step)
+
+    def load(self, step: torch.Tensor | None) -> None:
+        """Continue from the `step` of a checkpoint; None, of an earlier version, knows nothing."""
+        self.step = torch.zeros_like(self.step) if step is None else step.to(self.step.device)
+
+
+def by_module(
+    units: torch.Tensor, adapter: TripletAdapter, step: int, first_bad: FirstBad | None = None
+) -> dict[str, np.ndarray]:
     """Module name -> the values `(r_m,)` of its units. One host sync. With several processes, the values of the first.
 
     Raises:
-        TrainingError: a value that is not finite.
+        TrainingError: a value that is not finite; names the step of `first_bad`, too.
 
     """
     # Kernels may differ in the last bit from process to process; what is decided must not.
     flat = broadcast(units.contiguous()).cpu().double().numpy()
     if not np.isfinite(flat).all():
+        since = 0 if first_bad is None else int(first_bad.step)
+        first = f", and the first that were measured so are those of step {since}" if since else ""
         raise TrainingError(
-            f"scores are not finite at step {step}; lower the learning rate, raise its warm-up, or use bf16 in place of fp16"
+            f"scores are not finite at step {step}{first}: a loss or gradient is not; lower the learning rate, raise its "
+            "warm-up, or use bf16 in place of fp16"
         )
     return dict(zip(adapter.names, np.split(flat, np.cumsum(adapter.ranks)[:-1]), strict=True))
 

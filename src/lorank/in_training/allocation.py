@@ -48,6 +48,7 @@ class Allocation:
         options: the choices of the method.
         allocator: the engine, once training has begun.
         cut_history: ranks and scores that each cut has left, once training has begun.
+        leaves_out: whether the step under way will not be made: set before its gradients are measured, it counts for nothing.
 
     """
 
@@ -74,6 +75,7 @@ class Allocation:
         self.provenance = {**(provenance or {}), "method": method, "preset": self.preset}
         self.allocator: Allocator | None = None
         self.cut_history: CutHistory | None = None
+        self.leaves_out = False
         self._plan: RankPlan | None = None
         self._scores: ImportanceScores | None = None
         self._adapter: TripletAdapter | None = None
