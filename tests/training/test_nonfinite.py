@@ -9,16 +9,20 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+import yaml
+from accelerate.optimizer import AcceleratedOptimizer
 from peft import LoraConfig, TaskType, get_peft_model
 from rich.console import Console
 from safetensors.torch import load_file
 from tests.conftest import tiny_config, triplet_model
+from tests.test_processes import launched
 from tests.training.test_trainer import stage_inputs
 from torch import nn
 from transformers import BertForSequenceClassification, set_seed
 
 from lorank import LorankError, RankAllocation
-from lorank.errors import LorankWarning, TrainingError
+from lorank.errors import LorankWarning, OutputError, TrainingError
+from lorank.recipe.files import load_recipe
 from lorank.runs.run import run
 from lorank.training.checkpoints import latest_checkpoint, read_progress
 from lorank.training.stage import train_stage
@@ -233,7 +237,57 @@ def test_the_record_of_a_run_says_what_was_skipped(
     assert "10 (2 skipped)" in (tmp_path / "out" / "report.html").read_text()
 
 
-def test_stop_names_the_key_that_goes_on(tiny_recipe: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    Spoiled(monkeypatch, lambda step, _: step == 2)
-    with pytest.raises(LorankError, match=r"the loss is not finite at step 2; .* on_nonfinite: skip leaves them out"):
-        run(tiny_recipe(method="lora", preset=None), tmp_path / "out", QUIET)
+@pytest.mark.parametrize("method", ["lora", pytest.param("i-lora", marks=pytest.mark.long)])
+def test_a_run_that_stopped_goes_on_by_skipping(
+    method: str, tiny_recipe: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    Spoiled(monkeypatch, lambda step, _: step == 6)
+    preset = {"preset": None} if method == "lora" else {}
+    stops, skips = (tiny_recipe(method=method, train=stage, **preset) for stage in ({}, {"on_nonfinite": "skip"}))
+    with pytest.raises(LorankError, match=r"not finite at step 6; .* go on in this one with train\.on_nonfinite=skip"):
+        run(stops, tmp_path / "out", QUIET)
+    with pytest.warns(LorankWarning, match="1 of 10 optimizer steps were skipped, the first is step 6"):
+        found = run(skips, tmp_path / "out", QUIET).results[method]
+    with pytest.warns(LorankWarning, match="1 of 10 optimizer steps were skipped"):
+        whole = run(skips, tmp_path / "whole", QUIET).results[method]
+    assert found["skipped_steps"] == whole["skipped_steps"] == [6]
+    assert (found["metrics"], found["loss"]) == (whole["metrics"], whole["loss"])
+    assert load_recipe(tmp_path / "out" / "recipe.yaml").train.on_nonfinite == "skip"
+    with pytest.raises(OutputError, match=r"train\.on_nonfinite was 'skip', now 'stop'"):
+        run(stops, tmp_path / "out", QUIET)
+
+
+@pytest.mark.parametrize(("gradient", "overflows"), [(1.0, False), (float("inf"), True)])
+def test_a_loss_scaler_leaves_the_step_out_and_lowers_its_scale_where_gradients_overflow(
+    gradient: float, overflows: bool, tiny_recipe: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As Trainer calls it in fp16, which needs a GPU; with gradients that are finite the bad loss alone decides."""
+    spoiled = Spoiled(monkeypatch, lambda step, _: step == 1)
+    with pytest.warns(LorankWarning, match="1 of 2 optimizer steps"):
+        train_stage(**stage_inputs(tiny_recipe, tmp_path, train={**FLAT, "max_steps": 2}), model=triplet_model()[0])
+    trainer = spoiled.trainer
+    trained = [p for p in trainer.model.parameters() if p.requires_grad]
+    scaler = torch.amp.GradScaler("cpu", init_scale=1024.0)
+    scaler.scale(torch.ones(()))
+    optimizer = AcceleratedOptimizer(torch.optim.SGD(trained, lr=1.0), scaler=scaler)
+    before = [p.detach().clone() for p in trained]
+    for p in trained:
+        p.grad = torch.full_like(p, gradient * 1024)
+    optimizer.scaler.unscale_(optimizer.optimizer)  # clipping does
+    skips = trainer.skips
+    skips.on_step_begin(trainer.args, trainer.state, trainer.control)
+    skips.noted(torch.tensor(float("nan"), dtype=torch.float64))
+    skips.on_pre_optimizer_step(trainer.args, trainer.state, trainer.control, optimizer=optimizer)
+    optimizer.step()
+    assert all(torch.equal(p, was) for p, was in zip(trained, before, strict=True))
+    assert optimizer.step_was_skipped == overflows
+    assert scaler.get_scale() == (512.0 if overflows else 1024.0)
+    assert skips.steps == [1, 3]
+
+
+@pytest.mark.long
+def test_a_step_that_is_bad_in_one_of_two_processes_is_skipped_in_both(tiny_recipe: Any, tmp_path: Path) -> None:
+    recipe = tiny_recipe(method="igu-lora", measure={"every": 1}, train={"on_nonfinite": "skip"})
+    (tmp_path / "recipe.yaml").write_text(yaml.safe_dump(recipe.model_dump(mode="json", exclude={"resolved"})))
+    launched("tests.training.nonfinite_on_two", str(tmp_path / "recipe.yaml"), str(tmp_path / "out"))
+    assert {path.name for path in tmp_path.glob("process *")} == {"process 0", "process 1"}

@@ -95,8 +95,8 @@ class Allocator:
             return None
         if self._measures(step) and pending is None:
             pending = self.measure.after_step(step, self.measured)
+        self.first_bad.note(step, [*(values.grad for values in self.adapter.lambdas), *(pending or ())])
         if pending is not None:
-            self.first_bad.note(step, pending)
             self.smoother.add(pending)
             self.measured += 1
         if self.finished is not None:

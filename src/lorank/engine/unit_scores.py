@@ -79,7 +79,7 @@ def unit_scores(scores: Tensors, adapter: TripletAdapter, options: Choices) -> t
 
 
 class FirstBad:
-    """The first step at which something was measured that is not finite; known on the device, without a host sync.
+    """The first step with a gradient of λ, or with something measured, that is not finite; on the device, without a host sync.
 
     Attributes:
         step: counted from 1; 0: none yet.
@@ -89,9 +89,9 @@ class FirstBad:
     def __init__(self, device: torch.device | str = "cpu") -> None:
         self.step = torch.zeros((), dtype=torch.long, device=device)
 
-    def note(self, step: int, measured: Tensors) -> None:
-        """Look at what was measured at a step."""
-        if held := [tensor for tensor in measured if tensor.numel()]:
+    def note(self, step: int, found: Sequence[torch.Tensor | None]) -> None:
+        """Look at gradients and at what was measured at a step that was made."""
+        if held := [tensor for tensor in found if tensor is not None and tensor.numel()]:
             bad = ~torch.isfinite(torch.stack(torch._foreach_norm(held, float("inf")))).all()
             self.step = torch.where(bad & (self.step == 0), step, self.step)
 
@@ -113,10 +113,10 @@ def by_module(
     flat = broadcast(units.contiguous()).cpu().double().numpy()
     if not np.isfinite(flat).all():
         since = 0 if first_bad is None else int(first_bad.step)
-        first = f", and the first that were measured so are those of step {since}" if since else ""
+        first = f": the loss or a gradient is not since step {since}" if since else ""
         raise TrainingError(
-            f"scores are not finite at step {step}{first}: a loss or gradient is not; lower the learning rate, raise its "
-            "warm-up, or use bf16 in place of fp16"
+            f"scores are not finite at step {step}{first}; lower the learning rate, raise its warm-up, or use bf16 in place of "
+            "fp16, and look at the examples of that step"
         )
     return dict(zip(adapter.names, np.split(flat, np.cumsum(adapter.ranks)[:-1]), strict=True))
 

@@ -133,14 +133,14 @@ class StageTrainer(Trainer):
             if step >= 0
             else f"weights are not finite at step {self.state.global_step}"
         )
+        skip = ""
+        if step >= 0:
+            skip = (
+                "; or, where few batches are bad, go on in this one with train.on_nonfinite=skip, which leaves them out"
+            )
         raise TrainingError(
             f"{self.stage}: {what}; nothing was saved since, the last checkpoint is kept in {self.args.output_dir}. "
-            "Lower the learning rate, raise warmup, or use precision bf16 in place of fp16, in a new output directory"
-            + (
-                ""
-                if self.skips is not None or step < 0
-                else "; where few batches are bad, on_nonfinite: skip leaves them out"
-            )
+            f"Lower the learning rate, raise warmup, or use precision bf16 in place of fp16, in a new output directory{skip}"
         )
 
 
