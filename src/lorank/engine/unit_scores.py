@@ -1,5 +1,6 @@
 """From gradients to the sensitivities that are smoothed, and from smoothed sensitivities to one score for each unit."""
 
+import warnings
 from collections.abc import Mapping, Sequence
 
 import numpy as np
@@ -10,8 +11,11 @@ from torch import nn
 from lorank.adapter.triplet import TripletAdapter
 from lorank.engine.options import Choices, ScoringSetChoices, TrainingBatchChoices
 from lorank.engine.smoothing import Tensors, sensitivity
-from lorank.errors import TrainingError
+from lorank.errors import LorankWarning, TrainingError
 from lorank.processes import processes
+from lorank.scores import ImportanceScores
+
+NAMED = 3  # modules that a warning names
 
 
 def scored_factors(adapter: TripletAdapter, options: TrainingBatchChoices) -> tuple[nn.Parameter, ...]:
@@ -146,3 +150,28 @@ def sliced_factors(
         return [(0, torch.cat([kept[name] + int(s) for s, name in zip(starts, adapter.names, strict=True)]))]
     dims = (1, 0) if options.smooth.lambda_score == "absolute" else (0, 1, 0)
     return [(dim, kept[name]) for dim in dims for name in adapter.names]
+
+
+def warn_of_dead_triplets(scores: ImportanceScores) -> None:
+    """Say it where more than half of the triplets of a module, or of all, have a score of exactly 0.
+
+    A triplet that was cut has the score of its last cut.
+
+    Warns:
+        LorankWarning: how many triplets, in which modules.
+
+    """
+    dead = {name: int((values == 0).sum()) for name, values in scores.scores.items()}
+    units = {name: len(values) for name, values in scores.scores.items()}
+    named = [name for name, count in dead.items() if 2 * count > units[name]]
+    count, total = sum(dead.values()), sum(units.values())
+    if named:
+        shown = ", ".join(f"{name} ({dead[name]} of {units[name]})" for name in named[:NAMED])
+        more = f" and {len(named) - NAMED} more modules" if len(named) > NAMED else ""
+        warnings.warn(
+            f"the score is exactly 0 for {count:,} of {total:,} triplets, which had no influence on the loss when they were "
+            f"scored: {shown}{more}; look whether the forward pass reaches these modules, leave them out with exclude_modules, "
+            "or train in a wider dtype",
+            LorankWarning,
+            stacklevel=3,
+        )

@@ -23,7 +23,7 @@ from lorank.engine.scoring_batches import LoaderBatches
 from lorank.engine.scoring_set_path import ScoringSetPath
 from lorank.engine.smoother import RunningSmoother
 from lorank.engine.training_pass import TrainingPass
-from lorank.engine.unit_scores import by_module
+from lorank.engine.unit_scores import by_module, warn_of_dead_triplets
 from lorank.errors import DataError, LorankWarning, RecipeError, ScoresError, TargetError
 from lorank.methods.i_lora import I_LORA
 from lorank.methods.temporary_triplets import temporary_triplets
@@ -122,6 +122,12 @@ def probe_scores(
             spread = smoother.standard_errors()
             errors = None if spread is None else by_module(spread[0], adapter, options.steps)
             measure.before_last_cut()
+    if errors is None:
+        warnings.warn(
+            f"the scores are of {smoother.updates} scoring batch, so their standard error is not known; give more steps",
+            LorankWarning,
+            stacklevel=4,
+        )
     if not any(values.any() for values in scores.values()):
         raise ScoresError(
             "every score is 0: the triplets have no influence on the held-out loss; look at labels, targets and learning rate"
@@ -143,7 +149,9 @@ def probe_scores(
         "scoring_batches": smoother.updates,
         "seconds": round(time.perf_counter() - began, 3),
     }
-    return ImportanceScores(scores, unit_costs(scoring.targets), errors, provenance)
+    found = ImportanceScores(scores, unit_costs(scoring.targets), errors, provenance)
+    warn_of_dead_triplets(found)
+    return found
 
 
 class _ProbePass(TrainingPass):

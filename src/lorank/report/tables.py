@@ -4,6 +4,7 @@ from collections.abc import Mapping, Sequence
 from math import isfinite
 from typing import Any
 
+from lorank.allocation.stability import NOISY
 from lorank.module_names import places
 from lorank.plan import GROUPS, RankPlan
 from lorank.report.module_grid import grid_of, layer_groups, projection_groups
@@ -190,6 +191,11 @@ def _stability(found: Mapping[str, Any], modules: int) -> list[str]:
             f"{draws['changed_modules']} of {modules} ranks differ, {100 * draws['moved_share']:.1f} % of parameters move "
             f"({100 * draws['worst_moved_share']:.1f} % at the 95th percentile)"
         )
+        if draws["moved_share"] > NOISY:
+            lines.append(
+                "the calibration set is small for this plan: other examples would have moved more than "
+                f"{100 * NOISY:.0f} % of its parameters; score on more examples (in a recipe measure.examples)"
+            )
     return lines
 
 
