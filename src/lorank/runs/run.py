@@ -275,8 +275,9 @@ def _data_described(section: DataSection, data: TaskData, *, chosen: bool) -> st
 
 
 def _rank_map_title(base: Pretrained, section: DataSection, plan: RankPlan, method: str, preset: Any) -> str:
-    """Method, model, data and budget, in two lines."""
-    data = section.name or Path(str(section.train)).resolve().parent.name
+    """Method, model, data and budget, in two lines. A file is named by its name, one that is called `train` by its folder."""
+    file = Path(str(section.train))
+    data = section.name or (file.resolve().parent.name if file.stem == "train" else file.name)
     where = " · ".join([Path(base.name).name, " ".join(filter(None, [data, section.config]))])
     named = f"{method} ({preset})" if preset else method
     return f"{named} · {where}\nbudget {plan.budget}: {plan.spending}, total rank {plan.total_rank}"

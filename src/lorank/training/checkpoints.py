@@ -172,6 +172,10 @@ class CheckpointCallback(TrainerCallback):
         if control.should_training_stop:
             control.should_save = True
             control.should_evaluate = self.evaluates
+            if not any(
+                "loss" in entry for entry in state.log_history
+            ):  # shorter than `log_every`: one line, at its end
+                control.should_log = True
         elif self._all_stop():
             self._stops = control.should_save = True
             control.should_evaluate = False
