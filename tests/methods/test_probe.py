@@ -233,6 +233,14 @@ def test_scores_that_say_nothing_are_refused() -> None:
         lorank.score(tiny_bert(), LOADER, **{**STEPS, "scoring_data": [LOADER[0], HELD_OUT[0]]})
 
 
+def test_modules_that_the_loss_does_not_reach_are_named() -> None:
+    def of_the_first_layer(model: nn.Module, batch: Any) -> tuple[torch.Tensor, torch.Tensor]:
+        return model(**batch, output_hidden_states=True).hidden_states[1].pow(2).sum(), torch.ones(4)
+
+    with pytest.warns(LorankWarning, match=r"exactly 0 for 48 of 96 triplets, .*: bert\.encoder\.layer\.1\.attention"):
+        lorank.score(tiny_bert(), LOADER, loss=of_the_first_layer, heads=(), initial_rank=8, **STEPS)
+
+
 def test_a_recipe_names_the_method_that_is_the_same() -> None:
     content = {"model": "some/model", "budget": "r=2", "data": {"train": "a.tsv", "test": "b.tsv"}}
     for own in ({"method": "probe"}, {"method": "lora", "baselines": ["probe"]}):

@@ -85,7 +85,8 @@ def probe_scores(
         ScoresError: a loss or a score that is not finite, or an adapter without influence on the loss.
 
     Warns:
-        LorankWarning: scoring examples that are trained on too; a held-out loss that became larger.
+        LorankWarning: scoring examples that are trained on too, or a single batch of them; a held-out loss that became larger;
+            triplets without influence on the loss.
 
     """
     options, began = scoring.chosen(ProbeOptions), time.perf_counter()
@@ -122,12 +123,6 @@ def probe_scores(
             spread = smoother.standard_errors()
             errors = None if spread is None else by_module(spread[0], adapter, options.steps)
             measure.before_last_cut()
-    if errors is None:
-        warnings.warn(
-            f"the scores are of {smoother.updates} scoring batch, so their standard error is not known; give more steps",
-            LorankWarning,
-            stacklevel=4,
-        )
     if not any(values.any() for values in scores.values()):
         raise ScoresError(
             "every score is 0: the triplets have no influence on the held-out loss; look at labels, targets and learning rate"
