@@ -18,6 +18,14 @@ def test_scores_that_are_all_equal_are_said(value: float) -> None:
         lorank.allocate(scores, 40)
 
 
+def test_equal_scores_of_modules_are_said() -> None:
+    scores = ImportanceScores({"a": np.ones(1), "b": np.ones(1)}, COSTS, None, {}, {"a": 3, "b": 3})
+    with pytest.warns(
+        LorankWarning, match=r"every score is equal \(1\), .*look at what was scored, or use method lora"
+    ):
+        assert lorank.allocate(scores, 40).ranks == {"a": 2, "b": 2}
+
+
 def test_equal_scores_that_are_meant_are_not() -> None:
     assert lorank.allocate(uniform_scores(COSTS, 3), 40).ranks == {"a": 2, "b": 2}
     assert lorank.allocate(ImportanceScores({"a": np.ones(3)}, {"a": 10}), 20).ranks == {

@@ -33,6 +33,13 @@ def loader(count: int = 11, **options: Any) -> Any:
     return DataLoader(rows(count), **given)  # type: ignore[arg-type]
 
 
+def test_a_set_of_one_batch_is_known_without_reading_it() -> None:
+    assert RowBatches(rows(4), noisy, 4, 0).is_single
+    assert not RowBatches(rows(7), noisy, 4, 0).is_single  # each round draws other four
+    assert [LoaderBatches(loader(count), 0).is_single for count in (3, 4, 5)] == [True, True, False]
+    assert not LoaderBatches(Unsized(), 0).is_single
+
+
 class Stream(IterableDataset[Any]):
     """Examples without a length, that draw."""
 

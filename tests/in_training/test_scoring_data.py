@@ -91,6 +91,14 @@ def test_a_scoring_set_that_is_too_small_is_said_with_the_standard_error(tmp_pat
     assert allocation.plan.provenance["moved_by_standard_errors"] > 0.1
 
 
+def test_a_scoring_set_of_one_batch_is_said_before_training(tmp_path: Path) -> None:
+    trainer = tiny_trainer(tmp_path, i_lora(examples(8), scoring_batch_size=8), **STAGE)
+    trainer.training_step = None  # type: ignore[assignment]  # nothing is trained
+    said = "the scoring set is a single batch of 8 examples, so it is not known how far"
+    with pytest.warns(LorankWarning, match=said), pytest.raises(TypeError):
+        trainer.train()
+
+
 @pytest.mark.parametrize(
     ("options", "error", "said"),
     [

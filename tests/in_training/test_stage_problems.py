@@ -10,8 +10,9 @@ from tests.conftest import tiny_trainer
 from tests.in_training.pruning_cases import ADALORA
 
 from lorank import ImportanceScores, RankAllocation
+from lorank.engine.unit_scores import warn_of_dead_triplets
 from lorank.errors import LorankWarning
-from lorank.in_training.stage_problems import rising_loss, warn_of_dead_triplets, warn_of_rising_loss
+from lorank.in_training.stage_problems import rising_loss, warn_of_rising_loss
 
 RISING = [0.5, 0.52, 0.48, 0.6, 0.9, 1.3, 1.32, 1.28]
 

@@ -148,7 +148,7 @@ def test_the_head_of_a_classifier_trains_and_that_of_a_language_model_does_not()
         assert scores.provenance["probe"]["heads"] == list(("classifier",) if heads is None else heads)
     assert len(set(found.values())) == 3
     sizes = {"hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2}
-    text, other = ([{**batch, "labels": batch["input_ids"]} for batch in data] for data in (LOADER, HELD_OUT[:1]))
+    text, other = ([{**batch, "labels": batch["input_ids"]} for batch in data] for data in (LOADER, HELD_OUT[:2]))
     for model in (
         LlamaForCausalLM(LlamaConfig(vocab_size=32, num_key_value_heads=1, initializer_range=0.3, **sizes)).bfloat16(),
         GPT2LMHeadModel(GPT2Config(n_embd=16, n_head=2, n_layer=1, vocab_size=32, n_positions=16)),
@@ -222,10 +222,23 @@ def test_scores_that_say_nothing_are_refused() -> None:
         lorank.score(tiny_bert(), LOADER, loss=nothing, **STEPS)
     rows = [{key: value[0] for key, value in batch.items()} for batch in LOADER]
     loader, same = DataLoader(rows, batch_size=3), DataLoader(rows[:1], batch_size=1)
-    with pytest.warns(LorankWarning, match="1 of 1 scoring examples are in the training data"):
+    with (
+        pytest.warns(LorankWarning, match="1 of 1 scoring examples are in the training data"),
+        pytest.warns(
+            LorankWarning, match="the scoring set is a single batch of 1 example, so it is not known how far other"
+        ),
+    ):
         lorank.score(tiny_bert(), loader, **{**STEPS, "scoring_data": same})
     with pytest.warns(LorankWarning, match="4 of 8 scoring examples are in the training data"):
         lorank.score(tiny_bert(), LOADER, **{**STEPS, "scoring_data": [LOADER[0], HELD_OUT[0]]})
+
+
+def test_modules_that_the_loss_does_not_reach_are_named() -> None:
+    def of_the_first_layer(model: nn.Module, batch: Any) -> tuple[torch.Tensor, torch.Tensor]:
+        return model(**batch, output_hidden_states=True).hidden_states[1].pow(2).sum(), torch.ones(4)
+
+    with pytest.warns(LorankWarning, match=r"exactly 0 for 48 of 96 triplets, .*: bert\.encoder\.layer\.1\.attention"):
+        lorank.score(tiny_bert(), LOADER, loss=of_the_first_layer, heads=(), initial_rank=8, **STEPS)
 
 
 def test_a_recipe_names_the_method_that_is_the_same() -> None:

@@ -7,15 +7,18 @@ from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 from tests.page.run_cases import HOSTILE, make_run, write_log
 from typer.testing import CliRunner
 
+import lorank
 from lorank.cli import app
 from lorank.errors import OutputError
 from lorank.page.page import write_page
 from lorank.page.run_folder import read_run
 from lorank.plan import RankPlan
+from lorank.scores import ImportanceScores
 
 _VOID = {"meta", "input", "br", "img", "link"}
 
@@ -100,6 +103,19 @@ def test_a_finished_run_is_shown_whole(tmp_path: Path) -> None:
     assert {file.name for file in (tmp_path / "report-figures").iterdir()} == {
         f"{name}.{ending}" for name in ("loss", "margin", "ranks", "importance", "cuts") for ending in ("png", "svg")
     }  # fmt: skip
+
+
+def test_a_negative_importance_is_explained_where_there_is_one(tmp_path: Path) -> None:
+    make_run(tmp_path / "positive")
+    page, _ = page_of(tmp_path / "positive", to=tmp_path / "report.html")
+    assert "Below zero:" not in page.text
+    plan = make_run(tmp_path / "mixed")
+    values = {name: np.full(4, -1.0) if k == 0 else np.arange(4.0) for k, name in enumerate(plan.ranks)}
+    scores = ImportanceScores(values, dict(plan.unit_costs), None, {"method": "i-lora"})
+    scores.save(tmp_path / "mixed" / "scores.safetensors")
+    lorank.allocate(scores, "r=2").save(tmp_path / "mixed" / "plan.json")
+    page, _ = page_of(tmp_path / "mixed", to=tmp_path / "report.html")
+    assert "Below zero: added up, the units of the module made the loss that was scored larger" in page.text
 
 
 def test_what_was_done_is_said_where_the_run_recorded_it(tmp_path: Path) -> None:

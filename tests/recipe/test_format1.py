@@ -96,6 +96,7 @@ def stage(section: TrainingSection) -> dict[str, Any]:
     found = section.model_dump(mode="json")
     for key in ("optimizer", "loraplus_lr_ratio", "eval_every", "patience"):  # what came later is at its default
         assert found.pop(key) is None
+    assert found.pop("on_nonfinite") == "stop"
     return found
 
 

@@ -15,7 +15,7 @@ from lorank.findings import SeveralFindings
 from lorank.recipe.optimizers import CUT_WITH_RANKS, OPTIMIZERS, cannot_be_cut, known_optimizer
 from lorank.recipe.sections import TrainingSection
 from lorank.runs.run import run
-from lorank.training.stacked_training import replaced_by_adamw
+from lorank.training.stacked_training import trained_otherwise
 
 QUIET = Console(quiet=True)
 LONG = {"max_steps": 20, "batch_size": 8, "learning_rate": 1e-3}
@@ -96,6 +96,10 @@ def test_lora_plus_is_pefts_groups_with_another_rate_for_b(tiny_recipe: Any, tmp
 
 
 def test_trainings_side_by_side_say_what_they_train_by() -> None:
-    assert replaced_by_adamw(TrainingSection()) is None
-    said = replaced_by_adamw(TrainingSection(optimizer="lion_8bit", loraplus_lr_ratio=4))
-    assert said == "optimizer lion_8bit and LoRA+: adapters that train side by side train by AdamW at one learning rate"
+    assert trained_otherwise(TrainingSection()) == []
+    said = trained_otherwise(TrainingSection(optimizer="lion_8bit", loraplus_lr_ratio=4))
+    assert said == [
+        "optimizer lion_8bit and LoRA+: adapters that train side by side train by AdamW at one learning rate"
+    ]
+    (said,) = trained_otherwise(TrainingSection(on_nonfinite="skip"))
+    assert said.startswith("on_nonfinite skip: adapters that train side by side leave no step out")

@@ -64,6 +64,11 @@ def test_stability_in_words() -> None:
     assert "0.500, 1 of 4 ranks" in draws
     assert "25.0 % at the 95th percentile" in draws
     assert stability_lines(plan(1, 1, 1, 1)) == []
+    few = {"bootstrap": {**found["bootstrap"], "moved_share": 0.11}}
+    small = stability_lines(plan(1, 1, 1, 1, stability=few))[-1]
+    assert small.startswith(
+        "the calibration set is small for this plan: other examples would have moved more than 10 %"
+    )
     told = stability_lines(
         plan(1, 1, 1, 1, groups={"vision": {"modules": 4, "stability": found}, "text": {"modules": 0}})
     )

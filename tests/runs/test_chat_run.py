@@ -25,7 +25,7 @@ from transformers import (
 
 from lorank.compare.grid import Grid
 from lorank.compare.grid_checks import check_grid
-from lorank.errors import DataError, LorankError, OutputError, RecipeError
+from lorank.errors import DataError, LorankError, LorankWarning, OutputError, RecipeError
 from lorank.evaluation.question import Question
 from lorank.evaluation.run_evaluation import run_evaluation
 from lorank.recipe.files import make_recipe
@@ -37,7 +37,7 @@ from lorank.runs.run import run
 from lorank.tasks.section import DataSection
 from lorank.tasks.text_data import IGNORED
 from lorank.training import allocation_stage, plan_stage
-from lorank.training.sft_trainer import check_rows_apart
+from lorank.training.sft_trainer import SFTStageTrainer, check_rows_apart
 
 QUIET = Console(quiet=True)
 TEMPLATE = (
@@ -399,3 +399,22 @@ def test_what_a_stream_needs(
 ) -> None:
     with pytest.raises(RecipeError, match=words):
         recipe_of(data={**_streamed(chats, tmp_path), "test_split": None, **data}, **more)
+
+
+@pytest.mark.parametrize("method", ["lora", pytest.param("igu-lora", marks=pytest.mark.long)])
+def test_a_step_that_is_not_finite_is_left_out(
+    method: str, recipe_of: Callable[..., Recipe], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """TRL's trainer weighs tokens over micro-batches, and keeps means of its own."""
+    compute = SFTStageTrainer.compute_loss
+
+    def spoiled(self: Any, *args: Any, **options: Any) -> Any:
+        return compute(self, *args, **options) * (float("nan") if self.state.global_step == 2 else 1.0)
+
+    monkeypatch.setattr(SFTStageTrainer, "compute_loss", spoiled)
+    recipe = recipe_of(method, train={"on_nonfinite": "skip", "gradient_accumulation": 2, "batch_size": 4})
+    with pytest.warns(LorankWarning, match="optimizer steps were skipped, the first is step 3"):
+        results = run(recipe, tmp_path / "out", QUIET).results
+    assert results[method]["skipped_steps"] == [3]
+    tensors = load_file(tmp_path / "out" / "adapter" / "adapter_model.safetensors")
+    assert all(bool(torch.isfinite(tensor).all()) for tensor in tensors.values())

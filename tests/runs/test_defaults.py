@@ -19,7 +19,7 @@ from transformers import (
     RobertaConfig,
 )
 
-from lorank.errors import DataError, RecipeError
+from lorank.errors import DataError, LorankWarning, RecipeError
 from lorank.models.loading import load_without_weights, task_type_of
 from lorank.models.positions import longest_input
 from lorank.recipe.files import load_recipe, make_recipe
@@ -212,7 +212,8 @@ def test_what_was_shrunk_is_recorded_and_a_run_agrees_with_itself(tiny_folder: P
     sections = {"triplets": {"initial_rank": 2}, "train": {"max_steps": 2}, "start": {"factors": "kept"}}
     recipe = recipe_of(tiny_folder, small(tmp_path, 20), preset="paper", **sections)
     out = tmp_path / "out"
-    result = run(recipe, out, Console(quiet=True))
+    with pytest.warns(LorankWarning, match="the scoring set is a single batch of 2 examples, so it is not known"):
+        result = run(recipe, out, Console(quiet=True))
     written = yaml.safe_load((out / "recipe.yaml").read_text())
     sizes = (written["measure"]["scoring_batch_size"], written["train"]["batch_size"])
     assert (written["data"]["max_length"], *sizes) == (32, 2, 18)

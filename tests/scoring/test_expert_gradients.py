@@ -9,6 +9,7 @@ from tests.expert_models import batches, make
 from transformers import MixtralConfig, MixtralForCausalLM, set_seed
 
 import lorank
+from lorank.errors import LorankWarning
 from lorank.scoring.calibration import calibrate
 from lorank.scoring.expert_gradients import gradients_of_experts
 from lorank.targets import find_targets
@@ -89,7 +90,8 @@ def test_experts_without_tokens_score_zero_and_no_nan() -> None:
     assert len(seen) == len(targets)
     assert all(bool(torch.isfinite(gradient).all()) for gradient in seen.values())
     assert any(not bool(gradient[expert].any()) for gradient in seen.values() for expert in range(4))
-    scores = lorank.score(model, batches(1, tokens=3), "gradient", targets=[], target_parameters="all-experts")
+    with pytest.warns(LorankWarning, match="the scores are of a single example"):
+        scores = lorank.score(model, batches(1, tokens=3), "gradient", targets=[], target_parameters="all-experts")
     assert all(float(values[0]) > 0 for values in scores.scores.values())
 
 

@@ -112,7 +112,8 @@ class TestSensitivity:
         assert one.fingerprint == two.fingerprint != other.fingerprint
 
     def test_a_single_example_has_no_standard_error(self) -> None:
-        scores = lorank.score(tiny_bert(), [random_batch(size=1)])
+        with pytest.warns(LorankWarning, match="the scores are of a single example, so no standard error is known"):
+            scores = lorank.score(tiny_bert(), [random_batch(size=1)])
         assert scores.standard_errors is None
         assert scores.resamples is None
 

@@ -8,6 +8,8 @@ import numpy as np
 from lorank.plan import RankPlan
 from lorank.scores import ImportanceScores
 
+NOISY = 0.1  # share of a plan's parameters that noise may move without a word
+
 
 def plan_stability(
     scores: ImportanceScores, plan: RankPlan, ranks_of: Callable[[np.ndarray], np.ndarray]

@@ -36,7 +36,7 @@ ORDER, RESULT, ERROR = "cell.json", "result.json", "error.txt"
 # Of the training that is judged: the same for every method of a task.
 SAME = (
     *("epochs", "max_steps", "batch_size", "gradient_accumulation"),
-    *("warmup", "scheduler", "weight_decay", "max_grad_norm", "optimizer"),
+    *("warmup", "scheduler", "weight_decay", "max_grad_norm", "optimizer", "on_nonfinite"),
 )
 
 
@@ -86,6 +86,7 @@ class Measured:
         general_text: of decoders with `data.general_text`: `loss` of a token of it, and the base model's `base loss`.
         wall: seconds from the start of the cell's process to its end, imports, loading and evaluation among them; of one that
             was continued, the last process. 0 in results of earlier versions.
+        skipped: of `steps`, and of those of a search, how many were left out (`on_nonfinite: skip`).
 
     """
 
@@ -106,6 +107,7 @@ class Measured:
     plugin: str | None = None
     general_text: Mapping[str, float] | None = None
     wall: float = 0.0
+    skipped: int = 0
 
 
 def cells_of(

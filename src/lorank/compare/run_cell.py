@@ -127,6 +127,7 @@ def _measured(
         data=data.hashes,
         plan=trained_plan,
         general_text=general_text(trained),
+        skipped=_skipped(trained, before),
     )
 
 
@@ -160,6 +161,7 @@ def _truncated(recipe: Recipe, data: TaskData, folder: Path, console: Console) -
         data=data.hashes,
         uncut=first["metrics"],
         general_text=general_text(after),
+        skipped=_skipped(first),
     )
 
 
@@ -178,6 +180,7 @@ def _full(recipe: Recipe, data: TaskData, folder: Path, console: Console) -> Mea
         peak_bytes=peak_bytes(),
         data=data.hashes,
         general_text=general_text({"more": result.more}),
+        skipped=len(result.skipped_steps),
     )
 
 
@@ -185,6 +188,10 @@ def general_text(result: Mapping[str, Any]) -> dict[str, float] | None:
     """Losses on the general text, of a result as in metrics.json."""
     part = (result.get("more") or {}).get(GENERAL_TEXT)
     return None if part is None else part["metrics"]
+
+
+def _skipped(*stages: Mapping[str, Any]) -> int:
+    return sum(len(stage.get("skipped_steps", ())) for stage in stages)
 
 
 def _check_parameters(parameters: int, plan: RankPlan) -> None:

@@ -82,8 +82,9 @@ class Progress:
 
     def say_done(self, cell: Cell, result: Path, left: Sequence[Cell]) -> None:
         """That a cell has left its result, and what the cells that are left will take."""
-        self.done[cell] = read_measured(result)[0]
-        self.say(f"done    {cell.folder}  ({time_left(left, self.done, self.processes)})")
+        self.done[cell] = measured = read_measured(result)[0]
+        bad = f"; {measured.skipped:,} optimizer steps that were not finite were skipped" if measured.skipped else ""
+        self.say(f"done    {cell.folder}  ({time_left(left, self.done, self.processes)}){bad}")
 
 
 def _run(grid: Grid, cells: Sequence[Cell], progress: Progress, tries: int, launch: Launch) -> None:

@@ -19,7 +19,7 @@ from lorank.engine.measure import Measure
 from lorank.engine.plan_changes import PlanChanges, warn_of_noise
 from lorank.engine.smoother import Smoother
 from lorank.engine.smoothing import Tensors
-from lorank.engine.unit_scores import by_module, sliced_factors, unit_scores
+from lorank.engine.unit_scores import FirstBad, by_module, sliced_factors, unit_scores
 from lorank.errors import LorankWarning, TrainingError
 from lorank.plan import RankPlan
 from lorank.scores import ImportanceScores
@@ -50,9 +50,8 @@ class Allocator:
 
         """
         self.adapter, self.rules, self.measure, self.smoother = adapter, rules, measure, smoother
-        self.initial, self.schedule, self.options = rules.initial, rules.schedule, rules.options
-        self.may_shrink = may_shrink
-        initial = self.initial
+        self.schedule, self.options, self.may_shrink = rules.schedule, rules.options, may_shrink
+        self.initial = initial = rules.initial
         self.units = {name: np.arange(rank) for name, rank in initial.ranks.items()}
         self.scores = {name: np.full(rank, -np.inf) for name, rank in initial.ranks.items()}
         self.standard_errors: UnitScores | None = None
@@ -62,6 +61,7 @@ class Allocator:
         self.ended, self.measured = "all steps done", 0
         self.finished: int | None = None
         self.last_cut: tuple[int, UnitScores] | None = None  # step, and scores of the units that it chose from
+        self.first_bad = FirstBad(adapter.lambdas[0].device)
         self._pending: Tensors | None = None
         self._regularised = False
         self._masked: MaskedUnits | None = None
@@ -95,6 +95,7 @@ class Allocator:
             return None
         if self._measures(step) and pending is None:
             pending = self.measure.after_step(step, self.measured)
+        self.first_bad.note(step, [*(values.grad for values in self.adapter.lambdas), *(pending or ())])
         if pending is not None:
             self.smoother.add(pending)
             self.measured += 1
@@ -124,7 +125,9 @@ class Allocator:
         """
         last = step >= self.schedule.last if last is None else last
         if last:
-            self._measure_at_end()
+            for measured in self.measure.at_end():
+                self.smoother.add(measured)
+                self.measured += 1
             self.measure.before_last_cut()
             self.measure.close()
         alive = self._unit_scores(step)
@@ -203,14 +206,14 @@ class Allocator:
             "quadrature": None if check is None else asdict(check),
         }
         scores = ImportanceScores(self.scores, initial.costs, self.standard_errors, provenance)
-        made = {**provenance, "scores": scores.fingerprint, **initial.limits}
-        if self.standard_errors is not None:
-            made |= warn_of_noise(scores, self.rules)
+        noise = {} if self.standard_errors is None else warn_of_noise(scores, self.rules)
+        made = {**provenance, "scores": scores.fingerprint, **initial.limits, **noise}
         return scores, self.rules.plan(self.ranks, made)
 
     def state_dict(self) -> dict[str, dict[str, Any]]:
         """`tensors` and JSON `values` from which `load_state_dict` goes on exactly."""
         tensors = {f"smoothed/{key}": tensor.contiguous() for key, tensor in self.smoother.state_dict().items()}
+        tensors["first_bad"] = self.first_bad.step
         for name in self.units:
             tensors[f"units/{name}"] = torch.from_numpy(self.units[name].copy())
             tensors[f"scores/{name}"] = torch.from_numpy(self.scores[name].copy())
@@ -255,6 +258,7 @@ class Allocator:
                 )
         held = {key.partition("/")[2]: tensor for key, tensor in tensors.items() if key.startswith("smoothed/")}
         self.smoother.load_state_dict(held, self.adapter.lambdas[0].device)
+        self.first_bad.load(tensors.get("first_bad"))
         for name in self.units:
             self.units[name] = tensors[f"units/{name}"].numpy().copy()
             self.scores[name] = tensors[f"scores/{name}"].numpy().copy()
@@ -284,13 +288,9 @@ class Allocator:
     def _measures(self, step: int) -> bool:
         return self.finished is None and self.measure.is_due(step, self.schedule, ready=self.smoother.ready)
 
-    def _measure_at_end(self) -> None:
-        for measured in self.measure.at_end():
-            self.smoother.add(measured)
-            self.measured += 1
-
     def _unit_scores(self, step: int) -> dict[str, np.ndarray]:
-        return by_module(unit_scores(self.smoother.scores(), self.adapter, self.options), self.adapter, step)
+        units = unit_scores(self.smoother.scores(), self.adapter, self.options)
+        return by_module(units, self.adapter, step, self.first_bad)
 
     def _shrink(self, kept: UnitScores, optimizer: Any) -> None:
         device, ranks = self.adapter.lambdas[0].device, self.adapter.ranks

@@ -6,6 +6,7 @@ from typing import Any
 
 import numpy as np
 
+from lorank.allocation.stability import NOISY
 from lorank.engine.cut_rules import CutRules
 from lorank.engine.options import StopWhenStable
 from lorank.errors import LorankWarning
@@ -13,7 +14,6 @@ from lorank.plan import RankPlan
 from lorank.scores import ImportanceScores
 
 _DRAWS = 20
-NOISY = 0.1  # share of the plan's parameters that noise may move without a warning
 
 
 class PlanChanges:

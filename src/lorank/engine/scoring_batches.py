@@ -36,6 +36,11 @@ class ScoringBatches:
     def __len__(self) -> int:
         raise NotImplementedError
 
+    @property
+    def is_single(self) -> bool:
+        """Whether every batch has the same examples, as far as that is known without reading any."""
+        raise NotImplementedError
+
     def batch(self, number: int, device: torch.device) -> Batch:
         """Batch `number`, from 0, on `device`."""
         raise NotImplementedError
@@ -76,6 +81,11 @@ class RowBatches(ScoringBatches):
 
     def __len__(self) -> int:
         return len(self.rows) // self.size
+
+    @property
+    def is_single(self) -> bool:
+        """Whether one batch takes all rows; of more rows each round draws others."""
+        return len(self.rows) == self.size
 
     def batch(self, number: int, device: torch.device) -> Batch:
         """Batch `number`, put together by `collate` without a draw from training's random streams."""
@@ -147,6 +157,14 @@ class LoaderBatches(ScoringBatches):
                 with _streams(None, f"{self.seed}/scoring loader/length"):
                     self._length = sum(1 for _ in self.loader)
         return self._length
+
+    @property
+    def is_single(self) -> bool:
+        """Whether the loader says that it has one batch."""
+        try:
+            return len(self.loader) == 1
+        except TypeError:
+            return False
 
     def batch(self, number: int, device: torch.device) -> Batch:
         """Batch `number` of all rounds together."""

@@ -1,6 +1,7 @@
 """The measure that looks at a scoring set (I-LoRA)."""
 
 import math
+import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
@@ -16,7 +17,7 @@ from lorank.engine.path_measure import PathMeasure
 from lorank.engine.scoring_batches import ScoringBatches
 from lorank.engine.smoothing import Tensors
 from lorank.engine.training_pass import TrainingPass
-from lorank.errors import DataError, LorankError, one_line
+from lorank.errors import DataError, LorankError, LorankWarning, one_line
 from lorank.scoring.split.shared_loss import SharedLoss
 from lorank.scoring.undisturbed import undisturbed
 
@@ -68,6 +69,9 @@ class ScoringSetPath(PathMeasure):
         Raises:
             DataError: the model does not take it, or its loss is not finite.
 
+        Warns:
+            LorankWarning: it is the only one.
+
         """
         batch = self.batches.batch(0, self.adapter.lambdas[0].device)
         try:
@@ -83,6 +87,16 @@ class ScoringSetPath(PathMeasure):
         if not math.isfinite(loss):
             raise DataError(
                 f"the loss of the first scoring batch is {loss}; look at its labels (are all of them -100?)"
+            )
+        if self.batches.is_single:
+            count = self.batches.examples
+            of = "" if count is None else f" of {count:,} example{'s' if count > 1 else ''}"
+            warnings.warn(
+                f"the scoring set is a single batch{of}, so it is not known how far other examples would change the plan "
+                "(standard errors are of one batch that is scored again); give more scoring examples, or smaller batches "
+                "(scoring_batch_size; in a recipe measure.fraction, measure.scoring_batch_size)",
+                LorankWarning,
+                stacklevel=4,
             )
 
     def is_due(self, step: int, schedule: CutSchedule, *, ready: bool) -> bool:

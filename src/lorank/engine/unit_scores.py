@@ -1,5 +1,6 @@
 """From gradients to the sensitivities that are smoothed, and from smoothed sensitivities to one score for each unit."""
 
+import warnings
 from collections.abc import Mapping, Sequence
 
 import numpy as np
@@ -10,8 +11,11 @@ from torch import nn
 from lorank.adapter.triplet import TripletAdapter
 from lorank.engine.options import Choices, ScoringSetChoices, TrainingBatchChoices
 from lorank.engine.smoothing import Tensors, sensitivity
-from lorank.errors import TrainingError
+from lorank.errors import LorankWarning, TrainingError
 from lorank.processes import processes
+from lorank.scores import ImportanceScores
+
+NAMED = 3  # modules that a warning names
 
 
 def scored_factors(adapter: TripletAdapter, options: TrainingBatchChoices) -> tuple[nn.Parameter, ...]:
@@ -78,18 +82,45 @@ def unit_scores(scores: Tensors, adapter: TripletAdapter, options: Choices) -> t
     return units
 
 
-def by_module(units: torch.Tensor, adapter: TripletAdapter, step: int) -> dict[str, np.ndarray]:
+class FirstBad:
+    """The first step with a gradient of λ, or with something measured, that is not finite; on the device, without a host sync.
+
+    Attributes:
+        step: counted from 1; 0: none yet.
+
+    """
+
+    def __init__(self, device: torch.device | str = "cpu") -> None:
+        self.step = torch.zeros((), dtype=torch.long, device=device)
+
+    def note(self, step: int, found: Sequence[torch.Tensor | None]) -> None:
+        """Look at gradients and at what was measured at a step that was made."""
+        if held := [tensor for tensor in found if tensor is not None and tensor.numel()]:
+            bad = ~torch.isfinite(torch.stack(torch._foreach_norm(held, float("inf")))).all()
+            self.step = torch.where(bad & (self.step == 0), step, self.step)
+
+    def load(self, step: torch.Tensor | None) -> None:
+        """Continue from the `step` of a checkpoint; None, of an earlier version, knows nothing."""
+        self.step = torch.zeros_like(self.step) if step is None else step.to(self.step.device)
+
+
+def by_module(
+    units: torch.Tensor, adapter: TripletAdapter, step: int, first_bad: FirstBad | None = None
+) -> dict[str, np.ndarray]:
     """Module name -> the values `(r_m,)` of its units. One host sync. With several processes, the values of the first.
 
     Raises:
-        TrainingError: a value that is not finite.
+        TrainingError: a value that is not finite; names the step of `first_bad`, too.
 
     """
     # Kernels may differ in the last bit from process to process; what is decided must not.
     flat = broadcast(units.contiguous()).cpu().double().numpy()
     if not np.isfinite(flat).all():
+        since = 0 if first_bad is None else int(first_bad.step)
+        first = f": the loss or a gradient is not since step {since}" if since else ""
         raise TrainingError(
-            f"scores are not finite at step {step}; lower the learning rate, raise its warm-up, or use bf16 in place of fp16"
+            f"scores are not finite at step {step}{first}; lower the learning rate, raise its warm-up, or use bf16 in place of "
+            "fp16, and look at the examples of that step"
         )
     return dict(zip(adapter.names, np.split(flat, np.cumsum(adapter.ranks)[:-1]), strict=True))
 
@@ -119,3 +150,28 @@ def sliced_factors(
         return [(0, torch.cat([kept[name] + int(s) for s, name in zip(starts, adapter.names, strict=True)]))]
     dims = (1, 0) if options.smooth.lambda_score == "absolute" else (0, 1, 0)
     return [(dim, kept[name]) for dim in dims for name in adapter.names]
+
+
+def warn_of_dead_triplets(scores: ImportanceScores) -> None:
+    """Say it where more than half of the triplets of a module, or of all, have a score of exactly 0.
+
+    A triplet that was cut has the score of its last cut.
+
+    Warns:
+        LorankWarning: how many triplets, in which modules.
+
+    """
+    dead = {name: int((values == 0).sum()) for name, values in scores.scores.items()}
+    units = {name: len(values) for name, values in scores.scores.items()}
+    named = [name for name, count in dead.items() if 2 * count > units[name]]
+    count, total = sum(dead.values()), sum(units.values())
+    if named:
+        shown = ", ".join(f"{name} ({dead[name]} of {units[name]})" for name in named[:NAMED])
+        more = f" and {len(named) - NAMED} more modules" if len(named) > NAMED else ""
+        warnings.warn(
+            f"the score is exactly 0 for {count:,} of {total:,} triplets, which had no influence on the loss when they were "
+            f"scored: {shown}{more}; look whether the forward pass reaches these modules, leave them out with exclude_modules, "
+            "or train in a wider dtype",
+            LorankWarning,
+            stacklevel=3,
+        )

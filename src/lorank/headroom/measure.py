@@ -38,7 +38,7 @@ from lorank.runs.prepare import prepare
 from lorank.targets import unit_costs
 from lorank.tasks.data import hold_out, load_task_data
 from lorank.training.prepared import Prepared
-from lorank.training.stacked_training import replaced_by_adamw
+from lorank.training.stacked_training import trained_otherwise
 from lorank.training.steps import stage_steps
 
 PICTURE = "headroom.png"
@@ -160,8 +160,7 @@ def _notes(recipe: Recipe, base: Pretrained, config: Any) -> list[str]:
         )
     if recipe.precision == "fp16":
         notes.append("precision fp16: plans that train side by side train in fp32")
-    if adamw_instead := replaced_by_adamw(recipe.train):
-        notes.append(adamw_instead)
+    notes += trained_otherwise(recipe.train)
     if recipe.model.modules_to_save or recipe.model.new_tokens:
         notes.append("plans that train side by side train without model.modules_to_save and new_tokens")
     return notes

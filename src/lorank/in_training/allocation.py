@@ -25,12 +25,12 @@ from lorank.engine.path import drawn_gain
 from lorank.engine.scoring_batches import ScoringBatches
 from lorank.engine.scoring_set_path import ScoringSetPath
 from lorank.engine.training_pass import TrainingPass
+from lorank.engine.unit_scores import warn_of_dead_triplets
 from lorank.errors import AdapterError, RecipeError, TrainingError
 from lorank.in_training.adapter_audit import audit_saves
 from lorank.in_training.checkpoint import write_results
 from lorank.in_training.fresh_start import start_again, state_beside
 from lorank.in_training.sharded_base import AveragedGradients, leave_whole, refuse_sharded, warn_of_ddp
-from lorank.in_training.stage_problems import warn_of_dead_triplets
 from lorank.methods.choose import choose_options
 from lorank.plan import RankPlan
 from lorank.processes import processes
@@ -48,6 +48,7 @@ class Allocation:
         options: the choices of the method.
         allocator: the engine, once training has begun.
         cut_history: ranks and scores that each cut has left, once training has begun.
+        leaves_out: whether the step under way will not be made: set before its gradients are measured, it counts for nothing.
 
     """
 
@@ -74,6 +75,7 @@ class Allocation:
         self.provenance = {**(provenance or {}), "method": method, "preset": self.preset}
         self.allocator: Allocator | None = None
         self.cut_history: CutHistory | None = None
+        self.leaves_out = False
         self._plan: RankPlan | None = None
         self._scores: ImportanceScores | None = None
         self._adapter: TripletAdapter | None = None

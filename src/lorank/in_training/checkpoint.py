@@ -35,9 +35,11 @@ def write_state(state: Mapping[str, Any], args: TrainingArguments, step: int) ->
     tensors, values = state["tensors"], state["values"]
     bad = [key for key, t in tensors.items() if key.startswith("smoothed/") and not bool(torch.isfinite(t).all())]
     if bad:
+        since = int(tensors["first_bad"])
+        first = f": the loss or a gradient is not since step {since}" if since else ""
         raise TrainingError(
-            f"the scores are not finite at step {step}; an earlier checkpoint in {args.output_dir} is whole. Lower the learning "
-            "rate, or train in fp32"
+            f"the scores are not finite at step {step}{first}; checkpoints in {args.output_dir} from before it are whole. Lower "
+            "the learning rate, or train in fp32"
         )
     stamp = {"format": "lorank.rank_allocation", "version": VERSION, "belongs_to": checksum(values)}
     write_atomically(checkpoint / STATE, lambda temporary: save_file(tensors, temporary, stamp))

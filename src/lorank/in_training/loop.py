@@ -161,7 +161,8 @@ class AllocationLoop(Allocation):
 
         Args:
             optimizer: its moments are cut as the parameters are.
-            skipped: a loss scaler left the step out; it does not count. None asks the optimizer, and accelerate's knows.
+            skipped: the optimizer's step was left out, by a loss scaler or by you (gradients that are not finite, say); it
+                does not count, and needs no `before_step`. None asks the optimizer, and accelerate's knows.
 
         Returns:
             What to log where a cut fell, else None.
@@ -179,7 +180,7 @@ class AllocationLoop(Allocation):
                     "the optimizer does not hold the triplets' λ: make it after AllocationLoop, and where a training is resumed "
                     "after model.load_state_dict, from model.parameters()"
                 )
-            if not self._asked:
+            if not (self._asked or skipped):
                 raise TrainingError("before_step was not called in this step: call it before optimizer.step()")
             self._asked, self._checked = False, optimizer
             logged = engine.after_step(self.step + 1, optimizer, skipped=skipped)

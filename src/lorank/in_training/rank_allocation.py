@@ -190,7 +190,7 @@ class RankAllocation(Allocation, TrainerCallback, ExportableState):
         self._own_passes_follow(False)
         if (engine := self._engine) is not None:
             engine.begin_step(state.global_step + 1)
-        self._micro_batch = 0
+        self._micro_batch, self.leaves_out = 0, False
         self._draw_gain(state.global_step, self._micro_batch)
 
     def on_substep_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
@@ -202,7 +202,7 @@ class RankAllocation(Allocation, TrainerCallback, ExportableState):
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, optimizer: Any = None, **_: Any
     ) -> None:
         """Gradients are complete: measure, and add the regulariser's."""
-        if (engine := self._engine) is not None:
+        if (engine := self._engine) is not None and not self.leaves_out:
             self._own_passes_follow(True)
             unscale(optimizer)
             engine.before_step(state.global_step + 1)
@@ -213,7 +213,7 @@ class RankAllocation(Allocation, TrainerCallback, ExportableState):
         """Weights are new: cut if it is time."""
         if (engine := self._engine) is None:
             return
-        skipped = bool(getattr(optimizer, "step_was_skipped", False))
+        skipped = self.leaves_out or bool(getattr(optimizer, "step_was_skipped", False))
         logged = engine.after_step(state.global_step + 1, optimizer, skipped=skipped)
         self._record_cut(self._cuts_file(args, state))
         if logged is None:

@@ -1,4 +1,4 @@
-"""What is wrong with a stage that has decided ranks, although it ended: its loss rose, or triplets have no score."""
+"""What is wrong with a stage that has decided ranks, although it ended: its loss rose."""
 
 import math
 import warnings
@@ -8,11 +8,9 @@ from typing import Any
 import numpy as np
 
 from lorank.errors import LorankWarning
-from lorank.scores import ImportanceScores
 
 LEAST_LOSSES = 6
 CHANCE = 0.005  # of a one-sided Welch test: a loss that only varies is above it
-_NAMED = 3
 
 
 def rising_loss(losses: Sequence[float]) -> tuple[float, float] | None:
@@ -55,31 +53,6 @@ def warn_of_rising_loss(log_history: Sequence[Mapping[str, Any]], last: int | No
             f"the training loss rose while the ranks were decided, from {risen[0]:.4g} (mean of its first logged values) to "
             f"{risen[1]:.4g} (mean of its last ones), so the scores are those of a training that went wrong; lower {rate}, or "
             "raise its warm-up",
-            LorankWarning,
-            stacklevel=3,
-        )
-
-
-def warn_of_dead_triplets(scores: ImportanceScores) -> None:
-    """Say it where more than half of the triplets of a module, or of all, have a score of exactly 0.
-
-    A triplet that was cut has the score of its last cut.
-
-    Warns:
-        LorankWarning: how many triplets, in which modules.
-
-    """
-    dead = {name: int((values == 0).sum()) for name, values in scores.scores.items()}
-    units = {name: len(values) for name, values in scores.scores.items()}
-    named = [name for name, count in dead.items() if 2 * count > units[name]]
-    count, total = sum(dead.values()), sum(units.values())
-    if named:
-        shown = ", ".join(f"{name} ({dead[name]} of {units[name]})" for name in named[:_NAMED])
-        more = f" and {len(named) - _NAMED} more modules" if len(named) > _NAMED else ""
-        warnings.warn(
-            f"the score is exactly 0 for {count:,} of {total:,} triplets, which had no influence on the loss when they were "
-            f"scored: {shown}{more}; look whether the forward pass reaches these modules, leave them out with exclude_modules, "
-            "or train in a wider dtype",
             LorankWarning,
             stacklevel=3,
         )

@@ -23,7 +23,7 @@ from lorank.engine.scoring_batches import LoaderBatches
 from lorank.engine.scoring_set_path import ScoringSetPath
 from lorank.engine.smoother import RunningSmoother
 from lorank.engine.training_pass import TrainingPass
-from lorank.engine.unit_scores import by_module
+from lorank.engine.unit_scores import by_module, warn_of_dead_triplets
 from lorank.errors import DataError, LorankWarning, RecipeError, ScoresError, TargetError
 from lorank.methods.i_lora import I_LORA
 from lorank.methods.temporary_triplets import temporary_triplets
@@ -85,7 +85,8 @@ def probe_scores(
         ScoresError: a loss or a score that is not finite, or an adapter without influence on the loss.
 
     Warns:
-        LorankWarning: scoring examples that are trained on too; a held-out loss that became larger.
+        LorankWarning: scoring examples that are trained on too, or a single batch of them; a held-out loss that became larger;
+            triplets without influence on the loss.
 
     """
     options, began = scoring.chosen(ProbeOptions), time.perf_counter()
@@ -143,7 +144,9 @@ def probe_scores(
         "scoring_batches": smoother.updates,
         "seconds": round(time.perf_counter() - began, 3),
     }
-    return ImportanceScores(scores, unit_costs(scoring.targets), errors, provenance)
+    found = ImportanceScores(scores, unit_costs(scoring.targets), errors, provenance)
+    warn_of_dead_triplets(found)
+    return found
 
 
 class _ProbePass(TrainingPass):

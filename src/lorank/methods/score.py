@@ -93,8 +93,8 @@ def score(
         ScoresError: a layer that never ran, or something that is not finite; processes with different weights.
 
     Warns:
-        LorankWarning: layers that are left out, traces that are not above their standard error, or a model that is
-            wrapped (torch.compile, DataParallel).
+        LorankWarning: layers that are left out, traces that are not above their standard error, scores of a single example or
+            scoring batch, or a model that is wrapped (torch.compile, DataParallel).
 
     """
     if not isinstance(model, nn.Module):

@@ -5,7 +5,7 @@ from typing import Any
 
 from lorank.page.run_folder import RunFolder
 from lorank.plan import GROUPS
-from lorank.report.tables import named_values, parameters_of
+from lorank.report.tables import named_values, parameters_of, skipped_among
 
 
 def plan_facts(run: RunFolder) -> list[tuple[str, str]]:
@@ -56,7 +56,7 @@ def result_rows(run: RunFolder) -> dict[str, Any] | None:
 def _steps(result: Mapping[str, Any]) -> str:
     """Steps of the training, and the scoring passes beside them."""
     passes = result.get("scoring_passes")
-    return f"{result.get('steps', 0):,}" + (f" + {passes:,} scoring passes" if passes else "")
+    return f"{result.get('steps', 0):,}{skipped_among(result)}" + (f" + {passes:,} scoring passes" if passes else "")
 
 
 def work_facts(run: RunFolder) -> list[tuple[str, str]]:
@@ -69,7 +69,8 @@ def work_facts(run: RunFolder) -> list[tuple[str, str]]:
     found = [("examples", ", ".join(f"{count:,} {what}" for count, what in counts))] if counts else []
     first: Mapping[str, Any] = next(iter(run.results.values()), {})
     if work := first.get("search") or first.get("stage1"):
-        cost = f"{work['steps']:,} steps and {work['passes']:,} scoring passes, {work['seconds']:,.1f} s"
+        steps = f"{work['steps']:,} steps{skipped_among(work)}"
+        cost = f"{steps} and {work['passes']:,} scoring passes, {work['seconds']:,.1f} s"
         found.append(("cost of the search", cost))
     elif work := first.get("calibration"):
         found.append(("cost of the scores", f"{work['examples']:,} examples, {work['seconds']:,.1f} s"))

@@ -40,6 +40,11 @@ def maps_of(run: RunFolder, key: str) -> list[PageMap]:
         if importance:
             title = "Importance"
             reading = "Share of a module in all importance, in percent: the sum of the scores of its units."
+            if min(importance.values()) < 0:
+                reading += (
+                    " Below zero: added up, the units of the module made the loss that was scored larger; a single unit of "
+                    "it can still score high enough to be kept."
+                )
             errors = _errors(plan, run.scores)
             found.append(importance_map(f"{key}importance", plan, importance, errors, title=title, reading=reading))
     if run.history is not None and run.history.cuts:

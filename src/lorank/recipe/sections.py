@@ -107,6 +107,11 @@ class TrainingSection(Section):
         ge=1,
         description="LoRA+: learning rate of B over that of A (PEFT's create_loraplus_optimizer); for stages that train a plan",
     )
+    on_nonfinite: Literal["stop", "skip"] = Field(
+        "stop",
+        description="when the loss or a gradient is not finite: stop ends the run; skip leaves the optimizer step out, at one "
+        "host sync a step, and ends it after ten in a row, or more than ten and a tenth of the stage's steps",
+    )
 
     eval_every: int | None = Field(
         None,

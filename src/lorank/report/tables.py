@@ -4,6 +4,7 @@ from collections.abc import Mapping, Sequence
 from math import isfinite
 from typing import Any
 
+from lorank.allocation.stability import NOISY
 from lorank.module_names import places
 from lorank.plan import GROUPS, RankPlan
 from lorank.report.markdown import plain_table
@@ -81,7 +82,7 @@ def result_table(results: Mapping[str, Mapping[str, Any]], asked: int, units: in
             f"{parameters_of(result):,}",
             *(_number(values[method][m]) for m in metrics),
             _before_training(result),
-            f"{result['steps']} steps{beside}, {result['seconds']:.0f} s",
+            f"{result['steps']} steps{skipped_among(result)}{beside}, {result['seconds']:.0f} s",
         )
     return table
 
@@ -97,6 +98,12 @@ def parameters_of(result: Mapping[str, Any]) -> int:
     return int(result["adapter_parameters"] if "adapter_parameters" in result else result["trained_parameters"])
 
 
+def skipped_among(stage: Mapping[str, Any]) -> str:
+    """How many of a stage's steps were left out as they were not finite, in words that follow their number."""
+    skipped = stage.get("skipped_steps")
+    return f" ({len(skipped):,} skipped)" if skipped else ""
+
+
 def named_values(result: Mapping[str, Any]) -> dict[str, float | None]:
     """Name of a metric -> value on the first test part; `part: metric` -> value on a further one."""
     found = dict(result["metrics"])
@@ -107,7 +114,9 @@ def named_values(result: Mapping[str, Any]) -> dict[str, float | None]:
 
 def _before_training(result: Mapping[str, Any]) -> str:
     if first := result.get("search") or result.get("stage1"):
-        return f"{first['steps']} steps + {first['passes']} scoring passes, {first['seconds']:.0f} s"
+        return (
+            f"{first['steps']} steps{skipped_among(first)} + {first['passes']} scoring passes, {first['seconds']:.0f} s"
+        )
     if seen := result.get("calibration"):
         return f"{seen['examples']} examples scored, {seen['seconds']:.1f} s"
     return "-"
@@ -182,6 +191,11 @@ def _stability(found: Mapping[str, Any], modules: int) -> list[str]:
             f"{draws['changed_modules']} of {modules} ranks differ, {100 * draws['moved_share']:.1f} % of parameters move "
             f"({100 * draws['worst_moved_share']:.1f} % at the 95th percentile)"
         )
+        if draws["moved_share"] > NOISY:
+            lines.append(
+                "the calibration set is small for this plan: other examples would have moved more than "
+                f"{100 * NOISY:.0f} % of its parameters; score on more examples (in a recipe measure.examples)"
+            )
     return lines
 
 

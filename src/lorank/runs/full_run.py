@@ -1,13 +1,12 @@
 """Full fine-tuning beside the methods of a run or a comparison: trained, evaluated, and its result read back."""
 
 import shutil
-from dataclasses import asdict
 
 from lorank.artefact import read_json, write_json
 from lorank.errors import OutputError
 from lorank.processes import processes
 from lorank.received_files import record_of
-from lorank.runs.method_run import MethodRun
+from lorank.runs.method_run import MethodRun, as_result
 from lorank.training.checkpoints import stage_folder
 from lorank.training.full_stage import FullResult, train_full
 
@@ -30,7 +29,7 @@ def full_result(part: MethodRun) -> FullResult:
     if not path.exists():
         result = train_full(part.prepared, part.recipe.train, part.folder, part.console)
         if first:
-            write_json(path, asdict(result))
+            write_json(path, as_result(result))
     processes().wait_for_everyone()
     if first:
         for checkpoint in stage_folder(part.folder, "train", "stage2").glob("checkpoint-*"):

@@ -26,6 +26,7 @@ from lorank.tasks.data import content_hash
 from lorank.tasks.section import SCORING
 from lorank.training.allocation_stage import allocate_in_training
 from lorank.training.checkpoints import latest_checkpoint, read_progress, stage_folder
+from lorank.training.full_stage import FullResult
 from lorank.training.plan_stage import Evaluation, evaluate_adapter, train_plan
 from lorank.training.prepared import Prepared
 from lorank.validation import first_difference
@@ -58,7 +59,10 @@ class MethodRun:
         scores = self.scores()
         plan = self.plan(scores)
         start = start_of(self.recipe, self.prepared, plan)
-        return {**asdict(self.evaluation(plan, kept=not self.retrains(), start=start)), **self.cost_of_scores(scores)}
+        return {
+            **as_result(self.evaluation(plan, kept=not self.retrains(), start=start)),
+            **self.cost_of_scores(scores),
+        }
 
     def allocate_in_training(self) -> None:
         """For a method that keeps what it trains, or cuts on the way: leaves scores and plan, and the adapter if it is kept."""
@@ -98,7 +102,8 @@ class MethodRun:
         if not self.retrains() or checkpoint is None:
             return {"scoring_passes": said["scoring_passes"]}
         progress = read_progress(checkpoint)
-        return {"search": {"steps": progress.step, "seconds": progress.seconds, "passes": said["scoring_passes"]}}
+        search = {"steps": progress.step, "seconds": progress.seconds, "passes": said["scoring_passes"]}
+        return {"search": search | ({"skipped_steps": list(progress.skipped)} if progress.skipped else {})}
 
     def scores(self) -> ImportanceScores:
         """Scores of the method, measured now or before."""
@@ -160,12 +165,18 @@ class MethodRun:
             stage = stage_folder(self.folder, "train", "stage1" if kept else "stage2")
             evaluation = evaluate_adapter(self.prepared, plan, self.folder, stage)
             if processes().is_main_process:
-                write_json(path, asdict(evaluation))
+                write_json(path, as_result(evaluation))
         processes().wait_for_everyone()
         try:
             return record_of(Evaluation, read_json(path))
         except (ValueError, TypeError) as error:
             raise OutputError(f"{path}: damaged ({error}); remove it to evaluate again") from None
+
+
+def as_result(measured: Evaluation | FullResult) -> dict[str, Any]:
+    """What metrics.json says of a method; `skipped_steps` only where there are some."""
+    found = asdict(measured)
+    return found if found["skipped_steps"] else {key: one for key, one in found.items() if key != "skipped_steps"}
 
 
 def start_of(recipe: Recipe, prepared: Prepared, plan: RankPlan) -> Callable[[PeftModel], None] | None:

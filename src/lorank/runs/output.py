@@ -137,7 +137,8 @@ def _check_or_write(directory: Path, recipe: Recipe, data: TaskData, provenance:
         stood, asked = _with_baselines(make_recipe(stands)), _with_baselines(recipe)
     except RecipeError as error:
         raise OutputError(f"{path} is no recipe of this version: {one_line(error)}; give another --output") from None
-    if difference := first_difference(stood, asked):
+    goes_on = _goes_on_by_skipping(stood, asked)
+    if difference := first_difference(goes_on or stood, asked):
         raise OutputError(f"{directory} belongs to another recipe: {difference}; give another --output, or remove it")
     # Sums are over the numbers of classes: classes that were renamed give the same.
     seen = {**hashes, "labels": before.get("labels")}
@@ -154,8 +155,35 @@ def _check_or_write(directory: Path, recipe: Recipe, data: TaskData, provenance:
             f"{directory}: a plugin is missing or changed since this run began (SHA-256 of its file): {difference}; give the "
             "--plugin as it was, or another --output"
         )
+    if goes_on is not None:
+        text = yaml.safe_dump({**content, "resolved": before}, sort_keys=False, allow_unicode=True)
+        write_atomically(path, lambda temporary: temporary.write_text(text, encoding="utf-8"))
     if difference := first_difference(versions, resolved["versions"]):
         warnings.warn(f"{directory}: versions changed since this run began: {difference}", LorankWarning, stacklevel=4)
+
+
+def _goes_on_by_skipping(stood: dict[str, Any], asked: Mapping[str, Any]) -> dict[str, Any] | None:
+    """The recipe of a run, its stages with `on_nonfinite: skip` where that is asked for now; None where none changes.
+
+    Up to the first step that is not finite, which stopped the run, both are the same.
+    """
+    changed = {**stood, "baselines": {**stood["baselines"]}}
+    if set(asked["baselines"]) == set(changed["baselines"]):
+        for name, one in asked["baselines"].items():
+            changed["baselines"][name] = _goes_on_by_skipping_in(changed["baselines"][name], one)
+    changed = _goes_on_by_skipping_in(changed, asked)
+    return changed if changed != stood else None
+
+
+def _goes_on_by_skipping_in(stood: dict[str, Any], asked: Mapping[str, Any]) -> dict[str, Any]:
+    """The stages of one method."""
+    key, found = "on_nonfinite", dict(stood)
+    for stage in ("train", "search"):
+        before, now = stood.get(stage), asked.get(stage)
+        # What a search leaves out is as in train.
+        if before is not None and now is not None and (before.get(key, "stop"), now.get(key)) == ("stop", "skip"):
+            found[stage] = {**before, key: "skip"}
+    return found
 
 
 def _names_dtype(stands: Any) -> bool:

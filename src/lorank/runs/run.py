@@ -6,7 +6,7 @@ stopped.
 
 import os
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -36,7 +36,7 @@ from lorank.report.model_card import write_model_card
 from lorank.report.picture import drawing
 from lorank.report.rank_map import draw_rank_map
 from lorank.runs.full_run import full_result
-from lorank.runs.method_run import MethodRun, start_of
+from lorank.runs.method_run import MethodRun, as_result, start_of
 from lorank.runs.output import as_begun, locked_directory
 from lorank.runs.prepare import prepare
 from lorank.runs.recipe_values import pretrained_of
@@ -126,7 +126,7 @@ def run_plan(recipe: Recipe, plan: RankPlan, directory: str | Path, console: Con
         if method not in (*METHODS, PROBE) and plan.provenance.get("method"):
             console.print(f"note: the adapter starts as PEFT starts: {unknown_method(method)}", highlight=False)
         start = start_of(recipe.of(method), prepared, plan) if method in METHODS else None
-        results[name] = asdict(main_run.evaluation(plan, start=start))
+        results[name] = as_result(main_run.evaluation(plan, start=start))
         results |= _baseline_results(main_run, plan)
         _write_results(main_run, plan.provenance.get("preset"), plan, results)
     return RunResult(directory, plan, results)
@@ -179,7 +179,7 @@ def _baseline_results(main_run: MethodRun, plan: RankPlan) -> dict[str, dict[str
         if "budget" not in own:
             of = of.model_copy(update={"budget": _budget_of(plan)})
         part = replace(main_run, recipe=of, method=name, folder=folder / name)
-        results[name] = asdict(full_result(part)) if name == FULL else part.result()
+        results[name] = as_result(full_result(part)) if name == FULL else part.result()
         if "budget" in own:
             results[name]["budget"] = budget_text(of.read_budgets)
     return results
@@ -278,8 +278,9 @@ def _data_described(section: DataSection, data: TaskData, *, chosen: bool) -> st
 
 
 def _rank_map_title(base: Pretrained, section: DataSection, plan: RankPlan, method: str, preset: Any) -> str:
-    """Method, model, data and budget, in two lines."""
-    data = section.name or Path(str(section.train)).resolve().parent.name
+    """Method, model, data and budget, in two lines. A file is named by its name, one that is called `train` by its folder."""
+    file = Path(str(section.train))
+    data = section.name or (file.resolve().parent.name if file.stem == "train" else file.name)
     where = " · ".join([Path(base.name).name, " ".join(filter(None, [data, section.config]))])
     named = f"{method} ({preset})" if preset else method
     return f"{named} · {where}\nbudget {plan.budget}: {plan.spending}, total rank {plan.total_rank}"

@@ -198,6 +198,14 @@ def _calibrated(
         found["standard_errors"] = {name: spread[k : k + 1] for k, name in enumerate(names)}
         parts = {"halves": scored[1:3], "bootstrap": scored[3:]}
         found["resamples"] = {kind: {name: part[:, k] for k, name in enumerate(names)} for kind, part in parts.items()}
+    else:
+        others = f" (of {sums.examples:,}, no other has a label that counts)" if sums.examples > 1 else ""
+        warnings.warn(
+            f"the scores are of a single example{others}, so no standard error is known, and chance may have decided the ranks; "
+            "score on a few hundred examples (more batches; in a recipe measure.examples)",
+            LorankWarning,
+            stacklevel=4,
+        )
     made = {
         "calibration": options.model_dump(mode="json"),
         "examples": sums.examples,

@@ -28,7 +28,7 @@ from lorank.suggest.rates import TriedRates, rate_between, search_rates
 from lorank.suggest.short_runs import ShortRuns, SplitRows, split_rows
 from lorank.suggest.snippet import snippet_of, triplet_start
 from lorank.training.prepared import Prepared
-from lorank.training.stacked_training import replaced_by_adamw
+from lorank.training.stacked_training import trained_otherwise
 from lorank.training.steps import check_warmup, stage_steps
 
 RATE_SEED = 1000  # of the runs that choose rates; no seed of the curve
@@ -97,8 +97,8 @@ def _prepared(recipe: Recipe, question: Question, console: Console) -> _Work:
     with findings.check():
         check_warmup("train", uniform.train.model_copy(update={"max_steps": steps}), len(rows.train))
     findings.raise_all()
-    if adamw_instead := replaced_by_adamw(uniform.train):
-        console.print(f"note: {adamw_instead}", highlight=False)
+    for note in trained_otherwise(uniform.train):
+        console.print(f"note: {note}", highlight=False)
     if recipe.model.modules_to_save or recipe.model.new_tokens:
         console.print(
             "note: the short runs of plain LoRA train without model.modules_to_save and new_tokens", highlight=False

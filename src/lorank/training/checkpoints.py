@@ -28,12 +28,14 @@ class StageProgress:
         step: optimizer steps done.
         finished: nothing is left to train.
         seconds: training time so far, over all processes that worked on the stage.
+        skipped: optimizer steps among them that were left out (`on_nonfinite: skip`).
 
     """
 
     step: int
     finished: bool
     seconds: float
+    skipped: tuple[int, ...] = ()
 
 
 def stage_folder(directory: Path, stage: str, before: str) -> Path:
@@ -112,7 +114,7 @@ def read_progress(checkpoint: Path) -> StageProgress:
         held = read_json(checkpoint / _MARKER)
         held.pop("files", None)
         held.pop("details", None)  # of earlier versions
-        return StageProgress(**held)
+        return StageProgress(**{**held, "skipped": tuple(held.get("skipped", ()))})
     except (ValueError, TypeError, AttributeError) as error:
         raise OutputError(
             f"{checkpoint / _MARKER}: damaged ({error}); remove {checkpoint} to go on without it"
@@ -143,9 +145,11 @@ class CheckpointCallback(TrainerCallback):
         self._group: Any = None
 
     def restore(self, checkpoint: Path) -> StageProgress:
-        """Continue the time from a complete checkpoint; tells how far it had come."""
+        """Continue time and skipped steps from a complete checkpoint; tells how far it had come."""
         progress = read_progress(checkpoint)
         self.seconds_before = progress.seconds
+        if self.trainer.skips is not None:
+            self.trainer.skips.steps = list(progress.skipped)
         return progress
 
     def on_train_begin(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
@@ -168,6 +172,10 @@ class CheckpointCallback(TrainerCallback):
         if control.should_training_stop:
             control.should_save = True
             control.should_evaluate = self.evaluates
+            if not any(
+                "loss" in entry for entry in state.log_history
+            ):  # shorter than `log_every`: one line, at its end
+                control.should_log = True
         elif self._all_stop():
             self._stops = control.should_save = True
             control.should_evaluate = False
@@ -187,7 +195,8 @@ class CheckpointCallback(TrainerCallback):
         if state.is_world_process_zero:
             checkpoint = Path(args.output_dir) / f"checkpoint-{state.global_step}"
             seconds = self.seconds_before + time.monotonic() - self._began
-            progress = StageProgress(state.global_step, control.should_training_stop, round(seconds, 3))
+            skipped = () if self.trainer.skips is None else tuple(self.trainer.skips.steps)
+            progress = StageProgress(state.global_step, control.should_training_stop, round(seconds, 3), skipped)
             write_json(checkpoint / _MARKER, {**asdict(progress), "files": _sums(checkpoint)})
         if self._stops:
             processes().wait_for_everyone()

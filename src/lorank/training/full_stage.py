@@ -25,6 +25,7 @@ class FullResult:
         steps: optimizer steps.
         seconds: training time.
         more: name of each further test part -> its `metrics` and `loss`.
+        skipped_steps: of its steps, those that `on_nonfinite: skip` left out.
 
     """
 
@@ -34,6 +35,7 @@ class FullResult:
     steps: int
     seconds: float
     more: dict[str, dict[str, Any]] = field(default_factory=dict)
+    skipped_steps: tuple[int, ...] = ()
 
 
 def check_full_section(section: TrainingSection) -> None:
@@ -84,4 +86,4 @@ def train_full(prepared: Prepared, section: TrainingSection, directory: Path, co
     )
     metrics, loss = prepared.evaluate(model, folder)
     more = prepared.evaluate_more(model, folder)
-    return FullResult(metrics, loss, trained, progress.step, progress.seconds, more)
+    return FullResult(metrics, loss, trained, progress.step, progress.seconds, more, progress.skipped)

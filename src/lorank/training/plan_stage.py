@@ -41,6 +41,7 @@ class Evaluation:
         steps: optimizer steps of the stage that trained it.
         seconds: training time of that stage.
         more: name of each further test part -> its `metrics` and `loss`.
+        skipped_steps: of its steps, those that `on_nonfinite: skip` left out.
 
     """
 
@@ -50,6 +51,7 @@ class Evaluation:
     steps: int
     seconds: float
     more: dict[str, dict[str, Any]] = field(default_factory=dict)
+    skipped_steps: tuple[int, ...] = ()
 
 
 def scaled_plan(plan: RankPlan, alpha: float, scale_by: str) -> RankPlan:
@@ -151,7 +153,7 @@ def evaluate_adapter(prepared: Prepared, plan: RankPlan, directory: Path, stage:
     checkpoint = latest_checkpoint(stage)
     assert checkpoint is not None, "a stage leaves a checkpoint when it ends"
     progress = read_progress(checkpoint)
-    return Evaluation(metrics, loss, parameters, progress.step, progress.seconds, more)
+    return Evaluation(metrics, loss, parameters, progress.step, progress.seconds, more, progress.skipped)
 
 
 def evaluate_saved(

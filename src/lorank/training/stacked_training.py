@@ -64,11 +64,15 @@ def train_stacked(
             scheduler.step()
 
 
-def replaced_by_adamw(section: TrainingSection) -> str | None:
-    """What to say where the recipe trains by another optimizer than `train_stacked` does; None where it does not."""
+def trained_otherwise(section: TrainingSection) -> list[str]:
+    """What `train_stacked` does not do as the recipe says: notes, empty where there is nothing."""
     own = [] if section.optimizer in (None, "adamw_torch", "adamw_torch_fused") else [f"optimizer {section.optimizer}"]
     own += [] if section.loraplus_lr_ratio is None else ["LoRA+"]
-    return f"{' and '.join(own)}: adapters that train side by side train by AdamW at one learning rate" if own else None
+    said = "adapters that train side by side"
+    notes = [f"{' and '.join(own)}: {said} train by AdamW at one learning rate"] if own else []
+    if section.on_nonfinite == "skip":
+        notes.append(f"on_nonfinite skip: {said} leave no step out; one whose loss is not finite goes on as it is")
+    return notes
 
 
 @torch.no_grad()

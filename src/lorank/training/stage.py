@@ -158,7 +158,10 @@ def train_stage(
         evaluated: whether the loss on the recipe's evaluation set is measured while training, and may end it.
 
     Raises:
-        TrainingError: a loss or weight that is not finite.
+        TrainingError: a loss or weight that is not finite; or with `on_nonfinite: skip` too many steps that are not.
+
+    Warns:
+        LorankWarning: steps were skipped.
 
     """
     eval_rows = None
@@ -180,6 +183,7 @@ def train_stage(
     trainer = kind(
         stage=name,
         loraplus_lr_ratio=section.loraplus_lr_ratio,
+        skip=section.on_nonfinite == "skip",
         order=order,
         model=model,
         args=arguments,

@@ -1,4 +1,4 @@
-"""transformers' Trainer, and TRL's SFTTrainer, with a seeded data order, and a stop at NaN."""
+"""transformers' Trainer, and TRL's SFTTrainer, with a seeded data order, and a stop at NaN, or steps left out."""
 
 import random
 from collections.abc import Iterator, Sequence
@@ -13,6 +13,8 @@ from transformers.trainer_pt_utils import get_length_grouped_indices
 
 from lorank.artefact import disk_problem
 from lorank.errors import OutputError, TrainingError
+from lorank.in_training.trainer_setup import put_first
+from lorank.training.nonfinite import SkipNonFinite
 
 
 class SeededOrder(Sampler[int]):
@@ -46,6 +48,7 @@ class StageTrainer(Trainer):
         stage: name for messages.
         order: data order; its epoch is set as epochs begin. None: the data are a stream, which has its own.
         loraplus_lr_ratio: of LoRA+, for a PEFT LoRA; None: one learning rate for all.
+        skip: whether a step that is not finite is left out; False: training stops.
         **options: of `transformers.Trainer`.
 
     """
@@ -59,6 +62,7 @@ class StageTrainer(Trainer):
         stage: str,
         order: SeededOrder | None,
         loraplus_lr_ratio: float | None = None,
+        skip: bool = False,
         **options: Any,
     ) -> None:
         super().__init__(**options)
@@ -66,6 +70,7 @@ class StageTrainer(Trainer):
         if not self.weighs_tokens:
             self.model_accepts_loss_kwargs = False
         self._first_bad_step = torch.tensor(-1, device=self.args.device)
+        self.skips = SkipNonFinite(self) if skip else None
         # First in the list: the epoch must be set before the order is asked for.
         if order is not None:
             self.callback_handler.callbacks.insert(0, _SetEpoch(order))
@@ -82,10 +87,21 @@ class StageTrainer(Trainer):
             self.optimizer = create_loraplus_optimizer(trained, kind, **options)
         return super().create_optimizer(model)
 
+    def train(self, *args: Any, **options: Any) -> Any:
+        """Trainer's; afterwards it says how many steps were left out."""
+        if self.skips is None:
+            return super().train(*args, **options)
+        put_first(self, self.skips)  # before allocations, which measure a step
+        found = super().train(*args, **options)
+        self.skips.warn()
+        return found
+
     def training_step(self, model: nn.Module, inputs: Any, num_items_in_batch: Any = None) -> torch.Tensor:
         """One forward and backward pass. Whether the loss is finite is noted on the device, without a host sync."""
         step = self.state.global_step
         loss = super().training_step(model, inputs, num_items_in_batch)
+        if self.skips is not None:
+            return self.skips.noted(loss)
         bad = ~torch.isfinite(loss) & (self._first_bad_step < 0)
         self._first_bad_step = torch.where(bad, step + 1, self._first_bad_step)
         return loss
@@ -117,9 +133,14 @@ class StageTrainer(Trainer):
             if step >= 0
             else f"weights are not finite at step {self.state.global_step}"
         )
+        skip = ""
+        if step >= 0:
+            skip = (
+                "; or, where few batches are bad, go on in this one with train.on_nonfinite=skip, which leaves them out"
+            )
         raise TrainingError(
             f"{self.stage}: {what}; nothing was saved since, the last checkpoint is kept in {self.args.output_dir}. "
-            "Lower the learning rate, raise warmup, or use precision bf16 in place of fp16, in a new output directory"
+            f"Lower the learning rate, raise warmup, or use precision bf16 in place of fp16, in a new output directory{skip}"
         )
 
 
