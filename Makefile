@@ -40,7 +40,8 @@ cluster: .venv/installed
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[ray]'
 	HF_HUB_OFFLINE=1 $(BIN)/python -m pytest -m cluster
 
-# 200 kills, 50 signals, 50 full disks, 50 damaged files, 25 pairs of writers, at random over all methods; LORANK_FAULTS=20 for a tenth of it.
+# 200 kills, 50 signals, 50 full disks, every file of every method damaged, 25 pairs of writers, 15 stopped comparisons and
+# measurements of headroom. LORANK_FAULTS=20 for a tenth of it.
 faults: .venv/installed
 	HF_HUB_OFFLINE=1 OMP_NUM_THREADS=1 $(BIN)/python -m pytest -s -m faults tests/faults
 

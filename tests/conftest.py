@@ -83,7 +83,7 @@ def tiny_data(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
     return {"train": str(folder / "train.tsv"), "test": str(folder / "test.tsv")}
 
 
-@pytest.fixture
+@pytest.fixture(scope="session")
 def tiny_recipe(tiny_folder: Path, tiny_data: dict[str, str]) -> Callable[..., Recipe]:
     """Make a recipe of a few seconds; sections given are merged into it."""
 

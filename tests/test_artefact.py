@@ -160,3 +160,9 @@ def test_on_a_full_disk_the_old_file_stays_and_nothing_is_left_beside_it(tmp_pat
         resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
     assert [path.name for path in tmp_path.iterdir()] == ["plan.json"]
     assert (tmp_path / "plan.json").read_text() == "old"
+
+
+def test_a_problem_is_told_by_the_name_of_the_folder_that_was_given(tmp_path: Path) -> None:
+    with pytest.raises(OutputError) as found, new_folder(tmp_path / "new") as partial:
+        raise OutputError(f"{partial}/README.md cannot be written: No space left on device")
+    assert str(found.value) == f"{tmp_path}/new/README.md cannot be written: No space left on device"

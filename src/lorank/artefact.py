@@ -260,7 +260,10 @@ def new_folder(folder: Path) -> Iterator[Path]:
             partial.mkdir(parents=True)
         except OSError as error:
             raise OutputError(f"{folder} cannot be made: {error.strerror}; give another output") from None
-        yield partial
+        try:
+            yield partial
+        except OutputError as error:  # by the name that the user gave
+            raise OutputError(str(error).replace(str(partial), str(folder))) from None
         try:
             settle_folder(partial)
             # One step: it takes the place of nothing or of an empty folder, and fails on anything else.

@@ -1,8 +1,6 @@
 """Runs that are killed, signalled, out of disk, damaged or run twice, at random: counted, none lost, none different.
 
-`make faults`; LORANK_FAULTS is how many kills, a fourth of it how many of each other kind. The seed is printed.
-
-Children are forked from this process, which has imported everything and never trained: so a run takes a second or two.
+`make faults`; LORANK_FAULTS is how many kills; the other tests say how many of theirs go with it. The seed is printed.
 """
 
 import os
@@ -10,93 +8,35 @@ import random
 import resource
 import shutil
 import signal
-import sys
 import threading
 import time
-import traceback
-import warnings
 from collections import Counter
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import pytest
-import torch
 import yaml
-from safetensors.torch import load_file
+from tests.faults.worlds import (
+    KILLS,
+    RECIPES,
+    SEED,
+    World,
+    finish,
+    half_written,
+    is_same,
+    make_world,
+    report,
+    told,
+    wait,
+)
+from tests.forked_commands import Command
 
-import lorank.runs.run  # noqa: F401 (imported before the fork)
-from lorank.__main__ import main
+from lorank.validation import first_difference
 
 pytestmark = pytest.mark.faults
-KILLS = int(os.environ.get("LORANK_FAULTS", "200"))
-SEED = int(os.environ.get("LORANK_FAULTS_SEED", random.SystemRandom().randrange(10**6)))
-EVERY: dict[str, Any] = {"measure": {"every": 1}, "triplets": {"initial_rank": 3}}
-RECIPES: dict[str, dict[str, Any]] = {
-    "i-lora": {"method": "i-lora"},
-    "igu-lora": {"method": "igu-lora", **EVERY},
-    "adalora": {"method": "adalora", **EVERY},
-    "sensitivity-lora": {"method": "sensitivity-lora"},
-    "eva": {"method": "eva"},
-    "lora": {"method": "lora"},
-}
-
-
-class Child:
-    """`lorank run RECIPE --output OUT` in a fork of this process; `before` is called in it first."""
-
-    def __init__(self, recipe: Path, out: Path, before: Callable[[], object] = lambda: None) -> None:
-        reading, writing = os.pipe()
-        self.pid = os.fork()
-        if self.pid == 0:
-            os.close(reading)
-            os.dup2(writing, 1)
-            os.dup2(writing, 2)
-            code = 99
-            try:
-                sys.stdout, sys.stderr = open(1, "w", closefd=False), open(2, "w", closefd=False)  # noqa: SIM115
-                for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
-                    signal.signal(number, signal.SIG_DFL if number != signal.SIGINT else signal.default_int_handler)
-                warnings.resetwarnings()  # in tests those of lorank are errors
-                before()
-                sys.argv = ["lorank", "run", str(recipe), "--output", str(out)]
-                main()
-                code = 0
-            except SystemExit as ended:
-                code = ended.code if isinstance(ended.code, int) else 1
-            except BaseException:
-                traceback.print_exc()
-            finally:
-                sys.stdout.flush()
-                sys.stderr.flush()
-                os._exit(code)
-        os.close(writing)
-        self.said = b""
-        self._reader = threading.Thread(target=self._read, args=(reading,))
-        self._reader.start()
-
-    def _read(self, reading: int) -> None:
-        with open(reading, "rb") as pipe:
-            self.said = pipe.read()
-
-    def end(self) -> int:
-        """Its exit code, minus the number of a signal that ended it."""
-        _, status = os.waitpid(self.pid, 0)
-        self._reader.join()
-        return os.waitstatus_to_exitcode(status)
-
-    @property
-    def text(self) -> str:
-        return self.said.decode("utf-8", "replace")
-
-
-class World(NamedTuple):
-    """A recipe of a method, the folder of its undisturbed run, and how long that took."""
-
-    method: str
-    recipe: Path
-    whole: Path
-    seconds: float
+SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
 
 @pytest.fixture(scope="module")
@@ -105,47 +45,9 @@ def draw() -> random.Random:
     return random.Random(SEED)
 
 
-@pytest.fixture
-def worlds(tiny_recipe: Any, tmp_path: Path) -> list[World]:
-    found = []
-    for method, changes in RECIPES.items():
-        recipe = tmp_path / f"{method}.yaml"
-        more = {"preset": None, "checkpoint_every": 2} if method != "i-lora" else {"checkpoint_every": 2}
-        content = tiny_recipe(**{**more, **changes}).model_dump(mode="json", exclude={"resolved"})
-        recipe.write_text(yaml.safe_dump(content))
-        began = time.monotonic()
-        child = Child(recipe, tmp_path / f"{method} whole")
-        assert child.end() == 0, child.text
-        found.append(World(method, recipe, tmp_path / f"{method} whole", time.monotonic() - began))
-    return found
-
-
-def is_same(out: Path, world: World) -> bool:
-    one, other = (load_file(folder / "adapter/adapter_model.safetensors") for folder in (out, world.whole))
-    return one.keys() == other.keys() and all(torch.equal(one[key], other[key]) for key in one)
-
-
-def finish(out: Path, world: World, counts: Counter[str]) -> None:
-    """Run it to its end; what was lost, or became another, is counted and shown."""
-    child = Child(world.recipe, out)
-    code = child.end()
-    kind = "same" if code == 0 and is_same(out, world) else "different" if code == 0 else "lost"
-    counts[kind] += 1
-    if kind != "same":
-        print(world.method, kind, child.text[-2000:])
-    shutil.rmtree(out, ignore_errors=True)
-
-
-def told(child: Child, counts: Counter[str]) -> None:
-    """Whether it ended in words."""
-    if "Traceback" in child.text:
-        counts["traceback"] += 1
-        print(child.text[-3000:])
-
-
-def report(kind: str, counts: Counter[str]) -> None:
-    print(f"{kind}: {dict(counts)}")
-    assert not counts["lost"] + counts["different"] + counts["traceback"], counts
+@pytest.fixture(scope="module")
+def worlds(tiny_recipe: Any, tmp_path_factory: pytest.TempPathFactory) -> list[World]:
+    return [make_world(method, tiny_recipe, tmp_path_factory.mktemp("worlds")) for method in RECIPES]
 
 
 def test_kills(worlds: list[World], draw: random.Random, tmp_path: Path) -> None:
@@ -153,10 +55,10 @@ def test_kills(worlds: list[World], draw: random.Random, tmp_path: Path) -> None
     for number in range(KILLS):
         world, out = draw.choice(worlds), tmp_path / f"killed {number}"
         for _ in range(draw.randint(1, 3)):
-            child = Child(world.recipe, out)
-            time.sleep(draw.uniform(0, world.seconds))
-            os.kill(child.pid, signal.SIGKILL)
-            counts["killed"] += child.end() == -signal.SIGKILL
+            command = world.run(out)
+            wait(command, draw, world.seconds, out)
+            command.signal(signal.SIGKILL)
+            counts["killed"] += command.end() == -signal.SIGKILL
         finish(out, world, counts)
     report("kills", counts)
 
@@ -165,16 +67,29 @@ def test_signals(worlds: list[World], draw: random.Random, tmp_path: Path) -> No
     counts = Counter[str]()
     for number in range(KILLS // 4):
         world, out = draw.choice(worlds), tmp_path / f"signalled {number}"
-        sent = draw.choice([signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
-        child = Child(world.recipe, out)
-        time.sleep(draw.uniform(0.1, world.seconds))
-        os.kill(child.pid, sent)
-        code = child.end()
-        told(child, counts)
-        # Before `explained` and after the last line a signal does what it does to any program.
-        counts[{0: "had ended", 128 + sent: "continues", -sent: "before the command"}.get(code, "lost")] += 1
+        sent, twice = draw.choice(SIGNALS), draw.random() < 0.25
+        command = world.run(out)
+        wait(command, draw, world.seconds, out)
+        command.signal(sent)
+        if twice:
+            time.sleep(draw.uniform(0, 0.1))
+            command.signal(sent)
+        code = command.end()
+        told(command, counts)
+        # Before `explained` and after the last line a signal does what it does to any program; so does a second one.
+        counts[{0: "had ended", 128 + sent: "continues", -sent: "ended at once"}.get(code, "lost")] += 1
         finish(out, world, counts)
     report("signals", counts)
+
+
+def limit_later(after: float, size: int) -> None:
+    """No file of this process may grow beyond `size` bytes, `after` some seconds."""
+
+    def limit() -> None:
+        time.sleep(after)
+        resource.setrlimit(resource.RLIMIT_FSIZE, (size, resource.RLIM_INFINITY))
+
+    threading.Thread(target=limit, daemon=True).start()
 
 
 def test_full_disks(worlds: list[World], draw: random.Random, tmp_path: Path) -> None:
@@ -182,70 +97,142 @@ def test_full_disks(worlds: list[World], draw: random.Random, tmp_path: Path) ->
     for number in range(KILLS // 4):
         world, out = draw.choice(worlds), tmp_path / f"full {number}"
         after, size = draw.uniform(0, world.seconds), draw.choice([0, 100, 1_000, 4_000, 20_000])
-
-        def fill(after: float = after, size: int = size) -> None:
-            def limit() -> None:
-                time.sleep(after)
-                resource.setrlimit(resource.RLIMIT_FSIZE, (size, resource.RLIM_INFINITY))
-
-            threading.Thread(target=limit, daemon=True).start()
-
-        child = Child(world.recipe, out, fill)
-        code = child.end()
-        told(child, counts)
+        command = world.run(out, before=partial(limit_later, after, size))
+        code = command.end()
+        told(command, counts)
         counts[{0: "had ended", 1: "one line"}.get(code, f"exit code {code}")] += 1
         finish(out, world, counts)
     report("full disks", counts)
 
 
-def test_damaged_files(worlds: list[World], draw: random.Random, tmp_path: Path) -> None:
-    damages: dict[str, Callable[[Path], object]] = {
+def damages(draw: random.Random) -> dict[str, Callable[[Path], object]]:
+    def flip(path: Path) -> None:
+        content = bytearray(path.read_bytes() or b"0")
+        content[draw.randrange(len(content))] ^= 1 << draw.randrange(8)
+        path.write_bytes(content)
+
+    def replace(path: Path) -> None:
+        path.unlink()
+        path.mkdir()
+
+    return {
         "half": lambda path: os.truncate(path, path.stat().st_size // 2),
         "empty": lambda path: os.truncate(path, 0),
         "other bytes": lambda path: path.write_bytes(draw.randbytes(path.stat().st_size)),
+        "a bit": flip,
         "gone": Path.unlink,
+        "a folder": replace,
     }
-    counts = Counter[str]()
-    for number in range(KILLS // 4):
-        world, out, kept = draw.choice(worlds), tmp_path / f"damaged {number}", tmp_path / f"kept {number}"
-        child = Child(world.recipe, out)
-        time.sleep(draw.uniform(0.4, 1) * world.seconds)
-        os.kill(child.pid, signal.SIGKILL)
-        child.end()
-        files = sorted(path for path in out.rglob("*") if path.is_file() and path.name != ".lock")
-        if files:
-            path, damage = draw.choice(files), draw.choice(list(damages))
-            shutil.copytree(out, kept)
-            damages[damage](path)
-            child = Child(world.recipe, out)
-            code = child.end()
-            told(child, counts)
-            if code == 0:
-                same = is_same(out, world)
-                counts["mended" if same else "different"] += 1
-                if not same:
-                    print(world.method, "different", path.relative_to(out), damage, child.text[-1500:])
-            else:
-                named = path.name in child.text or path.parent.name in child.text
-                counts["named" if named else "not named"] += 1
-                if not named:
-                    print(world.method, path.relative_to(out), damage, child.text[-500:])
-            shutil.rmtree(out)
-            kept.rename(out)
+
+
+def states(world: World, folder: Path) -> list[Path]:
+    """Folders of a run: killed in the middle of each of its stages, and finished."""
+    found = [world.whole]
+    for stage in sorted({path.parent.name for path in world.whole.glob("*/checkpoint-*")}):
+        out = folder / f"{world.method} in {stage}"
+        command = world.run(out)
+        for path in half_written(command, out):
+            if path.parent.name == stage and path.name == "checkpoint-6":
+                break
+        command.signal(signal.SIGKILL)
+        command.end()
+        found.append(out)
+    return found
+
+
+def test_damaged_files(worlds: list[World], draw: random.Random, tmp_path: Path) -> None:
+    """Every file of every method's run in every state, each damaged once, in a way that is drawn."""
+    counts, ways = Counter[str](), damages(draw)
+    cases = [
+        (world, state, path.relative_to(state))
+        for world in worlds
+        for state in states(world, tmp_path)
+        for path in sorted(state.rglob("*"))
+        if path.is_file() and path.name != ".lock"
+    ]
+    for world, state, path in draw.sample(cases, min(len(cases), len(cases) * KILLS // 200)):
+        out, way = tmp_path / "damaged", draw.choice(list(ways))
+        shutil.copytree(state, out)
+        ways[way](out / path)
+        command = world.run(out)
+        code = command.end()
+        told(command, counts)
+        if code == 0:
+            found = "mended" if is_same(out, world.whole) else "different"
+        else:
+            found = "named" if path.name in command.text or path.parent.name in command.text else "not named"
+        counts[found] += 1
+        counts[f"{way}: {found}"] += 1
+        if found in ("different", "not named"):
+            print(world.method, state.name, path, way, found, command.text[-1500:])
+        shutil.rmtree(out)
+        # What was named is put back, and the run goes on.
+        shutil.copytree(state, out)
         finish(out, world, counts)
-    report("damaged files", counts)
+    report(f"damaged files ({len(cases)} places)", counts)
 
 
 def test_two_writers(worlds: list[World], draw: random.Random, tmp_path: Path) -> None:
     counts = Counter[str]()
     for number in range(KILLS // 8):
         world, out = draw.choice(worlds), tmp_path / f"two {number}"
-        first = Child(world.recipe, out)
+        first = world.run(out)
         time.sleep(draw.uniform(0, 0.5))
-        second = Child(world.recipe, out)
+        second = world.run(out)
         codes = sorted((first.end(), second.end()))
-        for child in (first, second):
-            told(child, counts)
+        for command in (first, second):
+            told(command, counts)
         counts[{(0, 1): "one refused", (0, 0): "one after the other"}.get((codes[0], codes[1]), "lost")] += 1
         finish(out, world, counts)
     report("two writers", counts)
+
+
+GRIDS = {
+    "compare": ("compare", "--methods", "lora,sensitivity-lora", "--seeds", "1"),
+    "headroom": ("headroom", "--plans", "2", "--seeds", "3", "--held-out", "40", "--side-by-side", "3"),
+}
+
+
+@pytest.mark.parametrize("name", GRIDS)
+def test_signals_to_many_runs(name: str, worlds: list[World], draw: random.Random, tmp_path: Path) -> None:
+    """A comparison and a measurement of headroom are continued, whatever ended them: their numbers are the same."""
+    counts = Counter[str]()
+    recipe = next(world.recipe for world in worlds if world.method == "lora")
+
+    def start(out: Path) -> Command:
+        command, *options = GRIDS[name]
+        return Command(command, recipe, *options, "--output", out, "--json", out.with_suffix(".json"))
+
+    def numbers(out: Path) -> Any:
+        return without_cost(yaml.safe_load(out.with_suffix(".json").read_text()))
+
+    began = time.monotonic()
+    whole = start(tmp_path / "whole")
+    assert whole.end() == 0, whole.text
+    seconds = time.monotonic() - began
+    for number in range(max(1, KILLS // 20 if name == "headroom" else KILLS // 40)):
+        out, sent = tmp_path / f"stopped-{number}", draw.choice([*SIGNALS, signal.SIGKILL])
+        command = start(out)
+        time.sleep(draw.uniform(0, seconds))
+        command.signal(sent)
+        code = command.end()
+        told(command, counts)
+        counts[{0: "had ended", 128 + sent: "continues", -sent: "ended at once"}.get(code, "lost")] += 1
+        command = start(out)
+        code = command.end()
+        other = first_difference(numbers(tmp_path / "whole"), numbers(out)) if code == 0 else None
+        same = code == 0 and other is None
+        counts["same" if same else "different" if code == 0 else "lost"] += 1
+        if not same:
+            print(name, sent, code, other, command.text[-2000:])
+    report(f"{name}, stopped", counts)
+
+
+COST = {"seconds", "before", "wall", "peak_bytes", "not_beaten"}
+
+
+def without_cost(found: Any) -> Any:
+    """Numbers of a result but for what it cost and what follows from that."""
+    if isinstance(found, dict):
+        return {key: without_cost(value) for key, value in found.items() if key not in COST}
+    return [without_cost(one) for one in found] if isinstance(found, list) else found

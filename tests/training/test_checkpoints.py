@@ -189,3 +189,18 @@ def test_every_file_of_a_run_that_does_not_fit_is_an_error_of_the_family(tiny_re
     run(recipe, tmp_path / "out", Console(quiet=True))
     assert adapter(tmp_path / "out")
     assert not list((tmp_path / "out").glob("**/.*.partial"))
+
+
+def test_a_folder_that_vanished_ends_a_run_at_its_next_checkpoint(
+    tiny_recipe: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    out = tmp_path / "out"
+
+    def remove(self: Any, args: Any, state: Any, control: Any, **_: Any) -> None:
+        if state.global_step == 5:
+            shutil.rmtree(out)
+
+    monkeypatch.setattr(_LogLine, "on_step_begin", remove, raising=False)
+    with pytest.raises(OutputError, match=r"train was removed or renamed .* training stopped at step 6"):
+        run(tiny_recipe(method="lora", preset=None, checkpoint_every=2), out, console=Console(quiet=True))
+    assert not out.exists()

@@ -12,7 +12,7 @@ import torch
 import torch.distributed
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
-from lorank.artefact import file_checksum, read_json, sync, write_json
+from lorank.artefact import file_checksum, make_folder, read_json, sync, write_json
 from lorank.errors import LorankWarning, OutputError
 from lorank.interrupt import after_the_step, stop_is_asked
 from lorank.processes import processes
@@ -155,6 +155,8 @@ class CheckpointCallback(TrainerCallback):
     def on_train_begin(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
         """Start the clock."""
         self._began = time.monotonic()
+        if state.is_world_process_zero:
+            make_folder(Path(args.output_dir))
         self._waiting.enter_context(after_the_step())
         if processes().num_processes > 1:  # its own, on CPUs: asking in each step does not wait for a GPU
             self._group = torch.distributed.new_group(backend="gloo")
@@ -168,7 +170,13 @@ class CheckpointCallback(TrainerCallback):
         self._waiting.close()
 
     def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
-        """Check before anything is logged or saved."""
+        """Check before anything is logged or saved.
+
+        Raises:
+            OutputError: the folder of the checkpoints is gone: what would be saved now is no whole run.
+            TrainingError: the loss or a weight is not finite.
+
+        """
         if control.should_training_stop:
             control.should_save = True
             control.should_evaluate = self.evaluates
@@ -181,6 +189,11 @@ class CheckpointCallback(TrainerCallback):
             control.should_evaluate = False
         if control.should_save or control.should_log:
             self.trainer.check_finite()
+        if control.should_save and state.is_world_process_zero and not Path(args.output_dir).is_dir():
+            raise OutputError(
+                f"{args.output_dir} was removed or renamed while the run was at work; training stopped at step "
+                f"{state.global_step}. Put the folder back, if you have it, and run the same command again"
+            )
 
     def on_prediction_step(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any
