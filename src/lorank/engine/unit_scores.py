@@ -96,7 +96,7 @@ class FirstBad:
     def note(self, step: int, found: Sequence[torch.Tensor | None]) -> None:
         """Look at gradients and at what was measured at a step that was made."""
         if held := [tensor for tensor in found if tensor is not None and tensor.numel()]:
-            bad = ~torch.isfinite(torch.stack(torch._foreach_norm(held, float("inf")))).all()
+            bad = ~torch.isfinite(torch.stack(torch._foreach_norm(held))).all()
             self.step = torch.where(bad & (self.step == 0), step, self.step)
 
     def load(self, step: torch.Tensor | None) -> None:

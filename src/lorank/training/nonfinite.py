@@ -85,10 +85,14 @@ class SkipNonFinite(TrainerCallback):
             )
 
     def _is_bad(self) -> bool:
+        # A sum of squares is fast, and overflows for gradients that are only large: then the largest entries are looked at.
+        return self._is_bad_by(2.0) and self._is_bad_by(float("inf"))
+
+    def _is_bad_by(self, norm: float) -> bool:
         gradients = [p.grad for p in self.trainer.model.parameters() if p.grad is not None and p.grad.numel()]
         bad = self._bad
-        if gradients:  # by the largest entry of each: unlike a sum of squares it does not overflow
-            bad = bad | ~torch.isfinite(torch.stack(torch._foreach_norm(gradients, float("inf")))).all()
+        if gradients:
+            bad = bad | ~torch.isfinite(torch.stack(torch._foreach_norm(gradients, norm))).all()
         if processes().num_processes > 1:
             bad = self.trainer.accelerator.reduce(bad.float(), reduction="sum") > 0
         return bool(bad)
