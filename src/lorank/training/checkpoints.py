@@ -13,9 +13,10 @@ import torch.distributed
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
 from lorank.artefact import file_checksum, make_folder, read_json, sync, write_json
-from lorank.errors import LorankWarning, OutputError
+from lorank.errors import LorankWarning, OutputError, one_line
 from lorank.interrupt import after_the_step, stop_is_asked
 from lorank.processes import processes
+from lorank.received_files import record_of
 
 _MARKER = "stage.json"
 
@@ -98,8 +99,8 @@ def _damage(checkpoint: Path) -> str | None:
                 return f"{path}: damaged ({path.stat().st_size:,} bytes of {wanted['bytes']:,})"
             if file_checksum(path) != wanted["sha256"]:
                 return f"{path}: damaged (its SHA-256 is another)"
-    except (ValueError, TypeError, AttributeError, KeyError) as error:
-        return f"{checkpoint / _MARKER}: damaged ({error})"
+    except (ValueError, TypeError, AttributeError, KeyError, OSError) as error:
+        return f"{checkpoint / _MARKER}: damaged ({one_line(error)})"
     return None
 
 
@@ -114,10 +115,10 @@ def read_progress(checkpoint: Path) -> StageProgress:
         held = read_json(checkpoint / _MARKER)
         held.pop("files", None)
         held.pop("details", None)  # of earlier versions
-        return StageProgress(**{**held, "skipped": tuple(held.get("skipped", ()))})
-    except (ValueError, TypeError, AttributeError) as error:
+        return record_of(StageProgress, held)
+    except (ValueError, TypeError, AttributeError, OSError) as error:
         raise OutputError(
-            f"{checkpoint / _MARKER}: damaged ({error}); remove {checkpoint} to go on without it"
+            f"{checkpoint / _MARKER}: damaged ({one_line(error)}); remove {checkpoint} to go on without it"
         ) from None
 
 
