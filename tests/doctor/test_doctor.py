@@ -35,7 +35,9 @@ def test_the_lock_has_what_the_project_needs_and_a_hash_of_each_file() -> None:
             if needed.name != "lorank":
                 assert needed.specifier.contains(versions[canonicalize_name(needed.name)], prereleases=True), needed
     for path in (ROOT / "locks").glob("*.txt"):
-        packages_of = re.split(r"\n(?=\w)", re.sub(r"^ *#.*\n", "", path.read_text(encoding="utf-8"), flags=re.M).strip())
+        packages_of = re.split(
+            r"\n(?=\w)", re.sub(r"^ *#.*\n", "", path.read_text(encoding="utf-8"), flags=re.M).strip()
+        )
         assert all(re.search(r"==.*--hash=sha256:[0-9a-f]{64}(\s|$)", one, re.S) for one in packages_of), path.name
     assert locked("torch-cpu")["torch"].split("+")[0] == locked("dev")["torch"]
 
