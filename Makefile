@@ -1,10 +1,13 @@
-# Everything happens in .venv; nothing outside of this folder is touched but pip's cache.
+# Everything happens in .venv and in environments beside it; nothing outside of this folder is touched but the caches of pip and uv.
 PYTHON ?= python3
 THREADS ?= 1
 BIN := .venv/bin
+# Files are installed only if their SHA-256 is in a lock. A lock names all that is needed, and setuptools of the lock builds what is source.
+HASHED := -m pip install --quiet --disable-pip-version-check --no-compile --require-hashes --no-deps --no-build-isolation
+UV := .venv-tools/bin/uv
 export TOKENIZERS_PARALLELISM := false
 
-.PHONY: quickstart test long check slow serving cluster browser deepspeed faults docs clean
+.PHONY: quickstart test long check slow serving cluster browser deepspeed faults docs lock audit lowest newest clean
 
 quickstart: .venv/installed
 	$(BIN)/python examples/prepare_quickstart.py downloads
@@ -35,9 +38,8 @@ serving: .venv-serving/installed
 	$(BIN)/python examples/prepare_more.py downloads smollm2 smollm2-gguf
 	HF_HUB_OFFLINE=1 .venv-serving/bin/python -m pytest -m serving
 
-# Cells of a comparison on a Ray cluster, which is installed into .venv.
+# Cells of a comparison on a Ray cluster.
 cluster: .venv/installed
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[ray]'
 	HF_HUB_OFFLINE=1 $(BIN)/python -m pytest -m cluster
 
 # 200 kills, 50 signals, 50 full disks, every file of every method damaged, 25 pairs of writers, 15 stopped comparisons and
@@ -47,13 +49,10 @@ faults: .venv/installed
 
 # The report of a run in Chromium, which is not installed here: apt install chromium chromium-driver. LORANK_SCREENSHOTS=FOLDER keeps pictures.
 browser: .venv/installed
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[browser]'
 	$(BIN)/python -m pytest -rs -m browser
 
-# The documentation as HTML, build/docs/index.html. Sphinx is installed into .venv. A warning is an error, so links and anchors
-# between pages resolve. Links to elsewhere are in build/docs/external_links.txt, and nobody follows them here.
+# The documentation as HTML, build/docs/index.html. A warning is an error, so links and anchors between pages resolve. Links to elsewhere are in build/docs/external_links.txt, and nobody follows them here.
 docs: .venv/installed
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[docs]'
 	rm -rf build/docs
 	$(BIN)/python -m sphinx --quiet --fail-on-warning --keep-going -d build/doctrees -c docs . build/docs
 
@@ -61,19 +60,60 @@ docs: .venv/installed
 deepspeed: .venv-deepspeed/installed
 	HF_HUB_OFFLINE=1 DS_ACCELERATOR=cpu .venv-deepspeed/bin/python -m pytest -m deepspeed
 
-# What a command needs and .venv does not have, beside it: requirements-NAME.txt in .venv-NAME, which sees what .venv has.
-.venv-%/installed: .venv/installed requirements-%.txt
+# The locks, from pyproject.toml. Versions stay where they fit: UPGRADE='--upgrade-package trl' moves one, UPGRADE=--upgrade all.
+# They hold for Python 3.11.5 and newer, as soupsieve, which the documentation needs, does.
+LOCK = $(UV) pip compile --quiet --universal --python-version 3.11.5 --generate-hashes --no-annotate --custom-compile-command 'make lock' $(UPGRADE)
+lock: .venv-tools/installed
+	$(LOCK) --all-extras pyproject.toml --output-file locks/dev.txt
+	$(LOCK) --group tools --output-file locks/tools.txt
+	$(LOCK) --no-deps --group serving --output-file locks/serving.txt
+	$(LOCK) --no-deps --group deepspeed --output-file locks/deepspeed.txt
+
+# Known vulnerabilities of everything in the locks, as PyPI tells them. A package that PyPI does not answer for is a failure.
+audit: .venv-tools/installed
+	.venv-tools/bin/pip-audit --strict --progress-spinner off --disable-pip --require-hashes \
+		--requirement locks/dev.txt --requirement locks/tools.txt --requirement locks/serving.txt --requirement locks/deepspeed.txt
+
+# The tests with the lowest versions that pyproject.toml allows, and with the newest releases. No lock: what is released moves.
+# The environments are .venv-lowest and .venv-newest; PYTHON_LOWEST and PYTHON_NEWEST are versions that uv finds, or interpreters.
+PYTHON_LOWEST ?= 3.11
+PYTHON_NEWEST ?= 3.13
+lowest: .venv-tools/installed
+	$(UV) venv --quiet --clear --no-python-downloads --python $(PYTHON_LOWEST) .venv-lowest
+	$(UV) pip install --quiet --python .venv-lowest/bin/python --resolution lowest-direct --editable '.[dev]'
+	HF_HUB_OFFLINE=1 OMP_NUM_THREADS=$(THREADS) OMP_WAIT_POLICY=PASSIVE .venv-lowest/bin/python -m pytest --numprocesses 2 $(TESTS)
+
+newest: .venv-tools/installed
+	$(UV) venv --quiet --clear --no-python-downloads --python $(PYTHON_NEWEST) .venv-newest
+	$(UV) pip install --quiet --python .venv-newest/bin/python --upgrade --editable '.[dev]'
+	HF_HUB_OFFLINE=1 OMP_NUM_THREADS=$(THREADS) OMP_WAIT_POLICY=PASSIVE .venv-newest/bin/python -m pytest --numprocesses 2 $(TESTS)
+
+.venv-tools/installed: locks/tools.txt
+	$(PYTHON) -m venv .venv-tools
+	.venv-tools/bin/python $(HASHED) --requirement locks/tools.txt
+	touch $@
+
+# What a command needs and .venv does not have, beside it: locks/NAME.txt in .venv-NAME, which sees what .venv has.
+.venv-%/installed: .venv/installed locks/%.txt
 	$(BIN)/python -m venv .venv-$*
 	$(BIN)/python -c 'import sysconfig; print("import site; site.addsitedir(%r)" % sysconfig.get_path("purelib"))' \
 		> "$$(.venv-$*/bin/python -c 'import sysconfig; print(sysconfig.get_path("purelib"))')/beside.pth"
-	.venv-$*/bin/python -m pip install --quiet --disable-pip-version-check --no-deps --requirement requirements-$*.txt
+	.venv-$*/bin/python $(HASHED) --requirement locks/$*.txt
 	touch $@
 
-.venv/installed: pyproject.toml constraints.txt
-	$(PYTHON) -c 'import sys; sys.exit(0 if sys.version_info >= (3, 11) else "error: lorank needs Python 3.11 or newer")'
+# Where pip finds the CPU wheel of torch it is taken, and CUDA's libraries of the lock are left out. setuptools is first: it builds.
+.venv/installed: pyproject.toml locks/dev.txt locks/torch-cpu.txt
+	$(PYTHON) -c 'import sys; sys.exit(0 if sys.version_info >= (3, 11, 5) else "error: this needs Python 3.11.5 or newer")'
 	$(PYTHON) -m venv .venv
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[dev]'
+	sed -n '/^setuptools==/,/[^\\]$$/p' locks/dev.txt > .venv/locked.txt
+	$(BIN)/python $(HASHED) --requirement .venv/locked.txt
+	if $(BIN)/python $(HASHED) --requirement locks/torch-cpu.txt; \
+		then sed -E '/^(torch==|triton==|cuda-|nvidia-)/,/[^\\]$$/d' locks/dev.txt > .venv/locked.txt; \
+		else echo "pip finds no CPU wheel of torch (locks/torch-cpu.txt): PyPI's torch is installed"; cp locks/dev.txt .venv/locked.txt; fi
+	$(BIN)/python $(HASHED) --requirement .venv/locked.txt
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation --editable .
+	$(BIN)/python -m pip check --disable-pip-version-check
 	touch $@
 
 clean:
-	rm -rf .venv .venv-serving .venv-deepspeed runs downloads build
+	rm -rf .venv .venv-serving .venv-deepspeed .venv-tools .venv-lowest .venv-newest runs downloads build

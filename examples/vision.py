@@ -28,8 +28,10 @@ images[labels == 0, 0] += 1
 images[labels == 1, 2] += 1
 rows = [{"pixel_values": image, "labels": label} for image, label in zip(images, labels, strict=True)]
 
-# All linear layers of the blocks; the new head trains whole beside them and is not in the budget.
-lora = LoraConfig(r=8, lora_alpha=16, target_modules=r".*layers?\..*(_proj|fc\d)", modules_to_save=["classifier"])
+# All linear layers of the blocks (query, key, value and dense in older transformers); the new head trains whole beside them and
+# is not in the budget.
+blocks = r".*layers?\..*(_proj|fc\d|query|key|value|dense)"
+lora = LoraConfig(r=8, lora_alpha=16, target_modules=blocks, modules_to_save=["classifier"])
 arguments = TrainingArguments(
     output, max_steps=int(steps), learning_rate=5e-3, per_device_train_batch_size=16, logging_steps=10, report_to="none"
 )

@@ -20,6 +20,7 @@ COSTS = {
 }
 PLAN = RankPlan(dict(zip(COSTS, (3, 1, 2, 0, 2, 5), strict=True)), COSTS, "1k", 1000)
 
+STARTS = str({each.name: each.type for each in dataclasses.fields(LoraConfig)}["init_lora_weights"])
 VALUES: dict[str, list[Any]] = {
     "alora_invocation_tokens": [[1]],
     "arrow_config": [options.ArrowConfig()],
@@ -38,16 +39,14 @@ VALUES: dict[str, list[Any]] = {
         "pissa",
         "pissa_niter_2",
         "eva",
-        "mica",
+        *(["mica"] if "mica" in STARTS else []),
         "loftq",
     ],
-    "kasa_config": [options.KasaConfig()],
     "layer_replication": [[(0, 2), (1, 2)]],
     "layers_pattern": ["layers"],
     "layers_to_transform": [[0], 1],
     "lora_bias": [True, False],
     "lora_dropout": [0.1],
-    "monteclora_config": [options.MontecloraConfig()],
     "qalora_group_size": [8],
     "runtime_config": [options.LoraRuntimeConfig()],
     "target_parameters": [["up_proj.weight"]],
@@ -55,8 +54,11 @@ VALUES: dict[str, list[Any]] = {
     "use_bdlora": [options.BdLoraConfig(target_modules_bd_a=["q_proj"], nblocks=2)],
     "use_dora": [True, False],
     "use_qalora": [True],
-    "velora_config": [options.VeloraConfig()],
 }
+# These are younger than the lowest PEFT that is supported.
+for option, value in (("kasa", "KasaConfig"), ("monteclora", "MontecloraConfig"), ("velora", "VeloraConfig")):
+    if hasattr(options, value):
+        VALUES[f"{option}_config"] = [getattr(options, value)()]
 # These need other packages or runs before them, or are words alone.
 WITHOUT_A_TRIAL = {
     "auto_mapping", "base_model_name_or_path", "corda_config", "loftq_config", "lora_ga_config", "megatron_config",

@@ -7,6 +7,8 @@ from importlib.metadata import version
 from pathlib import Path
 
 import pytest
+from packaging.requirements import Requirement
+from packaging.utils import canonicalize_name
 from typer.testing import CliRunner
 
 from lorank.cli import app
@@ -16,8 +18,32 @@ from lorank.doctor.environment import SUPPORTED, Package, packages
 ROOT = Path(__file__).parents[2]
 
 
+def locked(name: str) -> dict[str, str]:
+    """Version of each package in a lock."""
+    text = (ROOT / "locks" / f"{name}.txt").read_text(encoding="utf-8")
+    return dict(re.findall(r"^([\w-]+)==([\w.+]+)", text, re.M))
+
+
+def test_the_lock_has_what_the_project_needs_and_a_hash_of_each_file() -> None:
+    whole = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))
+    project, groups = whole["project"], whole["dependency-groups"]
+    extras = [line for lines in project["optional-dependencies"].values() for line in lines]
+    wanted = {"dev": project["dependencies"] + extras, **groups}
+    for name, lines in wanted.items():
+        versions = locked(name)
+        for needed in map(Requirement, lines):
+            if needed.name != "lorank":
+                assert needed.specifier.contains(versions[canonicalize_name(needed.name)], prereleases=True), needed
+    for path in (ROOT / "locks").glob("*.txt"):
+        packages_of = re.split(
+            r"\n(?=\w)", re.sub(r"^ *#.*\n", "", path.read_text(encoding="utf-8"), flags=re.M).strip()
+        )
+        assert all(re.search(r"==.*--hash=sha256:[0-9a-f]{64}(\s|$)", one, re.S) for one in packages_of), path.name
+    assert locked("torch-cpu")["torch"].split("+")[0] == locked("dev")["torch"]
+
+
 def test_versions_are_those_of_the_project() -> None:
-    newest = dict(re.findall(r"^([\w-]+)==([\w.]+)", (ROOT / "constraints.txt").read_text(encoding="utf-8"), re.M))
+    newest = locked("dev")
     project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
     lowest = dict(part.split(">=") for part in project["dependencies"] if ">=" in part)
     assert {name: (lowest[name], newest[name]) for name in SUPPORTED} == SUPPORTED
