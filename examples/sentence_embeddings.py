@@ -17,7 +17,8 @@ from lorank import RankAllocation
 usual = ["sentence-transformers/all-MiniLM-L6-v2", "sentence-transformers/natural-questions", "runs/embeddings", "500"]
 name, data, output, steps = sys.argv[1:] or usual
 model = SentenceTransformer(name)
-model.add_adapter(LoraConfig(r=16, lora_alpha=32, target_modules="all-linear"))  # r: the rank to start with
+# r: the rank to start with. An embedding is the mean of the tokens: the model's pooler has no influence on it.
+model.add_adapter(LoraConfig(r=16, lora_alpha=32, target_modules="all-linear", exclude_modules=["pooler"]))
 trainer = SentenceTransformerTrainer(
     model,
     SentenceTransformerTrainingArguments(
@@ -28,7 +29,6 @@ trainer = SentenceTransformerTrainer(
 )
 allocation = RankAllocation("igu-lora", budget="r=8").attach(trainer)
 trainer.train()  # trainer.train(resume_from_checkpoint=True) goes on where it was stopped
-model.save_pretrained(
-    f"{output}/model"
-)  # SentenceTransformer(f"{output}/model") reads it; so does PEFT, as a plain LoRA
+# SentenceTransformer(f"{output}/model") reads it; so does PEFT, as a plain LoRA.
+model.save_pretrained(f"{output}/model")
 print(f"{allocation.plan.spent:,} of {allocation.plan.budget_parameters:,} parameters; plan and heat map in {output}")
