@@ -18,7 +18,7 @@ usual = ["sentence-transformers/all-MiniLM-L6-v2", "sentence-transformers/natura
 name, data, output, steps = sys.argv[1:] or usual
 model = SentenceTransformer(name)
 # r: the rank to start with. An embedding is the mean of the tokens: the model's pooler has no influence on it.
-model.add_adapter(LoraConfig(r=16, lora_alpha=32, target_modules="all-linear", exclude_modules=["pooler"]))
+model.add_adapter(LoraConfig(r=16, lora_alpha=32, target_modules="all-linear", exclude_modules=["pooler.dense"]))
 trainer = SentenceTransformerTrainer(
     model,
     SentenceTransformerTrainingArguments(
