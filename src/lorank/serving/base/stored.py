@@ -103,7 +103,7 @@ def _described(
 
 def _folder(name: str, revision: str | None) -> Path | None:
     """The folder of a model's files: as it is named, or in the hub's cache."""
-    if Path(name).is_dir():
+    if os.path.isdir(name):  # Path fails on names that are too long
         return Path(name)
     if name.count("/") != 1:
         return None
