@@ -4,6 +4,7 @@ A second way to what `lorank.serving.base_layers.BaseLayers.read` finds in the b
 the same: a known architecture, whose layers by the config are the very matrices that the weights have.
 """
 
+import os
 from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
