@@ -1,5 +1,6 @@
 """What adapter_config.json may say: checked before anything is computed from it."""
 
+import json
 from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Annotated, Any
@@ -82,6 +83,7 @@ def read_config(folder: Path, *, experts: bool = False) -> dict[str, Any]:
     check_links(folder)
     try:
         config = read_json(path)
+        json.dumps(config, ensure_ascii=False).encode()  # half characters can be read, and not written again
     except (ValueError, OSError) as error:
         raise AdapterError(f"{path}: damaged or not JSON ({error}); take it from the training again") from None
     if not isinstance(config, dict) or not isinstance(config.get("peft_type"), str):

@@ -1,5 +1,6 @@
 """A base model on the meta device: what its files do not say is looked up there. transformers and PEFT are loaded for it."""
 
+import os
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -40,7 +41,9 @@ def _not_readable(name: str, reason: str) -> AdapterError:
 
 
 def _where(name: str, reason: str) -> str:
-    if not Path(name).exists() and (name.count("/") != 1 or name.startswith((".", "~")) or Path(name).parent.is_dir()):
+    if not os.path.exists(name) and (
+        name.count("/") != 1 or name.startswith((".", "~")) or os.path.isdir(os.path.dirname(name) or ".")
+    ):
         return f"no such folder (looked in {Path.cwd()})"
     reason = reason.rstrip(".")
-    return reason if Path(name).exists() else f"it is no folder in {Path.cwd()}, and as a hub name: {reason}"
+    return reason if os.path.exists(name) else f"it is no folder in {Path.cwd()}, and as a hub name: {reason}"

@@ -4,6 +4,7 @@ A second way to what `lorank.serving.base_layers.BaseLayers.read` finds in the b
 the same: a known architecture, whose layers by the config are the very matrices that the weights have.
 """
 
+import os
 from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -103,7 +104,7 @@ def _described(
 
 def _folder(name: str, revision: str | None) -> Path | None:
     """The folder of a model's files: as it is named, or in the hub's cache."""
-    if Path(name).is_dir():
+    if os.path.isdir(name):  # Path fails on names that are too long
         return Path(name)
     if name.count("/") != 1:
         return None
