@@ -38,14 +38,14 @@ def check(name: str, world: World, data: st.DataObject) -> None:
 
 
 @pytest.mark.parametrize("name", [name for name in LOADERS if name not in SLOW])
-@settings(max_examples=50, deadline=None)
+@settings(max_examples=50, deadline=None, derandomize=True)
 @given(data=st.data())
 def test_a_mutated_file_is_read_or_refused(name: str, world: World, data: st.DataObject) -> None:
     check(name, world, data)
 
 
 @pytest.mark.parametrize("name", SLOW)
-@settings(max_examples=8, deadline=None)
+@settings(max_examples=8, deadline=None, derandomize=True)
 @given(data=st.data())
 def test_a_mutated_file_is_used_or_refused(name: str, world: World, data: st.DataObject) -> None:
     check(name, world, data)
