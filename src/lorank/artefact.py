@@ -129,7 +129,7 @@ def disk_problem(error: BaseException) -> str | None:
         return error.strerror or one_line(error)
     text = one_line(error)
     kind = type(error).__name__
-    if kind == "SafetensorError" and "I/O error" in text:
+    if kind == "SafetensorError" and ("I/O error" in text or "IoError" in text):  # as older ones say it
         return text
     if kind == "RuntimeError" and any(
         said in text for said in ("PytorchStreamWriter", "file write failed", "iostream error")

@@ -230,4 +230,5 @@ def main(folder: Path, names: list[str]) -> None:
 
 
 if __name__ == "__main__":
+    os.environ["FSDP_STATE_DICT_TYPE"] = "FULL_STATE_DICT"  # older transformers take it from here alone
     main(Path(sys.argv[1]), sys.argv[2:])

@@ -235,5 +235,6 @@ def _check_plugin(plugin: Any) -> None:
     if "FULL_STATE_DICT" not in str(plugin.state_dict_type):
         raise TrainingError(
             "FSDP with state_dict_type SHARDED_STATE_DICT saves no adapter; set fsdp_state_dict_type: FULL_STATE_DICT (in "
-            f"TrainingArguments state_dict_type). {_OTHERWISE}"
+            "TrainingArguments state_dict_type; older transformers ignore it there, and take FSDP_STATE_DICT_TYPE of the "
+            f"environment). {_OTHERWISE}"
         )
