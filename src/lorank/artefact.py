@@ -132,7 +132,7 @@ def disk_problem(error: BaseException) -> str | None:
     if kind == "SafetensorError" and ("I/O error" in text or "IoError" in text):  # as older ones say it
         return text
     if kind == "RuntimeError" and any(
-        said in text for said in ("PytorchStreamWriter", "file write failed", "iostream error")
+        said in text for said in ("PytorchStreamWriter", "file write failed", "iostream error", "inline_container")
     ):
         return "torch could not write all of it (is the disk full?)"
     return None

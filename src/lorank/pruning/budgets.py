@@ -46,7 +46,7 @@ def read_budgets(text: str) -> tuple[str, ...]:
     """
     budgets = tuple(part.strip() for part in text.split(","))
     for budget in budgets:
-        pruning_budget(budget, 2**63)
+        pruning_budget(budget, 10**18)
     if twice := [budget for budget in budgets if budgets.count(budget) > 1]:
         raise BudgetError(f"budget {twice[0]} is given twice; give each once")
     return budgets

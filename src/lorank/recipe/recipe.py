@@ -1,17 +1,9 @@
 """The recipe: everything that decides a run. Unknown keys are refused."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any, Literal
 
-from pydantic import (
-    BaseModel,
-    Field,
-    SerializeAsAny,
-    SerializerFunctionWrapHandler,
-    ValidationError,
-    field_validator,
-    model_serializer,
-)
+from pydantic import BaseModel, Field, SerializeAsAny, ValidationError, field_validator, model_serializer
 
 from lorank.budget import Budget, read_budgets
 from lorank.engine.options import RankOptions, ScoringSetChoices, TrainingBatchChoices
@@ -142,7 +134,7 @@ class Recipe(Section):
         return readable_budget(value)
 
     @model_serializer(mode="wrap")
-    def _as_written(self, handler: SerializerFunctionWrapHandler) -> dict[str, Any]:
+    def _as_written(self, handler: Callable[[Any], dict[str, Any]]) -> dict[str, Any]:
         content = without_expert(handler(self))
         if isinstance(content.get("search"), dict) and self.search is not None:
             # What it leaves out is as in train.

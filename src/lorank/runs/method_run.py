@@ -9,7 +9,7 @@ from peft import PeftModel
 from rich.console import Console
 
 from lorank.allocation.cut_history import CUTS
-from lorank.artefact import copy_file, read_json, write_json
+from lorank.artefact import copy_file, file_checksum, read_json, write_json
 from lorank.errors import OutputError
 from lorank.methods import METHODS
 from lorank.models.loading import on_own_device
@@ -21,6 +21,7 @@ from lorank.runs.calibration_set import score_frozen, scoring_input
 from lorank.runs.checks import allocate_for, equal_scores
 from lorank.runs.choices import allocation_stage
 from lorank.scores import ImportanceScores
+from lorank.serving.adapter_files import WEIGHTS
 from lorank.targets import Target, unit_costs
 from lorank.tasks.data import content_hash
 from lorank.tasks.section import SCORING
@@ -72,7 +73,16 @@ class MethodRun:
         plan = self.folder / "plan.json"
         last_written = plan if self.retrains() else self.folder / "adapter"
         if not (last_written.exists() and plan.exists()):
+            self._lacks_adapter()
             self._allocated(self.folder)
+
+    def _lacks_adapter(self) -> bool:
+        """Whether it is to be written; what was measured of one that is gone goes, too."""
+        lacks = not (self.folder / "adapter").exists()
+        if lacks and processes().is_main_process:
+            (self.folder / "evaluation.json").unlink(missing_ok=True)
+        processes().wait_for_everyone()
+        return lacks
 
     def retrains(self) -> bool:
         """Whether a second stage trains the plan from a fresh start."""
@@ -153,11 +163,11 @@ class MethodRun:
     ) -> Evaluation:
         """Train the plan's adapter unless it is there (it is `kept` of the allocation), and evaluate it on the test part."""
         path = self.folder / "evaluation.json"
+        if self._lacks_adapter():
+            name = f"train, {self.method}"
+            self.console.print(f"{name}: training {plan.spent:,} adapter parameters", highlight=False)
+            train_plan(self.prepared, self.recipe.train, plan, self.folder, self.console, name, start)
         if not path.exists():
-            if not (self.folder / "adapter").exists():
-                name = f"train, {self.method}"
-                self.console.print(f"{name}: training {plan.spent:,} adapter parameters", highlight=False)
-                train_plan(self.prepared, self.recipe.train, plan, self.folder, self.console, name, start)
             parts = self.prepared.data.parts.items()
             named = [f"{len(rows):,} of {name}" for name, rows in parts if name not in ("train", SCORING)]
             if named:
@@ -168,15 +178,31 @@ class MethodRun:
                 write_json(path, as_result(evaluation))
         processes().wait_for_everyone()
         try:
-            return record_of(Evaluation, read_json(path))
+            found = record_of(Evaluation, read_json(path))
         except (ValueError, TypeError) as error:
             raise OutputError(f"{path}: damaged ({error}); remove it to evaluate again") from None
+        if problem := _differs(self.folder / "adapter", found.adapter_sha256):
+            raise OutputError(
+                f"{self.folder / 'adapter'}: {problem}, so it is not what was evaluated; put the file back, or remove "
+                "this folder and run the same command again: the adapter is written again from the last checkpoint"
+            )
+        return found
+
+
+def _differs(adapter: Path, digest: str | None) -> str | None:
+    """What is wrong with the weights of an adapter, by the SHA-256 that they had; None where nothing is, or none is known."""
+    path = adapter / WEIGHTS
+    if not path.is_file():
+        return f"{WEIGHTS} is missing"
+    return (
+        None if digest in (None, file_checksum(path)) else f"{WEIGHTS} is damaged or another one (its SHA-256 differs)"
+    )
 
 
 def as_result(measured: Evaluation | FullResult) -> dict[str, Any]:
-    """What metrics.json says of a method; `skipped_steps` only where there are some."""
-    found = asdict(measured)
-    return found if found["skipped_steps"] else {key: one for key, one in found.items() if key != "skipped_steps"}
+    """What metrics.json says of a method; `skipped_steps` and the adapter's sum only where there are some."""
+    found = {**asdict(measured), "skipped_steps": list(measured.skipped_steps)}
+    return {key: one for key, one in found.items() if one or key not in ("skipped_steps", "adapter_sha256")}
 
 
 def start_of(recipe: Recipe, prepared: Prepared, plan: RankPlan) -> Callable[[PeftModel], None] | None:

@@ -79,7 +79,7 @@ def merge(
         name_labels(model.get_base_model(), adapter, names, own_head=own_head)
     try:
         merged = model.merge_and_unload(safe_merge=True)
-    except (ValueError, AttributeError, TypeError) as error:  # not finite; or a PEFT type that cannot be merged
+    except (ValueError, AttributeError, TypeError, NotImplementedError) as error:  # not finite, or cannot be merged
         raise AdapterError(f"{adapter} cannot be merged: {one_line(error)}") from None
     with new_folder(output) as folder:
         merged.save_pretrained(str(folder), max_shard_size=max_shard_size)

@@ -15,7 +15,7 @@ from safetensors import safe_open
 from transformers import PreTrainedTokenizerBase
 
 from lorank.adapter.effect import warn_without_effect
-from lorank.artefact import settle_folder, sync
+from lorank.artefact import file_checksum, settle_folder, sync
 from lorank.errors import LorankWarning, PlanError
 from lorank.experts import adapted_name
 from lorank.in_training.adapter_audit import audit_saves
@@ -42,6 +42,7 @@ class Evaluation:
         seconds: training time of that stage.
         more: name of each further test part -> its `metrics` and `loss`.
         skipped_steps: of its steps, those that `on_nonfinite: skip` left out.
+        adapter_sha256: of the file of its weights; None in results of earlier versions.
 
     """
 
@@ -52,6 +53,7 @@ class Evaluation:
     seconds: float
     more: dict[str, dict[str, Any]] = field(default_factory=dict)
     skipped_steps: tuple[int, ...] = ()
+    adapter_sha256: str | None = None
 
 
 def scaled_plan(plan: RankPlan, alpha: float, scale_by: str) -> RankPlan:
@@ -153,7 +155,8 @@ def evaluate_adapter(prepared: Prepared, plan: RankPlan, directory: Path, stage:
     checkpoint = latest_checkpoint(stage)
     assert checkpoint is not None, "a stage leaves a checkpoint when it ends"
     progress = read_progress(checkpoint)
-    return Evaluation(metrics, loss, parameters, progress.step, progress.seconds, more, progress.skipped)
+    digest = file_checksum(directory / "adapter" / "adapter_model.safetensors")
+    return Evaluation(metrics, loss, parameters, progress.step, progress.seconds, more, progress.skipped, digest)
 
 
 def evaluate_saved(
