@@ -121,3 +121,24 @@ def test_the_command_that_is_printed_continues_the_run(
     assert again.exit_code == 0, again.output
     assert "train, lora: continuing at step" in again.output
     assert (tmp_path / "out" / "adapter" / "adapter_model.safetensors").is_file()
+
+
+def test_an_exception_that_python_drops_in_a_destructor_ends_the_command_all_the_same() -> None:
+    ended = python(
+        """
+import os, signal, time
+from lorank.interrupt import explained
+
+class Dies:
+    def __del__(self):
+        os.kill(os.getpid(), signal.SIGINT)
+        time.sleep(1)
+
+with explained():
+    Dies()
+    time.sleep(30)
+"""
+    )
+    assert ended.returncode == 130
+    assert "Exception ignored" not in ended.stderr
+    assert ended.stderr.startswith("stopped; this ")

@@ -16,7 +16,7 @@ from typing import Any
 # SIGTERM is what schedulers and containers send, SIGHUP what a closed terminal sends. The last is not on Windows.
 _SIGNALS = [getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP") if hasattr(signal, name)]
 # Their output directory holds what is done, and the same command continues it; other commands write everything or nothing.
-CONTINUED = ("run", "train", "compare")
+CONTINUED = ("run", "train", "compare", "sweep", "headroom", "suggest")
 
 _received: list[int] = []
 _waits = False
@@ -62,6 +62,18 @@ def explained() -> Iterator[None]:
             print(f"{_start()}stopping after this step; once more to stop at once", file=sys.stderr, flush=True)
 
     usual = (signal.SIG_DFL, signal.default_int_handler)
+    # In a destructor or a callback of the garbage collector Python drops the exception: the signal is sent again.
+    ignored = sys.unraisablehook
+
+    def dropped(what: Any) -> None:
+        if not (_received and what.exc_type is KeyboardInterrupt):
+            ignored(what)
+            return
+        again = threading.Timer(0.05, os.kill, (process, _received[0]))
+        again.daemon = True
+        again.start()
+
+    sys.unraisablehook = dropped
     # A shell script that starts a command in the background has SIGINT ignored, and nohup SIGHUP; that stays so.
     main = threading.current_thread() is threading.main_thread()
     handled = {number: old for number in _SIGNALS if main and (old := signal.getsignal(number)) in usual}
@@ -79,6 +91,7 @@ def explained() -> Iterator[None]:
             print(f"{_start()}{how_to_continue(sys.argv, sys.orig_argv)}", file=sys.stderr)
         raise SystemExit(128 + (_received[0] if _received else signal.SIGINT)) from None
     finally:
+        sys.unraisablehook = ignored
         if not _received:
             for number, old in handled.items():
                 signal.signal(number, old)
@@ -112,5 +125,6 @@ def how_to_continue(arguments: list[str], whole: list[str]) -> str:
     else:  # python -m lorank
         same = shlex.join(whole)
     if command in CONTINUED:
-        return f"stopped; this continues from the last checkpoint: {same}"
+        of = "what is done" if command in ("headroom", "suggest") else "the last checkpoint"
+        return f"stopped; this continues from {of}: {same}"
     return f"stopped; this starts again: {same}"
