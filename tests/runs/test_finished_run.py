@@ -1,0 +1,37 @@
+"""A finished run that is asked for again: its adapter is the one that was measured, or is written again, or refused."""
+
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pytest
+from rich.console import Console
+
+from lorank.artefact import file_checksum
+from lorank.errors import OutputError
+from lorank.runs.run import run
+
+QUIET = Console(quiet=True)
+
+
+@pytest.mark.parametrize("method", ["lora", pytest.param("igu-lora", marks=pytest.mark.long)])
+def test_an_adapter_that_is_gone_is_written_again_and_another_one_is_refused(
+    method: str, tiny_recipe: Any, tmp_path: Path
+) -> None:
+    own = {} if method == "lora" else {"triplets": {"initial_rank": 3}, "measure": {"every": 1}}
+    recipe, weights = tiny_recipe(method=method, preset=None, **own), tmp_path / "adapter/adapter_model.safetensors"
+    run(recipe, tmp_path, QUIET)
+    digest = file_checksum(weights)
+    assert json.loads((tmp_path / "metrics.json").read_text())["results"][method]["adapter_sha256"] == digest
+    content = bytearray(weights.read_bytes())
+    content[-1] ^= 1
+    weights.write_bytes(content)
+    with pytest.raises(OutputError, match=r"adapter_model\.safetensors is damaged or another one"):
+        run(recipe, tmp_path, QUIET)
+    weights.unlink()
+    with pytest.raises(OutputError, match=r"adapter_model\.safetensors is missing"):
+        run(recipe, tmp_path, QUIET)
+    shutil.rmtree(tmp_path / "adapter")
+    run(recipe, tmp_path, QUIET)
+    assert file_checksum(weights) == digest
