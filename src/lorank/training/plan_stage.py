@@ -25,6 +25,7 @@ from lorank.module_names import is_adapter_tensor
 from lorank.plan import RankPlan
 from lorank.processes import processes
 from lorank.recipe.sections import TrainingSection
+from lorank.serving.adapter_files import WEIGHTS
 from lorank.training.checkpoints import latest_checkpoint, read_progress, stage_folder
 from lorank.training.prepared import Prepared
 from lorank.training.stage import train_stage
@@ -155,7 +156,7 @@ def evaluate_adapter(prepared: Prepared, plan: RankPlan, directory: Path, stage:
     checkpoint = latest_checkpoint(stage)
     assert checkpoint is not None, "a stage leaves a checkpoint when it ends"
     progress = read_progress(checkpoint)
-    digest = file_checksum(directory / "adapter" / "adapter_model.safetensors")
+    digest = file_checksum(directory / "adapter" / WEIGHTS)
     return Evaluation(metrics, loss, parameters, progress.step, progress.seconds, more, progress.skipped, digest)
 
 
@@ -171,7 +172,7 @@ def evaluate_saved(
 
 def adapter_parameters(directory: Path) -> int:
     """Count the adapter parameters in a saved PEFT adapter: every `lora_` tensor, no head."""
-    with safe_open(directory / "adapter_model.safetensors", framework="numpy") as file:
+    with safe_open(directory / WEIGHTS, framework="numpy") as file:
         shapes = [file.get_slice(key).get_shape() for key in file.keys() if is_adapter_tensor(key)]  # noqa: SIM118
     return sum(int(np.prod(shape)) for shape in shapes)
 
