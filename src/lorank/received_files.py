@@ -178,6 +178,7 @@ _SIZES = tuple(
     (re.compile(keys), least, most)
     for keys, least, most in (
         (r"num_labels", 0, 10**6),
+        (r"chunk_size_feed_forward", 0, 1),  # a larger one has to divide the length of every batch
         (r"(num|n)_(\w+_)?(layers?|blocks)|(encoder|decoder|hidden)?_?layers|depths?", 0, 1000),
         (r"(\w+_)?(num|n)_(\w+_)?experts", 0, 10**4),
         (r"hidden_size|d_model|n_embd|vocab_size|(num|n)_(\w+_)?heads?|n_head", 1, 10**9),

@@ -48,6 +48,17 @@ def test_usual_content_and_anchors_are_read() -> None:
     }
 
 
+def test_what_a_run_wrote_may_be_longer_but_not_endless() -> None:
+    labels = "".join(f"- label {number}\n" for number in range(25_000))
+    assert len(yaml_content(f"labels:\n{labels}", of_run=True)["labels"]) == 25_000
+    for text, said in (
+        ("x" * (20 * LONGEST + 1), "2,000,001 characters"),
+        (f"k0: &a0 [x, x]\n{LEVELS}", "more than 400,000"),
+    ):
+        with pytest.raises(ValueError, match=said):
+            yaml_content(text, of_run=True)
+
+
 def test_an_override_is_shown_in_short() -> None:
     with pytest.raises(RecipeError, match="is not YAML") as found:
         read_override("seed=" + "[" * 100_000)

@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 from peft import PeftModel, set_peft_model_state_dict
+from peft.utils import SAFETENSORS_WEIGHTS_NAME
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
 from transformers import TrainingArguments
@@ -116,7 +117,7 @@ def read_triplets(trainer: Any) -> None:
                 "back with it; start anew, with that parameter frozen if you need to resume"
             )
         part: Any = adapted_part(model)
-        set_peft_model_state_dict(part, load_file(Path(folder, "adapter_model.safetensors")), trained_adapter(model))
+        set_peft_model_state_dict(part, load_file(Path(folder, SAFETENSORS_WEIGHTS_NAME)), trained_adapter(model))
 
     trainer._load_from_checkpoint = read
 

@@ -11,6 +11,7 @@ import peft
 import torch
 import transformers
 from peft import PeftConfig, PeftModel
+from peft.utils import SAFETENSORS_WEIGHTS_NAME
 from safetensors import safe_open
 from torch import nn
 from transformers import AutoModel, PreTrainedModel
@@ -189,7 +190,7 @@ def _is_model(candidate: Any) -> bool:
 
 def _saved_shapes(adapter: Path) -> dict[str, list[int]]:
     """Parameter of the model -> shape, of what was trained whole; of what was adapted, the shape of `B` says the rows."""
-    with safe_open(adapter / "adapter_model.safetensors", framework="numpy") as file:
+    with safe_open(adapter / SAFETENSORS_WEIGHTS_NAME, framework="numpy") as file:
         shapes = {parameter_of_tensor(key): file.get_slice(key).get_shape() for key in file.keys()}  # noqa: SIM118
     return {name: shape for name, shape in shapes.items() if name is not None}
 
@@ -227,7 +228,7 @@ def _dequantised(model: Any, dtype: torch.dtype | None) -> Any:
 
 def saved_modules(adapter: Path) -> dict[str, int]:
     """Names, in the base model, of the modules that the adapter brings whole, which may be new in the base -> parameters."""
-    path = adapter / "adapter_model.safetensors"
+    path = adapter / SAFETENSORS_WEIGHTS_NAME
     found: dict[str, int] = {}
     if path.is_file():
         with safe_open(path, framework="numpy") as file:

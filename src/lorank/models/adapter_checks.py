@@ -3,6 +3,8 @@
 from collections.abc import Sequence
 from pathlib import Path
 
+from peft.utils import SAFETENSORS_WEIGHTS_NAME
+
 from lorank.errors import AdapterError
 from lorank.models.adapted_model import head_width
 from lorank.models.label_names import read_label_names
@@ -42,7 +44,7 @@ def check_adapter_labels(adapter: Path, base: Pretrained, names: Sequence[str]) 
         AdapterError: another number of labels, or other names in `label_names.json`.
 
     """
-    if not (adapter / "adapter_model.safetensors").is_file():
+    if not (adapter / SAFETENSORS_WEIGHTS_NAME).is_file():
         return  # PEFT says what is missing
     width, labels = head_width(adapter, base.name, trust_remote_code=base.trust_remote_code), len(names) or 1
     if width is not None and width != labels:

@@ -7,12 +7,11 @@ from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
 
-import yaml
-
 from lorank.allocation.cut_history import CUTS, CutHistory
 from lorank.artefact import read_json
 from lorank.errors import LorankError, OutputError, one_line
 from lorank.plan import RankPlan
+from lorank.recipe.yaml_text import yaml_content
 from lorank.scores import ImportanceScores
 
 _LARGEST = 32 * 2**20  # bytes of a file that is read as text: a log of many millions of steps is left out
@@ -140,8 +139,8 @@ def _mapping(path: Path) -> Mapping[str, Any]:
 
 def _resolved(text: str) -> Mapping[str, Any]:
     try:
-        found = yaml.safe_load(text)
-    except (yaml.YAMLError, ValueError, RecursionError):
+        found = yaml_content(text, of_run=True)
+    except ValueError:
         return {}
     found = found.get("resolved") if isinstance(found, dict) else None
     return found if isinstance(found, dict) else {}

@@ -9,19 +9,25 @@ import yaml
 from lorank.errors import one_line
 
 LONGEST = 100_000  # characters
+_OF_RUN = 20  # times as long, and as many values: recipe.yaml of a run holds the names of all labels
 _BRACKETS = 1000  # open at a time; some may stand in strings
 MOST, DEEPEST = 20_000, 20  # values, those behind aliases counted each time; mappings and lists around a value
 
 
-def yaml_content(text: str) -> Any:
+def yaml_content(text: str, *, of_run: bool = False) -> Any:
     """What a YAML text says.
+
+    Args:
+        text: of a recipe, or a value of an override.
+        of_run: it is what a run wrote into its folder, which may be longer.
 
     Raises:
         ValueError: not YAML, a key that is given twice, a date or number that there is not, or more than a recipe can be.
 
     """
-    if len(text) > LONGEST:
-        raise ValueError(f"it has {len(text):,} characters, and at most {LONGEST:,} are read")
+    times = _OF_RUN if of_run else 1
+    if len(text) > times * LONGEST:
+        raise ValueError(f"it has {len(text):,} characters, and at most {times * LONGEST:,} are read")
     if _unclosed(text) > _BRACKETS:
         raise ValueError("lists or mappings stand too deep in each other")
     try:
@@ -36,7 +42,7 @@ def yaml_content(text: str) -> Any:
         raise ValueError(f"a value does not fit its tag ({type(error).__name__})") from None
     except RecursionError:
         raise ValueError("lists or mappings stand too deep in each other") from None
-    _check_size(content)
+    _check_size(content, times * MOST)
     return content
 
 
@@ -46,14 +52,14 @@ def _unclosed(text: str) -> int:
     return max(depths, default=0)
 
 
-def _check_size(content: Any) -> None:
+def _check_size(content: Any, most: int) -> None:
     """Refuse content that is small as text and endless when it is followed: aliases of aliases, a list within itself."""
     seen, waiting = 0, [(content, 0)]
     while waiting:
         value, depth = waiting.pop()
         seen += 1
-        if seen > MOST or depth > DEEPEST:
-            raise ValueError(f"it holds more than {MOST:,} values, or values deeper than {DEEPEST} levels")
+        if seen > most or depth > DEEPEST:
+            raise ValueError(f"it holds more than {most:,} values, or values deeper than {DEEPEST} levels")
         if isinstance(value, dict):
             waiting += [(one, depth + 1) for one in value.values()]
         elif isinstance(value, list | set | tuple):

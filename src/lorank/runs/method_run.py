@@ -73,16 +73,14 @@ class MethodRun:
         plan = self.folder / "plan.json"
         last_written = plan if self.retrains() else self.folder / "adapter"
         if not (last_written.exists() and plan.exists()):
-            self._lacks_adapter()
+            self._remove_evaluation_of_no_adapter()
             self._allocated(self.folder)
 
-    def _lacks_adapter(self) -> bool:
-        """Whether it is to be written; what was measured of one that is gone goes, too."""
-        lacks = not (self.folder / "adapter").exists()
-        if lacks and processes().is_main_process:
+    def _remove_evaluation_of_no_adapter(self) -> None:
+        """What was measured of an adapter that is gone is not what would be measured of the next one."""
+        if not (self.folder / "adapter").exists() and processes().is_main_process:
             (self.folder / "evaluation.json").unlink(missing_ok=True)
         processes().wait_for_everyone()
-        return lacks
 
     def retrains(self) -> bool:
         """Whether a second stage trains the plan from a fresh start."""
@@ -163,7 +161,8 @@ class MethodRun:
     ) -> Evaluation:
         """Train the plan's adapter unless it is there (it is `kept` of the allocation), and evaluate it on the test part."""
         path = self.folder / "evaluation.json"
-        if self._lacks_adapter():
+        self._remove_evaluation_of_no_adapter()
+        if not (self.folder / "adapter").exists():
             name = f"train, {self.method}"
             self.console.print(f"{name}: training {plan.spent:,} adapter parameters", highlight=False)
             train_plan(self.prepared, self.recipe.train, plan, self.folder, self.console, name, start)

@@ -21,6 +21,7 @@ from lorank.models.loading import config_of
 from lorank.processes import processes
 from lorank.recipe.files import make_recipe
 from lorank.recipe.recipe import Recipe
+from lorank.recipe.yaml_text import yaml_content
 from lorank.runs.recipe_values import pretrained_of
 from lorank.tasks.data import TaskData
 from lorank.validation import first_difference
@@ -69,13 +70,13 @@ def as_begun(recipe: Recipe, directory: Path, say: Callable[[str], None] = lambd
     versions: fp32, always) into the recipe of the run. `say` is called with a line where that dtype is not the checkpoint's.
     """
     try:
-        stands = yaml.safe_load((directory / "recipe.yaml").read_text(encoding="utf-8"))
+        stands = yaml_content((directory / "recipe.yaml").read_text(encoding="utf-8"), of_run=True)
         stood = make_recipe(stands)
         if recipe.model.dtype is None and not _names_dtype(stands):
             recipe = recipe.model_copy(update={"model": recipe.model.model_copy(update={"dtype": "fp32"})})
             if (usual := dtype_of_checkpoint(config_of(pretrained_of(recipe)))) != "fp32":
                 say(f"model.dtype: fp32, as {directory} was begun by an earlier version; the checkpoint is in {usual}")
-    except (OSError, ValueError, RecursionError, yaml.YAMLError, RecipeError, TypeError, AttributeError):
+    except (OSError, ValueError, RecipeError, TypeError, AttributeError):
         return recipe  # it is looked at again when the directory is locked
     for method in (recipe.method, *recipe.baselines):
         if method not in METHODS or method not in (stood.method, *stood.baselines):
@@ -125,12 +126,12 @@ def _check_or_write(directory: Path, recipe: Recipe, data: TaskData, provenance:
         write_atomically(path, lambda temporary: temporary.write_text(text, encoding="utf-8"))
         return
     try:
-        stands = yaml.safe_load(path.read_text(encoding="utf-8"))
+        stands = yaml_content(path.read_text(encoding="utf-8"), of_run=True)
         before = stands.pop("resolved")
         hashes, versions = before["data"], before["versions"]
         if not _names_dtype(stands):
             stands = _in_fp32(stands)
-    except (yaml.YAMLError, AttributeError, KeyError, TypeError, ValueError, RecursionError):
+    except (AttributeError, KeyError, TypeError, ValueError):
         raise OutputError(f"{path} was not written by lorank or was damaged; give another --output") from None
     try:
         # Read again, so that a key that a later version added has its default there too.

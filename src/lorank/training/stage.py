@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from datasets import Dataset, IterableDataset
 from peft import LoraConfig, PeftModel, set_peft_model_state_dict
+from peft.utils import SAFETENSORS_WEIGHTS_NAME
 from rich.console import Console
 from safetensors.torch import load_file, load_model
 from torch import nn
@@ -207,7 +208,7 @@ def train_stage(
         if progress.finished:
             best = _best(checkpoint) if arguments.load_best_model_at_end else checkpoint
             if isinstance(model, PeftModel):
-                set_peft_model_state_dict(model, load_file(best / "adapter_model.safetensors"))
+                set_peft_model_state_dict(model, load_file(best / SAFETENSORS_WEIGHTS_NAME))
             else:
                 load_model(model, best / "model.safetensors")
             _end_again(trainer, callbacks, checkpoint)
