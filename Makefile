@@ -7,7 +7,7 @@ HASHED := -m pip install --quiet --disable-pip-version-check --no-compile --requ
 UV := .venv-tools/bin/uv
 export TOKENIZERS_PARALLELISM := false
 
-.PHONY: quickstart test long check slow serving cluster browser deepspeed faults docs lock audit lowest newest clean
+.PHONY: quickstart test long check slow serving cluster browser deepspeed faults fuzz docs lock audit lowest newest clean
 
 quickstart: .venv/installed
 	$(BIN)/python examples/prepare_quickstart.py downloads
@@ -47,6 +47,10 @@ cluster: .venv/installed
 faults: .venv/installed
 	HF_HUB_OFFLINE=1 OMP_NUM_THREADS=1 $(BIN)/python -m pytest -s -m faults tests/faults
 
+# Mutations of all files that are read, guided by what of lorank they reach: 3,000 of each kind. LOADERS="recipes csv" for some kinds.
+fuzz: .venv-fuzz/installed
+	HF_HUB_OFFLINE=1 OMP_NUM_THREADS=1 .venv-fuzz/bin/python -m tests.fuzz_loaders -runs=3000 $(LOADERS)
+
 # The report of a run in Chromium, which is not installed here: apt install chromium chromium-driver. LORANK_SCREENSHOTS=FOLDER keeps pictures.
 browser: .venv/installed
 	$(BIN)/python -m pytest -rs -m browser
@@ -68,11 +72,13 @@ lock: .venv-tools/installed
 	$(LOCK) --group tools --output-file locks/tools.txt
 	$(LOCK) --no-deps --group serving --output-file locks/serving.txt
 	$(LOCK) --no-deps --group deepspeed --output-file locks/deepspeed.txt
+	$(LOCK) --no-deps --group fuzz --output-file locks/fuzz.txt
 
 # Known vulnerabilities of everything in the locks, as PyPI tells them. A package that PyPI does not answer for is a failure.
 audit: .venv-tools/installed
 	.venv-tools/bin/pip-audit --strict --progress-spinner off --disable-pip --require-hashes \
-		--requirement locks/dev.txt --requirement locks/tools.txt --requirement locks/serving.txt --requirement locks/deepspeed.txt
+		--requirement locks/dev.txt --requirement locks/tools.txt --requirement locks/serving.txt --requirement locks/deepspeed.txt \
+		--requirement locks/fuzz.txt
 
 # The tests with the lowest versions that pyproject.toml allows, and with the newest releases. No lock: what is released moves.
 # The environments are .venv-lowest and .venv-newest; PYTHON_LOWEST and PYTHON_NEWEST are versions that uv finds, or interpreters.
@@ -116,4 +122,4 @@ newest: .venv-tools/installed
 	touch $@
 
 clean:
-	rm -rf .venv .venv-serving .venv-deepspeed .venv-tools .venv-lowest .venv-newest runs downloads build
+	rm -rf .venv .venv-serving .venv-deepspeed .venv-fuzz .venv-tools .venv-lowest .venv-newest runs downloads build

@@ -45,8 +45,12 @@ def tiny_config(**options: Any) -> BertConfig:
 
 @pytest.fixture(scope="session")
 def tiny_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return make_tiny_folder(tmp_path_factory.mktemp("tiny"))
+
+
+def make_tiny_folder(where: Path) -> Path:
     """A pretrained-model folder as `from_pretrained` reads it: tiny random BERT with a word tokenizer."""
-    folder = tmp_path_factory.mktemp("tiny") / "tiny-bert"
+    folder = where / "tiny-bert"
     words = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *GOOD, *BAD, *NEUTRAL]
     tokenizer = Tokenizer(models.WordLevel({word: number for number, word in enumerate(words)}, unk_token="[UNK]"))
     tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()

@@ -17,11 +17,14 @@ from tests.hostile_loaders import LOADERS, SLOW, World, said
 
 @pytest.fixture(scope="module")
 def world(tmp_path_factory: pytest.TempPathFactory, tiny_folder: Path) -> World:
-    folder = tmp_path_factory.mktemp("hostile")
-    base = AutoModelForSequenceClassification.from_pretrained(tiny_folder)
+    return make_world(tmp_path_factory.mktemp("hostile"), tiny_folder)
+
+
+def make_world(folder: Path, model: Path) -> World:
+    base = AutoModelForSequenceClassification.from_pretrained(model)
     config = LoraConfig(r=2, target_modules=["query"], task_type="SEQ_CLS", init_lora_weights=False)
     get_peft_model(base, config).save_pretrained(str(folder / "adapter"))
-    return World(folder / "files", tiny_folder, folder / "adapter")
+    return World(folder / "files", model, folder / "adapter")
 
 
 def check(name: str, world: World, data: st.DataObject) -> None:
