@@ -37,7 +37,8 @@ def fuzz(name: str, flags: list[str], folder: Path) -> None:
     corpus.mkdir()
     for number in range(50):
         (corpus / str(number)).write_bytes(draw.randbytes(2000))
-    atheris.Setup([sys.argv[0], "-len_control=0", "-max_len=4096", *flags, str(corpus)], mutate.hypothesis.fuzz_one_input)  # type: ignore[attr-defined]
+    one_input = mutate.hypothesis.fuzz_one_input  # type: ignore[attr-defined]
+    atheris.Setup([sys.argv[0], "-len_control=0", "-max_len=4096", *flags, str(corpus)], one_input)
     atheris.Fuzz()
 
 
@@ -48,6 +49,8 @@ def main() -> int:
         fuzz(names[0], flags[1:], Path(names[1]))
     from tests.hostile_loaders import LOADERS
 
+    if unknown := [name for name in names if name not in LOADERS]:
+        sys.exit(f"no loader is called {unknown[0]!r}; there are: {', '.join(LOADERS)}")
     failed = []
     for name in names or LOADERS:
         folder = tempfile.mkdtemp()
@@ -55,7 +58,8 @@ def main() -> int:
         ended = subprocess.run(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, check=False)
         shutil.rmtree(folder)
         last = [line for line in ended.stdout.splitlines() if "cov:" in line][-1:]
-        print(f"{name}: {'mutations are read or refused' if ended.returncode == 0 else 'FAILED'}; {' '.join(last)}", flush=True)
+        result = "mutations are read or refused" if ended.returncode == 0 else "FAILED"
+        print(f"{name}: {result}; {' '.join(last)}", flush=True)
         if ended.returncode:
             failed.append(name)
             print(ended.stdout[-5000:], flush=True)
