@@ -47,9 +47,9 @@ cluster: .venv/installed
 faults: .venv/installed
 	HF_HUB_OFFLINE=1 OMP_NUM_THREADS=1 $(BIN)/python -m pytest -s -m faults tests/faults
 
-# Mutations of all files that are read, guided by what of lorank they reach: 3,000 of each kind. LOADERS="recipes csv" for some kinds.
+# Mutations of all files that are read, guided by what of lorank they reach: 3,000 of each kind, or 400 seconds. LOADERS="recipes csv" for some kinds.
 fuzz: .venv-fuzz/installed
-	HF_HUB_OFFLINE=1 OMP_NUM_THREADS=1 .venv-fuzz/bin/python -m tests.fuzz_loaders -runs=3000 $(LOADERS)
+	HF_HUB_OFFLINE=1 OMP_NUM_THREADS=1 .venv-fuzz/bin/python -m tests.fuzz_loaders -runs=3000 -max_total_time=400 $(LOADERS)
 
 # The report of a run in Chromium, which is not installed here: apt install chromium chromium-driver. LORANK_SCREENSHOTS=FOLDER keeps pictures.
 browser: .venv/installed
