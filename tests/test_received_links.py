@@ -10,8 +10,9 @@ import pytest
 from peft import LoraConfig, get_peft_model
 from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
-from lorank.errors import AdapterError
-from lorank.received_files import check_links
+from lorank.errors import AdapterError, LorankError
+from lorank.models.loading import load_without_weights
+from lorank.received_files import check_adapter_folder
 from lorank.runs.prune_adapter import prune_adapter
 from lorank.serving.adapter_files import AdapterFiles
 from lorank.serving.export import export
@@ -117,5 +118,22 @@ def test_a_snapshot_of_the_hubs_cache_is_links_to_blobs(
     for target in ("../../refs", "../../../blobs/secret", "../../../models--other/blobs/etag"):
         os.symlink(f"{'../' if below else ''}{target}", snapshot / below / "vocab.txt")
         with pytest.raises(AdapterError, match=r"vocab.txt is a link to"):
-            check_links(snapshot / below)
+            check_adapter_folder(snapshot / below)
         (snapshot / below / "vocab.txt").unlink()
+
+
+@pytest.mark.parametrize("name", ["adapter_model.safetensors", "tokenizer.json"])
+def test_a_pipe_and_an_endless_text_are_not_opened(name: str, adapter: Path, tiny_folder: Path, tmp_path: Path) -> None:
+    shutil.copytree(tiny_folder, model := tmp_path / "model")
+    for folder, read in ((adapter, check_adapter_folder), (model, load_without_weights)):
+        path = folder / name
+        path.unlink(missing_ok=True)
+        os.mkfifo(path)
+        with pytest.raises(LorankError, match=f"{name} is no plain file"):
+            read(str(folder))
+        path.unlink()
+        (folder / "endless.json").touch()
+        os.truncate(folder / "endless.json", 20 * 2**30)
+        with pytest.raises(LorankError, match=r"endless\.json has 21,474,836,480 bytes; at most"):
+            read(str(folder))
+        (folder / "endless.json").unlink()

@@ -16,6 +16,8 @@ from typing import Any, BinaryIO
 
 from lorank.errors import OutputError, one_line
 
+LARGEST_JSON = 50 * 2**20  # bytes
+
 
 def versions() -> dict[str, str]:
     """Versions of lorank and of what its results depend on, for provenance."""
@@ -152,12 +154,14 @@ def read_json(path: Path) -> Any:
     """What a JSON file holds.
 
     Raises:
-        ValueError: not JSON, not UTF-8, or nested too deep.
+        ValueError: not JSON, not UTF-8, nested too deep, or too large.
         OSError: it cannot be read.
 
     """
+    if (size := path.stat().st_size) > LARGEST_JSON:
+        raise ValueError(f"it has {size:,} bytes; at most {LARGEST_JSON:,} are read")
     try:
-        return json.loads(path.read_text(encoding="utf-8"))
+        return json.loads(read_plain_text(path))
     except RecursionError:
         raise ValueError("it is nested too deep") from None
 
@@ -219,11 +223,8 @@ def checksum(content: Any) -> str:
 
 def file_checksum(path: Path) -> str:
     """SHA-256 of a file's bytes."""
-    digest = hashlib.sha256()
     with path.open("rb") as file:
-        while block := file.read(1 << 20):
-            digest.update(block)
-    return digest.hexdigest()
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def check_new_folder(folder: Path) -> None:

@@ -14,7 +14,7 @@ from typing import Annotated, Any, TypeVar, cast
 
 from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError
 
-from lorank.artefact import read_json
+from lorank.artefact import LARGEST_JSON, read_json
 from lorank.errors import AdapterError, in_short, one_line, shown
 
 Record = TypeVar("Record")
@@ -135,22 +135,25 @@ def unreadable(kind: type[BaseModel], content: Mapping[str, Any]) -> str | None:
 
 
 # `blobs/ab/abcd...` of a hub cache holds files that several of its repositories share.
+_TEXTS = (".json", ".jinja", ".txt", ".jsonl", ".yaml")
 _SHARED_BLOB = re.compile(r"[0-9a-f]{2}/[0-9a-f]{64}")
 
 
-def check_links(folder: str | Path) -> None:
-    """Refuse a folder with a link, to a file or to a folder, that leads out of it.
+def check_adapter_folder(folder: str | Path) -> None:
+    """Refuse a folder with a link that leads out of it, a pipe or a device, or a text that no tool writes that long.
 
     The snapshots of the hub's cache are folders of links to the blobs beside them; these are allowed.
 
     Raises:
-        AdapterError: names the first such link and what it leads to.
+        AdapterError: names the first such file, and what a link leads to.
 
     """
     root = Path(os.path.realpath(folder))  # the folder itself may be given by a link
     for where, folders, files in os.walk(root):
         for name in sorted([*folders, *files]):
             path = Path(where, name)
+            if problem := _problem_of(path):
+                raise AdapterError(f"{Path(folder) / path.relative_to(root)} {problem}; take it away")
             if not path.is_symlink():
                 continue
             target = Path(os.path.realpath(path))
@@ -159,6 +162,17 @@ def check_links(folder: str | Path) -> None:
                     f"{Path(folder) / path.relative_to(root)} is a link to {target}, which is outside of the adapter's folder; "
                     "put the file itself there if it belongs to the adapter, or take the link away"
                 )
+
+
+def _problem_of(path: Path) -> str | None:
+    """Why a file of a received folder is not to be opened; None where it may be, or is not there."""
+    if not path.exists():
+        return None
+    if not (path.is_file() or path.is_dir()):
+        return "is no plain file"  # a pipe would be waited for, and a device has no end
+    if path.suffix in _TEXTS and path.is_file() and (size := path.stat().st_size) > LARGEST_JSON:
+        return f"has {size:,} bytes; at most {LARGEST_JSON:,} are read"
+    return None
 
 
 def _is_blob(target: Path, root: Path) -> bool:
@@ -192,7 +206,6 @@ _KINDS: Mapping[str, tuple[type | None, str]] = {
     "model_type": (str, "a name"),
 }
 _DTYPE = re.compile(r"(torch[.])?(auto|float|double|half|b?float(64|32|16)|float(8|4)_\w+|u?int8)")
-_LARGEST_JSON = 50 * 2**20  # bytes
 _EXPERTS = 200_000  # in all layers
 
 
@@ -247,15 +260,15 @@ def _values_in(content: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:
 
 
 def check_model_folder(folder: Path) -> None:
-    """Refuse a model's folder with an index of its weights that is damaged, or leads to files that are not in the folder.
+    """Refuse a model's folder with a pipe, a device or an endless text, or with a damaged index of weights.
 
     Raises:
         ValueError: says what is wrong.
 
     """
-    for path in (folder / "config.json", *sorted(folder.glob("*.index.json"))):
-        if path.is_file() and path.stat().st_size > _LARGEST_JSON:
-            raise ValueError(f"{path.name} has {path.stat().st_size:,} bytes; at most {_LARGEST_JSON:,} are read")
+    for path in sorted(folder.iterdir()):
+        if problem := _problem_of(path):
+            raise ValueError(f"{path.name} {problem}")
     for path in sorted(folder.glob("*.safetensors.index.json")):
         try:
             placed = read_json(path)["weight_map"]

@@ -29,6 +29,15 @@ def test_an_adapter_that_is_gone_is_written_again_and_another_one_is_refused(
     weights.write_bytes(content)
     with pytest.raises(OutputError, match=r"adapter_model\.safetensors is damaged or another one"):
         run(recipe, tmp_path, QUIET)
+    content[-1] ^= 1
+    weights.write_bytes(content)
+    config = tmp_path / "adapter/adapter_config.json"
+    was = config.read_text()
+    config.write_text(was.replace('"lora_alpha"', '"lora_alpha": 999, "was"'))
+    with pytest.raises(OutputError, match=r"adapter_config\.json is damaged or another one"):
+        run(recipe, tmp_path, QUIET)
+    config.write_text(was)
+    run(recipe, tmp_path, QUIET)
     weights.unlink()
     with pytest.raises(OutputError, match=r"adapter_model\.safetensors is missing"):
         run(recipe, tmp_path, QUIET)

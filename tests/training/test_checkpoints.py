@@ -14,10 +14,11 @@ import torch
 from rich.console import Console
 from safetensors.torch import load_file
 
+from lorank.artefact import checksum, write_json
 from lorank.errors import LorankError, LorankWarning, OutputError
 from lorank.interrupt import explained
 from lorank.runs.run import run
-from lorank.training.checkpoints import latest_checkpoint
+from lorank.training.checkpoints import _sums, latest_checkpoint
 from lorank.training.stage import _LogLine
 from lorank.training.trainer import StageTrainer
 
@@ -138,12 +139,47 @@ def _gone(directory: Path, *, whole: bool = False) -> Path | None:
 def test_where_no_checkpoint_is_whole_nothing_is_removed(tmp_path: Path) -> None:
     folder = tmp_path / "checkpoint-4"
     folder.mkdir()
-    (folder / "stage.json").write_text('{"files": {"optimizer.pt": {"bytes": 3, "sha256": ""}}}')
+    (folder / "stage.json").write_text('{"step": 4, "files": {"optimizer.pt": {"bytes": 3, "sha256": ""}}}')
     with pytest.raises(
         OutputError, match=r"optimizer.pt is missing; no other checkpoint is whole: put .* or remove .*-4"
     ):
         latest_checkpoint(tmp_path, whole=True)
     assert (folder / "stage.json").is_file()
+
+
+@pytest.mark.parametrize(
+    ("step", "change", "said"),
+    [
+        (4, {"finished": True}, "stage.json: damaged .its checksum is another"),
+        (5, {}, "stage.json: damaged .it is not of step 5"),
+        (4, None, "adapter_model.bin is no file of this checkpoint"),
+    ],
+)
+def test_another_marker_and_a_file_too_many_are_damage(step: int, change: Any, said: str, tmp_path: Path) -> None:
+    folder = tmp_path / f"checkpoint-{step}"
+    folder.mkdir()
+    (folder / "trainer_state.json").write_text("{}")
+    content = {"step": 4, "finished": False, "seconds": 1.0, "skipped": [], "files": _sums(folder)}
+    write_json(folder / "stage.json", {**content, "checksum": checksum(content), **(change or {})})
+    if change is None:
+        (folder / "adapter_model.bin").write_text("junk")
+    with pytest.raises(OutputError, match=said):
+        latest_checkpoint(tmp_path, whole=True)
+
+
+def test_only_what_is_named_as_a_checkpoint_is_one(tmp_path: Path) -> None:
+    mine = tmp_path / "checkpoint-best"
+    for folder in (mine, tmp_path / "checkpoint-3"):
+        folder.mkdir()
+    (tmp_path / "checkpoint-4").symlink_to(tmp_path / "gone")
+    (tmp_path / "checkpoint-notes.txt").write_text("mine")
+    (mine / "stage.json").write_text("{}")  # a copy that somebody keeps
+    assert latest_checkpoint(tmp_path, whole=True) is None
+    assert sorted(path.name for path in tmp_path.iterdir()) == [
+        "checkpoint-4",
+        "checkpoint-best",
+        "checkpoint-notes.txt",
+    ]
 
 
 @contextmanager

@@ -14,7 +14,7 @@ from lorank.models.families import is_classifier, kind_of
 from lorank.models.label_names import label_names_in, read_label_names
 from lorank.models.loading import config_of, load_task_model, load_tokenizer, on_own_device
 from lorank.models.pretrained import Pretrained, loadable
-from lorank.received_files import check_links
+from lorank.received_files import check_adapter_folder
 
 ADAPTER_CONFIG = "adapter_config.json"
 
@@ -101,7 +101,7 @@ def read_saved_model(name: str, base: Pretrained) -> SavedModel:
     folder = Path(name)
     if not (folder / ADAPTER_CONFIG).is_file():
         return _whole_model(name, base)
-    check_links(folder)
+    check_adapter_folder(folder)
     saved = read_adapter_config(folder)
     named = str(saved.base_model_name_or_path)
     if base.name in ("", named) and saved.revision and not Path(named).is_dir():

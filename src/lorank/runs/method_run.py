@@ -9,7 +9,7 @@ from peft import PeftModel
 from rich.console import Console
 
 from lorank.allocation.cut_history import CUTS
-from lorank.artefact import copy_file, file_checksum, read_json, write_json
+from lorank.artefact import copy_file, read_json, write_json
 from lorank.errors import OutputError
 from lorank.methods import METHODS
 from lorank.models.loading import on_own_device
@@ -21,10 +21,10 @@ from lorank.runs.calibration_set import score_frozen, scoring_input
 from lorank.runs.checks import allocate_for, equal_scores
 from lorank.runs.choices import allocation_stage
 from lorank.scores import ImportanceScores
-from lorank.serving.adapter_files import WEIGHTS
 from lorank.targets import Target, unit_costs
 from lorank.tasks.data import content_hash
 from lorank.tasks.section import SCORING
+from lorank.training.adapter_sums import difference
 from lorank.training.allocation_stage import allocate_in_training
 from lorank.training.checkpoints import latest_checkpoint, read_progress, stage_folder
 from lorank.training.full_stage import FullResult
@@ -180,7 +180,7 @@ class MethodRun:
             found = record_of(Evaluation, read_json(path))
         except (ValueError, TypeError) as error:
             raise OutputError(f"{path}: damaged ({error}); remove it to evaluate again") from None
-        if problem := _differs(self.folder / "adapter", found.adapter_sha256):
+        if problem := difference(self.folder / "adapter", asdict(found)):
             raise OutputError(
                 f"{self.folder / 'adapter'}: {problem}, so it is not what was evaluated; put the file back, or remove "
                 "this folder and run the same command again: the adapter is written again from the last checkpoint"
@@ -188,20 +188,12 @@ class MethodRun:
         return found
 
 
-def _differs(adapter: Path, digest: str | None) -> str | None:
-    """What is wrong with the weights of an adapter, by the SHA-256 that they had; None where nothing is, or none is known."""
-    path = adapter / WEIGHTS
-    if not path.is_file():
-        return f"{WEIGHTS} is missing"
-    return (
-        None if digest in (None, file_checksum(path)) else f"{WEIGHTS} is damaged or another one (its SHA-256 differs)"
-    )
-
-
 def as_result(measured: Evaluation | FullResult) -> dict[str, Any]:
-    """What metrics.json says of a method; `skipped_steps` and the adapter's sum only where there are some."""
+    """What metrics.json says of a method; `skipped_steps` and the sums of the adapter only where there are some."""
     found = {**asdict(measured), "skipped_steps": list(measured.skipped_steps)}
-    return {key: one for key, one in found.items() if one or key not in ("skipped_steps", "adapter_sha256")}
+    return {
+        key: one for key, one in found.items() if one or key not in ("skipped_steps", "adapter_sha256", "adapter_files")
+    }
 
 
 def start_of(recipe: Recipe, prepared: Prepared, plan: RankPlan) -> Callable[[PeftModel], None] | None:

@@ -21,7 +21,7 @@ from lorank.pruning.budgets import folder_names, read_budgets
 from lorank.pruning.prune import Pruned, held_parameters, mean_loss, pruned_copies
 from lorank.pruning.report import cost_markdown, draw_pruning_curve, energy_lines
 from lorank.pruning.triplet_scores import choose_score
-from lorank.received_files import check_links
+from lorank.received_files import check_adapter_folder
 from lorank.recipe.recipe import Recipe
 from lorank.report.adapter_card import write_adapter_card
 from lorank.report.markdown import code, inline, prose
@@ -143,7 +143,7 @@ def _check(adapter: Path, budgets: str, output: Path, data: Recipe | DataFile | 
     check_new_folder(output)
     if not (adapter / "adapter_config.json").is_file():
         raise AdapterError(f"{adapter} has no adapter_config.json; give the folder of a PEFT adapter")
-    check_links(adapter)
+    check_adapter_folder(adapter)
 
 
 @dataclass(frozen=True)

@@ -10,7 +10,7 @@ from pydantic import AfterValidator, BaseModel, ConfigDict, Field, StrictFloat, 
 from lorank.artefact import read_json
 from lorank.errors import AdapterError, one_line
 from lorank.expressions import check_time, compiled
-from lorank.received_files import check_links
+from lorank.received_files import check_adapter_folder
 from lorank.serving.peft_rules import check_choice
 
 CONFIG = "adapter_config.json"
@@ -80,7 +80,7 @@ def read_config(folder: Path, *, experts: bool = False) -> dict[str, Any]:
     path = folder / CONFIG
     if not path.is_file():
         raise AdapterError(_no_config(folder))
-    check_links(folder)
+    check_adapter_folder(folder)
     try:
         config = read_json(path)
         json.dumps(config, ensure_ascii=False).encode()  # half characters can be read, and not written again

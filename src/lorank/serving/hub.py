@@ -7,7 +7,7 @@ from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalToken
 from huggingface_hub.utils import validate_repo_id
 
 from lorank.errors import OutputError, one_line
-from lorank.received_files import check_links
+from lorank.received_files import check_adapter_folder
 
 # What the hub's client raises for a name, a login or a network that is not there; requests that fail are OSErrors.
 _FAILURES = (HfHubHTTPError, HFValidationError, LocalTokenNotFoundError, OfflineModeIsEnabled, OSError)
@@ -42,7 +42,7 @@ def push(folder: Path, repository: str, *, private: bool = False) -> str:
         OutputError: the hub refuses, or cannot be reached; the folder stays.
 
     """
-    check_links(folder)
+    check_adapter_folder(folder)
     try:
         api = HfApi()
         name = api.create_repo(repository, private=private, exist_ok=True).repo_id

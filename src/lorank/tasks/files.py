@@ -92,15 +92,16 @@ def read_rows(path: Path, wanted: Iterable[str]) -> Rows:
 
 def _bytes(path: Path) -> bytes:
     """The bytes of a UTF-8 file."""
-    content = path.read_bytes()
+    with path.open("rb") as file:
+        if 0 in (first := file.read(2)):  # before all of it is read
+            raise DataError(f"{path} begins with a zero byte, as UTF-16 or no text at all; save the file as UTF-8")
+        content = first + file.read()
     try:
         content.decode()
     except UnicodeDecodeError as error:
         line = len(_LINE_END.findall(content[: error.start])) + 1
         wide = "; it looks like UTF-16" if content[:2] in (b"\xff\xfe", b"\xfe\xff") else ""
         raise DataError(f"{path}, line {line} is not UTF-8 ({error.reason}){wide}; save the file as UTF-8") from None
-    if 0 in content[:2]:
-        raise DataError(f"{path} begins with a zero byte, as UTF-16 and files of no text do; save the file as UTF-8")
     return content
 
 

@@ -1,5 +1,6 @@
 """Checkpoints that a killed run can trust: complete or not counted."""
 
+import re
 import shutil
 import time
 import warnings
@@ -12,13 +13,15 @@ import torch
 import torch.distributed
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
-from lorank.artefact import file_checksum, make_folder, read_json, sync, write_json
+from lorank.artefact import checksum, file_checksum, make_folder, read_json, sync, write_json
 from lorank.errors import LorankWarning, OutputError, one_line
 from lorank.interrupt import after_the_step, stop_is_asked
 from lorank.processes import processes
 from lorank.received_files import record_of
 
 _MARKER = "stage.json"
+_NAME = re.compile(r"checkpoint-\d+")
+_LOADED = (".safetensors", ".bin", ".pt", ".pth")  # what transformers looks for by its name
 
 
 @dataclass(frozen=True)
@@ -59,7 +62,7 @@ def latest_checkpoint(directory: Path, *, whole: bool = False) -> Path | None:
         OutputError: all checkpoints were damaged; none is removed.
 
     """
-    complete = sorted(_complete(directory), key=lambda each: int(each.name.rpartition("-")[2]), reverse=True)
+    complete = sorted(_complete(directory), key=_number, reverse=True)
     damaged = dict[Path, str]()
     for checkpoint in complete:
         if not whole or (found := _damage(checkpoint)) is None:
@@ -77,20 +80,55 @@ def latest_checkpoint(directory: Path, *, whole: bool = False) -> Path | None:
     return None
 
 
+def where_it_goes_on(directory: Path) -> str:
+    """In words, for a stage that ends with an error: its last checkpoint, or that there is none."""
+    found = latest_checkpoint(directory)
+    return "no checkpoint was written" if found is None else f"the last checkpoint, {found}, is kept"
+
+
+def _number(checkpoint: Path) -> int:
+    return int(checkpoint.name.rpartition("-")[2])
+
+
 def _complete(directory: Path) -> list[Path]:
     complete = []
     for checkpoint in directory.glob("checkpoint-*"):
+        if _NAME.fullmatch(checkpoint.name) is None:
+            continue  # not a stage's own
         if (checkpoint / _MARKER).is_file():
             complete.append(checkpoint)
-        else:
+        elif checkpoint.is_dir() and not checkpoint.is_symlink():
             shutil.rmtree(checkpoint)
     return complete
+
+
+def _marker(checkpoint: Path) -> dict[str, Any]:
+    """The content of a checkpoint's marker.
+
+    Raises:
+        ValueError: another one than was written, or of another checkpoint.
+        OSError: it cannot be read.
+
+    """
+    held = read_json(checkpoint / _MARKER)
+    if not isinstance(held, dict):
+        raise ValueError("it holds no keys and values")
+    written = held.pop("checksum", None)  # earlier versions wrote none
+    if written is not None and written != checksum(held):
+        raise ValueError("its checksum is another")
+    if held.get("step") != _number(checkpoint):
+        raise ValueError(f"it is not of step {_number(checkpoint)}")
+    return held
 
 
 def _damage(checkpoint: Path) -> str | None:
     """What is wrong with a file of a complete checkpoint, by the sums in its marker; None where nothing is."""
     try:
-        sums = read_json(checkpoint / _MARKER).get("files", {})
+        sums = _marker(checkpoint).get("files", {})
+        for path in sorted(checkpoint.rglob("*")) if sums else ():
+            name = path.relative_to(checkpoint).as_posix()
+            if path.suffix in _LOADED and name not in sums and path.name != _MARKER:
+                return f"{path} is no file of this checkpoint"
         for name, wanted in sums.items():
             path = checkpoint / name
             if not path.is_file():
@@ -112,7 +150,7 @@ def read_progress(checkpoint: Path) -> StageProgress:
 
     """
     try:
-        held = read_json(checkpoint / _MARKER)
+        held = _marker(checkpoint)
         held.pop("files", None)
         held.pop("details", None)  # of earlier versions
         return record_of(StageProgress, held)
@@ -211,7 +249,8 @@ class CheckpointCallback(TrainerCallback):
             seconds = self.seconds_before + time.monotonic() - self._began
             skipped = () if self.trainer.skips is None else tuple(self.trainer.skips.steps)
             progress = StageProgress(state.global_step, control.should_training_stop, round(seconds, 3), skipped)
-            write_json(checkpoint / _MARKER, {**asdict(progress), "files": _sums(checkpoint)})
+            content = {**asdict(progress), "skipped": list(skipped), "files": _sums(checkpoint)}
+            write_json(checkpoint / _MARKER, content | {"checksum": checksum(content)})
         if self._stops:
             processes().wait_for_everyone()
             raise KeyboardInterrupt

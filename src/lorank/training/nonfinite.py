@@ -1,6 +1,7 @@
 """Optimizer steps whose loss or gradients are not finite are left out: `on_nonfinite: skip`."""
 
 import warnings
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -10,6 +11,7 @@ from lorank.errors import LorankWarning, TrainingError
 from lorank.in_training.rank_allocation import RankAllocation
 from lorank.in_training.trainer_setup import unscale
 from lorank.processes import processes
+from lorank.training.checkpoints import where_it_goes_on
 
 IN_A_ROW = 10  # skipped steps that end a stage
 SHARE = 10  # one in so many of a stage's steps may be skipped, and `IN_A_ROW` in any case
@@ -67,6 +69,13 @@ class SkipNonFinite(TrainerCallback):
         unscale(optimizer)  # a loss scaler counts what it has unscaled
         self.trainer.model.zero_grad(set_to_none=True)
 
+    def on_log(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, logs: Any = None, **_: Any
+    ) -> None:
+        """Say so while it goes on, too."""
+        if logs and self.steps:
+            logs["skipped_steps"] = len(self.steps)
+
     def warn(self) -> None:
         """Say how many steps were skipped.
 
@@ -79,7 +88,7 @@ class SkipNonFinite(TrainerCallback):
             warnings.warn(
                 f"{self.trainer.stage}: {len(self.steps):,} of {state.global_step:,} optimizer steps were skipped, the first "
                 f"is step {self.steps[0]:,}: their loss or gradients were not finite, and they changed nothing (on_nonfinite: "
-                f"skip). {_WHAT_TO_DO}",
+                f"skip). {self._what_to_do()}",
                 LorankWarning,
                 stacklevel=3,
             )
@@ -109,12 +118,10 @@ class SkipNonFinite(TrainerCallback):
             return
         raise TrainingError(
             f"{self.trainer.stage}: {what}, as their loss or gradients were not finite, and the first is step "
-            f"{self.steps[0]:,}; the weights or the data are bad. The last checkpoint is kept in "
-            f"{self.trainer.args.output_dir}. {_WHAT_TO_DO}, in a new output directory"
+            f"{self.steps[0]:,}; the weights or the data are bad; {where_it_goes_on(Path(self.trainer.args.output_dir))}. "
+            f"{self._what_to_do()}, in a new output directory"
         )
 
-
-_WHAT_TO_DO = (
-    "Look at the examples (texts without a target, numbers that are not finite), lower the learning rate, or use precision bf16 "
-    "in place of fp16"
-)
+    def _what_to_do(self) -> str:
+        other = "use precision bf16 in place of fp16, " if self.trainer.args.fp16 else ""
+        return f"Lower the learning rate, {other}or look at the examples (texts without a target, numbers that are not finite)"

@@ -15,7 +15,7 @@ from safetensors import safe_open
 from transformers import PreTrainedTokenizerBase
 
 from lorank.adapter.effect import warn_without_effect
-from lorank.artefact import file_checksum, settle_folder, sync
+from lorank.artefact import settle_folder, sync
 from lorank.errors import LorankWarning, PlanError
 from lorank.experts import adapted_name
 from lorank.in_training.adapter_audit import audit_saves
@@ -26,6 +26,7 @@ from lorank.plan import RankPlan
 from lorank.processes import processes
 from lorank.recipe.sections import TrainingSection
 from lorank.serving.adapter_files import WEIGHTS
+from lorank.training.adapter_sums import sums_of
 from lorank.training.checkpoints import latest_checkpoint, read_progress, stage_folder
 from lorank.training.prepared import Prepared
 from lorank.training.stage import train_stage
@@ -44,6 +45,7 @@ class Evaluation:
         more: name of each further test part -> its `metrics` and `loss`.
         skipped_steps: of its steps, those that `on_nonfinite: skip` left out.
         adapter_sha256: of the file of its weights; None in results of earlier versions.
+        adapter_files: file of the adapter -> its SHA-256, the weights among them; empty in results of earlier versions.
 
     """
 
@@ -55,6 +57,7 @@ class Evaluation:
     more: dict[str, dict[str, Any]] = field(default_factory=dict)
     skipped_steps: tuple[int, ...] = ()
     adapter_sha256: str | None = None
+    adapter_files: dict[str, str] = field(default_factory=dict)
 
 
 def scaled_plan(plan: RankPlan, alpha: float, scale_by: str) -> RankPlan:
@@ -156,8 +159,10 @@ def evaluate_adapter(prepared: Prepared, plan: RankPlan, directory: Path, stage:
     checkpoint = latest_checkpoint(stage)
     assert checkpoint is not None, "a stage leaves a checkpoint when it ends"
     progress = read_progress(checkpoint)
-    digest = file_checksum(directory / "adapter" / WEIGHTS)
-    return Evaluation(metrics, loss, parameters, progress.step, progress.seconds, more, progress.skipped, digest)
+    files = sums_of(directory / "adapter")
+    return Evaluation(
+        metrics, loss, parameters, progress.step, progress.seconds, more, progress.skipped, files[WEIGHTS], files
+    )
 
 
 def evaluate_saved(

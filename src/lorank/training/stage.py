@@ -293,8 +293,7 @@ class _LogLine(TrainerCallback):
             )
             if (moved := logs.get("rank_allocation/moved_share")) is not None:
                 cut += f"  {moved:.1%} of the plan's parameters moved"
-            self.console.print(
-                f"{self.name}: step {state.global_step}/{state.max_steps}  loss {float(logs['loss']):.4f}  "
-                f"lr {float(logs['learning_rate']):.2e}{cut}",
-                highlight=False,
-            )
+            if (skipped := logs.get("skipped_steps")) is not None:
+                cut += f"  {skipped} steps skipped so far"
+            said = f"loss {float(logs['loss']):.4f}  lr {float(logs['learning_rate']):.2e}{cut}"
+            self.console.print(f"{self.name}: step {state.global_step}/{state.max_steps}  {said}", highlight=False)

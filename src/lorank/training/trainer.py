@@ -2,6 +2,7 @@
 
 import random
 from collections.abc import Iterator, Sequence
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -14,6 +15,7 @@ from transformers.trainer_pt_utils import get_length_grouped_indices
 from lorank.artefact import disk_problem
 from lorank.errors import OutputError, TrainingError
 from lorank.in_training.trainer_setup import put_first
+from lorank.training.checkpoints import where_it_goes_on
 from lorank.training.nonfinite import SkipNonFinite
 
 
@@ -139,8 +141,8 @@ class StageTrainer(Trainer):
                 "; or, where few batches are bad, go on in this one with train.on_nonfinite=skip, which leaves them out"
             )
         raise TrainingError(
-            f"{self.stage}: {what}; nothing was saved since, the last checkpoint is kept in {self.args.output_dir}. "
-            f"Lower the learning rate, raise warmup, or use precision bf16 in place of fp16, in a new output directory{skip}"
+            f"{self.stage}: {what}; {where_it_goes_on(Path(self.args.output_dir))}. Lower the learning rate, raise warmup"
+            f"{', or use precision bf16 in place of fp16' * self.args.fp16}, in a new output directory{skip}"
         )
 
 
