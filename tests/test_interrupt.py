@@ -41,7 +41,7 @@ def signalled(process: subprocess.Popen[str], words: str, number: int) -> list[s
 def test_the_command_is_quoted_for_a_shell() -> None:
     called = ["bin/lorank", "run", "my recipe.yaml", "data={train: a}"]
     said = how_to_continue(called, ["python", *called])
-    assert said == "stopped; this continues from the last checkpoint: bin/lorank run 'my recipe.yaml' 'data={train: a}'"
+    assert said == "stopped; this continues from what was saved: bin/lorank run 'my recipe.yaml' 'data={train: a}'"
     module = ["python", "-m", "lorank", "export", "a", "b c"]
     assert how_to_continue(["/src/lorank/__main__.py", *module[3:]], module) == (
         "stopped; this starts again: python -m lorank export a 'b c'"
@@ -51,7 +51,7 @@ def test_the_command_is_quoted_for_a_shell() -> None:
 def test_what_torchrun_started_is_started_by_torchrun(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("TORCHELASTIC_RUN_ID", "none")
     said = how_to_continue(["/src/lorank/__main__.py", "run", "r.yaml"], ["python", "-m", "lorank", "run", "r.yaml"])
-    assert said == "stopped; this continues from the last checkpoint: the same torchrun command"
+    assert said == "stopped; this continues from what was saved: the same torchrun command"
 
 
 def test_during_imports() -> None:
@@ -112,7 +112,7 @@ def test_the_command_that_is_printed_continues_the_run(
     process = subprocess.Popen(command, cwd=tmp_path, stderr=pipe, stdout=pipe, text=True, preexec_fn=heed_ctrl_c)
     said = signalled(process, "step 8/60", signal.SIGINT)
     assert process.wait() == 130
-    assert said[-1].startswith("stopped; this continues from the last checkpoint: ")
+    assert said[-1].startswith("stopped; this continues from what was saved: ")
     assert not [line for line in said if "Traceback" in line]
     same = shlex.split(said[-1].partition("checkpoint: ")[2])
     assert same == command

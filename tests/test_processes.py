@@ -68,7 +68,7 @@ def test_a_signal_to_torchrun_ends_all_processes_after_one_step(tiny_recipe, tmp
     )
     said = signalled(process, "step 8/300", signal.SIGTERM)
     assert process.wait(60) != 0
-    assert any("this continues from the last checkpoint: the same torchrun command" in line for line in said), said
+    assert any("this continues from what was saved: the same torchrun command" in line for line in said), said
     (marker,) = (tmp_path / "out").glob("train/checkpoint-*/stage.json")
     assert 8 <= int(marker.parent.name.rpartition("-")[2]) < 300
     assert {path.name for path in marker.parent.glob("rng_state*")} == {"rng_state_0.pth", "rng_state_1.pth"}

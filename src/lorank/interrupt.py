@@ -125,6 +125,5 @@ def how_to_continue(arguments: list[str], whole: list[str]) -> str:
     else:  # python -m lorank
         same = shlex.join(whole)
     if command in CONTINUED:
-        of = "what is done" if command in ("headroom", "suggest") else "the last checkpoint"
-        return f"stopped; this continues from {of}: {same}"
+        return f"stopped; this continues from what was saved: {same}"
     return f"stopped; this starts again: {same}"

@@ -71,7 +71,7 @@ def test_a_signal_ends_a_run_after_its_step_and_it_goes_on_from_there(
     assert ended.value.code == 128 + number
     said = capfd.readouterr().err
     assert "stopping after this step; once more to stop at once" in said
-    assert said.rstrip().endswith("stopped; this continues from the last checkpoint: lorank run r.yaml")
+    assert said.rstrip().endswith("stopped; this continues from what was saved: lorank run r.yaml")
     (stage,) = {path.parent for path in (tmp_path / "out").glob("**/stage.json")}
     assert stage.name == "checkpoint-5"
     run(recipe, tmp_path / "out", Console(quiet=True))
