@@ -24,6 +24,33 @@ def lorank(*arguments: Any, **environment: str) -> subprocess.CompletedProcess[b
     return subprocess.run(command, capture_output=True, check=False, env={**os.environ, **environment})
 
 
+@pytest.mark.skipif(os.name == "nt", reason="descriptors of a child are POSIX's")
+@pytest.mark.parametrize("closed", [(1,), (2,), (0, 1, 2)], ids=["stdout", "stderr", "all"])
+def test_closed_streams_are_no_error(closed: tuple[int, ...]) -> None:
+    def close() -> None:
+        for number in closed:
+            os.close(number)
+
+    ended = subprocess.run(
+        [sys.executable, "-m", "lorank", "methods"], capture_output=True, check=False, preexec_fn=close
+    )
+    assert (ended.returncode, ended.stderr) == (0, b"")
+    assert (b"igu-lora" in ended.stdout) == (1 not in closed)
+    # The numbers of the streams are for nothing that is opened later, and a child has the streams too.
+    program = """
+import os, subprocess, sys, types
+def app():
+    print(1)
+    assert os.open(os.devnull, 0) > 2
+    subprocess.run([sys.executable, "-c", "import os; [os.fstat(k) for k in range(3)]"], check=True)
+sys.modules["lorank.cli"] = types.SimpleNamespace(app=app)
+import lorank.__main__
+lorank.__main__.main()
+"""
+    ended = subprocess.run([sys.executable, "-c", program], capture_output=True, check=False, preexec_fn=close)
+    assert (ended.returncode, ended.stderr) == (0, b"")
+
+
 @pytest.fixture
 def plans(tmp_path: Path) -> list[Path]:
     names = [f"encoder.layer.{k}.{name}" for k in range(2) for name in ("query", "value")]

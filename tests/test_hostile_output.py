@@ -92,6 +92,22 @@ def test_a_page_of_hostile_names_has_the_tags_of_any_page(name: str, tmp_path: P
     assert tags(name, tmp_path / "one") == tags("name", tmp_path / "other")
 
 
+def test_nothing_of_a_file_steers_the_page(tmp_path: Path) -> None:
+    folder = tmp_path / "a\u202eb"
+    make_run(folder, preset=EVIL, model=EVIL, versions={EVIL: EVIL})
+    plan = plan_of(EVIL)
+    plan.save(folder / "plan.json")
+    (folder / "recipe.yaml").write_text(f"# \u202e\n\ta: {json.dumps(EVIL)}\n")
+    text = write_page([read_run(folder)], folder / "report.html", figures=False).read_text("utf-8")
+    assert not {one for one in text if not one.isprintable()} - {"\n", "\t"}
+    assert "# \\u202e\n\ta: " in text
+    assert "--output $&#39;" in text  # what the shell reads as the folder
+    data = json.loads(text.split('id="maps">')[1].split("</script>")[0])
+    told = [one for of in data.values() for name in ("where", "told", "labels") for one in of[name]]
+    assert any("\\u202e" in one for one in told)
+    assert all(map(str.isprintable, told))
+
+
 @pytest.mark.parametrize(
     ("made", "said"),
     [

@@ -83,3 +83,24 @@ def test_a_failure_is_told_and_is_the_exit_code(monkeypatch: pytest.MonkeyPatch)
     result = CliRunner().invoke(app, ["doctor"])
     assert result.exit_code == 1
     assert "FAILED ranks before training, cpu: ZeroDivisionError: division by zero" in result.output
+
+
+@pytest.mark.parametrize(
+    ("said", "shown"),
+    [
+        ("[Errno 24] Too many open files: '/tmp/tmp5v'", "[Errno 24] Too many open files: (path)"),
+        ("cannot open /home/ann/a.so: no such file (/usr/lib/b.so).", "cannot open (path): no such file ((path))."),
+        (r"'C:\\Users\\Ann Lee\\x' and D:/a/b, \\server\share", "(path) and (path), (path)"),
+        ("in /home/Ann Lee/x and /scratch/of ann/y", "in (path) and (path)"),
+        ('LIB=/a:/b, file:///c, gcc -I/d "/e f/it\'s"', "LIB=(path), (path), gcc -I(path) (path)"),
+        ("2/3 of https://docs.example/a/b, and/or ./c", "2/3 of https://docs.example/a/b, and/or ./c"),
+    ],
+)
+def test_a_failure_is_told_without_paths(said: str, shown: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(*_: object) -> None:
+        raise OSError(said)
+
+    monkeypatch.setenv("HOME", "/home/Ann Lee")
+    monkeypatch.setenv("TMPDIR", "/scratch/of ann")
+    monkeypatch.setattr(self_test, "_base", fail)
+    assert {one.said for one in self_test.self_test("cpu")} == {f"OSError: {shown}"}

@@ -30,10 +30,11 @@ def test_a_run_leaves_a_card_with_its_picture_in_the_adapters_folder(tiny_recipe
         "| i-lora (this adapter) | 448 |" if result.plan.spent == 448 else f"{result.plan.spent:,}",
         f"| {accuracy:.4f} |",
         "num_labels=2",
-        "lorank export mood served",
-        "vllm serve",
+        "lorank verify mood",
+        "lorank merge mood merged",
     ):
         assert expected in card.text
+    assert "vllm serve" not in card.text  # verify and merge below
     table = [line for line in card.text.splitlines() if line.startswith("|")]
     assert len({line.count("|") for line in table}) == 1
     assert len(table) == 4
@@ -71,3 +72,25 @@ def test_the_cards_code_holds_names_as_strings(name: str, tmp_path: Path) -> Non
     assert lines[1] == ["lorank", "verify", "served", "--against", word]
     assert lines[2][:3] == ["vllm", "serve", word]
     assert lines[2][-1] == f"{word}=served"
+
+
+@pytest.mark.parametrize(
+    ("task_type", "whole", "resized", "commands"),
+    [
+        ("SEQ_CLS", {"classifier": 10}, False, ["verify", "merge"]),
+        ("TOKEN_CLS", {"classifier": 10}, False, ["verify", "merge"]),
+        ("SEQ_CLS", {"classifier": 10}, True, ["merge"]),
+        ("CAUSAL_LM", {"lm_head": 10}, False, ["merge"]),
+        ("CAUSAL_LM", {}, False, ["export", "verify"]),
+    ],
+)
+def test_the_card_recommends_what_can_serve_it(
+    task_type: str, whole: dict[str, int], resized: bool, commands: list[str], tmp_path: Path
+) -> None:
+    write_model_card(
+        tmp_path, RankPlan({"a": 2}, {"a": 10}, "r=1", 20), title="x", base_model="org/base", method="lora", preset=None,
+        task_type=task_type, num_labels=2, whole=whole, resized=resized,
+    )  # fmt: skip
+    text = (tmp_path / "README.md").read_text()
+    assert [line.split()[1] for line in text.splitlines() if line.startswith("lorank ")] == commands
+    assert ("vllm serve" in text) == ("llama.cpp" in text) == ("export" in commands)

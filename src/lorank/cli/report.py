@@ -1,5 +1,6 @@
 """`lorank report`."""
 
+import warnings
 from pathlib import Path
 from typing import Annotated
 
@@ -17,9 +18,13 @@ def report_command(
 ) -> None:
     """Write one HTML page about a run, or about several side by side. It needs no network."""
     with clear_errors():
+        from lorank.errors import LorankWarning
         from lorank.page.page import REPORT, write_page
         from lorank.page.run_folder import read_run
 
         read = [read_run(folder) for folder in runs]
         default = runs[0] / REPORT if len(runs) == 1 else Path(REPORT)
         say(f"{'report':<20}{write_page(read, output or default, figures=figures)}")
+        for run in read:
+            for note in run.notes:
+                warnings.warn(f"{run.folder}: {note}", LorankWarning, stacklevel=1)

@@ -8,6 +8,7 @@ from typing import Any, ClassVar, Literal
 
 import numpy as np
 
+from lorank.errors import as_seen
 from lorank.plan import RankPlan
 from lorank.report.heat_map import SKEWED
 from lorank.report.module_grid import ModuleGrid, module_grid
@@ -177,11 +178,11 @@ class PageMap:
             "kind": self.kind,
             "decimals": self.decimals,
             "scale": self.scale,
-            "labels": list(self.labels),
+            "labels": [as_seen(label) for label in self.labels],
             "rows": [cell.row for cell in self.cells],
             "columns": [cell.column for cell in self.cells],
-            "where": [cell.where for cell in self.cells],
-            "told": [cell.told for cell in self.cells],
+            "where": [as_seen(cell.where) for cell in self.cells],
+            "told": [as_seen(cell.told) for cell in self.cells],
             "counts": [len(cell.modules) for cell in self.cells],
             "costs": [cell.cost for cell in self.cells],
             "states": [[round(value, 4) for value in state] for state in self.states.tolist()],

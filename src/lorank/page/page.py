@@ -2,7 +2,6 @@
 
 import html
 import json
-import shlex
 import warnings
 from collections.abc import Callable, Mapping, Sequence
 from datetime import datetime
@@ -11,14 +10,15 @@ from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
-from lorank.artefact import make_folder, versions, write_text
-from lorank.errors import LorankWarning, one_line
+from lorank.artefact import check_file, make_folder, versions, write_text
+from lorank.errors import LorankWarning, as_seen, one_line
 from lorank.page.facts import plan_facts, result_rows, work_facts
 from lorank.page.figures import inline_svg, loss_figure, margin_figure
 from lorank.page.margin import plan_margin
 from lorank.page.run_folder import RunFolder
 from lorank.page.run_maps import difference_maps, maps_of
 from lorank.report.cut_map import cuts_figure
+from lorank.report.markdown import in_shell
 from lorank.report.picture import drawing, plain_text, save_picture
 from lorank.report.rank_map import is_made_from, rank_figure
 from lorank.report.tables import quadrature_lines, stability_lines, summary_words
@@ -45,12 +45,8 @@ def write_page(runs: Sequence[RunFolder], path: Path, *, figures: bool = True) -
         LorankWarning: a figure could not be drawn.
 
     """
-    folder = path.parent / f"{path.stem}-figures" if figures else None
-    several = len(runs) > 1
-    shown = [
-        _run_view(run, f"r{number}", folder and folder / (f"run-{number + 1}" if several else ""))
-        for number, run in enumerate(runs)
-    ]
+    check_file(path)
+    shown = [_run_view(run, f"r{number}") for number, run in enumerate(runs)]
     differences = difference_maps(runs)
     maps = [one for view in shown for one in view["maps"]] + differences
     data = {one.key: one.data() for one in maps}
@@ -67,6 +63,8 @@ def write_page(runs: Sequence[RunFolder], path: Path, *, figures: bool = True) -
         version=versions()["lorank"],
     )
     write_text(path, text)
+    for number, (run, view) in enumerate(zip(runs, shown, strict=True) if figures else (), 1):
+        _save_figures(run, view, path.parent / f"{path.stem}-figures" / (f"run-{number}" if len(runs) > 1 else ""))
     return path
 
 
@@ -75,6 +73,7 @@ def _environment() -> Any:
 
     environment = jinja2.Environment(
         autoescape=True,
+        finalize=_seen,
         undefined=jinja2.StrictUndefined,
         trim_blocks=True,
         lstrip_blocks=True,
@@ -82,6 +81,11 @@ def _environment() -> Any:
     )
     environment.filters["number"] = lambda value: f"{value:,}"
     return environment
+
+
+def _seen(value: Any) -> Any:
+    """What the template prints, as it is seen; SVG and other parts of the page are markup already."""
+    return value if hasattr(value, "__html__") else as_seen(str(value), "\n\t")
 
 
 def _asset(name: str) -> str:
@@ -94,19 +98,15 @@ def _in_script(data: Any) -> str:
     return text.replace("<", "\\u003c").replace(">", "\\u003e").replace("&", "\\u0026")
 
 
-def _run_view(run: RunFolder, key: str, folder: Path | None) -> dict[str, Any]:
+def _run_view(run: RunFolder, key: str) -> dict[str, Any]:
     """What the template shows of a run."""
     plan, maps = run.plan, maps_of(run, key)
     margin = plan_margin(plan, run.scores) if plan is not None and run.scores is not None else None
     drawn: dict[str, str | None] = {"loss": None, "margin": None}
     if run.curves:
-        draw = partial(loss_figure, run.curves)
-        drawn["loss"] = _drawn(draw, f"{key}loss", "Loss while training", folder and folder / "loss")
+        drawn["loss"] = _drawn(partial(loss_figure, run.curves), f"{key}loss", "Loss while training")
     if margin is not None:
-        draw = partial(margin_figure, margin)
-        drawn["margin"] = _drawn(draw, f"{key}margin", "Margin of the plan", folder and folder / "margin")
-    if folder is not None:
-        _draw_maps(run, folder)
+        drawn["margin"] = _drawn(partial(margin_figure, margin), f"{key}margin", "Margin of the plan")
     return {
         "key": key,
         "name": run.name,
@@ -152,21 +152,17 @@ def _command(run: RunFolder) -> str | None:
     """What continues the run, or repeats what is missing of it."""
     if run.recipe is None:
         return None
-    folder = shlex.quote(str(run.folder))
-    return f"lorank run {shlex.quote(str(run.folder / 'recipe.yaml'))} --output {folder}"
+    return f"lorank run {in_shell(str(run.folder / 'recipe.yaml'))} --output {in_shell(str(run.folder))}"
 
 
-def _drawn(draw: Callable[[], Any], key: str, title: str, file: Path | None) -> str | None:
-    """A figure as SVG for the page, and as files of this name; None where it cannot be drawn, which is said."""
+def _drawn(draw: Callable[[], Any], key: str, title: str) -> str | None:
+    """A figure as SVG for the page; None where it cannot be drawn, which is said."""
     try:
         with plain_text():
-            inline = inline_svg(draw(), key, html.escape(title, quote=True))
+            return inline_svg(draw(), key, html.escape(title, quote=True))
     except Exception as error:  # matplotlib raises many kinds, and no figure is worth the page
         warnings.warn(f"{title} was not drawn ({type(error).__name__}: {one_line(error)})", LorankWarning, stacklevel=4)
         return None
-    if file is not None:
-        _save(draw, file)
-    return inline
 
 
 def _save(draw: Callable[[], Any], file: Path) -> None:
@@ -178,9 +174,13 @@ def _save(draw: Callable[[], Any], file: Path) -> None:
             save_picture(figure, file.with_suffix(ending))
 
 
-def _draw_maps(run: RunFolder, folder: Path) -> None:
-    """Ranks, ranks with the importance beside them, and ranks before and after the cuts, as far as there is what they need."""
-    plan, scores = run.plan, run.scores
+def _save_figures(run: RunFolder, view: Mapping[str, Any], folder: Path) -> None:
+    """Loss and margin; ranks, with the importance beside them, and before and after the cuts: where there is what they need."""
+    plan, scores, margin = run.plan, run.scores, view["margin"]
+    if view["figures"]["loss"] is not None:
+        _save(lambda: loss_figure(run.curves), folder / "loss")
+    if view["figures"]["margin"] is not None:
+        _save(lambda: margin_figure(margin), folder / "margin")
     if plan is not None:
         _save(lambda: rank_figure(plan), folder / "ranks")
         if scores is not None and is_made_from(plan, scores):

@@ -100,12 +100,22 @@ def read_run(folder: str | Path) -> RunFolder:
         run.resolved = _resolved(run.recipe)
     run.curves = _curves(run)
     if run.plan is None and run.recipe is None and run.history is None:
-        raise OutputError(f"{folder} holds no plan.json and no recipe.yaml; give the output directory of a run")
-    if run.plan is None:
+        why = "".join(f"; {note}" for note in run.notes)
+        raise OutputError(
+            f"{folder} holds no plan.json and no recipe.yaml that can be read{why}; give the output directory of a run"
+        )
+    # Of a file that is there and is left out, its own note says why.
+    plan, metrics, scores = (folder / name for name in ("plan.json", "metrics.json", "scores.safetensors"))
+    if not plan.is_file() and metrics.is_file():
+        run.notes.append(
+            "plan.json is missing: the run came to its end (metrics.json is there), and the same `lorank run` command writes "
+            "plan.json again."
+        )
+    elif not plan.is_file():
         run.notes.append("There is no plan yet: the run has not come to its end, or it was stopped.")
-    elif run.recipe is not None and run.metrics is None:
+    elif run.recipe is not None and not metrics.is_file():
         run.notes.append("There are no results: the run was stopped before its end, or nothing was evaluated.")
-    if run.plan is not None and run.scores is None and run.plan.provenance.get("method") not in ("lora", None):
+    if run.plan is not None and not scores.is_file() and run.plan.provenance.get("method") not in ("lora", None):
         run.notes.append("There are no scores beside the plan, so importance, margin and other budgets are not shown.")
     return run
 

@@ -1,6 +1,7 @@
 """Names and sentences in Markdown: whatever they hold, no heading, link, tag, table or list comes out of them."""
 
 import re
+import shlex
 from collections.abc import Sequence
 
 from lorank.errors import as_seen, in_short
@@ -53,3 +54,11 @@ def plain_table(columns: Sequence[str], rows: Sequence[Sequence[str]], *, number
 def _cell(text: str) -> str:
     """A cell: a bar would end it, in code too."""
     return re.sub(r"(?<!\\)\|", r"\\|", as_seen(text))
+
+
+def in_shell(word: str) -> str:
+    """A word as the shell reads it, in one line, whatever is in it; one that begins with a hyphen is no option."""
+    word = f"./{word}" if word.startswith("-") else word
+    if word.isprintable():
+        return shlex.quote(word)
+    return "$'" + as_seen(word.replace("\\", "\\\\").replace("'", "\\'")) + "'"

@@ -3,7 +3,6 @@
 import json
 import os
 import re
-import shlex
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -11,9 +10,8 @@ from typing import Any
 from huggingface_hub import ModelCard, ModelCardData
 
 from lorank.artefact import versions, write_atomically
-from lorank.errors import as_seen
 from lorank.plan import RankPlan
-from lorank.report.markdown import code, inline, prose, table
+from lorank.report.markdown import code, in_shell, inline, prose, table
 from lorank.report.tables import named_values, parameters_of, rank_markdown, summary_words
 
 CARD = "README.md"
@@ -27,6 +25,7 @@ _FAMILIES = {
     "TOKEN_CLS": "AutoModelForTokenClassification",
     "QUESTION_ANS": "AutoModelForQuestionAnswering",
 }
+_CLASSIFIERS = ("SEQ_CLS", "TOKEN_CLS", "QUESTION_ANS")  # PEFT trains their head whole
 _TEMPLATE = """\
 ---
 {{ card_data }}
@@ -97,6 +96,14 @@ model = PeftModel.from_pretrained(base, {{ title_in_python }})  # this folder
 Serving engines take no adapter with modules that were trained whole or tokens that were added. Make a model of it:
 
 ```sh
+lorank merge {{ title_in_shell }} merged
+```
+{% elif classifies -%}
+Most engines refuse an adapter with the head of a classifier, or lose the head. PEFT and transformers serve it as above; \
+`lorank verify` says which engines do, and `lorank merge` makes a model of it:
+
+```sh
+lorank verify {{ title_in_shell }}
 lorank merge {{ title_in_shell }} merged
 ```
 {% else -%}
@@ -179,10 +186,10 @@ def write_model_card(
         template_str=_TEMPLATE,
         title=prose(title),
         title_in_python=json.dumps(title),  # what JSON says of a string, Python reads as the same
-        title_in_shell=_in_shell(title),
+        title_in_shell=in_shell(title),
         base=code(base_model) if base_model else "",
         base_in_python=json.dumps(base_model or "BASE"),
-        base_in_shell=_in_shell(base_model or "BASE"),
+        base_in_shell=in_shell(base_model or "BASE"),
         plan=plan,
         budget=code(plan.budget),
         mark=MARK,
@@ -195,7 +202,8 @@ def write_model_card(
         preset=code(str(preset)) if preset else "",
         whole={code(name): size for name, size in (whole or {}).items()},
         resized=resized,
-        merges=resized or (whole and task_type != "SEQ_CLS"),
+        merges=resized or (whole and task_type not in _CLASSIFIERS),
+        classifies=task_type in _CLASSIFIERS,
         picture=picture is not None,
         data=data,
         results=_results_table(results or {}, method),
@@ -222,14 +230,6 @@ def _results_table(results: Mapping[str, Mapping[str, Any]], method: str) -> str
         cells = ("-" if (value := values.get(metric)) is None else f"{value:.4f}" for metric in metrics)
         rows.append((inline(name) + (" (this adapter)" if name == method else ""), spent, *cells))
     return table(("method", "adapter parameters", *map(inline, metrics)), rows)
-
-
-def _in_shell(word: str) -> str:
-    """A word as the shell reads it, in one line, whatever is in it; one that begins with a hyphen is no option."""
-    word = f"./{word}" if word.startswith("-") else word
-    if word.isprintable():
-        return shlex.quote(word)
-    return "$'" + as_seen(word.replace("\\", "\\\\").replace("'", "\\'")) + "'"
 
 
 def _write(path: Path, content: bytes) -> None:
