@@ -162,8 +162,8 @@ it in the same way.
 ## Steps that are not finite
 
 With `on_nonfinite: stop` (the default) a loss that is not finite ends the run, with an error that names the step; the losses are
-looked at when something is logged or saved, so no step waits for the GPU. With `skip` an optimizer step whose loss or gradients are not
-finite is left out, in all methods and both stages:
+looked at when something is logged or saved, so no step waits for the GPU.
+With `skip` an optimizer step whose loss or gradients are not finite is left out, in all methods and both stages:
 
 - Weights, the optimizer's state, scores and cuts are as if there had been no such step. One bad micro-batch of an
   accumulated step makes the whole step bad, and of several processes one of them. A cut that was due at the step falls
@@ -173,11 +173,13 @@ finite is left out, in all methods and both stages:
 - It costs time: each step waits once for the GPU.
 - **Limits**: ten skipped steps in a row end the run, and so do more than ten that are more than a tenth of the stage's
   steps: the weights or the data are bad. A weight that is not finite already ends it at once.
-- The log says how many there were so far; a warning at the end says how many, and which was the first. `skipped_steps` in `metrics.json` has their
+- The log says how many there were so far; a warning at the end says how many, and which was the first.
+  `skipped_steps` in `metrics.json` has their
   numbers, the table of results and the report their count. A checkpoint keeps them.
 
 A run that stopped may go on: `lorank run recipe.yaml train.on_nonfinite=skip`, into the same folder, continues from the
-last checkpoint, or begins again where there is none (this is the one key that may change between two calls). `search` takes the key from `train`, unless it has
+last checkpoint, or begins again where there is none (this is the one key that may change between two calls).
+`search` takes the key from `train`, unless it has
 its own; `full` and other baselines take that of `train`. In `lorank compare` the key has to be the same for all methods.
 Adapters that `lorank headroom` and `lorank suggest` train side by side leave no step out, and a note says so.
 

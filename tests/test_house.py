@@ -21,7 +21,7 @@ GROUND = (
 # A room imports from the rooms before it. `lorank` itself and every `__main__` stand above all.
 ROOMS = (
     "models", "tasks", "allocation", "adapter", "report", "scoring", "serving", "engine", "methods", "pruning",
-    "in_training", "recipe", "page", "memory", "training", "runs", "starter", "evaluation", "compare", "headroom", "suggest",
+    "in_training", "recipe", "memory", "training", "page", "runs", "starter", "evaluation", "compare", "headroom", "suggest",
     "doctor", "cli",
 )  # fmt: skip
 FLOORS = dict.fromkeys(GROUND, 0) | {room: floor for floor, room in enumerate(ROOMS, 1)}

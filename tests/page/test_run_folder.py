@@ -1,5 +1,6 @@
 """What is said of files that are missing or damaged: one reason for each, in the page and in the terminal."""
 
+import json
 from pathlib import Path
 
 import pytest
@@ -9,6 +10,7 @@ from typer.testing import CliRunner
 from lorank.cli import app
 from lorank.errors import OutputError
 from lorank.page.run_folder import read_run
+from lorank.training.adapter_sums import sums_of
 
 
 def test_a_plan_that_is_gone_from_a_finished_run_is_written_again_by_the_same_command(tmp_path: Path) -> None:
@@ -54,3 +56,20 @@ def test_the_page_that_cannot_be_written_is_the_only_thing_said(tmp_path: Path) 
     )
     assert (result.exit_code, result.stderr.count("\n")) == (1, 1)
     assert "page.html cannot be written" in result.stderr
+
+
+def test_an_adapter_that_is_not_what_was_measured_is_named(tmp_path: Path) -> None:
+    make_run(tmp_path)
+    adapter, metrics = tmp_path / "adapter", json.loads((tmp_path / "metrics.json").read_text())
+    adapter.mkdir(exist_ok=True)
+    for name in ("adapter_model.safetensors", "adapter_config.json"):
+        (adapter / name).write_text("as it was")
+    files = sums_of(adapter)
+    method = next(iter(metrics["results"]))
+    metrics["results"] = {method: {**metrics["results"][method], "adapter_sha256": files["adapter_model.safetensors"]}}
+    metrics["results"][method]["adapter_files"] = files
+    (tmp_path / "metrics.json").write_text(json.dumps(metrics))
+    assert not [note for note in read_run(tmp_path).notes if "measured" in note]
+    (adapter / "adapter_config.json").write_text("another")
+    said = "adapter, whose results are shown, is not what was measured: adapter_config.json is damaged or another one"
+    assert [note for note in read_run(tmp_path).notes if note.startswith(said)]

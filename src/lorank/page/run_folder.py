@@ -13,6 +13,7 @@ from lorank.errors import LorankError, OutputError, one_line
 from lorank.plan import RankPlan
 from lorank.recipe.yaml_text import yaml_content
 from lorank.scores import ImportanceScores
+from lorank.training.adapter_sums import difference
 
 _LARGEST = 32 * 2**20  # bytes of a file that is read as text: a log of many millions of steps is left out
 _STAGES = {"search": "search", "train": "train", "stage1": "search", "stage2": "train"}  # of format 1 too
@@ -117,7 +118,27 @@ def read_run(folder: str | Path) -> RunFolder:
         run.notes.append("There are no results: the run was stopped before its end, or nothing was evaluated.")
     if run.plan is not None and not scores.is_file() and run.plan.provenance.get("method") not in ("lora", None):
         run.notes.append("There are no scores beside the plan, so importance, margin and other budgets are not shown.")
+    run.notes += _adapters_that_changed(run)
     return run
+
+
+def _adapters_that_changed(run: RunFolder) -> list[str]:
+    """A note for each adapter that is not the one that was measured."""
+    notes = []
+    for method, result in run.results.items():
+        own = run.folder / "baselines" / Path(method).name
+        adapter = (own if own.is_dir() else run.folder) / "adapter"
+        if not (isinstance(result, Mapping) and isinstance(result.get("adapter_sha256"), str)):
+            continue  # full fine-tuning, and runs of earlier versions
+        try:
+            what = difference(adapter, result)
+        except (OSError, TypeError, ValueError, AttributeError):
+            what = "its sums in metrics.json cannot be read"
+        if what is not None:
+            notes.append(
+                f"{adapter.relative_to(run.folder)}, whose results are shown, is not what was measured: {what}."
+            )
+    return notes
 
 
 def _read(run: RunFolder, name: str, load: Callable[[Path], Read]) -> Read | None:
