@@ -44,3 +44,15 @@ def test_an_adapter_that_is_gone_is_written_again_and_another_one_is_refused(
     shutil.rmtree(tmp_path / "adapter")
     run(recipe, tmp_path, QUIET)
     assert file_checksum(weights) == digest
+
+
+def test_a_plan_that_is_gone_is_written_again_beside_an_adapter_that_the_search_kept(
+    tiny_recipe: Any, tmp_path: Path
+) -> None:
+    recipe = tiny_recipe(method="adalora", preset="paper")
+    run(recipe, tmp_path, QUIET)
+    files = [tmp_path / name for name in ("plan.json", "adapter/adapter_model.safetensors", "metrics.json")]
+    before = [file.read_bytes() for file in files]
+    files[0].unlink()
+    run(recipe, tmp_path, QUIET)
+    assert [file.read_bytes() for file in files] == before

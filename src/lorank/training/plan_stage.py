@@ -121,13 +121,13 @@ def save_adapter(model: PeftModel, directory: Path, tokenizer: PreTrainedTokeniz
     """Save the adapter under `directory/adapter`, whole or not at all; every process waits for the first, which does it.
 
     Names of labels are saved beside it, and the tokenizer where it is given. Of embeddings that were resized for it the file has
-    the rows that trained, and not the whole tables.
+    the rows that trained, and not the whole tables. An adapter that is there stays: only its plan was gone.
 
     Warns:
         LorankWarning: the adapter does nothing.
 
     """
-    if processes().is_main_process:
+    if processes().is_main_process and not (directory / "adapter" / "adapter_config.json").is_file():
         warn_without_effect(model, str(directory / "adapter"))
         partial = directory / ".adapter.partial"
         shutil.rmtree(partial, ignore_errors=True)
