@@ -14,8 +14,8 @@ from packaging.version import Version
 SUPPORTED = {
     "torch": ("2.7", "2.13.0"),
     "transformers": ("5.10.1", "5.23.0"),
-    "peft": ("0.19", "0.21.2"),
-    "accelerate": ("1.11", "1.15.0"),
+    "peft": ("0.21", "0.21.2"),
+    "accelerate": ("1.13", "1.15.0"),
     "datasets": ("4.7", "5.2.0"),
     "trl": ("1.16", "1.16.0"),
 }
