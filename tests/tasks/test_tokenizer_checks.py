@@ -1,5 +1,7 @@
 """Tokens that the model cannot read are found before its weights are loaded."""
 
+import json
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -77,6 +79,15 @@ def test_a_padding_token_without_an_embedding(checked: Any, tiny_folder: Path, t
         RecipeError, match=r"2 things have to be mended:\n- model: the tokenizer.*\n- model: test example"
     ):
         checked(folder, " later")
+
+
+def test_a_number_beyond_the_embeddings_among_few_tokens(checked: Any, tiny_folder: Path, tmp_path: Path) -> None:
+    shutil.copytree(tiny_folder, folder := tmp_path / "gap")
+    content = json.loads((folder / "tokenizer.json").read_text())
+    content["model"]["vocab"]["warm"] = 31_000
+    (folder / "tokenizer.json").write_text(json.dumps(content))
+    with pytest.raises(RecipeError, match=r"train example 0 has token 'warm', number 31000, but .* 32 tokens"):
+        checked(folder)
 
 
 def test_answers_are_read_too(tiny_recipe: Any, tiny_folder: Path, tmp_path: Path) -> None:
