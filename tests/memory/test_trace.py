@@ -29,6 +29,12 @@ def ungrouped(attend: Any) -> Any:
     return attention
 
 
+def grouped(inputs: torch.Tensor, weights: torch.Tensor, offs: torch.Tensor) -> torch.Tensor:
+    """Each expert on its own rows: which kernel transformers picks for them depends on torch."""
+    parts = inputs.tensor_split(offs[:-1].cpu().long())
+    return torch.cat([part @ weight for part, weight in zip(parts, weights, strict=True)])
+
+
 def saved_on_cpu(model: Any, inputs: dict[str, torch.Tensor]) -> int:
     """Bytes of the storages that are saved, those of weights and buffers left out."""
     known = {id_of(tensor): tensor for tensor in (*model.parameters(), *model.buffers())}
@@ -43,7 +49,8 @@ def saved_on_cpu(model: Any, inputs: dict[str, torch.Tensor]) -> int:
 
     name = "torch.nn.functional.scaled_dot_product_attention"
     plain = ungrouped(torch.nn.functional.scaled_dot_product_attention)
-    with patch(name, plain), torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
+    experts = patch("transformers.integrations.moe._grouped_mm", grouped)
+    with patch(name, plain), experts, torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
         model(**inputs, use_cache=False) if "bert" not in type(model.get_base_model()).__name__.lower() else model(
             **inputs
         )
