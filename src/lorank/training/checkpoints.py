@@ -82,8 +82,13 @@ def latest_checkpoint(directory: Path, *, whole: bool = False) -> Path | None:
 
 def where_it_goes_on(directory: Path) -> str:
     """In words, for a stage that ends with an error: its last checkpoint, or that there is none."""
-    found = latest_checkpoint(directory)
+    found = max((path for path in _named(directory) if (path / _MARKER).is_file()), key=_number, default=None)
     return "no checkpoint was written" if found is None else f"the last checkpoint, {found}, is kept"
+
+
+def _named(directory: Path) -> list[Path]:
+    """Folders, and what else there is, with the name of a checkpoint; others are not a stage's own."""
+    return [path for path in directory.glob("checkpoint-*") if _NAME.fullmatch(path.name)]
 
 
 def _number(checkpoint: Path) -> int:
@@ -92,9 +97,7 @@ def _number(checkpoint: Path) -> int:
 
 def _complete(directory: Path) -> list[Path]:
     complete = []
-    for checkpoint in directory.glob("checkpoint-*"):
-        if _NAME.fullmatch(checkpoint.name) is None:
-            continue  # not a stage's own
+    for checkpoint in _named(directory):
         if (checkpoint / _MARKER).is_file():
             complete.append(checkpoint)
         elif checkpoint.is_dir() and not checkpoint.is_symlink():
