@@ -134,8 +134,8 @@ def unreadable(kind: type[BaseModel], content: Mapping[str, Any]) -> str | None:
         return f"a value that JSON cannot hold ({one_line(error)})"
 
 
-# `blobs/ab/abcd...` of a hub cache holds files that several of its repositories share.
 _TEXTS = (".json", ".jinja", ".txt", ".jsonl", ".yaml")
+# `blobs/ab/abcd...` of a hub cache holds files that several of its repositories share.
 _SHARED_BLOB = re.compile(r"[0-9a-f]{2}/[0-9a-f]{64}")
 
 

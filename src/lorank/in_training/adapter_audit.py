@@ -19,7 +19,7 @@ from lorank.plan import RankPlan
 from lorank.report.adapter_card import write_adapter_card
 from lorank.report.markdown import prose
 from lorank.report.model_card import CARD
-from lorank.serving.adapter_files import WEIGHTS
+from lorank.serving.adapter_config import WEIGHTS
 from lorank.serving.saved_adapter import FactorShapes, check_factors
 
 

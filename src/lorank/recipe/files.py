@@ -15,7 +15,7 @@ from lorank.errors import LorankWarning, OutputError, RecipeError
 from lorank.recipe.format1 import KEYS, SECTIONS, is_format_1, upgraded
 from lorank.recipe.method_sections import with_method
 from lorank.recipe.recipe import Recipe
-from lorank.recipe.yaml_text import LONGEST, OF_RUN, yaml_content
+from lorank.recipe.yaml_text import LONGEST, yaml_content
 
 
 def load_recipe(path: str | Path, overrides: Iterable[str] = ()) -> Recipe:
@@ -119,7 +119,7 @@ def read_yaml(path: str | Path) -> dict[str, Any]:
     if not path.is_file():
         raise RecipeError(f"{path}: no such recipe; give a YAML file, for example examples/quickstart.yaml")
     try:
-        if path.stat().st_size > 4 * OF_RUN * LONGEST:  # bytes of a character, at most
+        if path.stat().st_size > 4 * LONGEST:  # a character has four bytes at most
             raise ValueError(f"it has {path.stat().st_size:,} bytes")
         content = yaml_content(path.read_text(encoding="utf-8"))
     except UnicodeDecodeError as error:

@@ -9,7 +9,7 @@ import yaml
 from lorank.errors import one_line
 
 LONGEST = 100_000  # characters
-OF_RUN = 20  # times as long, and as many values: recipe.yaml of a run holds the names of all labels
+_OF_RUN = 20  # times as long, and as many values: recipe.yaml of a run holds the names of all labels
 _BRACKETS = 1000  # open at a time; some may stand in strings
 MOST, DEEPEST = 20_000, 20  # values, those behind aliases counted each time; mappings and lists around a value
 
@@ -25,7 +25,7 @@ def yaml_content(text: str, *, of_run: bool = False) -> Any:
         ValueError: not YAML, a key that is given twice, a date or number that there is not, or more than a recipe can be.
 
     """
-    times = OF_RUN if of_run else 1
+    times = _OF_RUN if of_run else 1
     if len(text) > times * LONGEST:
         raise ValueError(f"it has {len(text):,} characters, and at most {times * LONGEST:,} are read")
     if _unclosed(text) > _BRACKETS:

@@ -13,7 +13,7 @@ from lorank.expressions import check_time, compiled
 from lorank.received_files import check_adapter_folder
 from lorank.serving.peft_rules import check_choice
 
-CONFIG = "adapter_config.json"
+CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
 # Starts after which the base model is the one that was loaded; others (PiSSA, OLoRA, CorDA, LoftQ) change it on loading.
 _STARTS = ("gaussian", "eva", "orthogonal", "mica", "lora_ga")
 _FEATURES = {

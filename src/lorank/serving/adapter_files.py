@@ -14,10 +14,9 @@ from safetensors.torch import save_file
 from lorank.artefact import write_atomically, write_json
 from lorank.errors import AdapterError, LorankWarning
 from lorank.module_names import PEFT_PREFIX, in_base_model, is_adapter_tensor, parent_of
-from lorank.serving.adapter_config import CONFIG, NotPlainError, check_expressions, read_config
+from lorank.serving.adapter_config import CONFIG, WEIGHTS, NotPlainError, check_expressions, read_config
 from lorank.serving.peft_rules import pattern_key
 
-WEIGHTS = "adapter_model.safetensors"
 _NOTHING = 1e-30
 _DTYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 

@@ -5,8 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from lorank.artefact import file_checksum
-
-_WEIGHTS = "adapter_model.safetensors"
+from lorank.serving.adapter_config import WEIGHTS
 
 
 def sums_of(adapter: Path) -> dict[str, str]:
@@ -23,7 +22,7 @@ def difference(adapter: Path, result: Mapping[str, Any]) -> str | None:
         result: of metrics.json; earlier versions wrote `adapter_sha256` alone, that of the weights, or nothing.
 
     """
-    known = {_WEIGHTS: result.get("adapter_sha256"), **(result.get("adapter_files") or {})}
+    known = {WEIGHTS: result.get("adapter_sha256"), **(result.get("adapter_files") or {})}
     for name, wanted in known.items():
         path = adapter / Path(name).name  # never one of another folder, whatever the result says
         if not path.is_file():

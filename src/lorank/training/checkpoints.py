@@ -252,7 +252,7 @@ class CheckpointCallback(TrainerCallback):
             seconds = self.seconds_before + time.monotonic() - self._began
             skipped = () if self.trainer.skips is None else tuple(self.trainer.skips.steps)
             progress = StageProgress(state.global_step, control.should_training_stop, round(seconds, 3), skipped)
-            content = {**asdict(progress), "skipped": list(skipped), "files": _sums(checkpoint)}
+            content = {**asdict(progress), "files": _sums(checkpoint)}
             write_json(checkpoint / _MARKER, content | {"checksum": checksum(content)})
         if self._stops:
             processes().wait_for_everyone()

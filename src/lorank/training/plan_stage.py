@@ -25,7 +25,7 @@ from lorank.module_names import is_adapter_tensor
 from lorank.plan import RankPlan
 from lorank.processes import processes
 from lorank.recipe.sections import TrainingSection
-from lorank.serving.adapter_files import WEIGHTS
+from lorank.serving.adapter_config import WEIGHTS
 from lorank.training.adapter_sums import sums_of
 from lorank.training.checkpoints import latest_checkpoint, read_progress, stage_folder
 from lorank.training.prepared import Prepared
