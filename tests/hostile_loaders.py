@@ -6,7 +6,7 @@ import json
 import shutil
 from collections.abc import Callable
 from contextlib import suppress
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -49,7 +49,8 @@ from lorank.tasks.data import load_task_data
 from lorank.tasks.section import DataSection
 from lorank.training.checkpoints import latest_checkpoint, read_progress
 from lorank.training.plan_stage import Evaluation
-from tests.mutations import changed, damaged
+from tests.hostile_tokenizers import chat_template, tokenizer
+from tests.mutations import World, changed, damaged, either
 from tests.page.run_cases import make_run
 
 RECIPE = {
@@ -64,15 +65,6 @@ NAMES = {"layer.0.q": 16, "layer.1.q": 24}
 SCORES = ImportanceScores({name: np.array([2.0, 1.0]) for name in NAMES}, NAMES, None, {"method": "i-lora"})
 
 
-@dataclass
-class World:
-    """A folder for the files of one mutation, and folders of a tiny model and an adapter of it."""
-
-    folder: Path
-    model: Path
-    adapter: Path
-
-
 Loader = Callable[[World, st.DataObject], Any]
 
 
@@ -80,14 +72,6 @@ def said(error: LorankError) -> None:
     """A message is not endless, and holds nothing that steers a terminal."""
     assert len(str(error)) < 20_000
     assert str(error) == as_seen(str(error), "\n")
-
-
-def either(path: Path, content: Any, data: st.DataObject, dump: Callable[[Any], str] = json.dumps) -> None:
-    """Write content that was changed, or its bytes that were damaged."""
-    if data.draw(st.booleans()):
-        path.write_text(dump(changed(content, data)), "utf-8", "surrogatepass")
-    else:
-        path.write_bytes(damaged(dump(content).encode(), data))
 
 
 def _recipe(world: World, data: st.DataObject) -> None:
@@ -295,6 +279,6 @@ LOADERS: dict[str, Loader] = {
     "recipes": _recipe, "csv": _csv, "json": _json, "jsonl": _jsonl, "parquet": _parquet, "adapters' files": _adapter_files,
     "adapters on models": _adapter_models, "scores": _scores, "cuts": _cuts, "checkpoints": _checkpoint,
     "allocation states": _allocation_state, "records": _records, "evaluations": _evaluation, "pages": _page,
-    "model configs": _model_config,
+    "model configs": _model_config, "tokenizers": tokenizer, "chat templates": chat_template,
 }  # fmt: skip
-SLOW = ("adapters on models", "pages")
+SLOW = ("adapters on models", "pages", "chat templates")

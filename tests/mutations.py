@@ -1,6 +1,10 @@
 """Files as a stranger, or a broken disk, would leave them: mutations that Hypothesis draws, of contents and of bytes."""
 
 import copy
+import json
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from hypothesis import strategies as st
@@ -24,6 +28,15 @@ _PIECES = [
     b",",
     b"\x1b[31m",
 ]
+
+
+@dataclass
+class World:
+    """A folder for the files of one mutation, and folders of a tiny model and an adapter of it."""
+
+    folder: Path
+    model: Path
+    adapter: Path
 
 
 def places(content: Any, at: tuple[Any, ...] = ()) -> list[tuple[Any, ...]]:
@@ -63,3 +76,11 @@ def damaged(content: bytes, data: st.DataObject) -> bytes:
         piece = data.draw(st.one_of(st.sampled_from(_PIECES), st.binary(max_size=8), st.just(content[start:end] * 2)))
         content = content[:start] + piece + content[end:]
     return content
+
+
+def either(path: Path, content: Any, data: st.DataObject, dump: Callable[[Any], str] = json.dumps) -> None:
+    """Write content that was changed, or its bytes that were damaged."""
+    if data.draw(st.booleans()):
+        path.write_text(dump(changed(content, data)), "utf-8", "surrogatepass")
+    else:
+        path.write_bytes(damaged(dump(content).encode(), data))

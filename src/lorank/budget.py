@@ -14,8 +14,8 @@ from fractions import Fraction
 from typing import Literal
 
 from lorank.errors import AllocationError, BudgetError, LorankWarning, in_short
-from lorank.expressions import compiled
 from lorank.findings import Findings
+from lorank.untrusted.expressions import compiled
 
 BudgetKind = Literal[
     "parameters", "base fraction", "uniform rank", "total rank", "kept share", "pruning ratio", "units"

@@ -7,8 +7,8 @@ from difflib import get_close_matches
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from lorank.errors import TargetError
-from lorank.expressions import check_time, compiled
 from lorank.module_names import ends_with, leaf_of, without_adapter
+from lorank.untrusted.expressions import check_time, compiled
 
 if TYPE_CHECKING:
     from torch import nn

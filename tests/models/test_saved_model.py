@@ -1,5 +1,6 @@
 """What an adapter's folder says of its tokenizer: tokens that were added for it, whatever trains their rows."""
 
+import json
 from pathlib import Path
 
 import pytest
@@ -49,4 +50,15 @@ def test_a_tokenizer_of_another_model_is_refused(decoder: Path, tmp_path: Path) 
     text = (folder / "tokenizer.json").read_text()
     (folder / "tokenizer.json").write_text(text.replace('"fine"', '"good"'))
     with pytest.raises(AdapterError, match="numbers its 1 new tokens in another way"):
+        read_saved_model(str(folder), Pretrained(""))
+
+
+def test_a_tokenizer_that_takes_too_much_is_refused(decoder: Path, tmp_path: Path) -> None:
+    folder = adapter_with(AutoTokenizer.from_pretrained(decoder), decoder, tmp_path / "adapter", None)
+    content = json.loads((folder / "tokenizer.json").read_text())
+    content["normalizer"] = {"type": "Prepend", "prepend": "x" * 20_000_000}
+    (folder / "tokenizer.json").write_text(json.dumps(content))
+    with pytest.raises(
+        AdapterError, match=r"tokenizer beside the adapter cannot be read .*takes more than .* MB of memory"
+    ):
         read_saved_model(str(folder), Pretrained(""))

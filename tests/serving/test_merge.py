@@ -194,3 +194,10 @@ def test_refusals(bases: dict[str, Path], trained: Any, tmp_path: Path) -> None:
     (tmp_path / "merged").touch()
     with pytest.raises(OutputError, match="is there already"):
         merge(trained("decoder"), tmp_path / "merged")
+
+
+def test_a_tokenizer_beside_the_adapter_that_cannot_be_read_is_said(trained: Any, tmp_path: Path) -> None:
+    shutil.copytree(trained("decoder"), adapter := tmp_path / "adapter")
+    (adapter / "tokenizer_config.json").write_text("[1]")
+    with pytest.warns(LorankWarning, match=r"the tokenizer there cannot be read \(tokenizer_config.json: it is \[1\]"):
+        merge(adapter, tmp_path / "merged")

@@ -90,6 +90,15 @@ def test_a_number_beyond_the_embeddings_among_few_tokens(checked: Any, tiny_fold
         checked(folder)
 
 
+def test_a_token_at_the_ends_of_a_text_beyond_the_embeddings(checked: Any, tiny_folder: Path, tmp_path: Path) -> None:
+    shutil.copytree(tiny_folder, folder := tmp_path / "ends")
+    content = json.loads((folder / "tokenizer.json").read_text())
+    content["post_processor"]["special_tokens"]["[CLS]"]["ids"] = [4_000_000_000]
+    (folder / "tokenizer.json").write_text(json.dumps(content))
+    with pytest.raises(RecipeError, match=r"train example 0 has token None, number 4000000000, but .* 32 tokens"):
+        checked(folder)
+
+
 def test_answers_are_read_too(tiny_recipe: Any, tiny_folder: Path, tmp_path: Path) -> None:
     folder = tiny_writer("decoder", tiny_folder, tmp_path / "writer")
     LlamaConfig(

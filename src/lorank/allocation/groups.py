@@ -6,11 +6,11 @@ from typing import Any
 
 from lorank.budget import Budget, Budgets, of_group, read_budgets
 from lorank.errors import AllocationError
-from lorank.expressions import check_time, compiled
 from lorank.findings import Findings
 from lorank.module_names import has_part
 from lorank.plan import GROUPS, WEIGHTED, RankPlan
 from lorank.scores import ImportanceScores
+from lorank.untrusted.expressions import check_time, compiled
 
 
 def modules_of_groups(names: Iterable[str], groups: Iterable[str]) -> dict[str, list[str]]:

@@ -12,8 +12,8 @@ from peft import TaskType
 from rich.console import Console
 from transformers import PreTrainedTokenizerBase
 
-from lorank.artefact import new_folder, versions, write_json
-from lorank.errors import RecipeError
+from lorank.artefact import new_folder, read_plain_text, versions, write_json
+from lorank.errors import AdapterError, RecipeError, one_line
 from lorank.evaluation.harness import check_ends, load_tasks, run_tasks
 from lorank.evaluation.own_data import OwnData, evaluate_part, prepare_own_data
 from lorank.evaluation.question import Question, check_question
@@ -26,6 +26,7 @@ from lorank.models.quantization import check_quantization
 from lorank.models.saved_model import SavedModel, read_saved_model
 from lorank.recipe.recipe import Recipe
 from lorank.runs.recipe_values import pretrained_of
+from lorank.untrusted.chat_templates import check_chat_template
 
 
 @dataclass(frozen=True)
@@ -102,18 +103,34 @@ def _check(question: Question, console: Console) -> _Checked:
                 check_quantization(model.base, config_of(model.base))
         with findings.check():
             tokenizer = own.prepared.tokenizer if own else load_tokenizer(model.base)
-            if model.chat_template is not None:
-                tokenizer.chat_template = model.chat_template.read_text(encoding="utf-8")
             if question.tasks and model.task_type == TaskType.CAUSAL_LM:
                 check_ends(tokenizer, model.base.name)
-            if question.chat_template and not tokenizer.chat_template:
-                raise RecipeError(
-                    f"--apply-chat-template: the tokenizer of {model.base.name} has no chat template; leave it out"
-                )
+            _set_chat_template(tokenizer, model, question)
     findings.raise_all()
     assert model is not None
     assert tokenizer is not None
     return _Checked(model, own.prepared.base if own else model.base, tokenizer, tasks, own)
+
+
+def _set_chat_template(tokenizer: Any, model: SavedModel, question: Question) -> None:
+    """That of the adapter, where it has one."""
+    if model.chat_template is not None:
+        try:
+            tokenizer.chat_template = read_plain_text(model.chat_template)
+        except (OSError, ValueError) as error:
+            raise AdapterError(
+                f"{model.chat_template} cannot be read ({one_line(error)}); give a Jinja file, or take it away"
+            ) from None
+    if not question.chat_template:
+        return
+    if not tokenizer.chat_template:
+        raise RecipeError(
+            f"--apply-chat-template: the tokenizer of {model.base.name} has no chat template; leave it out"
+        )
+    try:
+        check_chat_template(tokenizer.chat_template, tokenizer.special_tokens_map)
+    except ValueError as error:
+        raise RecipeError(f"--apply-chat-template: {error}") from None
 
 
 def _pretrained(question: Question) -> Pretrained:

@@ -15,7 +15,6 @@ from transformers import (
     AutoModelForCausalLM,
     AutoModelForSeq2SeqLM,
     AutoModelForSequenceClassification,
-    AutoTokenizer,
     PreTrainedConfig,
     PreTrainedTokenizerBase,
 )
@@ -27,7 +26,7 @@ from lorank.models.classifier_dropout import set_classifier_dropout
 from lorank.models.families import trained_families
 from lorank.models.new_tokens import add_new_tokens, resize_embeddings, rows_of_new_tokens
 from lorank.models.padding_token import set_pad_id, set_padding
-from lorank.models.pretrained import Pretrained, loadable, read_model_config
+from lorank.models.pretrained import Pretrained, loadable, read_model_config, read_tokenizer
 from lorank.models.quantization import quantization_config
 from lorank.models.task_model import TaskModel
 from lorank.models.trained_whole import check_not_quantised, trained_whole
@@ -99,9 +98,7 @@ def load_tokenizer(base: Pretrained) -> PreTrainedTokenizerBase:
     """
     config = config_of(base)  # the tokenizer reads it, too, and checks nothing of it
     with _loadable(base.name):
-        tokenizer = AutoTokenizer.from_pretrained(
-            base.name, trust_remote_code=base.trust_remote_code, revision=base.revision or "main"
-        )
+        tokenizer = read_tokenizer(base.name, trust_remote_code=base.trust_remote_code, revision=base.revision)
         set_padding(tokenizer, config, base.name)
         add_new_tokens(tokenizer, base.new_tokens, base.name)
     return tokenizer

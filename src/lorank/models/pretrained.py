@@ -9,9 +9,10 @@ from typing import TYPE_CHECKING, Any
 
 from lorank.errors import LorankError, one_line
 from lorank.received_files import check_model_config, check_model_folder
+from lorank.untrusted.tokenizer_files import FILES, check_tokenizer_folder
 
 if TYPE_CHECKING:
-    from transformers import PreTrainedConfig
+    from transformers import PreTrainedConfig, PreTrainedTokenizerBase
 
 
 @dataclass(frozen=True)
@@ -56,11 +57,28 @@ def loadable(refused: Callable[[str], LorankError]) -> Iterator[None]:
 
     """
     try:
-        yield
+        with without_panics():
+            yield
     except LorankError:
         raise
     except Exception as error:
         raise refused(reason_of(error)) from None
+
+
+@contextmanager
+def without_panics() -> Iterator[None]:
+    """Make an error of a panic of the tokenizers package, which is no Exception.
+
+    Raises:
+        RuntimeError: there was one.
+
+    """
+    try:
+        yield
+    except BaseException as error:
+        if type(error).__name__ != "PanicException":  # a class that cannot be imported
+            raise
+        raise RuntimeError(one_line(error)) from None
 
 
 def reason_of(error: Exception) -> str:
@@ -94,3 +112,37 @@ def read_model_config(
     if methods := [key for key in content if callable(getattr(PreTrainedConfig, key, None))]:
         raise ValueError(f"{methods[0]} in its config is no value that a config has")
     return AutoConfig.from_pretrained(name, trust_remote_code=trust_remote_code, revision=revision or "main", **options)
+
+
+def read_tokenizer(
+    name: str, *, trust_remote_code: bool = False, revision: str | None = None
+) -> "PreTrainedTokenizerBase":
+    """The tokenizer of a model or beside an adapter, tried with limits before it is loaded.
+
+    Args:
+        name: hub name or folder.
+        trust_remote_code: let the tokenizer's own code run.
+        revision: of a hub name.
+
+    Raises:
+        ValueError: it has settings that no tokenizer has, or takes far too much time or memory.
+        Exception: whatever transformers raises.
+
+    """
+    from transformers import AutoTokenizer
+    from transformers.utils.hub import cached_files
+
+    folders = {Path(name)} if os.path.isdir(name) else set[Path]()
+    if not folders:
+        found = cached_files(
+            name,
+            list(FILES),
+            revision=revision or "main",
+            _raise_exceptions_for_missing_entries=False,
+            _raise_exceptions_for_connection_errors=False,
+            _raise_exceptions_for_gated_repo=False,
+        )
+        folders = {Path(file).parent for file in found or ()}
+    for folder in sorted(folders):
+        check_tokenizer_folder(folder)
+    return AutoTokenizer.from_pretrained(name, trust_remote_code=trust_remote_code, revision=revision or "main")

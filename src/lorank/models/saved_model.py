@@ -6,14 +6,14 @@ from pathlib import Path
 from typing import Any
 
 from peft import PeftConfig, PeftModel, TaskType
-from transformers import AutoTokenizer, PreTrainedConfig
+from transformers import PreTrainedConfig
 
 from lorank.errors import AdapterError, RecipeError
 from lorank.models.adapted_model import head_width
 from lorank.models.families import is_classifier, kind_of
 from lorank.models.label_names import label_names_in, read_label_names
 from lorank.models.loading import config_of, load_task_model, load_tokenizer, on_own_device
-from lorank.models.pretrained import Pretrained, loadable
+from lorank.models.pretrained import Pretrained, loadable, read_tokenizer
 from lorank.received_files import check_adapter_folder
 
 ADAPTER_CONFIG = "adapter_config.json"
@@ -132,7 +132,7 @@ def _new_tokens(folder: Path, base: Pretrained) -> tuple[str, ...] | None:
     if not (folder / "tokenizer_config.json").is_file():
         return None
     with loadable(lambda why: AdapterError(f"{folder}: the tokenizer beside the adapter cannot be read ({why})")):
-        own = AutoTokenizer.from_pretrained(str(folder)).get_vocab()
+        own = read_tokenizer(str(folder)).get_vocab()
     tokenizer = load_tokenizer(base)
     known, count = tokenizer.get_vocab(), len(tokenizer)
     added = sorted((number, token) for token, number in own.items() if token not in known)

@@ -9,9 +9,9 @@ from pydantic import AfterValidator, BaseModel, ConfigDict, Field, StrictFloat, 
 
 from lorank.artefact import read_json
 from lorank.errors import AdapterError, one_line
-from lorank.expressions import check_time, compiled
 from lorank.received_files import check_adapter_folder
 from lorank.serving.peft_rules import check_choice
+from lorank.untrusted.expressions import check_time, compiled
 
 CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
 # Starts after which the base model is the one that was loaded; others (PiSSA, OLoRA, CorDA, LoftQ) change it on loading.

@@ -1,19 +1,19 @@
 """`lorank merge`: the adapter added to its base model, saved as a model of its own, by PEFT."""
 
+import warnings
 from collections.abc import Mapping
-from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 import torch
 from huggingface_hub import split_torch_state_dict_into_shards
 from peft.utils import ModulesToSaveWrapper
-from transformers import AutoTokenizer
 
 from lorank.artefact import check_new_folder, new_folder
-from lorank.errors import AdapterError, one_line
+from lorank.errors import AdapterError, LorankWarning, one_line
 from lorank.models.adapted_model import load_adapted
 from lorank.models.label_names import read_label_names
+from lorank.models.pretrained import read_tokenizer
 from lorank.serving.adapter_config import NotPlainError
 from lorank.serving.adapter_files import AdapterFiles, warn_if_idle
 from lorank.serving.base_layers import BaseLayers, revision_for
@@ -99,9 +99,15 @@ def _check_size(size: str) -> None:
 def _save_tokenizer(sources: Mapping[str, str | None], folder: Path, trust_remote_code: bool) -> None:
     """That of the first source, each with its revision, that has one."""
     for source, revision in sources.items():
-        with suppress(Exception):  # an adapter's folder rarely has one, and a base model need not have one either
-            tokenizer = AutoTokenizer.from_pretrained(
-                source, trust_remote_code=trust_remote_code, revision=revision or "main"
-            )
+        try:
+            tokenizer = read_tokenizer(source, trust_remote_code=trust_remote_code, revision=revision)
             tokenizer.save_pretrained(str(folder))
+        except Exception as error:  # an adapter's folder rarely has one, and a base model need not have one either
+            if (Path(source) / "tokenizer_config.json").is_file():
+                warnings.warn(
+                    f"{source}: the tokenizer there cannot be read ({one_line(error)}), so the merged model has not got it",
+                    LorankWarning,
+                    stacklevel=3,
+                )
+        else:
             return

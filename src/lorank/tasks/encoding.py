@@ -7,6 +7,8 @@ from datasets import Dataset
 from peft import TaskType
 from transformers import DataCollatorForSeq2Seq, DataCollatorWithPadding, PreTrainedTokenizerBase
 
+from lorank.errors import DataError
+from lorank.models.pretrained import loadable
 from lorank.tasks.data import TaskData
 from lorank.tasks.section import DataSection
 from lorank.tasks.sft_tokens import encode_sft
@@ -22,13 +24,28 @@ def tokenize(rows: Dataset, tokenizer: PreTrainedTokenizerBase, section: DataSec
         section: says where texts are cut.
         task_type: of the model: a classifier, an encoder-decoder or a decoder.
 
+    Raises:
+        DataError: a text that the tokenizer cannot make tokens of.
+        RecipeError: as `encode_sft` and `encode_text`.
+
     """
     if section.is_sft:
         if "input_ids" not in rows.column_names:
             return encode_sft(rows, tokenizer, section)
         return rows.select_columns(["input_ids", "attention_mask", "labels", "length"])
-    if task_type != TaskType.SEQ_CLS:
-        return encode_text(rows, tokenizer, section, encoder_decoder=task_type == TaskType.SEQ_2_SEQ_LM)
+    with loadable(_no_tokens):
+        if task_type != TaskType.SEQ_CLS:
+            return encode_text(rows, tokenizer, section, encoder_decoder=task_type == TaskType.SEQ_2_SEQ_LM)
+        return _encode_texts(rows, tokenizer, section)
+
+
+def _no_tokens(why: str) -> DataError:
+    return DataError(
+        f"data: the tokenizer cannot make tokens of a text ({why}); mend or leave out what it does not know"
+    )
+
+
+def _encode_texts(rows: Dataset, tokenizer: PreTrainedTokenizerBase, section: DataSection) -> Dataset:
     columns = [name for name in ("text_1", "text_2") if name in rows.column_names]
 
     def encode(batch: Mapping[str, list[Any]]) -> dict[str, Any]:

@@ -19,12 +19,14 @@ from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerBase
 from lorank.artefact import read_plain_text
 from lorank.errors import DataError, LorankWarning, RecipeError, one_line
 from lorank.models.loading import quiet_loading
+from lorank.models.pretrained import without_panics
 from lorank.processes import only_cpu
 from lorank.tasks.data import TaskData
 from lorank.tasks.evaluation_settings import CHECKPOINTING
 from lorank.tasks.section import EVAL, SCORING, DataSection
 from lorank.tasks.sft_rows import streamed_examples
 from lorank.tasks.text_data import IGNORED, end_of_text
+from lorank.untrusted.chat_templates import USUAL, check_chat_template
 
 _STREAMED_AT_A_TIME = 256  # rows that TRL makes into tokens at once
 
@@ -33,7 +35,7 @@ def set_chat_template(tokenizer: PreTrainedTokenizerBase, section: DataSection) 
     """Give the tokenizer the template of `data.chat_template`.
 
     Raises:
-        RecipeError: the file cannot be read, or there is no template at all.
+        RecipeError: the file cannot be read, there is no template at all, or one that takes far too much time or memory.
 
     """
     if section.task != "chat":
@@ -49,6 +51,7 @@ def set_chat_template(tokenizer: PreTrainedTokenizerBase, section: DataSection) 
             "data.task chat: the tokenizer of this model has no chat template; give data.chat_template, a Jinja file, or a model "
             "that was trained to chat"
         )
+    _check_template(tokenizer, section)
 
 
 def assistant_only(tokenizer: PreTrainedTokenizerBase, section: DataSection) -> bool:
@@ -88,13 +91,14 @@ def encode_sft(rows: Dataset, tokenizer: PreTrainedTokenizerBase, section: DataS
 
     Raises:
         DataError: a row that the chat template refuses, or in which it marks no token of the assistant.
-        RecipeError: the tokenizer has no token for the end of a text.
+        RecipeError: the tokenizer has no token for the end of a text, or the chat template takes far too much time or memory.
 
     """
     if section.task != "chat":
         end_of_text(tokenizer)
     examples = [json.loads(example) for example in rows["example"][:]]
     only = assistant_only(tokenizer, section)
+    _check_template(tokenizer, section, examples, marks=only)
     try:
         ids, labels = _by_trl(examples, tokenizer, assistant_only=only)
     except Exception as error:  # jinja's, the tokenizer's or TRL's own: found again, with the row
@@ -114,6 +118,21 @@ def encode_sft(rows: Dataset, tokenizer: PreTrainedTokenizerBase, section: DataS
     return Dataset.from_dict({"input_ids": ids, "attention_mask": masks, "labels": labels, "length": lengths})
 
 
+def _check_template(
+    tokenizer: PreTrainedTokenizerBase,
+    section: DataSection,
+    examples: Sequence[Mapping[str, Any]] = USUAL,
+    *,
+    marks: bool = False,
+) -> None:
+    """Try the chat template with limits, where the examples are chats."""
+    if tokenizer.chat_template is not None and any(isinstance(value, list) for value in examples[0].values()):
+        try:
+            check_chat_template(tokenizer.chat_template, tokenizer.special_tokens_map, examples, marks=marks)
+        except ValueError as error:
+            raise RecipeError(f"data.task {section.task}: {error}") from None
+
+
 def _by_trl(
     examples: Sequence[Mapping[str, Any]], tokenizer: PreTrainedTokenizerBase, *, assistant_only: bool
 ) -> tuple[list[list[int]], list[list[int]]]:
@@ -123,7 +142,7 @@ def _by_trl(
     named = {name for example in examples for name in example}
     usual: dict[str, Any] = {"chat_template_kwargs": {}} if "chat_template_kwargs" in named else {}
     filled = [{**usual, **one} for one in examples]
-    with _random_state_kept(), quiet_loading():
+    with _random_state_kept(), quiet_loading(), without_panics():
         model = LlamaForCausalLM(
             LlamaConfig(vocab_size=8, hidden_size=8, intermediate_size=8, num_hidden_layers=1, num_attention_heads=1)
         )
@@ -181,6 +200,8 @@ def _random_state_kept() -> Iterator[None]:
 def _streamed_tokens(tokenizer: PreTrainedTokenizerBase, section: DataSection) -> Iterator[dict[str, list[int]]]:
     """Tokens and labels of streamed rows that have something to learn, cut to `data.max_length`.
 
+    The chat template is tried on the first rows, with limits.
+
     Raises:
         DataError: a row that cannot be made into tokens, or a whole pass without a token to learn.
 
@@ -189,6 +210,8 @@ def _streamed_tokens(tokenizer: PreTrainedTokenizerBase, section: DataSection) -
     while True:
         taken = list(islice(rows, _STREAMED_AT_A_TIME))
         examples = [json.loads(example) for _, example in taken]
+        if taken[0][0] == 0:
+            _check_template(tokenizer, section, examples, marks=only)
         try:
             made = _by_trl(examples, tokenizer, assistant_only=only)
         except Exception as error:

@@ -58,8 +58,9 @@ def check_tokens(
         if rows is not None:
             _check_padding(base.name, tokenizer, rows)
     with findings.check():
-        # Numbers of tokens may have gaps, so that their count alone does not tell.
-        if rows is not None and max(len(tokenizer) - 1, *tokenizer.get_vocab().values()) >= rows:
+        # Numbers of tokens may have gaps, so that their count alone does not tell; those at the ends may be no tokens of it.
+        ends = tokenizer("a", "a")["input_ids"]
+        if rows is not None and max(len(tokenizer) - 1, *tokenizer.get_vocab().values(), *ends) >= rows:
             _check_vocabulary(base.name, encode, tokenizer, rows)
     with findings.check():
         if not section.writes:

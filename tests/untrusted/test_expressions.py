@@ -5,13 +5,13 @@ from pathlib import Path
 
 import pytest
 from peft import LoraConfig, get_peft_model
+from tests.conftest import tiny_config
 from transformers import BertForSequenceClassification
 
 from lorank.errors import AdapterError, TargetError
-from lorank.expressions import LONGEST, check_time, compiled
 from lorank.serving.adapter_files import AdapterFiles
 from lorank.targets import find_targets
-from tests.conftest import tiny_config
+from lorank.untrusted.expressions import LONGEST, check_time, compiled
 
 NAMES = [f"model.layers.{layer}.self_attn.{name}_proj" for layer in range(30) for name in "qkvo"]
 ENDLESS = (
@@ -27,7 +27,7 @@ ENDLESS = (
 
 @pytest.mark.parametrize("expression", ENDLESS)
 def test_an_endless_one_is_refused(expression: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("lorank.expressions.SECONDS", 0.3)
+    monkeypatch.setattr("lorank.untrusted.expressions.SECONDS", 0.3)
     began = time.monotonic()
     with pytest.raises(ValueError, match=r"takes longer than 0.3 s to match with the names of 120 modules"):
         check_time([expression], NAMES)
@@ -57,7 +57,7 @@ def test_what_cannot_be_compiled_is_a_value_error(expression: str) -> None:
 
 
 def test_of_targets_and_of_a_strangers_adapter(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("lorank.expressions.SECONDS", 0.3)
+    monkeypatch.setattr("lorank.untrusted.expressions.SECONDS", 0.3)
     with pytest.raises(TargetError, match=r"targets .* takes longer than"):
         find_targets(BertForSequenceClassification(tiny_config()), ENDLESS[4])
     with pytest.raises(TargetError, match=r"exclude_modules .* takes longer than"):

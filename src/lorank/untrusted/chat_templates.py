@@ -1,0 +1,96 @@
+"""A stranger's chat template, tried on the conversations that it is to render.
+
+Jinja's sandbox keeps a template from files and from Python, but not from loops without end and texts without end. A template
+renders the same conversation to the same text, so what passes here passes there.
+"""
+
+import json
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from typing import Any
+
+from lorank.errors import shown
+from lorank.untrusted.limited_process import SECONDS, try_limited
+
+_SECONDS_OF_EXAMPLE = 0.01
+# What a template may look at, for where it is used before there are examples: TRL asks templates for calls of tools.
+_CALL = {"type": "function", "function": {"name": "look_up", "arguments": {"place": "here"}}}
+_TURNS = (
+    {"role": "system", "content": "Be short."},
+    {"role": "user", "content": "What is the weather?"},
+    {"role": "assistant", "content": "", "reasoning_content": "I have to look.", "tool_calls": [_CALL]},
+    {"role": "tool", "name": "look_up", "content": "Rain."},
+    {"role": "assistant", "content": "It rains."},
+    {"role": "user", "content": "Thanks."},
+    {"role": "assistant", "content": "You are welcome."},
+)
+_TOOL = {
+    "type": "function",
+    "function": {
+        "name": "look_up",
+        "description": "Looks the weather up.",
+        "parameters": {"type": "object", "properties": {"place": {"type": "string"}}, "required": ["place"]},
+    },
+}
+USUAL: tuple[Mapping[str, Any], ...] = tuple(
+    {"prompt": [dict(turn) for turn in turns[:-1]], "completion": [dict(turns[-1])], "tools": tools}
+    for turns in (_TURNS, _TURNS[:1] + _TURNS[5:], _TURNS[5:])
+    for tools in ([_TOOL], None)
+)
+
+
+def check_chat_template(
+    template: str | Mapping[str, str],
+    tokens: Mapping[str, Any],
+    examples: Sequence[Mapping[str, Any]] = USUAL,
+    *,
+    marks: bool = False,
+) -> None:
+    """Refuse a chat template that takes far too long, or far too much memory, or makes far too long texts of these examples.
+
+    Five seconds, and a hundredth of one for each example; 500 MB; 100,000 characters, and 20 for each of an example. What a
+    template says is wrong with an example is left to whoever renders it.
+
+    Args:
+        template: Jinja, or several by name.
+        tokens: `special_tokens_map` of the tokenizer.
+        examples: rows as TRL reads them, with `messages`, or with `prompt` and `completion`; those of plain text do not count.
+        marks: render with the marks around what the assistant says (`{% generation %}`).
+
+    Raises:
+        ValueError: names the example that was too much; or no template is named `default`.
+
+    """
+    if not isinstance(template, str) and "default" not in template:
+        raise ValueError(
+            f"the model's chat templates have the names {shown(list(template))}, and none is named default; give a Jinja file as "
+            "data.chat_template"
+        )
+    for one in (template,) if isinstance(template, str) else template.values():
+        given = {"template": one, "tokens": dict(tokens), "marks": marks}
+        tried = try_limited(
+            "chat_template", _inputs(examples), given, seconds=SECONDS + _SECONDS_OF_EXAMPLE * len(examples)
+        )
+        where = "a short chat" if examples is USUAL else f"example {max(tried.number, 0)}"
+        if tried.over is not None:
+            raise ValueError(
+                f"the chat template {tried.over} for {where}; read it, and give another one as data.chat_template"
+            )
+        if tried.found is not None:
+            raise ValueError(
+                f"the chat template makes {tried.found} for {where}; read it, and give another one as data.chat_template"
+            )
+
+
+def _inputs(examples: Iterable[Mapping[str, Any]]) -> Iterator[dict[str, Any]]:
+    """For each example its conversations, each with whether an answer is to follow."""
+    for example in examples:
+        tools, options = example.get("tools"), example.get("chat_template_kwargs")
+        turns = example.get("messages", [])
+        conversations = [(turns, False), (turns[:-1], True)] if turns else []  # to train on, and to ask for the answer
+        if isinstance(example.get("prompt"), list):
+            conversations = [(example["prompt"], True), ([*example["prompt"], *example["completion"]], False)]
+        yield {
+            "conversations": conversations,
+            "tools": json.loads(tools) if isinstance(tools, str) else tools,
+            "options": options if isinstance(options, dict) else {},
+        }
