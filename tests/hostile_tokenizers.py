@@ -13,7 +13,7 @@ from tests.mutations import World, damaged, either
 
 CHAT = [{"role": "user", "content": "the day"}, {"role": "assistant", "content": "was fine"}]
 TEMPLATES = (
-    "{% for m in messages %}{% if m.role != 'user' %}{% generation %}{{ m.content * 2 }}{% endgeneration %}{% endif %}{% endfor %}",
+    "{% for m in messages %}{% if m.role != 'user' %}{% generation %}{{ m.content }}{% endgeneration %}{% endif %}{% endfor %}",
     "{% set ns = namespace(n=0) %}{% for i in range(20) %}{% set ns.n = ns.n * 9 + i %}{{ 'x' * ns.n }}{% break %}{% endfor %}",
     "{{ tools | tojson(indent=2) }}{% macro f(x) %}{{ x | trim | upper }}{% endmacro %}{{ f(messages[0]['content']) }}",
 )

@@ -44,6 +44,7 @@ def measured(world: World, kind: str, seeds: int) -> dict[str, Any]:
         "best_plan_gain": float(1 - means[1:-1].min() / means[0]),
         "uniform_loss": found.uniform_loss,
         "sentence": found.sentence,
+        "losses": {name: float(mean) for name, mean in zip(ranks, means, strict=True)},
     }
 
 

@@ -15,7 +15,7 @@ from lorank.models.pretrained import Pretrained
 from lorank.tasks.data import load_task_data
 from lorank.tasks.encoding import tokenize
 
-# Tries every way to match a text that ends with none of these letters: the package gives up, and panics.
+# Tries every way to match a run of w before it sees that no Y follows: the package gives up, and panics.
 ENDLESS = "(w|w|[a-z ])*(?=Y)Y"
 
 

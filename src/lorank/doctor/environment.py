@@ -13,7 +13,7 @@ from packaging.version import Version
 # Lowest: of pyproject.toml. Newest: what `make` installs (locks/dev.txt), with which the whole test suite runs.
 SUPPORTED = {
     "torch": ("2.7", "2.13.0"),
-    "transformers": ("5.10.1", "5.23.0"),
+    "transformers": ("5.16.0", "5.23.0"),
     "peft": ("0.21", "0.21.2"),
     "accelerate": ("1.13", "1.15.0"),
     "datasets": ("4.7", "5.2.0"),
