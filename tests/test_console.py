@@ -162,3 +162,14 @@ def test_what_the_disk_refuses_is_one_line(capsys: pytest.CaptureFixture[str]) -
             raise error
         line = capsys.readouterr().err
         assert line == f"error: {said}; what was written before is whole: mend it, and run the same command again\n"
+
+
+def test_a_working_directory_that_was_removed_is_one_line(tmp_path: Path) -> None:
+    (folder := tmp_path / "gone").mkdir()
+    command = ["sh", "-c", f'rmdir "{folder}"; exec "{sys.executable}" -m lorank methods']
+    ended = subprocess.run(
+        command, capture_output=True, text=True, check=False, cwd=folder, env={**os.environ, "PYTHONSAFEPATH": "1"}
+    )
+    assert ended.returncode == 1
+    assert ended.stderr.startswith("error: the working directory cannot be read (No such file or directory)")
+    assert len(ended.stderr.splitlines()) == 1

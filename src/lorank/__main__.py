@@ -9,6 +9,12 @@ from lorank.interrupt import explained
 def main() -> None:
     """Run the command line, which is loaded here: Ctrl-C is explained during its imports, too."""
     _open_closed_streams()
+    try:
+        os.getcwd()
+    except OSError as error:
+        sys.exit(
+            f"error: the working directory cannot be read ({error.strerror}): it was removed or moved; go to one that is there"
+        )
     with explained():
         from lorank.cli import app
 

@@ -124,6 +124,6 @@ class LorankWarning(_Said, UserWarning):
     """Something legal that is probably not what was meant."""
 
 
-def one_line(error: BaseException, most: int = 300) -> str:
+def one_line(error: BaseException | str, most: int = 300) -> str:
     """What another package said, as part of a message of ours: in one line, and not endless."""
     return in_short(" ".join(str(error)[: 10 * most].split()), most)

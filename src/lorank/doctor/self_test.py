@@ -59,7 +59,7 @@ def self_test(device: str) -> list[Outcome]:
                 warnings.simplefilter("ignore")  # of a model of two layers and a handful of examples
                 said, right = part(device), True
         except Exception as error:  # whatever it is, it is what is looked for
-            said, right = f"{type(error).__name__}: {one_line(Exception(_without_paths(str(error))))}", False
+            said, right = f"{type(error).__name__}: {one_line(_without_paths(str(error)))}", False
         outcomes.append(Outcome(f"{name}, {device}", said, right, time.perf_counter() - began))
     return outcomes
 

@@ -16,14 +16,16 @@ from itertools import chain
 from pathlib import Path
 from typing import Any
 
+from lorank.errors import one_line
 from lorank.untrusted.in_child import OUT_OF_MEMORY
 
 SECONDS = 5.0  # of the processor, not of a clock: other work on the machine takes nothing of it
 MEGABYTES = 500.0  # beyond what the process has when it starts; on Linux
 _WAIT = 20  # times as long by a clock, whatever the processor does
-_OUT_OF_TIME = -int(getattr(signal, "SIGPROF", 0))
-# What ends a process without memory: its allocator, a write to where nothing is, the system.
-_KILLED = tuple(-int(getattr(signal, name, 0)) for name in ("SIGABRT", "SIGSEGV", "SIGBUS", "SIGKILL"))
+_OUT_OF_TIME = -int(getattr(signal, "SIGPROF", 999))
+# Its allocator or the system ended it.
+_WITHOUT_MEMORY = (OUT_OF_MEMORY, *(-int(getattr(signal, name, 999)) for name in ("SIGABRT", "SIGKILL")))
+_CRASHED = tuple(-int(getattr(signal, name, 999)) for name in ("SIGSEGV", "SIGBUS"))
 
 
 @dataclass(frozen=True)
@@ -31,7 +33,7 @@ class Tried:
     """How a trial ended.
 
     Attributes:
-        over: the limit that it went beyond, as in "takes longer than 5 s"; None where it ended by itself.
+        over: what it does beyond its limits, such as "takes longer than 5 s"; None where it ended by itself.
         number: of the input that was tried last, from 0; -1 for none.
         found: what it found out.
 
@@ -80,11 +82,14 @@ def try_limited(
             status = _OUT_OF_TIME
         said.seek(0)
         errors.seek(0)
-        lines, error = said.read().split(b"\n")[:-1], errors.read()[-500:].decode(errors="replace")
+        lines = said.read().split(b"\n")[:-1]
+        problem = errors.read().decode(errors="replace").strip().rpartition("\n")[2]
     if status == 0:
         return Tried(None, len(lines) - 2, json.loads(lines[-1])["found"])
     if status == _OUT_OF_TIME:
         return Tried(f"takes longer than {seconds:g} s", len(lines) - 1)
-    if status == OUT_OF_MEMORY or status in _KILLED:
+    if status in _WITHOUT_MEMORY or problem == "MemoryError":
         return Tried(f"takes more than {megabytes:,.0f} MB of memory", len(lines) - 1)
-    raise RuntimeError(f"a trial with limits ended with status {status}: {' '.join(error.split())}")
+    if status in _CRASHED:
+        return Tried("crashes the process that tries it", len(lines) - 1)
+    raise RuntimeError(f"a trial with limits ended with status {status}: {one_line(problem)}")
