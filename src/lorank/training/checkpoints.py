@@ -1,5 +1,6 @@
 """Checkpoints that a killed run can trust: complete or not counted."""
 
+import os
 import re
 import shutil
 import time
@@ -56,7 +57,7 @@ def latest_checkpoint(directory: Path, *, whole: bool = False) -> Path | None:
             is then removed.
 
     Warns:
-        LorankWarning: a newer checkpoint was damaged; names the file.
+        LorankWarning: a newer checkpoint was damaged; names the file. Or one is a link to nothing.
 
     Raises:
         OutputError: all checkpoints were damaged; none is removed.
@@ -100,7 +101,14 @@ def _complete(directory: Path) -> list[Path]:
     for checkpoint in _named(directory):
         if (checkpoint / _MARKER).is_file():
             complete.append(checkpoint)
-        elif checkpoint.is_dir() and not checkpoint.is_symlink():
+        elif checkpoint.is_symlink():
+            target = os.path.realpath(checkpoint)
+            warnings.warn(
+                f"{checkpoint} is a link to {target}, where no whole checkpoint is: left out",
+                LorankWarning,
+                stacklevel=3,
+            )
+        elif checkpoint.is_dir():
             shutil.rmtree(checkpoint)
     return complete
 
