@@ -1,7 +1,10 @@
 """Tokenizers of strangers end in bounded time and memory, and usual ones pass."""
 
 import json
+import os
 import shutil
+import subprocess
+import sys
 import time
 from pathlib import Path
 from typing import Any
@@ -103,3 +106,21 @@ def test_usual_ones_pass_and_what_cannot_be_loaded_is_left_to_the_loader(folder:
     (folder / "tokenizer.json").unlink()
     (folder / "tokenizer_config.json").unlink()
     check_tokenizer_folder(folder)
+
+
+def test_one_of_the_hub_is_looked_for_in_the_cache(folder: Path, tmp_path: Path) -> None:
+    repository = tmp_path / "home" / "hub" / "models--some--model"
+    (repository / "refs").mkdir(parents=True)
+    (repository / "refs" / "main").write_text("a" * 40)
+    change(folder / "tokenizer.json", RULES["a long beginning"][0])
+    shutil.copytree(folder, repository / "snapshots" / ("a" * 40))
+    program = """
+from lorank.models.loading import load_tokenizer
+from lorank.models.pretrained import Pretrained
+load_tokenizer(Pretrained("some/model"))
+"""
+    environment = {**os.environ, "HF_HOME": str(tmp_path / "home"), "HF_HUB_OFFLINE": "1"}
+    ended = subprocess.run(
+        [sys.executable, "-c", program], capture_output=True, text=True, check=False, env=environment
+    )
+    assert "RecipeError: model: 'some/model' cannot be loaded: tokenizer.json: it takes more than" in ended.stderr
