@@ -36,7 +36,7 @@ def tokenize(rows: Dataset, tokenizer: PreTrainedTokenizerBase, section: DataSec
     with loadable(_no_tokens):
         if task_type != TaskType.SEQ_CLS:
             return encode_text(rows, tokenizer, section, encoder_decoder=task_type == TaskType.SEQ_2_SEQ_LM)
-        return _encode_texts(rows, tokenizer, section)
+        return _encode_to_classify(rows, tokenizer, section)
 
 
 def _no_tokens(why: str) -> DataError:
@@ -45,7 +45,7 @@ def _no_tokens(why: str) -> DataError:
     )
 
 
-def _encode_texts(rows: Dataset, tokenizer: PreTrainedTokenizerBase, section: DataSection) -> Dataset:
+def _encode_to_classify(rows: Dataset, tokenizer: PreTrainedTokenizerBase, section: DataSection) -> Dataset:
     columns = [name for name in ("text_1", "text_2") if name in rows.column_names]
 
     def encode(batch: Mapping[str, list[Any]]) -> dict[str, Any]:

@@ -125,8 +125,8 @@ def _check_template(
     *,
     marks: bool = False,
 ) -> None:
-    """Try the chat template with limits, where the examples are chats."""
-    if tokenizer.chat_template is not None and any(isinstance(value, list) for value in examples[0].values()):
+    """Try the chat template with limits, on those examples that are chats."""
+    if tokenizer.chat_template is not None:
         try:
             check_chat_template(tokenizer.chat_template, tokenizer.special_tokens_map, examples, marks=marks)
         except ValueError as error:

@@ -59,8 +59,9 @@ def check_tokens(
             _check_padding(base.name, tokenizer, rows)
     with findings.check():
         # Numbers of tokens may have gaps, so that their count alone does not tell; those at the ends may be no tokens of it.
-        ends = tokenizer("a", "a")["input_ids"]
-        if rows is not None and max(len(tokenizer) - 1, *tokenizer.get_vocab().values(), *ends) >= rows:
+        first = {part: rows.select([0]) for part, rows in list(parts.items())[:1]}
+        ids = [one for _, _, ids in _encoded(first, tokenizer, section, task_type) for one in ids]
+        if rows is not None and max(len(tokenizer) - 1, *tokenizer.get_vocab().values(), *ids) >= rows:
             _check_vocabulary(base.name, encode, tokenizer, rows)
     with findings.check():
         if not section.writes:

@@ -65,11 +65,12 @@ def check_chat_template(
             f"the model's chat templates have the names {shown(list(template))}, and none is named default; give a Jinja file as "
             "data.chat_template"
         )
+    chats = list(_inputs(examples))
+    if not any(chat["conversations"] for chat in chats):
+        return
     for one in (template,) if isinstance(template, str) else template.values():
         given = {"template": one, "tokens": dict(tokens), "marks": marks}
-        tried = try_limited(
-            "chat_template", _inputs(examples), given, seconds=SECONDS + _SECONDS_OF_EXAMPLE * len(examples)
-        )
+        tried = try_limited("chat_template", chats, given, seconds=SECONDS + _SECONDS_OF_EXAMPLE * len(chats))
         where = "a short chat" if examples is USUAL else f"example {max(tried.number, 0)}"
         if tried.over is not None:
             raise ValueError(
@@ -91,6 +92,13 @@ def _inputs(examples: Iterable[Mapping[str, Any]]) -> Iterator[dict[str, Any]]:
             conversations = [(example["prompt"], True), ([*example["prompt"], *example["completion"]], False)]
         yield {
             "conversations": conversations,
-            "tools": json.loads(tools) if isinstance(tools, str) else tools,
+            "tools": _read(tools) if isinstance(tools, str) else tools,
             "options": options if isinstance(options, dict) else {},
         }
+
+
+def _read(tools: str) -> Any:
+    try:
+        return json.loads(tools)
+    except ValueError:  # said with the example, when it is made into tokens
+        return None

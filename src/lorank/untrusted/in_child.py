@@ -20,9 +20,8 @@ _CHARACTERS, _TIMES = 100_000, 20
 def _limit(seconds: float, megabytes: float) -> None:
     """From here on: so much time of the processor, and so much more memory, as far as the system can limit them."""
     if hasattr(signal, "setitimer"):
-        signal.setitimer(
-            signal.ITIMER_PROF, seconds
-        )  # its signal ends the process, also inside of a regular expression
+        # Its signal ends the process, also inside of a regular expression.
+        signal.setitimer(signal.ITIMER_PROF, seconds)
     with suppress(ImportError, OSError, ValueError):
         import resource
 
