@@ -47,8 +47,12 @@ def lock(directory: Path, recipe: Any) -> None:
         (change_text("config.json"), "files.config.json was"),
         (change_text("tokenizer.json"), "files.tokenizer.json was"),
         (lambda folder: (folder / "tokenizer_config.json").unlink(), "files.tokenizer_config.json was .*, now None"),
+        (
+            lambda folder: (folder / "chat_template.jinja").write_text("{{ messages }}"),
+            "files.chat_template.jinja was None",
+        ),
     ],
-    ids=["weights", "config", "tokenizer", "file removed"],
+    ids=["weights", "config", "tokenizer", "file removed", "chat template"],
 )
 def test_a_run_is_not_continued_with_another_base(
     change: Any, named: str, folder: Path, tiny_recipe: Any, tmp_path: Path

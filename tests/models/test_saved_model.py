@@ -59,6 +59,7 @@ def test_a_tokenizer_that_takes_too_much_is_refused(decoder: Path, tmp_path: Pat
     content["normalizer"] = {"type": "Prepend", "prepend": "x" * 20_000_000}
     (folder / "tokenizer.json").write_text(json.dumps(content))
     with pytest.raises(
-        AdapterError, match=r"tokenizer beside the adapter cannot be read .*takes more than .* MB of memory"
+        AdapterError,
+        match=r"tokenizer beside the adapter is refused: tokenizer.json: it takes more than .* MB of memory",
     ):
         read_saved_model(str(folder), Pretrained(""))

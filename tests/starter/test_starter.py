@@ -221,6 +221,15 @@ def test_the_longest_row_of_a_chat_fits(row: dict[str, Any], folders: dict[str, 
     assert longest <= section.max_length < longest + 16
 
 
+def test_a_tokenizer_that_is_refused_is_said(folders: dict[str, Path], tmp_path: Path) -> None:
+    shutil.copytree(folders["decoder"], folder := tmp_path / "bad")
+    config = folder / "tokenizer_config.json"
+    config.write_text(json.dumps({**json.loads(config.read_text()), "extra_ids": 10**9}))
+    code, said = init(folder, written(tmp_path / "rows.jsonl", LONG[0], 5), "--output", tmp_path / "r.yaml")
+    assert code == 1
+    assert "is refused: tokenizer_config.json: extra_ids is 1000000000" in said.replace("\n", " ")
+
+
 @pytest.mark.parametrize("name", ["a\nseed: 7\n#.jsonl", "a\x07\x1b[31m.jsonl", "a\u2028\x85b.jsonl"])
 def test_no_name_of_a_file_changes_the_recipe(name: str, folders: dict[str, Path], tmp_path: Path) -> None:
     data, output = written(tmp_path / name, {"text": "a day"}), tmp_path / "recipe.yaml"

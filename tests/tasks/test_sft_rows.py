@@ -186,6 +186,31 @@ def test_templates_without_marks(tmp_path: Path, tokenizer: Any) -> None:
     assert not assistant_only(tokenizer, section.model_copy(update={"assistant_only": False}))
 
 
+def test_no_template_is_rendered_without_limits(
+    tmp_path: Path, tokenizer: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """TRL asks templates for calls of tools, in this process: what is heavy only then must not be rendered here."""
+    tokenizer.chat_template = "{% if messages[1].tool_calls %}{{ raise_exception('rendered') }}{% endif %}" + PLAIN
+    seen = list[Any]()
+    render = type(tokenizer).apply_chat_template
+    monkeypatch.setattr(
+        type(tokenizer),
+        "apply_chat_template",
+        lambda self, chat, **more: seen.append(chat) or render(self, chat, **more),
+    )
+    data, section = load(tmp_path, [{"messages": said("fine", "warm")}], "chat")
+    encode_sft(data.train, tokenizer, section)
+    assert seen
+    assert all("tool_calls" not in turn for chat in seen for turn in chat)
+    tokenizer.chat_template = "{{ 'x' * 2000000000 }}"
+    seen.clear()
+    with pytest.raises(RecipeError, match="more than 500 MB of memory for example 0; look into the template"):
+        encode_sft(data.train, tokenizer, section)
+    with pytest.raises(RecipeError, match="more than 500 MB of memory for a short chat"):
+        set_chat_template(tokenizer, section)
+    assert not seen
+
+
 def test_a_template_is_needed_and_can_be_given(tmp_path: Path, tokenizer: Any) -> None:
     tokenizer.chat_template = None
     section = DataSection(train="x", task="chat")

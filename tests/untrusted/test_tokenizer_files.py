@@ -72,7 +72,7 @@ def change(path: Path, changes: Any) -> None:
 
 def refused(folder: Path) -> str:
     began = time.monotonic()
-    with pytest.raises(RecipeError, match="cannot be loaded: tokenizer") as found:
+    with pytest.raises(RecipeError, match="is refused: tokenizer") as found:
         load_tokenizer(Pretrained(str(folder)))
     assert time.monotonic() - began < 20
     assert len(str(found.value)) < 700
@@ -123,4 +123,7 @@ load_tokenizer(Pretrained("some/model"))
     ended = subprocess.run(
         [sys.executable, "-c", program], capture_output=True, text=True, check=False, env=environment
     )
-    assert "RecipeError: model: 'some/model' cannot be loaded: tokenizer.json: it takes more than" in ended.stderr
+    assert (
+        "RecipeError: model: the tokenizer of 'some/model' is refused: tokenizer.json: it takes more than"
+        in ended.stderr
+    )

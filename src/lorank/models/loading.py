@@ -98,7 +98,12 @@ def load_tokenizer(base: Pretrained) -> PreTrainedTokenizerBase:
     """
     config = config_of(base)  # the tokenizer reads it, too, and checks nothing of it
     with _loadable(base.name):
-        tokenizer = read_tokenizer(base.name, trust_remote_code=base.trust_remote_code, revision=base.revision)
+        tokenizer = read_tokenizer(
+            base.name,
+            lambda why: RecipeError(f"model: the tokenizer of {shown(base.name, 300)} is refused: {why}"),
+            trust_remote_code=base.trust_remote_code,
+            revision=base.revision,
+        )
         set_padding(tokenizer, config, base.name)
         add_new_tokens(tokenizer, base.new_tokens, base.name)
     return tokenizer

@@ -115,17 +115,18 @@ def read_model_config(
 
 
 def read_tokenizer(
-    name: str, *, trust_remote_code: bool = False, revision: str | None = None
+    name: str, refused: Callable[[str], LorankError], *, trust_remote_code: bool = False, revision: str | None = None
 ) -> "PreTrainedTokenizerBase":
     """The tokenizer of a model or beside an adapter, tried with limits before it is loaded.
 
     Args:
         name: hub name or folder.
+        refused: which of its files has settings that no tokenizer has, or takes far too much -> the error to raise.
         trust_remote_code: let the tokenizer's own code run.
         revision: of a hub name.
 
     Raises:
-        ValueError: it has settings that no tokenizer has, or takes far too much time or memory.
+        LorankError: of `refused`.
         Exception: whatever transformers raises.
 
     """
@@ -144,5 +145,8 @@ def read_tokenizer(
         )
         folders = {Path(file).parent for file in found or ()}
     for folder in sorted(folders):
-        check_tokenizer_folder(folder)
+        try:
+            check_tokenizer_folder(folder)
+        except ValueError as error:
+            raise refused(str(error)) from None
     return AutoTokenizer.from_pretrained(name, trust_remote_code=trust_remote_code, revision=revision or "main")

@@ -131,8 +131,9 @@ def _new_tokens(folder: Path, base: Pretrained) -> tuple[str, ...] | None:
     """
     if not (folder / "tokenizer_config.json").is_file():
         return None
-    with loadable(lambda why: AdapterError(f"{folder}: the tokenizer beside the adapter cannot be read ({why})")):
-        own = read_tokenizer(str(folder)).get_vocab()
+    beside = f"{folder}: the tokenizer beside the adapter"
+    with loadable(lambda why: AdapterError(f"{beside} cannot be read ({why})")):
+        own = read_tokenizer(str(folder), lambda why: AdapterError(f"{beside} is refused: {why}")).get_vocab()
     tokenizer = load_tokenizer(base)
     known, count = tokenizer.get_vocab(), len(tokenizer)
     added = sorted((number, token) for token, number in own.items() if token not in known)

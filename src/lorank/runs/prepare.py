@@ -90,8 +90,9 @@ def prepare(
         if recipe.data.is_sft and model is not None:
             _check_no_head(model, checked[0])
     with findings.check():
-        tokenizer = load_tokenizer(base)
-        set_chat_template(tokenizer, recipe.data)
+        loaded = load_tokenizer(base)
+        set_chat_template(loaded, recipe.data)
+        tokenizer = loaded
     if model is not None and tokenizer is not None:
         with findings.check():
             recipe = _sft_checked(recipe, tokenizer, task_type, say)

@@ -100,7 +100,7 @@ def _save_tokenizer(sources: Mapping[str, str | None], folder: Path, trust_remot
     """That of the first source, each with its revision, that has one."""
     for source, revision in sources.items():
         try:
-            tokenizer = read_tokenizer(source, trust_remote_code=trust_remote_code, revision=revision)
+            tokenizer = read_tokenizer(source, AdapterError, trust_remote_code=trust_remote_code, revision=revision)
             tokenizer.save_pretrained(str(folder))
         except Exception as error:  # an adapter's folder rarely has one, and a base model need not have one either
             if (Path(source) / "tokenizer_config.json").is_file():

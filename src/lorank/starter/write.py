@@ -16,6 +16,7 @@ from lorank.models.pretrained import Pretrained
 from lorank.starter.choices import Choice, Starter, check_fits, check_method
 from lorank.starter.columns import task_of_columns
 from lorank.starter.first_rows import read_source
+from lorank.untrusted.tokenizer_files import FILES
 
 _COMMENT = 44  # column of the comments
 
@@ -63,6 +64,8 @@ def starter_choices(
     try:
         tokenizer = load_tokenizer(model)
     except RecipeError:
+        if any((Path(model.name) / file).is_file() for file in FILES):
+            raise  # lengths by characters are for a model without a tokenizer, not for one whose tokenizer is bad
         tokenizer = None
     return Starter(model.name, config, built, tokenizer, source, task, method, budget).choices()
 

@@ -141,3 +141,14 @@ def streamed_examples(section: DataSection) -> Iterator[tuple[int, str]]:
             raise DataError(f"data.train: cannot be read ({type(error).__name__}: {one_line(error)})") from error
         if number < 0:
             raise DataError(f"data.train: the split {section.train_split!r} has no examples; it needs at least one")
+
+
+def packed(rows: Dataset, section: DataSection) -> Dataset:
+    """Rows of `encode_sft` put together into rows of at most `data.max_length` tokens (best fit, longest first), by TRL.
+
+    `seq_lengths` says how long the examples of a row are; labels of their first tokens are left out when batches are made.
+    """
+    from trl import pack_dataset  # slow to import
+
+    together = pack_dataset(rows.select_columns(["input_ids", "labels"]), section.max_length, "bfd")
+    return together.add_column("length", [len(ids) for ids in together["input_ids"][:]])

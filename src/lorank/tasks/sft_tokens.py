@@ -9,6 +9,7 @@ from dataclasses import replace
 from functools import partial
 from itertools import islice
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -24,7 +25,7 @@ from lorank.processes import only_cpu
 from lorank.tasks.data import TaskData
 from lorank.tasks.evaluation_settings import CHECKPOINTING
 from lorank.tasks.section import EVAL, SCORING, DataSection
-from lorank.tasks.sft_rows import streamed_examples
+from lorank.tasks.sft_rows import packed, streamed_examples
 from lorank.tasks.text_data import IGNORED, end_of_text
 from lorank.untrusted.chat_templates import USUAL, check_chat_template
 
@@ -67,9 +68,11 @@ def assistant_only(tokenizer: PreTrainedTokenizerBase, section: DataSection) -> 
 
     if has_generation_markers(tokenizer.chat_template or ""):
         return True
+    # TRL compares the template with those that it knows. It would render it, too, here and without limits.
+    unrendered: Any = SimpleNamespace(chat_template=tokenizer.chat_template, apply_chat_template=lambda *_, **__: "")
     try:
-        get_training_chat_template(tokenizer)
-    except Exception:  # ValueError for a template that TRL does not know; jinja's for one that it cannot render
+        get_training_chat_template(unrendered)
+    except Exception:  # ValueError for a template that TRL does not know
         if section.assistant_only:
             raise RecipeError(
                 "data.assistant_only: the chat template does not mark the assistant's tokens ({% generation %}), and TRL has no "
@@ -232,26 +235,16 @@ def _streamed_tokens(tokenizer: PreTrainedTokenizerBase, section: DataSection) -
 
 
 def _cannot_be_tokens(where: str, cause: Exception, section: DataSection) -> DataError:
+    other = ", or give another chat template as data.chat_template" * (section.task == "chat")
     return DataError(
         f"data.task {section.task}: {where} cannot be made into tokens ({type(cause).__name__}: {one_line(cause):.300}); "
-        "mend it or leave it out"
+        f"mend it or leave it out{other}"
     )
 
 
 def taught(rows: Dataset) -> list[int]:
     """Numbers of the rows with at least one label; the first token has none, as nothing stands before it."""
     return [row for row, labels in enumerate(rows["labels"][:]) if any(label != IGNORED for label in labels[1:])]
-
-
-def packed(rows: Dataset, section: DataSection) -> Dataset:
-    """Rows of `encode_sft` put together into rows of at most `data.max_length` tokens (best fit, longest first), by TRL.
-
-    `seq_lengths` says how long the examples of a row are; labels of their first tokens are left out when batches are made.
-    """
-    from trl import pack_dataset  # slow to import
-
-    together = pack_dataset(rows.select_columns(["input_ids", "labels"]), section.max_length, "bfd")
-    return together.add_column("length", [len(ids) for ids in together["input_ids"][:]])
 
 
 def with_tokens(data: TaskData, tokenizer: PreTrainedTokenizerBase, section: DataSection) -> TaskData:

@@ -20,7 +20,7 @@ from lorank.tasks.evaluation import evaluate
 from lorank.tasks.evaluation_settings import EvaluationSettings
 from lorank.tasks.general_text import general_losses
 from lorank.tasks.section import EVAL, GENERAL_TEXT, DataSection
-from lorank.tasks.sft_tokens import packed
+from lorank.tasks.sft_rows import packed
 
 _SHUFFLED_AT_A_TIME = 1000  # rows of a stream that are mixed with each other
 

@@ -72,14 +72,11 @@ def check_chat_template(
         given = {"template": one, "tokens": dict(tokens), "marks": marks}
         tried = try_limited("chat_template", chats, given, seconds=SECONDS + _SECONDS_OF_EXAMPLE * len(chats))
         where = "a short chat" if examples is USUAL else f"example {max(tried.number, 0)}"
+        advice = "look into the template, and put another one into the model's folder or, in a recipe, into data.chat_template"
         if tried.over is not None:
-            raise ValueError(
-                f"the chat template {tried.over} for {where}; read it, and give another one as data.chat_template"
-            )
+            raise ValueError(f"the chat template {tried.over} for {where}; {advice}")
         if tried.found is not None:
-            raise ValueError(
-                f"the chat template makes {tried.found} for {where}; read it, and give another one as data.chat_template"
-            )
+            raise ValueError(f"the chat template makes {tried.found} for {where}; {advice}")
 
 
 def _inputs(examples: Iterable[Mapping[str, Any]]) -> Iterator[dict[str, Any]]:

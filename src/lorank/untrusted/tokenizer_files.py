@@ -116,7 +116,8 @@ def _problem_of_rules(path: str, size: int, changed: int) -> str | None:
     given = {"texts": _TEXTS, "most_added": _ADDED, "most_tokens": _TOKENS}
     tried = try_limited("tokenizer", (path,), given, megabytes=MEGABYTES + 10 * size / 2**20)
     if tried.over is not None:
-        return f"it {tried.over} for a text of {len(_TEXTS[0]):,} characters; do not use it, or take the rule out that does this"
+        what = f"it {tried.over} for a text of {len(_TEXTS[0]):,} characters"
+        return f"{what}; use another model, or take the rule out that does this"
     if tried.found is None:
         return None
     return f"it {one_line(tried.found, 300)}"
