@@ -18,7 +18,7 @@ from datasets import Dataset, IterableDataset, concatenate_datasets
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerBase
 
 from lorank.artefact import read_plain_text
-from lorank.errors import DataError, LorankWarning, RecipeError, one_line
+from lorank.errors import DataError, LorankWarning, RecipeError, one_line, shown
 from lorank.models.loading import quiet_loading
 from lorank.models.pretrained import without_panics
 from lorank.processes import only_cpu
@@ -27,7 +27,7 @@ from lorank.tasks.evaluation_settings import CHECKPOINTING
 from lorank.tasks.section import EVAL, SCORING, DataSection
 from lorank.tasks.sft_rows import packed, streamed_examples
 from lorank.tasks.text_data import IGNORED, end_of_text
-from lorank.untrusted.chat_templates import USUAL, check_chat_template
+from lorank.untrusted.chat_templates import check_chat_template
 
 _STREAMED_AT_A_TIME = 256  # rows that TRL makes into tokens at once
 
@@ -36,7 +36,7 @@ def set_chat_template(tokenizer: PreTrainedTokenizerBase, section: DataSection) 
     """Give the tokenizer the template of `data.chat_template`.
 
     Raises:
-        RecipeError: the file cannot be read, there is no template at all, or one that takes far too much time or memory.
+        RecipeError: the file cannot be read, or there is no template at all, or none that is named `default`.
 
     """
     if section.task != "chat":
@@ -52,7 +52,11 @@ def set_chat_template(tokenizer: PreTrainedTokenizerBase, section: DataSection) 
             "data.task chat: the tokenizer of this model has no chat template; give data.chat_template, a Jinja file, or a model "
             "that was trained to chat"
         )
-    _check_template(tokenizer, section)
+    if isinstance(templates := tokenizer.chat_template, dict) and "default" not in templates:
+        raise RecipeError(
+            f"data.task chat: the chat templates of this model have the names {shown(list(templates))}, and none is named "
+            "default; give data.chat_template, a Jinja file"
+        )
 
 
 def assistant_only(tokenizer: PreTrainedTokenizerBase, section: DataSection) -> bool:
@@ -124,9 +128,9 @@ def encode_sft(rows: Dataset, tokenizer: PreTrainedTokenizerBase, section: DataS
 def _check_template(
     tokenizer: PreTrainedTokenizerBase,
     section: DataSection,
-    examples: Sequence[Mapping[str, Any]] = USUAL,
+    examples: Sequence[Mapping[str, Any]],
     *,
-    marks: bool = False,
+    marks: bool,
 ) -> None:
     """Try the chat template with limits, on those examples that are chats."""
     if tokenizer.chat_template is not None:

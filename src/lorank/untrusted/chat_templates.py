@@ -8,7 +8,6 @@ import json
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
-from lorank.errors import shown
 from lorank.untrusted.limited_process import SECONDS, try_limited
 
 _SECONDS_OF_EXAMPLE = 0.01
@@ -57,14 +56,9 @@ def check_chat_template(
         marks: render with the marks around what the assistant says (`{% generation %}`).
 
     Raises:
-        ValueError: names the example that was too much; or no template is named `default`.
+        ValueError: names the example that was too much.
 
     """
-    if not isinstance(template, str) and "default" not in template:
-        raise ValueError(
-            f"the model's chat templates have the names {shown(list(template))}, and none is named default; give a Jinja file as "
-            "data.chat_template"
-        )
     chats = list(_inputs(examples))
     if not any(chat["conversations"] for chat in chats):
         return
