@@ -90,9 +90,8 @@ def prepare(
         if recipe.data.is_sft and model is not None:
             _check_no_head(model, checked[0])
     with findings.check():
-        loaded = load_tokenizer(base)
-        set_chat_template(loaded, recipe.data)
-        tokenizer = loaded
+        tokenizer = load_tokenizer(base)
+        set_chat_template(tokenizer, recipe.data)
     if model is not None and tokenizer is not None:
         with findings.check():
             recipe = _sft_checked(recipe, tokenizer, task_type, say)
