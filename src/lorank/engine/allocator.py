@@ -135,8 +135,8 @@ class Allocator:
             if not last:
                 return None
             raise TrainingError(
-                f"every score{unscored} is 0 at step {step}: the adapter has no influence on the loss; check that it is active, that "
-                "target_modules take part in the forward pass, and that the learning rate is above 0 and its warmup ends before"
+                f"every score{unscored} is 0 at step {step}: the adapter has no influence on the loss; check that it is active, "
+                "that target_modules take part in the forward pass, and that the learning rate is above 0, its warmup over"
             )
         for name, values in alive.items():
             self.scores[name][self.units[name]] = values
