@@ -186,6 +186,26 @@ def test_templates_without_marks(tmp_path: Path, tokenizer: Any) -> None:
     assert not assistant_only(tokenizer, section.model_copy(update={"assistant_only": False}))
 
 
+@pytest.mark.parametrize(
+    ("options", "problem"),
+    [
+        ({"chat_template": "{{ 'x' }}"}, "example 1.* has chat_template in chat_template_kwargs, which is no variable"),
+        (
+            {"enable_thinking": False, "max_length": 10**9, "padding": "max_length"},
+            "has max_length in chat_template_kwargs",
+        ),
+        ({"messages": 5}, "has messages in chat_template_kwargs"),
+        ([1], r"has \[1\] as chat_template_kwargs; a mapping"),
+    ],
+)
+def test_a_row_gives_variables_of_the_template_and_no_arguments(options: Any, problem: str, tmp_path: Path) -> None:
+    rows = [
+        {"messages": said("fine", "warm"), "chat_template_kwargs": one} for one in ({"enable_thinking": True}, options)
+    ]
+    with pytest.raises(DataError, match=problem):
+        load(tmp_path, rows, "chat")
+
+
 def test_no_template_is_rendered_without_limits(
     tmp_path: Path, tokenizer: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:

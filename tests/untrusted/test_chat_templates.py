@@ -29,6 +29,11 @@ OVER = {
         "more than 500 MB",
     ),
     "a long text": ("{{ 'x' * 1000000 }}", r"makes 1,000,000 characters of an example of [\d,]+ for a short chat"),
+    "chance": (
+        "{% if range(9) | random == 8 %}{{ 'x' * 2000000000 }}{% endif %}",
+        "makes another text each time for a short chat",
+    ),
+    "chance in words": ("{{ lipsum(1) }}", "makes another text each time"),
     "no end": (
         "{% for i in range(90000) %}{% for j in range(90000) %}{% endfor %}{% endfor %}",
         r"takes longer than 0.\d+ s for a short chat; look into the template, and put another one into",

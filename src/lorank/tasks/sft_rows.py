@@ -1,12 +1,14 @@
 """Rows of the tasks chat, completion and text, as TRL reads them."""
 
 import hashlib
+import inspect
 import json
 from collections.abc import Iterator, Mapping
 from typing import Any
 
 import datasets
 from datasets import Dataset
+from transformers import PreTrainedTokenizerBase
 
 from lorank.errors import DataError, one_line, shown
 from lorank.tasks.files import Rows
@@ -14,6 +16,12 @@ from lorank.tasks.section import SFT_COLUMNS, DataSection
 
 SHAREGPT = "conversations"  # the column in place of `messages`, with `from` and `value`
 _ROLES = {"human": "user", "gpt": "assistant"}
+# Arguments of the call that renders, another template among them; a row gives variables of the template.
+_ARGUMENTS = {
+    *inspect.signature(PreTrainedTokenizerBase.apply_chat_template).parameters,
+    "conversations",
+    "messages",
+} - {"documents"}
 OPTIONAL = ("tools", "chat_template_kwargs")  # columns that chat templates read, where rows have them
 
 
@@ -74,6 +82,11 @@ def _same_form(where: str, row: Mapping[str, Any], first: bool | None, section: 
 
 def _problem(row: Mapping[str, Any], task: str) -> str | None:
     """What is wrong with a row, to go behind its name."""
+    options = row.get("chat_template_kwargs", {})
+    if not isinstance(options, Mapping):
+        return f"has {shown(options)} as chat_template_kwargs; a mapping of the template's variables is allowed"
+    if known := sorted(_ARGUMENTS & set(options)):
+        return f"has {known[0]} in chat_template_kwargs, which is no variable of a template; take it out"
     if task == "chat":
         name = SHAREGPT if SHAREGPT in row else "messages"
         return _problem_of_messages(name, row.get(name))

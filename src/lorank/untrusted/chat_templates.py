@@ -1,7 +1,8 @@
 """A stranger's chat template, tried on the conversations that it is to render.
 
 Jinja's sandbox keeps a template from files and from Python, but not from loops without end and texts without end. A template
-renders the same conversation to the same text, so what passes here passes there.
+renders the same conversation to the same text, so what passes here passes there; what draws by chance is refused. Only the clock
+and addresses in memory, which it can print, differ from one time to the next.
 """
 
 import json
@@ -47,7 +48,7 @@ def check_chat_template(
     """Refuse a chat template that takes far too long, or far too much memory, or makes far too long texts of these examples.
 
     Five seconds, and a hundredth of one for each example; 500 MB; 100,000 characters, and 20 for each of an example. What a
-    template says is wrong with an example is left to whoever renders it.
+    template says is wrong with an example is left to whoever renders it. One that draws by chance is refused, too.
 
     Args:
         template: Jinja, or several by name.

@@ -93,8 +93,17 @@ def _tokenizer(given: Any) -> Callable[[], Any]:
 
 
 def _chat_template(given: Any) -> Callable[[], Any]:
-    """Renders conversations, as transformers does."""
+    """Renders conversations, as transformers does. What draws by chance could render another text the next time."""
+    from jinja2.defaults import DEFAULT_FILTERS, DEFAULT_NAMESPACE
     from transformers.utils.chat_template_utils import render_jinja_template
+
+    drawn = list[str]()
+
+    def draw(*_: Any, **__: Any) -> str:
+        drawn.append("another text each time")
+        return ""
+
+    DEFAULT_FILTERS["random"] = DEFAULT_NAMESPACE["lipsum"] = draw
 
     def run() -> Any:
         for line, example in _inputs():
@@ -111,7 +120,9 @@ def _chat_template(given: Any) -> Callable[[], Any]:
                 except MemoryError:
                     raise
                 except Exception:  # said by whoever renders it to train on it
-                    continue
+                    text = ""
+                if drawn:
+                    return drawn[0]
                 if len(text) > _CHARACTERS + _TIMES * len(line):
                     return f"{len(text):,} characters of an example of {len(line):,}"
         return None
