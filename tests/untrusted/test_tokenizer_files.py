@@ -48,7 +48,7 @@ RULES: dict[str, tuple[dict[str, Any], str]] = {
     ),
 }  # fmt: skip
 SETTINGS: dict[str, tuple[Any, str]] = {
-    "names": ({"model_input_names": "x"}, "model_input_names is 'x'; allowed: a list of names, input_ids first"),
+    "names": ({"model_input_names": "x"}, "model_input_names is 'x'; allowed: a list of names, input_ids among them"),
     "a name": ({"model_input_names": ["x"]}, r"model_input_names is \['x'\]"),
     "a long token": ({"pad_token": "x" * 5_000_000}, "its texts have 5,000,.* characters; at most 2,000,000"),
     "many tokens": ({"extra_special_tokens": [f"<{k}>" for k in range(200_000)]}, "it has 200,000 values in one place"),
@@ -56,6 +56,10 @@ SETTINGS: dict[str, tuple[Any, str]] = {
     "a template": ({"chat_template": 5}, "chat_template is 5; allowed: a text, or several"),
     "templates": ({"chat_template": [{"name": "x"}]}, "chat_template is .*; allowed: a text, or several"),
     "a long template": ({"chat_template": {"default": "x" * 2_000_000}}, "chat_template has 2,000,000 characters"),
+    "many templates": (
+        {"chat_template": {str(k): "x" for k in range(301)}},
+        "chat_template has 301 templates; allowed: 10",
+    ),
     "a list": ([1], r"it is \[1\], and not keys and values"),
 }
 
@@ -106,6 +110,28 @@ def test_usual_ones_pass_and_what_cannot_be_loaded_is_left_to_the_loader(folder:
     (folder / "tokenizer.json").unlink()
     (folder / "tokenizer_config.json").unlink()
     check_tokenizer_folder(folder)
+
+
+def test_many_added_tokens_are_usual(folder: Path) -> None:
+    """Models of speech have 65,536 and more."""
+    flags = {"lstrip": False, "normalized": False, "rstrip": False, "single_word": False, "special": True}
+    first = len(json.loads((folder / "tokenizer.json").read_text())["model"]["vocab"])
+    tokens = [{"content": f"<|speech_{number}|>", **flags} for number in range(66_000)]
+    change(
+        folder / "tokenizer_config.json",
+        {"added_tokens_decoder": {str(first + k): one for k, one in enumerate(tokens)}},
+    )
+    added = json.loads((folder / "tokenizer.json").read_text())["added_tokens"]
+    change(
+        folder / "tokenizer.json", {"added_tokens": added + [{"id": first + k, **one} for k, one in enumerate(tokens)]}
+    )
+    check_tokenizer_folder(folder)
+
+
+def test_files_that_cannot_be_read_are_named(folder: Path) -> None:
+    (folder / "added_tokens.json").write_text("")
+    with pytest.raises(ValueError, match=r"added_tokens.json cannot be read \(Expecting value"):
+        check_tokenizer_folder(folder)
 
 
 def test_one_of_the_hub_is_looked_for_in_the_cache(folder: Path, tmp_path: Path) -> None:

@@ -105,7 +105,7 @@ def _save_tokenizer(sources: Mapping[str, str | None], folder: Path, trust_remot
         except Exception as error:  # an adapter's folder rarely has one, and a base model need not have one either
             if (Path(source) / "tokenizer_config.json").is_file():
                 warnings.warn(
-                    f"{source}: the tokenizer there cannot be read ({one_line(error)}), so the merged model has not got it",
+                    f"{source}: the tokenizer there cannot be read ({one_line(error)}): it is left out",
                     LorankWarning,
                     stacklevel=3,
                 )

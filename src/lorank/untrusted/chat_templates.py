@@ -11,7 +11,7 @@ from typing import Any
 
 from lorank.untrusted.limited_process import SECONDS, try_limited
 
-_SECONDS_OF_EXAMPLE = 0.01
+_SECONDS_OF_EXAMPLE, _SECONDS_OF_MEGABYTE = 0.01, 2.0
 # What a template may look at, for where it is used before there are examples: TRL asks templates for calls of tools.
 _CALL = {"type": "function", "function": {"name": "look_up", "arguments": {"place": "here"}}}
 _TURNS = (
@@ -47,8 +47,8 @@ def check_chat_template(
 ) -> None:
     """Refuse a chat template that takes far too long, or far too much memory, or makes far too long texts of these examples.
 
-    Five seconds, and a hundredth of one for each example; 500 MB; 100,000 characters, and 20 for each of an example. What a
-    template says is wrong with an example is left to whoever renders it. One that draws by chance is refused, too.
+    Five seconds, 0.01 for each example, and 2 for each megabyte of them; 500 MB; 100,000 characters, and 20 for each of an
+    example. What a template says is wrong with an example is left to whoever renders it. One that draws by chance is refused.
 
     Args:
         template: Jinja, or several by name.
@@ -63,9 +63,11 @@ def check_chat_template(
     chats = list(_inputs(examples))
     if not any(chat["conversations"] for chat in chats):
         return
+    megabytes = sum(len(json.dumps(chat)) for chat in chats) / 2**20
+    seconds = SECONDS + _SECONDS_OF_EXAMPLE * len(chats) + _SECONDS_OF_MEGABYTE * megabytes
     for one in (template,) if isinstance(template, str) else template.values():
         given = {"template": one, "tokens": dict(tokens), "marks": marks}
-        tried = try_limited("chat_template", chats, given, seconds=SECONDS + _SECONDS_OF_EXAMPLE * len(chats))
+        tried = try_limited("chat_template", chats, given, seconds=seconds)
         where = "a short chat" if examples is USUAL else f"example {max(tried.number, 0)}"
         advice = "look into the template, and put another one into the model's folder or, in a recipe, into data.chat_template"
         if tried.over is not None:

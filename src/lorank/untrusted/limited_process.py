@@ -87,7 +87,7 @@ def try_limited(
     if status == 0:
         return Tried(None, len(lines) - 2, json.loads(lines[-1])["found"])
     if status == _OUT_OF_TIME:
-        return Tried(f"takes longer than {seconds:g} s", len(lines) - 1)
+        return Tried(f"takes longer than {seconds:.3g} s", len(lines) - 1)
     if status in _WITHOUT_MEMORY or problem == "MemoryError":
         return Tried(f"takes more than {megabytes:,.0f} MB of memory", len(lines) - 1)
     if status in _CRASHED:

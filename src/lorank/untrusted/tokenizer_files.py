@@ -11,12 +11,13 @@ from typing import Any
 
 from lorank.artefact import read_json
 from lorank.errors import one_line, shown
-from lorank.untrusted.limited_process import MEGABYTES, try_limited
+from lorank.untrusted.limited_process import MEGABYTES, SECONDS, try_limited
 
 _SETTINGS = ("tokenizer_config.json", "special_tokens_map.json", "added_tokens.json")
 FILES = ("tokenizer.json", *_SETTINGS)
-_TOKENS = 50_000  # beside the vocabulary
-_CHARACTERS = 2_000_000
+_TOKENS, _LIST, _TEMPLATES = 100_000, 20_000, 10  # beside the vocabulary
+_CHARACTERS = 2_000_000  # of all texts in the settings, and of keys, but for those that each added token has
+_OF_TOKENS = {"content", "lstrip", "normalized", "rstrip", "single_word", "special"}
 _TEMPLATE = 1_000_000  # characters
 _MADE = 10_000  # tokens that some tokenizers make up by their number
 _ADDED = 64  # tokens at the ends of a text
@@ -32,9 +33,9 @@ _TEXTS = (
 
 
 def check_tokenizer_folder(folder: Path) -> None:
-    """Refuse a tokenizer whose settings no tokenizer has, or that needs more than a few seconds or 500 MB for a short text.
+    """Refuse a tokenizer whose settings no tokenizer has, or that needs more than 5 seconds or 500 MB for a short text.
 
-    The files' own size counts extra: ten bytes of memory for each.
+    The size of the file counts extra: for each megabyte 20 of memory, and 0.2 seconds.
 
     Args:
         folder: of a model or an adapter; one without a tokenizer is fine.
@@ -47,12 +48,12 @@ def check_tokenizer_folder(folder: Path) -> None:
         if (folder / name).is_file():
             try:
                 content = read_json(folder / name)
-            except RecursionError:
-                raise ValueError(f"{name} is nested too deep") from None
+            except (ValueError, RecursionError) as error:
+                raise ValueError(f"{name} cannot be read ({one_line(error)})") from None
             if problem := _problem_of_settings(content):
                 raise ValueError(f"{name}: {problem}")
     for path in sorted(folder.glob("tokenizer*.json")):
-        if path.name not in _SETTINGS:
+        if path.name not in _SETTINGS and path.is_file():
             state = path.stat()
             if problem := _problem_of_rules(str(path), state.st_size, state.st_mtime_ns):
                 raise ValueError(f"{path.name}: {problem}")
@@ -63,9 +64,9 @@ def _problem_of_settings(content: Any) -> str | None:
         return f"it is {shown(content, 40)}, and not keys and values"
     names = content.get("model_input_names")
     if names is not None and not (
-        isinstance(names, list) and all(isinstance(one, str) for one in names) and names[:1] == ["input_ids"]
+        isinstance(names, list) and all(isinstance(one, str) for one in names) and "input_ids" in names
     ):
-        return f"model_input_names is {shown(names, 40)}; allowed: a list of names, input_ids first"
+        return f"model_input_names is {shown(names, 40)}; allowed: a list of names, input_ids among them"
     for key in ("extra_ids", "offset", "vocab_size"):
         if isinstance(number := content.get(key), int) and number > (most := _MADE if key != "vocab_size" else 10**7):
             return f"{key} is {shown(number)}; allowed: at most {most:,}"
@@ -73,8 +74,9 @@ def _problem_of_settings(content: Any) -> str | None:
     if problem := _problem_of_template(template):
         return problem
     values = list(_values({key: value for key, value in content.items() if key != "chat_template"}))
-    if (count := max(len(value) for value in values if isinstance(value, dict | list))) > _TOKENS:
-        return f"it has {count:,} values in one place; allowed: {_TOKENS:,}"
+    for kind, most in ((dict, _TOKENS), (list, _LIST)):  # transformers' time grows with the square of a list of tokens
+        if (count := max((len(value) for value in values if isinstance(value, kind)), default=0)) > most:
+            return f"it has {count:,} values in one place; allowed: {most:,}"
     if (characters := sum(len(value) for value in values if isinstance(value, str))) > _CHARACTERS:
         return f"its texts have {characters:,} characters; at most {_CHARACTERS:,} are read"
     return None
@@ -92,6 +94,8 @@ def _problem_of_template(template: Any) -> str | None:
         ]
     if not all(isinstance(text, str) for text in texts):
         return f"chat_template is {shown(template, 40)}; allowed: a text, or several, each with name and template"
+    if len(texts) > _TEMPLATES:
+        return f"chat_template has {len(texts):,} templates; allowed: {_TEMPLATES}"
     if sum(map(len, texts)) > _TEMPLATE:
         return f"chat_template has {sum(map(len, texts)):,} characters; at most {_TEMPLATE:,} are read"
     return None
@@ -103,7 +107,7 @@ def _values(content: Mapping[str, Any]) -> Iterator[Any]:
         value = waiting.pop()
         yield value
         if isinstance(value, dict):
-            yield from value
+            yield from (key for key in value if key not in _OF_TOKENS)
             waiting += value.values()
         elif isinstance(value, list):
             waiting += value
@@ -114,7 +118,8 @@ def _problem_of_rules(path: str, size: int, changed: int) -> str | None:
     """Of a tokenizer.json, which `changed` at that time; a run loads the same one several times."""
     del changed
     given = {"texts": _TEXTS, "most_added": _ADDED, "most_tokens": _TOKENS}
-    tried = try_limited("tokenizer", (path,), given, megabytes=MEGABYTES + 10 * size / 2**20)
+    own = size / 2**20
+    tried = try_limited("tokenizer", (path,), given, seconds=SECONDS + 0.2 * own, megabytes=MEGABYTES + 20 * own)
     if tried.over is not None:
         what = f"it {tried.over} for a text of {len(_TEXTS[0]):,} characters"
         return f"{what}; use another model, or take the rule out that does this"
