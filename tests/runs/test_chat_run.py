@@ -189,6 +189,12 @@ def test_new_tokens_of_a_template(
     assert measured["loss"] == pytest.approx(result.results["i-lora"]["loss"], rel=1e-5)
 
 
+def test_a_template_that_takes_too_much_is_said_once(recipe_of: Callable[..., Recipe], tmp_path: Path) -> None:
+    (tmp_path / "own.jinja").write_text("{{ 'x' * 2000000000 }}")
+    with pytest.raises(RecipeError, match=r"^data.task chat: the chat template takes more than 500 MB [^\n]*$"):
+        run(recipe_of(data={"chat_template": str(tmp_path / "own.jinja")}), tmp_path / "out", QUIET)
+
+
 def test_another_template_is_another_run(recipe_of: Callable[..., Recipe], tmp_path: Path) -> None:
     template = tmp_path / "own.jinja"
     template.write_text(TEMPLATE)

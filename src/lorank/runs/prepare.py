@@ -95,10 +95,11 @@ def prepare(
     if model is not None and tokenizer is not None:
         with findings.check():
             recipe = _sft_checked(recipe, tokenizer, task_type, say)
+    encoded: TaskData | None = None
     with findings.check():
         data = data or load_task_data(recipe.data)
         if tokenizer is not None:
-            data = with_tokens(data, tokenizer, recipe.data)
+            data = encoded = with_tokens(data, tokenizer, recipe.data)
             if recipe.data.packing and not data.streams:
                 examples = len(data.train)
                 say(f"data.packing: {examples:,} training examples fit into {data.training_rows(examples):,} rows")
@@ -113,12 +114,12 @@ def prepare(
             if METHODS[method].allocates_in_training:
                 with findings.check():
                     allocation_stage(recipe.of(method), data).check_schedule()
-    if data is not None and tokenizer is not None and task_type is not None:
+    if encoded is not None and tokenizer is not None and task_type is not None:
         with findings.check():
-            check_texts(data, tokenizer, recipe.data, task_type)
+            check_texts(encoded, tokenizer, recipe.data, task_type)
             check_general_text(tokenizer, recipe.data, task_type)
             if model is not None:
-                check_tokens(data, tokenizer, recipe.data, task_type, base, model)
+                check_tokens(encoded, tokenizer, recipe.data, task_type, base, model)
     findings.raise_all()
     assert checked is not None
     assert data is not None
