@@ -339,6 +339,10 @@ def test_a_task_that_cannot_be_loaded_is_said_before_the_weights_are(
     assert isinstance(first, DataError)
     assert "--tasks mood: a task or its data set cannot be loaded (FileNotFoundError" in str(first)
     assert "has no chat template" in str(second)
+    (decoder_without_weights / "chat_template.jinja").write_text("{{ 'x' * 2000000000 }}")
+    with pytest.raises(SeveralFindings) as caught:
+        run_evaluation(question)
+    assert "--apply-chat-template: the chat template takes more than 500 MB" in str(caught.value.errors[1])
 
 
 def test_without_lm_eval_one_line_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
