@@ -76,6 +76,10 @@ def maps_in(text: str) -> dict[str, Any]:
 def test_a_finished_run_is_shown_whole(tmp_path: Path) -> None:
     plan = make_run(tmp_path / "mine")
     page, text = page_of(tmp_path / "mine", to=tmp_path / "report.html", figures=True)
+    readings = [reading.strip() for reading in re.findall(r'class="reading">(.*?)</', text, re.DOTALL)]
+    assert not [reading for reading in readings if re.search(r"[a-z][.][0-9A-Z]", reading)], (
+        "sentences without a space between"
+    )
     for expected in (
         "i-lora, preset paper", "some/model", f"r=2 = {plan.budget_parameters:,} parameters", plan.spending, "accuracy", "0.5000",
         "after the cut at step 20", "nearer to it than two of their standard errors", "SHA-256 of data: train", "abc",
