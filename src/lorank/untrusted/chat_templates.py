@@ -12,6 +12,7 @@ from typing import Any
 from lorank.untrusted.limited_process import SECONDS, try_limited
 
 _SECONDS_OF_EXAMPLE, _SECONDS_OF_MEGABYTE = 0.01, 2.0
+MOST = 10  # templates by name
 # What a template may look at, for where it is used before there are examples: TRL asks templates for calls of tools.
 _CALL = {"type": "function", "function": {"name": "look_up", "arguments": {"place": "here"}}}
 _TURNS = (
@@ -57,9 +58,13 @@ def check_chat_template(
         marks: render with the marks around what the assistant says (`{% generation %}`).
 
     Raises:
-        ValueError: names the example that was too much.
+        ValueError: names the example that was too much; or there are more than `MOST` templates.
 
     """
+    if not isinstance(template, str) and len(template) > MOST:
+        raise ValueError(
+            f"the model has {len(template):,} chat templates; allowed: {MOST}; give data.chat_template, a Jinja file"
+        )
     chats = list(_inputs(examples))
     if not any(chat["conversations"] for chat in chats):
         return

@@ -15,7 +15,7 @@ from lorank.untrusted.limited_process import MEGABYTES, SECONDS, try_limited
 
 _SETTINGS = ("tokenizer_config.json", "special_tokens_map.json", "added_tokens.json")
 FILES = ("tokenizer.json", *_SETTINGS)
-_TOKENS, _LIST, _TEMPLATES = 100_000, 20_000, 10  # beside the vocabulary
+_TOKENS, _LIST = 100_000, 20_000  # beside the vocabulary
 _CHARACTERS = 2_000_000  # of all texts in the settings, and of keys, but for those that each added token has
 _OF_TOKENS = {"content", "lstrip", "normalized", "rstrip", "single_word", "special"}
 _TEMPLATE = 1_000_000  # characters
@@ -94,8 +94,6 @@ def _problem_of_template(template: Any) -> str | None:
         ]
     if not all(isinstance(text, str) for text in texts):
         return f"chat_template is {shown(template, 40)}; allowed: a text, or several, each with name and template"
-    if len(texts) > _TEMPLATES:
-        return f"chat_template has {len(texts):,} templates; allowed: {_TEMPLATES}"
     if sum(map(len, texts)) > _TEMPLATE:
         return f"chat_template has {sum(map(len, texts)):,} characters; at most {_TEMPLATE:,} are read"
     return None
