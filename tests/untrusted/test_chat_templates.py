@@ -73,6 +73,8 @@ def test_the_example_is_named() -> None:
 
 def test_of_several_by_name_each_is_tried() -> None:
     check_chat_template({"default": "a", "tool_use": "b"}, {})
+    with pytest.raises(ValueError, match="the model has 301 chat templates; allowed: 10"):
+        check_chat_template({str(number): "a" for number in range(301)}, {})
     with pytest.raises(ValueError, match="500 MB"):
         check_chat_template({"default": "a", "tool_use": OVER["a text"][0]}, {})
 
