@@ -11,6 +11,7 @@ from transformers import BertForSequenceClassification
 from lorank.errors import AdapterError, TargetError
 from lorank.serving.adapter_files import AdapterFiles
 from lorank.targets import find_targets
+from lorank.untrusted.chat_templates import check_chat_template
 from lorank.untrusted.expressions import LONGEST, check_time, compiled
 
 NAMES = [f"model.layers.{layer}.self_attn.{name}_proj" for layer in range(30) for name in "qkvo"]
@@ -75,3 +76,11 @@ def test_of_targets_and_of_a_strangers_adapter(tmp_path: Path, monkeypatch: pyte
         )
         with pytest.raises(AdapterError, match=r"takes longer than .*do not load it elsewhere"):
             AdapterFiles.read(tmp_path)
+
+
+def test_where_no_process_can_be_started_it_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("lorank.untrusted.limited_process.sys.executable", "/bin/false")
+    with pytest.raises(ValueError, match="expressions could not be tried: a trial with limits ended with status 1"):
+        check_time([ENDLESS[0]], NAMES)
+    with pytest.raises(ValueError, match=r"the chat template could not be tried .*ended with status 1"):
+        check_chat_template("{{ messages }}", {})

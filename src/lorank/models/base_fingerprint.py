@@ -16,17 +16,8 @@ _WEIGHTS = ("*.safetensors", "pytorch_model*.bin")
 # Of the files that `from_pretrained` reads, those that decide numbers.
 _OTHERS = (
     *("*.index.json", "config.json", "generation_config.json", "tokenizer*.json", "special_tokens_map.json"),
-    *(
-        "chat_template*",
-        "added_tokens.json",
-        "vocab*",
-        "merges.txt",
-        "bpe.codes",
-        "*.model",
-        "*.spm",
-        "*.vocab",
-        "*.py",
-    ),
+    *("added_tokens.json", "vocab*", "merges.txt", "bpe.codes", "*.model", "*.spm", "*.vocab", "*.py"),
+    "chat_template*",
 )
 WHOLE = 512 * 2**20  # bytes of a file that are summed in about a second
 _SAMPLE = 4096

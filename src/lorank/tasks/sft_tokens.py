@@ -136,7 +136,7 @@ def _check_template(
     if tokenizer.chat_template is not None:
         try:
             check_chat_template(tokenizer.chat_template, tokenizer.special_tokens_map, examples, marks=marks)
-        except (ValueError, OSError) as error:
+        except ValueError as error:
             raise RecipeError(f"data.task {section.task}: {error}") from None
 
 

@@ -9,11 +9,12 @@ import json
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
+from lorank.errors import one_line
 from lorank.untrusted.limited_process import SECONDS, try_limited
 
 _SECONDS_OF_EXAMPLE, _SECONDS_OF_MEGABYTE = 0.01, 2.0
 MOST = 10  # templates by name
-# What a template may look at, for where it is used before there are examples: TRL asks templates for calls of tools.
+# What a template may look at, for where it renders chats that are not ours: those of lm-eval's tasks.
 _CALL = {"type": "function", "function": {"name": "look_up", "arguments": {"place": "here"}}}
 _TURNS = (
     {"role": "system", "content": "Be short."},
@@ -58,7 +59,7 @@ def check_chat_template(
         marks: render with the marks around what the assistant says (`{% generation %}`).
 
     Raises:
-        ValueError: names the example that was too much; or there are more than `MOST` templates.
+        ValueError: names the example that was too much; or there are more than `MOST` templates; or they cannot be tried.
 
     """
     if not isinstance(template, str) and len(template) > MOST:
@@ -68,11 +69,15 @@ def check_chat_template(
     chats = list(_inputs(examples))
     if not any(chat["conversations"] for chat in chats):
         return
-    megabytes = sum(len(json.dumps(chat)) for chat in chats) / 2**20
-    seconds = SECONDS + _SECONDS_OF_EXAMPLE * len(chats) + _SECONDS_OF_MEGABYTE * megabytes
+    lines = [json.dumps(chat) for chat in chats]
+    megabytes = sum(map(len, lines)) / 2**20
+    seconds = SECONDS + _SECONDS_OF_EXAMPLE * len(lines) + _SECONDS_OF_MEGABYTE * megabytes
     for one in (template,) if isinstance(template, str) else template.values():
         given = {"template": one, "tokens": dict(tokens), "marks": marks}
-        tried = try_limited("chat_template", chats, given, seconds=seconds)
+        try:
+            tried = try_limited("chat_template", lines, given, seconds=seconds)
+        except (OSError, RuntimeError) as error:
+            raise ValueError(f"the chat template could not be tried ({one_line(error)})") from None
         where = "a short chat" if examples is USUAL else f"example {max(tried.number, 0)}"
         advice = "look into the template, and put another one into the model's folder or, in a recipe, into data.chat_template"
         if tried.over is not None:

@@ -4,6 +4,7 @@ Python's `re` cannot be stopped, and PEFT uses it too. So an expression that may
 the model's modules, in a process of its own that can be ended.
 """
 
+import json
 import re
 from collections.abc import Collection, Iterable
 
@@ -39,13 +40,16 @@ def check_time(expressions: Iterable[str], names: Collection[str]) -> None:
     Names, and patterns with up to two simple repeats (`.*`, `\\d+`), take no time and are not tried.
 
     Raises:
-        ValueError: names the first expression that takes too long.
+        ValueError: names the first expression that takes too long; or they could not be tried.
 
     """
     risky = [text for text in dict.fromkeys(expressions) if not _HARMLESS.fullmatch(text)]
     if not risky or not names:
         return
-    tried = try_limited("expressions", risky, {"names": list(names)}, seconds=SECONDS)
+    try:
+        tried = try_limited("expressions", map(json.dumps, risky), {"names": list(names)}, seconds=SECONDS)
+    except RuntimeError as error:
+        raise ValueError(f"expressions could not be tried: {error}") from None
     if tried.over is not None:
         text = risky[max(tried.number, 0)]
         raise ValueError(

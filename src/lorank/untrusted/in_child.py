@@ -80,7 +80,8 @@ def _tokenizer(given: Any) -> Callable[[], Any]:
     def run() -> str | None:
         for _, path in _inputs():
             try:
-                return problem_of(Tokenizer.from_file(path))
+                if (problem := problem_of(Tokenizer.from_file(path))) is not None:
+                    return problem
             except MemoryError:
                 raise
             except Exception:  # whoever loads it to use it says so

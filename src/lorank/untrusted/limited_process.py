@@ -46,7 +46,7 @@ class Tried:
 
 def try_limited(
     kind: str,
-    inputs: Iterable[Any],
+    inputs: Iterable[str],
     given: Mapping[str, Any],
     *,
     seconds: float = SECONDS,
@@ -56,7 +56,7 @@ def try_limited(
 
     Args:
         kind: a function of `in_child`.
-        inputs: one after the other, as JSON; a file holds them, so that they may be many.
+        inputs: each as JSON; a file holds them, so that they may be many.
         given: what is the same for all of them.
         seconds: time of the processor, without what the process needs to start.
         megabytes: memory beyond that of the process when it has started, where the system limits it (Linux).
@@ -71,8 +71,8 @@ def try_limited(
     command = [sys.executable, "-I", "-S", "-W", "ignore", str(Path(__file__).with_name("in_child.py"))]
     calm = {**os.environ, "TOKENIZERS_PARALLELISM": "false", "RAYON_NUM_THREADS": "1", "OMP_NUM_THREADS": "1"}
     with tempfile.TemporaryFile() as asked, tempfile.TemporaryFile() as said, tempfile.TemporaryFile() as errors:
-        for line in chain((first,), inputs):
-            asked.write(json.dumps(line).encode() + b"\n")
+        for line in chain((json.dumps(first),), inputs):
+            asked.write(line.encode() + b"\n")
         asked.seek(0)
         try:
             status = subprocess.run(

@@ -4,6 +4,7 @@ A rule may make two million characters of each letter, or try every way to match
 and of every printable character, so a rule that waits for a certain word is not found.
 """
 
+import json
 from collections.abc import Iterator, Mapping
 from functools import lru_cache
 from pathlib import Path
@@ -48,7 +49,7 @@ def check_tokenizer_folder(folder: Path) -> None:
         if (folder / name).is_file():
             try:
                 content = read_json(folder / name)
-            except (ValueError, RecursionError) as error:
+            except ValueError as error:
                 raise ValueError(f"{name} cannot be read ({one_line(error)})") from None
             if problem := _problem_of_settings(content):
                 raise ValueError(f"{name}: {problem}")
@@ -117,7 +118,9 @@ def _problem_of_rules(path: str, size: int, changed: int) -> str | None:
     del changed
     given = {"texts": _TEXTS, "most_added": _ADDED, "most_tokens": _TOKENS}
     own = size / 2**20
-    tried = try_limited("tokenizer", (path,), given, seconds=SECONDS + 0.2 * own, megabytes=MEGABYTES + 20 * own)
+    tried = try_limited(
+        "tokenizer", (json.dumps(path),), given, seconds=SECONDS + 0.2 * own, megabytes=MEGABYTES + 20 * own
+    )
     if tried.over is not None:
         what = f"it {tried.over} for a text of {len(_TEXTS[0]):,} characters"
         return f"{what}; use another model, or take the rule out that does this"
