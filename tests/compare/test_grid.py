@@ -232,6 +232,9 @@ def test_learning_rates_are_searched_on_training_data_alone(recipe_file: Path, t
     assert recipe.train.learning_rate == rates["igu-lora"] == rates["uniform-triplets"]
     record = json.loads((tmp_path / "grid" / "search.json").read_text())
     assert [len(one["tried"]) for one in record["found"]] == [2, 2, 2]
+    # The metric that is judged by is measured alone: others may cost a text for each row.
+    measured = json.loads(next((tmp_path / "grid" / "search").rglob(RESULT)).read_text())
+    assert list(measured["metrics"]) == ["accuracy"]
     # The same question is not asked again, also where an answer was missing; another one is.
     assert searched(asked, (1e-6, 1.0), launch=never).rates == found.rates
     with pytest.raises(ComparisonError, match="lora: no learning rate of the search gave a result"):

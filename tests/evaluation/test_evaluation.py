@@ -18,7 +18,7 @@ from transformers import AutoModelForCausalLM, AutoModelForSequenceClassificatio
 from typer.testing import CliRunner
 
 from lorank.cli import app
-from lorank.errors import DataError, LorankError, OutputError
+from lorank.errors import DataError, LorankError, OutputError, RecipeError
 from lorank.evaluation import question as asked
 from lorank.evaluation.question import Question, check_question
 from lorank.evaluation.run_evaluation import run_evaluation
@@ -266,6 +266,11 @@ def test_a_recipe_says_what_its_test_parts_are(adapter: Path, decoder: Path, row
     written = tmp_path / "out" / "adapter"
     files = {path.relative_to(written).as_posix() for path in written.rglob("*.*")}
     assert {"losses.npy", "predictions.jsonl", "two/losses.npy", "two/predictions.jsonl"} <= files
+    of_tokens = recipe.model_copy(update={"metrics": ("log_likelihood",)})
+    result = run_evaluation(Question(str(adapter), data=of_tokens))["results"]["adapter"]["data"]["test"]
+    assert result["metrics"]["log_likelihood"] == pytest.approx(-result["loss"], rel=1e-6)
+    with pytest.raises(RecipeError, match=r"--generate: no metric here \(log_likelihood\) is of what is written"):
+        run_evaluation(Question(str(adapter), data=of_tokens, generate=True))
 
 
 REFUSED: dict[str, tuple[Callable[..., Question], tuple[str, ...]]] = {

@@ -108,6 +108,28 @@ def test_losses_of_texts_and_what_a_decoder_forgets(tiny_folder: Path, tmp_path:
             check_general_text(tokenizer, section, kind)
 
 
+def test_metrics_of_tokens_need_nothing_written(tiny_folder: Path, tmp_path: Path) -> None:
+    rows = [("was the day cold?", "the day", "true"), ("was it?", "the house was fine", "no")]
+    content = "".join(f'{{"question": "{q}", "passage": "{p}", "answer": "{a}"}}\n' for q, p, a in rows)
+    (tmp_path / "rows.jsonl").write_text(content)
+    file, work = str(tmp_path / "rows.jsonl"), tmp_path / "work"
+    base, kind = Pretrained(str(tiny_writer("decoder", tiny_folder, tmp_path / "model"))), TaskType.CAUSAL_LM
+    section = DataSection(train=file, test=file, task="boolq", max_length=24)
+    tokenizer, data, model = load_tokenizer(base), load_task_data(section), load_task_model(base, kind, ()).model
+    both = EvaluationSettings(section, kind, ("token_accuracy", "log_likelihood"))
+    metrics, _ = evaluate(model, data, tokenizer, both, work)
+    sums, counts = np.load(work / LOSSES)
+    assert list(metrics) == ["token_accuracy", "log_likelihood"]
+    assert metrics["log_likelihood"] == pytest.approx(-float(sums.sum() / counts.sum()), rel=1e-6)
+    assert metrics["token_accuracy"] in (0, 0.25, 0.5, 0.75, 1)  # of four tokens
+    assert not (work / "predictions.jsonl").exists()
+    written = EvaluationSettings(section, kind, ("exact_match", "log_likelihood"))
+    found, _ = evaluate(model, data, tokenizer, written, work)
+    assert list(found) == ["exact_match", "log_likelihood"]
+    assert found["log_likelihood"] == metrics["log_likelihood"]
+    assert (work / "predictions.jsonl").exists()
+
+
 def test_tokens_of_the_recipe_are_part_of_what_is_written(tiny_folder: Path) -> None:
     tokenizer = AutoTokenizer.from_pretrained(tiny_folder)
     tokenizer.add_special_tokens({"additional_special_tokens": ["<yes>"]})

@@ -111,7 +111,9 @@ def test_the_search_of_learning_rates_sees_the_same_rows(tmp_path: Path, tiny_fo
     files = {"train": str(tmp_path / "all.jsonl"), "test": str(tmp_path / "all.jsonl")}
     data = {**files, "task": "summarization", "sample": {"train": 0.5, "seed": 1}}
     content = {"model": str(tiny_folder), "method": "lora", "budget": "r=1", "data": data}
-    searched = _on_training_data("task", content, tmp_path, 0.2)["data"]
+    found = _on_training_data("task", content, tmp_path, 0.2, None)
+    searched = found["data"]
+    assert found["metrics"] == ["rouge1"]  # the first, which is judged by
     drawn = drawn_rows(SampleSection(train=0.5, seed=1), "train", 40)
     assert drawn is not None
     written = [

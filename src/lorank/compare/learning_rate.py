@@ -17,7 +17,6 @@ from lorank.compare.cells import (
     Cell,
     Measured,
     budget_of,
-    merged,
     recipe_of,
     source_of,
 )
@@ -27,6 +26,7 @@ from lorank.compare.launch import Launch
 from lorank.compare.run_grid import run_grid
 from lorank.errors import ComparisonError
 from lorank.tasks.data import hold_out, load_rows, load_task_data
+from lorank.tasks.metrics import choose_metrics
 
 # Not a seed of the grid: the search must not choose what happens to suit one of them.
 SEARCH_SEED = 1000
@@ -47,7 +47,8 @@ def searched(
     """The grid with a learning rate for every task, budget and method.
 
     Each method is trained once for each factor times its own learning rate, on a part of the training data, and judged on the
-    rest of it (split by content); where the metric is equal, or not defined, by the loss. Controls of a method take its rate.
+    rest of it (split by content); where the metric is equal, or not defined, by the loss. No other metric is measured, so
+    nothing is generated where the metric needs no texts. Controls of a method take its rate.
     Rates that were chosen for the same question stand: a factor that failed then is not tried again.
 
     Args:
@@ -83,7 +84,7 @@ def searched(
         return replace(grid, rates=_with_controls(grid, chosen))
     tried: dict[tuple[str, str, str], dict[float, tuple[tuple[float, float], float]]] = {}
     contents = {
-        task: _on_training_data(task, content, grid.folder / "search", fraction)
+        task: _on_training_data(task, content, grid.folder / "search", fraction, (metrics or {}).get(task))
         for task, content in grid.contents.items()
     }
     methods = tuple(name for name in grid.methods if name not in BORROWING)
@@ -173,8 +174,10 @@ def _best(key: tuple[str, str, str], tried: Mapping[float, tuple[tuple[float, fl
     return tried[factor][1]
 
 
-def _on_training_data(task: str, content: Mapping[str, Any], folder: Path, fraction: float) -> dict[str, Any]:
-    """The task's recipe on two parts of its training data, written as files of JSON lines."""
+def _on_training_data(
+    task: str, content: Mapping[str, Any], folder: Path, fraction: float, metric: str | None
+) -> dict[str, Any]:
+    """The task's recipe on two parts of its training data, written as files of JSON lines, with the metric alone or the first."""
     recipe = recipe_of(content, Cell(task, budget_of(content), BASELINE, SEARCH_SEED))
     # Of what is searched on, a share for evaluations while training is held out anew.
     data = load_task_data(recipe.data.model_copy(update={"eval": None}))
@@ -196,4 +199,5 @@ def _on_training_data(task: str, content: Mapping[str, Any], folder: Path, fract
         write_text(path, "".join(f"{json.dumps(row, ensure_ascii=False)}\n" for row in written))
     section = recipe.data.model_dump(exclude={"name", "config", "train_split", "test_split", "sample", "general_text"})
     section |= {**paths, "text": columns, "label": "label"} if raw is None else paths
-    return merged({key: value for key, value in content.items() if key != "data"}, {"data": section})
+    judged = metric or next(iter(choose_metrics(recipe.data.task, recipe.metrics)))
+    return {**{key: value for key, value in content.items() if key != "data"}, "data": section, "metrics": [judged]}

@@ -25,6 +25,7 @@ from lorank.tasks.evaluation import evaluate
 from lorank.tasks.evaluation_settings import EvaluationSettings
 from lorank.tasks.files import read_rows
 from lorank.tasks.loss_file import LOSSES, read_sums
+from lorank.tasks.metrics import choose_metrics, need_texts
 from lorank.tasks.text_evaluation import by_length, kept_losses
 from lorank.tasks.text_tasks import TEXT_TASKS
 from lorank.training.prepared import Prepared
@@ -60,11 +61,12 @@ def prepare_own_data(model: SavedModel, question: Question, console: Console) ->
         _, prepared = prepare(found.recipe, (), console, TaskData(found.rows, found.rows, found.label_names, hashes))
     else:
         prepared = _of_recipe(model, question, console)
-    task = prepared.section.task
-    if question.generate and prepared.section.writes and task not in TEXT_TASKS:
-        raise RecipeError(
-            f"--generate: task {task} has no metric of what is written; leave it out, or look at --samples"
-        )
+    if question.generate and prepared.section.writes:
+        metrics = choose_metrics(prepared.section.task, prepared.metrics)
+        if not need_texts(metrics):
+            raise RecipeError(
+                f"--generate: no metric here ({', '.join(metrics)}) is of what is written; leave it out, or look at --samples"
+            )
     if question.samples and not model.writes:
         raise RecipeError(f"--samples: {model.name} classifies texts, so there is nothing that it writes; leave it out")
     known = prepared.data.parts
@@ -144,7 +146,8 @@ def evaluate_part(model: Any, own: OwnData, part: str, *, generate: bool, direct
     prepared, rows = own.prepared, own.parts[part]
     directory.mkdir(parents=True, exist_ok=True)
     metrics: dict[str, Any] = {}
-    if generate or prepared.section.task not in TEXT_TASKS:
+    task = prepared.section.task
+    if generate or task not in TEXT_TASKS or not need_texts(choose_metrics(task, prepared.metrics)):
         data = replace(prepared.data, test=rows)
         metrics, _ = evaluate(model, data, prepared.tokenizer, own.settings, directory)
     else:

@@ -1,6 +1,6 @@
 """What a run is judged by: scikit-learn's, scipy's and rouge-score's metrics on predictions of the test part."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import partial
 from typing import Any
 
@@ -28,7 +28,7 @@ REGRESSION: Mapping[str, Metric] = {
     "pearson": lambda labels, predicted: float(stats.pearsonr(labels, predicted).statistic),
     "spearman": lambda labels, predicted: float(stats.spearmanr(labels, predicted).statistic),
 }
-# Of chat, completion and text: from the mean loss of a target token, and the share of targets that are the likeliest token.
+# Of every task that writes: from the mean loss of a target token, and the share of targets that are the likeliest token.
 TOKENS: Mapping[str, Metric] = {
     "log_likelihood": lambda loss, right: -float(loss),
     "token_accuracy": lambda loss, right: float(right),
@@ -63,6 +63,11 @@ def exact_match(targets: Sequence[str], written: Sequence[str], answer: Answer) 
     return float(np.mean([right == given and given is not None for right, given in answers]))
 
 
+def need_texts(names: Iterable[str]) -> bool:
+    """Whether a metric of a task that writes is of what is written, so that texts have to be generated."""
+    return any(name not in TOKENS for name in names)
+
+
 def choose_metrics(task: str, names: Sequence[str] | None, classes: int | None = None) -> dict[str, Metric]:
     """Metrics of a task by name; all of them (of tasks that write: their usual ones) when no name is given.
 
@@ -77,7 +82,7 @@ def choose_metrics(task: str, names: Sequence[str] | None, classes: int | None =
     if task in TEXT_TASKS:
         usual = TEXT_TASKS[task].metrics
         known = {kind: partial(rouge, kind=kind) for kind in ("rouge1", "rouge2", "rougeL", "rougeLsum")}
-        known["exact_match"] = partial(exact_match, answer=TEXT_TASKS[task].answer)
+        known |= {"exact_match": partial(exact_match, answer=TEXT_TASKS[task].answer), **TOKENS}
     if task in SFT_COLUMNS:
         known, usual = dict(TOKENS), tuple(TOKENS)
     if classes == 2:

@@ -1,7 +1,7 @@
 """What a model writes for the prompts of the test part, and how good it is."""
 
 import json
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from copy import deepcopy
 from pathlib import Path
 from typing import Any
@@ -28,7 +28,7 @@ from lorank.tasks.encoding import collator, tokenize
 from lorank.tasks.evaluation_settings import EvaluationSettings, shard_for_evaluation
 from lorank.tasks.example_losses import example_losses, right_tokens
 from lorank.tasks.loss_file import LOSSES, write_losses
-from lorank.tasks.metrics import choose_metrics
+from lorank.tasks.metrics import TOKENS, Metric, choose_metrics, need_texts
 from lorank.tasks.section import DataSection
 from lorank.tasks.text_data import IGNORED
 
@@ -105,13 +105,17 @@ def evaluate_texts(
 ) -> tuple[dict[str, float], float]:
     """Metrics of what the model writes, greedily or with `data.beams`, and the mean loss of a target's token.
 
-    What was written stands in `directory/predictions.jsonl`, with prompt and target, shortest first; the losses of examples
-    are left in `directory/losses.npy`.
+    What was written stands in `directory/predictions.jsonl`, with prompt and target, shortest first; nothing is written where
+    no metric needs it. The losses of examples are left in `directory/losses.npy`.
     """
     section, decoder = settings.section, settings.task_type == TaskType.CAUSAL_LM
+    chosen = choose_metrics(section.task, settings.metrics)
     order, encoded = by_length(rows, tokenizer, settings)
+    loss, found = kept_losses(model, (order, encoded), tokenizer, settings, directory, counts_right=True)
+    values = _of_tokens(chosen, found)
+    if not need_texts(chosen):
+        return values, loss
     rows = rows.select(order)
-    loss, _ = kept_losses(model, (order, encoded), tokenizer, settings, directory)
     # A decoder's row is the prompt, whose labels are left out, and the target behind it.
     prompts = [row["input_ids"][: row["labels"].count(IGNORED)] if decoder else row["input_ids"] for row in encoded]
     written = write_texts(model, prompts, tokenizer, settings, directory)
@@ -120,8 +124,7 @@ def evaluate_texts(
         told = zip(rows["prompt"], rows["cue"], targets, written, strict=True)
         lines = [json.dumps({"prompt": p + c, "target": t, "written": w}, ensure_ascii=False) for p, c, t, w in told]
         write_text(directory / "predictions.jsonl", "\n".join([*lines, ""]))
-    chosen = choose_metrics(section.task, settings.metrics)
-    return {name: metric(targets, written) for name, metric in chosen.items()}, loss
+    return {name: values[name] if name in values else metric(targets, written) for name, metric in chosen.items()}, loss
 
 
 def write_texts(
@@ -188,9 +191,14 @@ def evaluate_tokens(
     at_a_time = max(1, min(BATCH, _TOKENS_AT_A_TIME // settings.section.max_length))
     sorted_rows = by_length(rows, tokenizer, settings)
     _, found = kept_losses(model, sorted_rows, tokenizer, settings, directory, batch=at_a_time, counts_right=True)
+    loss, targets = (float(column.sum(dtype="float64")) for column in found.T[:2])
+    return _of_tokens(choose_metrics(settings.section.task, settings.metrics), found), loss / targets
+
+
+def _of_tokens(chosen: Mapping[str, Metric], found: np.ndarray) -> dict[str, float]:
+    """Those of the metrics that are of tokens, from `text_losses` of all rows, with `counts_right`."""
     loss, targets, right = (float(column.sum(dtype="float64")) for column in found.T)
-    chosen = choose_metrics(settings.section.task, settings.metrics)
-    return {name: metric(loss / targets, right / targets) for name, metric in chosen.items()}, loss / targets
+    return {name: metric(loss / targets, right / targets) for name, metric in chosen.items() if name in TOKENS}
 
 
 def _generation(model: Any, section: DataSection, tokenizer: PreTrainedTokenizerBase, tokens: int) -> GenerationConfig:
