@@ -2,11 +2,13 @@
 
 usage: python benchmarks/sharded_precisions.py [--device cuda] [--file results/sharded_precisions.json]
 
-Both processes share one GPU, so gloo joins them (NCCL wants a GPU for each). A Llama with random weights, Trainer, the same
-global batch. fp32; bf16: weights and computation; mixed: weights in fp32, computation in bf16; 4bit: NF4, stored and computed
-in bf16. Reported: ranks that differ, the adapter's largest relative difference, and what one more run of one process shows of
-each with its examples in another order inside of every batch, which changes nothing but the rounding. What the file has of
-other cases is kept.
+Both processes share one GPU, so gloo joins them (NCCL wants a GPU for each). With it torch 2.11 ends in a segmentation fault
+where Trainer gathers the sharded base to save it; so the adapter, which is whole in each process, is written as it is. A Llama
+with random weights, Trainer, the same global batch. fp32; bf16: weights and computation; mixed: weights in fp32, computation in
+bf16; 4bit: NF4, stored and computed in bf16. Reported: ranks that differ, the adapter's largest relative difference, and both
+for two controls of one process, which change nothing but the rounding: the examples of every batch in another order (turned),
+and two halves of a batch accumulated, so that kernels see what they see in two processes (halves). What the file has of other
+cases is kept.
 """
 
 import argparse
@@ -17,12 +19,13 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
-from peft import LoraConfig, get_peft_model
-from safetensors.torch import load_file
+from peft import LoraConfig, get_peft_model, get_peft_model_state_dict
+from safetensors.torch import load_file, save_file
 from torch.utils.data import Dataset
 from transformers import BitsAndBytesConfig, LlamaConfig, LlamaForCausalLM, Trainer, TrainingArguments, set_seed
 
@@ -72,7 +75,7 @@ def model_in(precision: str, folder: Path, device: str) -> Any:
     return get_peft_model(base, lora)
 
 
-def case(precision: str, method: str, folder: Path, device: str, *, turned: bool) -> None:
+def case(precision: str, method: str, folder: Path, device: str, *, turned: bool, parts: int) -> None:
     """Train, and leave ranks, seconds and bytes beside the adapter."""
     world = processes().num_processes
     sharded: dict[str, Any] = {}
@@ -82,7 +85,8 @@ def case(precision: str, method: str, folder: Path, device: str, *, turned: bool
     arguments = TrainingArguments(
         str(folder / "trainer"),
         max_steps=STEPS,
-        per_device_train_batch_size=BATCH // world,
+        per_device_train_batch_size=BATCH // world // parts,
+        gradient_accumulation_steps=parts,
         learning_rate=2e-3,
         bf16=precision != "fp32",
         use_cpu=device == "cpu",
@@ -103,7 +107,7 @@ def case(precision: str, method: str, folder: Path, device: str, *, turned: bool
     )
     allocation.attach(trainer)
     trainer.train()
-    trainer.save_model(str(folder / "adapter"))
+    adapter = {key: value.cpu() for key, value in get_peft_model_state_dict(trainer.model, _own(trainer.model)).items()}
     found = {
         "loss": trainer.state.log_history[-1]["train_loss"],
         "ranks": allocation.plan.ranks,
@@ -112,7 +116,13 @@ def case(precision: str, method: str, folder: Path, device: str, *, turned: bool
         "peak_bytes": 0 if device == "cpu" else torch.cuda.max_memory_allocated(),
     }
     if processes().is_main_process:
+        save_file(adapter, folder / "adapter.safetensors")
         (folder / "found.json").write_text(json.dumps(found))
+
+
+def _own(model: Any) -> dict[str, torch.Tensor]:
+    """The adapter's parameters alone: those of a sharded base would be gathered."""
+    return {name: value.detach() for name, value in model.named_parameters() if "lora_" in name}
 
 
 class Ordered(Trainer):
@@ -122,9 +132,12 @@ class Ordered(Trainer):
         return torch.utils.data.SequentialSampler(self.train_dataset)  # type: ignore[arg-type]
 
 
-def worker(folder: Path, device: str, names: list[str], *, turned: bool) -> None:
+def worker(folder: Path, device: str, names: list[str], *, turned: bool, parts: int) -> None:
     """All cases of one kind of launch; accelerate forgets nothing, so precisions come from new states."""
-    if device == "cpu" and int(os.environ.get("WORLD_SIZE", "1")) > 1:
+    several = int(os.environ.get("WORLD_SIZE", "1")) > 1
+    if several and device != "cpu":
+        torch.distributed.init_process_group("gloo")  # before accelerate takes NCCL
+    if several and device == "cpu":
         sys.path.insert(0, str(Path(__file__).parents[1]))
         from tests.in_training.fsdp_on_cpu import shard_on_cpu
 
@@ -135,14 +148,14 @@ def worker(folder: Path, device: str, names: list[str], *, turned: bool) -> None
         own.mkdir(parents=True, exist_ok=True)
         began = time.perf_counter()
         try:
-            case(precision, method, own, device, turned=turned)
+            case(precision, method, own, device, turned=turned, parts=parts)
         except Exception as error:
             (own / "error").write_text(f"{type(error).__name__}: {error}"[:2000])
             raise
         (own / "seconds").write_text(f"{time.perf_counter() - began:.1f}")
 
 
-def launch(folder: Path, device: str, name: str, world: int, *, turned: bool = False) -> list[subprocess.Popen[bytes]]:
+def launch(folder: Path, device: str, name: str, world: int, more: Sequence[str]) -> list[subprocess.Popen[bytes]]:
     """A launch of `world` processes; LOCAL_RANK is 0 in each, since they share a GPU."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
@@ -160,14 +173,14 @@ def launch(folder: Path, device: str, name: str, world: int, *, turned: bool = F
             environment |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
         command = [sys.executable, __file__, "--device", device, "--worker", str(folder), "--cases", name]
         with (folder.parent / f"{folder.name} {name} {rank}.log").open("wb") as log:
-            command += ["--turned"] * turned
+            command += more
             started.append(subprocess.Popen(command, env=environment, stdout=log, stderr=subprocess.STDOUT))
     return started
 
 
 def difference(one: Path, other: Path) -> float:
     """The largest over tensors of `|a - b| / |b|` (Frobenius); infinite where shapes differ."""
-    left, right = (load_file(folder / "adapter/adapter_model.safetensors") for folder in (one, other))
+    left, right = (load_file(folder / "adapter.safetensors") for folder in (one, other))
     if {key: t.shape for key, t in left.items()} != {key: t.shape for key, t in right.items()}:
         return float("inf")
     return max(float((left[key] - right[key]).norm() / right[key].norm().clamp_min(1e-12)) for key in left)
@@ -205,9 +218,10 @@ def main() -> None:
     parser.add_argument("--worker", type=Path, help=argparse.SUPPRESS)
     parser.add_argument("--cases", help=argparse.SUPPRESS)
     parser.add_argument("--turned", action="store_true", help=argparse.SUPPRESS)
+    parser.add_argument("--parts", type=int, default=1, help=argparse.SUPPRESS)
     given = parser.parse_args()
     if given.worker:
-        worker(given.worker, given.device, given.cases.split(","), turned=given.turned)
+        worker(given.worker, given.device, given.cases.split(","), turned=given.turned, parts=given.parts)
         return
     names = [f"{p} {method}" for p in given.precisions.split(",") for method in given.methods.split(",")]
     with tempfile.TemporaryDirectory() as text:
@@ -215,25 +229,31 @@ def main() -> None:
         set_seed(0)
         sizes = {"hidden_size": 256, "intermediate_size": 768, "num_hidden_layers": 6, "num_attention_heads": 4}
         LlamaForCausalLM(LlamaConfig(vocab_size=512, initializer_range=0.05, **sizes)).save_pretrained(work / "base")
-        kinds = {"one": (1, False), "turned": (1, True), "two": (2, False)}
+        controls = {"turned": (1, ["--turned"]), "halves": (1, ["--parts", "2"])}
+        kinds: dict[str, tuple[int, list[str]]] = {"one": (1, []), **controls, "two": (2, [])}
         for start in range(0, len(names), given.together):
-            started = []
-            for name in names[start : start + given.together]:
-                for kind, (world, turned) in kinds.items():
+            started, part = [], names[start : start + given.together]
+            for name in part:
+                for kind, (world, more) in kinds.items():
                     (work / kind).mkdir(exist_ok=True)
-                    started += launch(work / kind, given.device, name, world, turned=turned)
+                    started += launch(work / kind, given.device, name, world, more)
             for process in started:
                 process.wait()
-        table = {name: {kind: compared(work, name, kind) for kind in kinds} for name in names}
-        for name, row in table.items():
-            print(name, json.dumps(row))
-            if "error" in row["two"]:
-                print((work / f"two {name} 0.log").read_text(errors="replace")[-3000:])
-    device = given.device if given.device == "cpu" else torch.cuda.get_device_name()
-    given.file.parent.mkdir(parents=True, exist_ok=True)
-    before = json.loads(given.file.read_text())["cases"] if given.file.exists() else {}
-    facts = {"device": device, "torch": torch.__version__, "steps": STEPS, "batch": BATCH, "length": LENGTH}
-    given.file.write_text(json.dumps({**facts, "cases": {**before, **table}}, indent=1) + "\n")
+            table = {name: {kind: compared(work, name, kind) for kind in kinds} for name in part}
+            for name, row in table.items():
+                print(name, json.dumps(row), flush=True)
+                if "error" in row["two"]:
+                    print((work / f"two {name} 0.log").read_text(errors="replace")[-3000:], flush=True)
+            keep(table, given.file, given.device)
+
+
+def keep(table: dict[str, Any], path: Path, device: str) -> None:
+    """Write the cases into the file, beside those that it has."""
+    name = device if device == "cpu" else torch.cuda.get_device_name()
+    path.parent.mkdir(parents=True, exist_ok=True)
+    before = json.loads(path.read_text())["cases"] if path.exists() else {}
+    facts = {"device": name, "torch": torch.__version__, "steps": STEPS, "batch": BATCH, "length": LENGTH}
+    path.write_text(json.dumps({**facts, "cases": {**before, **table}}, indent=1) + "\n")
 
 
 if __name__ == "__main__":

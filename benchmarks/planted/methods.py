@@ -77,7 +77,11 @@ def frozen_plans(world: World, seed: int, names: Collection[str]) -> Iterator[tu
         if name not in names:
             continue
         began = time.process_time()
-        scores = lorank.score(copy.deepcopy(world.base), loader, method=method, seed=seed, **options)
+        try:
+            scores = lorank.score(copy.deepcopy(world.base), loader, method=method, seed=seed, **options)
+        except lorank.LorankError as error:  # estimators whose scores are all 0 here
+            print(f"{name} leaves no row: {error}", flush=True)
+            continue
         took = time.process_time() - began
         yield name, dict(lorank.allocate(scores, budget, max_rank=CAP).ranks), took
         if name in ("gram", "fisher"):

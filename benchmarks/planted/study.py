@@ -3,15 +3,18 @@
 usage: python benchmarks/planted/study.py small [--designs random,one-type] [--worlds 0-4] [--seeds 0-2] [--processes 2]
        (first, for minilm and smollm2: python examples/prepare_more.py downloads)
 
-What is in the file already is kept and not run again, so a study can be stopped and continued. `report.py` reads the files.
+Rows are written as they come, and what is in the file already is not run again, so a study can be stopped and continued; a
+method that ends with an error leaves no row, and the others go on. `report.py` reads the files.
 """
 
 import argparse
 import csv
 import os
+import sys
 import time
+import traceback
 from collections import defaultdict
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Iterator, Mapping
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from functools import cache
 from multiprocessing import get_context
@@ -20,6 +23,7 @@ from typing import Any
 
 import torch
 from bases import Bases
+from filelock import FileLock
 from students import plan_losses, recovery
 from worlds import DESIGNS, World, make_world
 
@@ -91,13 +95,32 @@ def rows_of(
 
 
 def run(
-    kind: str, design: str, world: int, seed: int, device: str, wanted: Collection[str], known: Collection[str]
-) -> list[dict[str, Any]]:
-    """One world and seed, in a process of its own."""
+    path: Path,
+    kind: str,
+    one: tuple[str, int, int],
+    device: str,
+    wanted: Collection[str],
+    known: Collection[str],
+) -> float:
+    """One design, world and seed, in a process of its own; rows are added to the file. Gives their seconds of processor time."""
     torch.set_num_threads(1)
-    key = f"{design}:{world}"
-    bases = _bases("cpu" if kind == "small" else device)
-    return list(rows_of(make_world(bases, kind, design, world), kind, key, seed, wanted, known, device))
+    design, world, seed = one
+    bases, seconds = _bases("cpu" if kind == "small" else device), 0.0
+    for row in rows_of(make_world(bases, kind, design, world), kind, f"{design}:{world}", seed, wanted, known, device):
+        add_row(path, row)
+        seconds += float(row["cpu_seconds"])
+    return seconds
+
+
+def add_row(path: Path, row: Mapping[str, Any]) -> None:
+    """Add a row to the file, which several processes write."""
+    with FileLock(path.with_suffix(".lock")):
+        new = not path.exists()
+        with path.open("a", newline="") as file:
+            writer = csv.DictWriter(file, FIELDS, lineterminator="\n")
+            if new:
+                writer.writeheader()
+            writer.writerow(row)
 
 
 @cache
@@ -139,20 +162,20 @@ def main() -> None:
         if {MARKS.get(name, name) for name in wanted} - done[f"{design}:{world}", seed]
     ]
     print(f"{len(left)} worlds and seeds are left", flush=True)
+    failed = 0
     with ProcessPoolExecutor(given.processes, mp_context=get_context("spawn")) as pool:
         waiting = {
-            pool.submit(run, given.kind, *one, given.device, wanted, done[f"{one[0]}:{one[1]}", one[2]]): one
+            pool.submit(run, path, given.kind, one, given.device, wanted, done[f"{one[0]}:{one[1]}", one[2]]): one
             for one in left
         }
         for future in as_completed(waiting):
-            rows = future.result()
-            new = not path.exists()
-            with path.open("a", newline="") as file:
-                writer = csv.DictWriter(file, FIELDS, lineterminator="\n")
-                if new:
-                    writer.writeheader()
-                writer.writerows(rows)
-            print(waiting[future], f"{sum(float(row['cpu_seconds']) for row in rows):.0f} cpu s", flush=True)
+            if error := future.exception():
+                failed += 1
+                print(waiting[future], "".join(traceback.format_exception(error)), flush=True)
+            else:
+                print(waiting[future], f"{future.result():.0f} cpu s", flush=True)
+    path.with_suffix(".lock").unlink(missing_ok=True)
+    sys.exit(failed > 0)
 
 
 if __name__ == "__main__":

@@ -17,6 +17,8 @@ def _init(self: AcceleratorState, *args: Any, **options: Any) -> None:
     if fresh and plugin is not None and self.distributed_type == DistributedType.MULTI_CPU:
         self.fsdp_plugin, self.distributed_type = plugin, DistributedType.FSDP
         PartialState._shared_state["distributed_type"] = DistributedType.FSDP
+        if self._mixed_precision != "no":
+            plugin.set_mixed_precision(self._mixed_precision)
 
 
 def shard_on_cpu() -> None:

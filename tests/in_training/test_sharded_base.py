@@ -16,14 +16,16 @@ import yaml
 from peft.tuners.lora import LoraLayer
 from rich.console import Console
 from safetensors.torch import load_file, save_file
-from tests.conftest import random_batch
+from tests.conftest import random_batch, tiny_writer
 from tests.in_training.sharded_cases import OPTIONS, cases, in_a_loop, save, tiny_model
 from tests.test_processes import launched
 
-from lorank.errors import AdapterError, LorankWarning, TrainingError
+from lorank.errors import AdapterError, LorankWarning, RecipeError, TrainingError
 from lorank.in_training import sharded_base
 from lorank.in_training.adapter_audit import check_saved
+from lorank.runs import checks
 from lorank.runs.run import run
+from lorank.tasks.section import DataSection
 
 SCRIPT = "tests.in_training.sharded_cases"
 ROOT = Path(__file__).parents[2]
@@ -101,13 +103,23 @@ def test_a_killed_process_ends_the_other_and_resuming_gives_the_undisturbed_resu
 
 
 @pytest.mark.long
-def test_a_run_with_a_sharded_base(tiny_recipe, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("writes", [False, True], ids=["classifier", "decoder"])
+def test_a_run_with_a_sharded_base(
+    writes: bool, tiny_recipe, tiny_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """`accelerate launch --use_fsdp -m lorank run`, as the environment tells it; also the baseline's adapter is whole."""
     told = {"USE": "true", "VERSION": "2", "CPU_RAM_EFFICIENT_LOADING": "false", "STATE_DICT_TYPE": "FULL_STATE_DICT"}
-    told |= {"AUTO_WRAP_POLICY": "TRANSFORMER_BASED_WRAP", "TRANSFORMER_CLS_TO_WRAP": "BertLayer"}
+    layer = "LlamaDecoderLayer" if writes else "BertLayer"
+    told |= {"AUTO_WRAP_POLICY": "TRANSFORMER_BASED_WRAP", "TRANSFORMER_CLS_TO_WRAP": layer}
     for key, value in told.items():
         monkeypatch.setenv("ACCELERATE_USE_FSDP" if key == "USE" else f"FSDP_{key}", value)
     recipe = tiny_recipe(method="i-lora", baselines=["lora"])
+    if writes:  # its metric needs no text
+        row = '{{"passage": "the day was cold {}", "question": "was the day cold", "answer": "true"}}\n'
+        (tmp_path / "rows.jsonl").write_text("".join(row.format("cold " * k) for k in range(160)))
+        data = DataSection(train=str(tmp_path / "rows.jsonl"), test=str(tmp_path / "rows.jsonl"), task="boolq")
+        model = recipe.model.model_copy(update={"name": str(tiny_writer("decoder", tiny_folder, tmp_path / "model"))})
+        recipe = recipe.model_copy(update={"model": model, "data": data, "metrics": ("log_likelihood",)})
     (tmp_path / "recipe.yaml").write_text(yaml.safe_dump(recipe.model_dump(mode="json", exclude={"resolved"})))
     launched("tests.in_training.fsdp_on_cpu", "run", str(tmp_path / "recipe.yaml"), "--output", str(tmp_path / "out"))
     for key in told:
@@ -116,6 +128,20 @@ def test_a_run_with_a_sharded_base(tiny_recipe, tmp_path: Path, monkeypatch: pyt
     result = run(recipe, tmp_path / "out", Console(quiet=True))
     assert set(result.results) == {"i-lora", "lora"}
     assert result.results["i-lora"]["adapter_parameters"] == result.plan.spent
+    assert list(result.results["i-lora"]["metrics"]) == list(recipe.metrics or ("accuracy", "f1", "matthews"))
+
+
+def test_a_sharded_model_does_not_write_texts(tiny_recipe, monkeypatch: pytest.MonkeyPatch) -> None:
+    recipe = tiny_recipe(method="lora")
+    data = recipe.data.model_copy(update={"task": "boolq"})
+    monkeypatch.setattr(checks, "asks_for_fsdp", lambda: True)
+    monkeypatch.setattr(checks, "only_cpu", lambda: False)
+    checks._check_sharded(recipe)
+    with pytest.raises(RecipeError, match=r"does not write texts here, and exact_match needs them.*log_likelihood"):
+        checks._check_sharded(recipe.model_copy(update={"data": data}))
+    checks._check_sharded(recipe.model_copy(update={"data": data, "metrics": ("log_likelihood",)}))
+    with pytest.raises(RecipeError, match="no weight can stay whole under FSDP"):
+        checks._check_sharded(recipe.model_copy(update={"method": "full"}))
 
 
 def test_units_that_are_masked_train_the_rest_as_if_they_were_gone(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -34,8 +34,9 @@ from lorank.recipe.sections import TrainingSection
 from lorank.runs.recipe_values import pretrained_of, stage_settings_of
 from lorank.scores import ImportanceScores
 from lorank.targets import Target, chosen_modules, experts_in, find_targets, unit_costs
-from lorank.tasks.metrics import choose_metrics
+from lorank.tasks.metrics import choose_metrics, need_texts
 from lorank.tasks.section import DataSection
+from lorank.tasks.text_tasks import TEXT_TASKS
 from lorank.training.plan_stage import scaled_plan
 from lorank.training.prepared import StageSettings
 from lorank.training.stage import training_arguments
@@ -178,10 +179,12 @@ def _check_sharded(recipe: Recipe) -> None:
         return
     if FULL in (recipe.method, *recipe.baselines):
         raise RecipeError(f"{FULL}: no weight can stay whole under FSDP, and all of them train; run it without FSDP")
-    if recipe.data.writes and not recipe.data.is_sft and recipe.data.test is not None:
+    if recipe.data.task not in TEXT_TASKS or recipe.data.test is None:
+        return
+    if need_texts(metrics := recipe.metrics or TEXT_TASKS[recipe.data.task].metrics):
         raise RecipeError(
-            f"data.test: a model that FSDP has sharded does not write texts here, which {recipe.data.task!r} is evaluated by; "
-            "leave data.test out, and evaluate the adapter afterwards (lorank evaluate)"
+            f"data.test: a model that FSDP has sharded does not write texts here, and {', '.join(metrics)} needs them; "
+            "ask for metrics: [log_likelihood], or leave data.test out and evaluate the adapter afterwards (lorank evaluate)"
         )
 
 
