@@ -124,6 +124,16 @@ class TestSensitivity:
         with pytest.raises(ScoresError, match="no layer is sensitive"):
             lorank.score(tiny_bert(), BATCHES, estimator="fisher", loss=nothing)
 
+    def test_a_loss_that_curves_downwards_everywhere_says_so(self) -> None:
+        def hill(model: torch.nn.Module, batch: dict) -> tuple[torch.Tensor, torch.Tensor]:
+            logits = model(**batch).logits  # at its top: the gradient is 0, the Hessian -2 J'J
+            return -(logits - logits.detach()).square().sum(), torch.ones(4)
+
+        with pytest.raises(
+            ScoresError, match=r"traces of all \d+ modules are negative.*use estimator='fisher' or 'kfac'"
+        ):
+            lorank.score(tiny_bert(), BATCHES, estimator="hutchinson", loss=hill, probes=8)
+
 
 class TestOtherScorers:
     def test_gradient_is_the_mean_of_weight_times_gradient_of_single_examples(self) -> None:

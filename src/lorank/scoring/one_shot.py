@@ -111,17 +111,24 @@ def sensitivity_scores(scoring: ScoringInput) -> ImportanceScores:
 
     def score(columns: Sequence[torch.Tensor]) -> torch.Tensor:
         trace = torch.stack([each.sum(-1) for each in columns], -1)
-        if below := int((trace[0] < 0).sum()):
+        share = torch.stack([topk_share(each, options.topk) for each in columns], -1)
+        rank = torch.stack([effective_rank(each) for each in columns], -1)
+        weights = (options.trace_weight, options.topk_weight, options.effective_rank_weight)
+        scores = combined(list(zip((trace, share, rank), weights, strict=True)))
+        below = int((trace[0] < 0).sum())
+        if below == len(columns) and not scores[0].any():
+            raise ScoresError(
+                f"the estimated traces of all {below} modules are negative, so every score is 0: far from a minimum a loss can "
+                "curve downwards; raise probes, score on more examples, or use estimator='fisher' or 'kfac', never negative"
+            )
+        if below:
             warnings.warn(
                 f"the estimated trace of {below} of {len(columns)} modules is negative and counts as zero; raise probes, or "
                 "score on more examples",
                 LorankWarning,
                 stacklevel=5,
             )
-        share = torch.stack([topk_share(each, options.topk) for each in columns], -1)
-        rank = torch.stack([effective_rank(each) for each in columns], -1)
-        weights = (options.trace_weight, options.topk_weight, options.effective_rank_weight)
-        return combined(list(zip((trace, share, rank), weights, strict=True)))
+        return scores
 
     found = {"estimator": estimator, "hessian_of": HESSIAN_OF[estimator]}
     return _calibrated(scoring, estimator, columns_of, score, found)
