@@ -243,6 +243,19 @@ def test_learning_rates_are_searched_on_training_data_alone(recipe_file: Path, t
         searched(asked, (0.0,))
 
 
+def test_factors_of_a_rate_are_tried_side_by_side(recipe_file: Path, tmp_path: Path) -> None:
+    both, met = threading.Barrier(2, timeout=60), list[str]()
+
+    def launch(folder: Path) -> int:
+        both.wait()
+        met.append(folder.parts[-4])
+        return 9
+
+    with pytest.raises(ComparisonError, match="lora: no learning rate of the search gave a result"):
+        searched(grid(recipe_file, tmp_path / "grid", ("lora",), (0,)), (0.3, 1.0), processes=2, tries=1, launch=launch)
+    assert sorted(met) == ["times-0.3", "times-1.0"]
+
+
 def test_what_a_comparison_leaves(recipe_file: Path, tmp_path: Path) -> None:
     asked = grid(recipe_file, tmp_path / "grid", ("lora", "sensitivity-lora"), (0, 1))
     run_grid(replace(asked, seeds=(0,)), launch=in_this_process)

@@ -82,41 +82,47 @@ def searched(
     record = grid.folder / "search.json"
     if (chosen := _recorded(record, question)) is not None:
         return replace(grid, rates=_with_controls(grid, chosen))
-    tried: dict[tuple[str, str, str], dict[float, tuple[tuple[float, float], float]]] = {}
-    contents = {
-        task: _on_training_data(task, content, grid.folder / "search", fraction, (metrics or {}).get(task))
-        for task, content in grid.contents.items()
-    }
     methods = tuple(name for name in grid.methods if name not in BORROWING)
     wanted = [key for key in grid.settings() if key[2] in methods]
+    own = {key: _own_rate(grid, Cell(*key, SEARCH_SEED)) for key in wanted}
+    # A task of the search is a task and a factor: all factors are in one grid, so no process waits for one of them.
+    parts = {(task, factor): f"{task}/times-{factor}" for task in grid.contents for factor in factors}
+    contents = dict[str, dict[str, Any]]()
+    for task, content in grid.contents.items():
+        on_training_data = _on_training_data(task, content, grid.folder / "search", fraction, (metrics or {}).get(task))
+        contents |= {parts[task, factor]: on_training_data for factor in factors}
     if console is not None:
-        cells = f"{len(factors)} factors x {len(wanted)} settings = {len(factors) * len(wanted)} cells"
-        console.print(f"learning rates are searched for first: {cells}", highlight=False)
-    for factor in factors:
-        rates = {key: factor * _own_rate(grid, Cell(*key, SEARCH_SEED)) for key in wanted}
-        folder = grid.folder / "search" / f"factor-{factor:g}"
-        part = replace(
-            grid,
-            contents=contents,
-            methods=methods,
-            seeds=(SEARCH_SEED,),
-            folder=folder,
-            rates=rates,
-            known={},
-            counts=False,
+        console.print(
+            f"learning rates are searched for first, on a part of the training data: {len(factors)} factors x {len(wanted)} "
+            f"settings = {len(factors) * len(wanted)} cells",
+            highlight=False,
+            soft_wrap=True,
         )
-        if console is not None:
-            console.print(f"learning rates times {factor:g}, on a part of the training data", highlight=False)
-        for cell, one in run_grid(part, processes=processes, tries=tries, console=console, launch=launch).items():
-            key = (cell.task, cell.budget, cell.method)
-            tried.setdefault(key, {})[factor] = (_judged(cell.task, one, metrics), rates[key])
-    chosen = {key: _best(key, tried.get(key, {})) for key in wanted}
+    part = replace(
+        grid,
+        contents=contents,
+        methods=methods,
+        seeds=(SEARCH_SEED,),
+        folder=grid.folder / "search",
+        rates={(parts[key[0], factor], *key[1:]): factor * own[key] for key in wanted for factor in factors},
+        known={},
+        counts=False,
+    )
+    results = run_grid(part, processes=processes, tries=tries, console=console, launch=launch)
+    tried: dict[tuple[str, str, str], dict[float, tuple[tuple[float, float], float]]] = {}
+    for key in wanted:
+        cells = {factor: Cell(parts[key[0], factor], *key[1:], SEARCH_SEED) for factor in factors}
+        tried[key] = {
+            factor: (_judged(key[0], results[cell], metrics), factor * own[key])
+            for factor, cell in cells.items()
+            if cell in results
+        }
+    chosen = {key: _best(key, tried[key]) for key in wanted}
     lines = []
     for key in wanted:
-        own = _own_rate(grid, Cell(*key, SEARCH_SEED))
         values: list[dict[str, float | None]] = []
         for factor in factors:
-            (value, better), rate = tried[key].get(factor, ((-math.inf, -math.inf), factor * own))
+            (value, better), rate = tried[key].get(factor, ((-math.inf, -math.inf), factor * own[key]))
             values.append({"rate": rate, "value": _finite(value), "loss": _finite(-better)})
         task, budget, method = key
         lines.append({"task": task, "budget": budget, "method": method, "chosen": chosen[key], "tried": values})

@@ -114,7 +114,7 @@ def test_a_failed_cell_is_said(recipe_file: Path) -> None:
 def test_parameters_follow_the_initial_rank(recipe_file: Path) -> None:
     found = run_sweep(over(recipe_file, "triplets.initial_rank=2,4"), launch=main)
     # Half of 2 and of 4 units of rank in every module, for both methods alike: less than a unit apart, which costs 48 at most.
-    spent = {(row.task[-1], row.method): row.parameters for row in found.rows}
+    spent = {(row.task[-1], row.method): row.parameters[0] for row in found.rows}
     assert all(abs(spent[rank, "i-lora"] - spent[rank, "lora"]) < 48 for rank in ("2", "4"))
     assert spent["4", "i-lora"] > 1.5 * spent["2", "i-lora"]
     assert "so it follows triplets.initial_rank" in found.notes[0]
