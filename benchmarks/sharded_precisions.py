@@ -6,9 +6,9 @@ Both processes share one GPU, so gloo joins them (NCCL wants a GPU for each). Wi
 where Trainer gathers the sharded base to save it; so the adapter, which is whole in each process, is written as it is. A Llama
 with random weights, Trainer, the same global batch. fp32; bf16: weights and computation; mixed: weights in fp32, computation in
 bf16; 4bit: NF4, stored and computed in bf16. Reported: ranks that differ, the adapter's largest relative difference, and both
-for two controls of one process, which change nothing but the rounding: the examples of every batch in another order (turned),
-and two halves of a batch accumulated, so that kernels see what they see in two processes (halves). What the file has of other
-cases is kept.
+for three controls: one process with the examples of every batch in another order (turned), or with two halves of a batch
+accumulated, so that kernels see what they see in two processes (halves), and two processes of which each holds the whole base
+(whole, DDP). What the file has of other cases is kept.
 """
 
 import argparse
@@ -75,13 +75,15 @@ def model_in(precision: str, folder: Path, device: str) -> Any:
     return get_peft_model(base, lora)
 
 
-def case(precision: str, method: str, folder: Path, device: str, *, turned: bool, parts: int) -> None:
+def case(precision: str, method: str, folder: Path, device: str, *, turned: bool, parts: int, whole: bool) -> None:
     """Train, and leave ranks, seconds and bytes beside the adapter."""
     world = processes().num_processes
-    sharded: dict[str, Any] = {}
+    launched: dict[str, Any] = {}
     if world > 1:
+        launched = {"ddp_backend": "gloo", "ddp_find_unused_parameters": False}
+    if world > 1 and not whole:
         layers = {"transformer_layer_cls_to_wrap": ["LlamaDecoderLayer"]}
-        sharded = {"fsdp": True, "fsdp_config": {"version": 2, **layers}, "ddp_backend": "gloo"}
+        launched |= {"fsdp": True, "fsdp_config": {"version": 2, **layers}}
     arguments = TrainingArguments(
         str(folder / "trainer"),
         max_steps=STEPS,
@@ -94,7 +96,7 @@ def case(precision: str, method: str, folder: Path, device: str, *, turned: bool
         save_strategy="no",
         disable_tqdm=True,
         seed=0,
-        **sharded,
+        **launched,
     )
     if device != "cpu":
         torch.cuda.reset_peak_memory_stats()
@@ -132,12 +134,12 @@ class Ordered(Trainer):
         return torch.utils.data.SequentialSampler(self.train_dataset)  # type: ignore[arg-type]
 
 
-def worker(folder: Path, device: str, names: list[str], *, turned: bool, parts: int) -> None:
+def worker(folder: Path, device: str, names: list[str], *, turned: bool, parts: int, whole: bool) -> None:
     """All cases of one kind of launch; accelerate forgets nothing, so precisions come from new states."""
     several = int(os.environ.get("WORLD_SIZE", "1")) > 1
     if several and device != "cpu":
         torch.distributed.init_process_group("gloo")  # before accelerate takes NCCL
-    if several and device == "cpu":
+    if several and device == "cpu" and not whole:
         sys.path.insert(0, str(Path(__file__).parents[1]))
         from tests.in_training.fsdp_on_cpu import shard_on_cpu
 
@@ -148,7 +150,7 @@ def worker(folder: Path, device: str, names: list[str], *, turned: bool, parts: 
         own.mkdir(parents=True, exist_ok=True)
         began = time.perf_counter()
         try:
-            case(precision, method, own, device, turned=turned, parts=parts)
+            case(precision, method, own, device, turned=turned, parts=parts, whole=whole)
         except Exception as error:
             (own / "error").write_text(f"{type(error).__name__}: {error}"[:2000])
             raise
@@ -218,10 +220,18 @@ def main() -> None:
     parser.add_argument("--worker", type=Path, help=argparse.SUPPRESS)
     parser.add_argument("--cases", help=argparse.SUPPRESS)
     parser.add_argument("--turned", action="store_true", help=argparse.SUPPRESS)
+    parser.add_argument("--whole", action="store_true", help=argparse.SUPPRESS)
     parser.add_argument("--parts", type=int, default=1, help=argparse.SUPPRESS)
     given = parser.parse_args()
     if given.worker:
-        worker(given.worker, given.device, given.cases.split(","), turned=given.turned, parts=given.parts)
+        worker(
+            given.worker,
+            given.device,
+            given.cases.split(","),
+            turned=given.turned,
+            parts=given.parts,
+            whole=given.whole,
+        )
         return
     names = [f"{p} {method}" for p in given.precisions.split(",") for method in given.methods.split(",")]
     with tempfile.TemporaryDirectory() as text:
@@ -229,7 +239,7 @@ def main() -> None:
         set_seed(0)
         sizes = {"hidden_size": 256, "intermediate_size": 768, "num_hidden_layers": 6, "num_attention_heads": 4}
         LlamaForCausalLM(LlamaConfig(vocab_size=512, initializer_range=0.05, **sizes)).save_pretrained(work / "base")
-        controls = {"turned": (1, ["--turned"]), "halves": (1, ["--parts", "2"])}
+        controls = {"turned": (1, ["--turned"]), "halves": (1, ["--parts", "2"]), "whole": (2, ["--whole"])}
         kinds: dict[str, tuple[int, list[str]]] = {"one": (1, []), **controls, "two": (2, [])}
         for start in range(0, len(names), given.together):
             started, part = [], names[start : start + given.together]
