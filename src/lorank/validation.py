@@ -2,9 +2,9 @@
 
 from collections.abc import Iterable, Mapping
 from difflib import get_close_matches
-from typing import Any, get_args
+from typing import Annotated, Any, get_args
 
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import BaseModel, BeforeValidator, ConfigDict, ValidationError
 
 from lorank.errors import in_short, shown
 
@@ -57,6 +57,16 @@ class Section(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
 
+def _listed(value: Any) -> Any:
+    if value == [] or value == ():
+        raise ValueError("the list is empty; give one name at least, or leave it out")
+    return [value] if isinstance(value, str) else value
+
+
+# Names in a list, or one name alone.
+Names = Annotated[tuple[str, ...], BeforeValidator(_listed)]
+
+
 def explain(error: ValidationError, section: type[BaseModel], also: Iterable[str] = ()) -> str:
     """What is wrong with options of `section`: one line for each key; the forms that a value may have are put together.
 
@@ -91,6 +101,7 @@ def _explain(problem: Any, section: type[BaseModel], also: Iterable[str]) -> tup
     if problem["type"] == "missing":
         return key, "missing; every recipe needs it", ""
     reason = problem["msg"].removeprefix("Value error, ").replace("\n", f"\n{key}: ")
+    reason = reason.replace("a valid tuple", "a list, [one, two]")
     got = "" if problem["type"] == "value_error" else f" (got {shown(problem['input'], 200)})"
     return key or "recipe", reason, got
 

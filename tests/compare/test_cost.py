@@ -1,5 +1,6 @@
 """What a grid costs: from measured times alone; and what its seeds can show."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -26,18 +27,24 @@ def grid(seeds: int, methods: int) -> Grid:
 
 
 def test_time_is_known_from_cells_of_the_same_kind_alone() -> None:
+    of = grid(3, 1)
     cells = list(cells_of(["mood", "cola"], ["r=1"], ["lora", "eva"], range(3)))
-    assert time_left(cells, {}) == "time left: not known yet, no cell of lora (mood, r=1) and 3 other kinds is done"
+    assert time_left(of, cells, {}) == "time left: not known yet, no cell of lora (mood, r=1) and 3 other kinds is done"
     done = {cell: measured(0.5, seconds=100.0, before=20.0, wall=150.0) for cell in cells[:3]}
     left = [cell for cell in cells if cell not in done]
     # Two of mood's three cells each, and of cola's uniform LoRA, at 150 s; nothing is known of EVA on CoLA.
-    assert time_left(left, done) == "time left: more than 15 min; not known yet, no cell of eva (cola, r=1) is done"
+    assert time_left(of, left, done) == "time left: more than 15 min; not known yet, no cell of eva (cola, r=1) is done"
     done[Cell("cola", "r=1", "eva", 0)] = measured(0.5, seconds=400.0, before=200.0)  # of an earlier version
     left = [cell for cell in cells if cell not in done]
-    assert time_left(left, done) == "about 35 min left"
-    assert time_left(left, done, processes=2) == "about 18 min left"
-    assert time_left(left[-1:], done, processes=8) == "about 10 min left"  # no cell is faster than itself
-    assert time_left([], done) == "nothing left"
+    assert time_left(of, left, done) == "about 35 min left"
+    assert time_left(of, left, done, processes=2) == "about 18 min left"
+    assert time_left(of, left[-1:], done, processes=8) == "about 10 min left"  # no cell is faster than itself
+    assert time_left(of, [], done) == "nothing left"
+    # In a search of learning rates a cell tells of those with other factors of the rate.
+    search = replace(of, alike={"mood/times-0.3": "mood", "mood/times-1.0": "mood"})
+    first, second = (Cell(task, "r=1", "lora", 1000) for task in search.alike)
+    assert time_left(search, [second], {first: measured(0.5, wall=600.0)}) == "about 10 min left"
+    assert time_left(search, [second], {}).endswith("no cell of lora (mood, r=1) is done")
     assert [duration(s) for s in (3.2, 600, 9600)] == ["3 s", "10 min", "2 h 40 min"]
 
 

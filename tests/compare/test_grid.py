@@ -222,7 +222,7 @@ def test_learning_rates_are_searched_on_training_data_alone(recipe_file: Path, t
     for method, own in (("lora", 1e-2), ("igu-lora", 1e-2), ("full", 1e-3)):
         assert rates[method] in (own, 1e-6 * own)
     held = [
-        (tmp_path / "grid" / "search" / "data" / f"mood-{part}.jsonl").read_text().splitlines()
+        next((tmp_path / "grid" / "search" / "data").glob(f"mood-{part}-*.jsonl")).read_text().splitlines()
         for part in ("train", "judged")
     ]
     assert len(held[0]) + len(held[1]) == 120
@@ -235,12 +235,20 @@ def test_learning_rates_are_searched_on_training_data_alone(recipe_file: Path, t
     # The metric that is judged by is measured alone: others may cost a text for each row.
     measured = json.loads(next((tmp_path / "grid" / "search").rglob(RESULT)).read_text())
     assert list(measured["metrics"]) == ["accuracy"]
+    said = Console(file=(tmp_path / "said").open("w"), width=500)
+    searched(asked, (1e-6, 1.0), launch=never, console=said)
+    assert "learning rates that were searched for: mood, lora " in (tmp_path / "said").read_text()
     # The same question is not asked again, also where an answer was missing; another one is.
     assert searched(asked, (1e-6, 1.0), launch=never).rates == found.rates
     with pytest.raises(ComparisonError, match="lora: no learning rate of the search gave a result"):
         searched(asked, (0.5, 2.0), launch=never)
     with pytest.raises(ComparisonError, match="factors are"):
         searched(asked, (0.0,))
+    # Other data are another question, and cells that saw other rows do not answer it.
+    lines = (path := Path(yaml.safe_load(recipe_file.read_text())["data"]["train"])).read_text().splitlines()
+    path.write_text("\n".join([*lines[:1], *lines[20:], ""]))
+    with pytest.raises(OutputError, match="was run by another recipe"):
+        searched(asked, (1e-6, 1.0), launch=never)
 
 
 def test_factors_of_a_rate_are_tried_side_by_side(recipe_file: Path, tmp_path: Path) -> None:

@@ -269,6 +269,8 @@ def test_a_recipe_says_what_its_test_parts_are(adapter: Path, decoder: Path, row
     of_tokens = recipe.model_copy(update={"metrics": ("log_likelihood",)})
     result = run_evaluation(Question(str(adapter), data=of_tokens))["results"]["adapter"]["data"]["test"]
     assert result["metrics"]["log_likelihood"] == pytest.approx(-result["loss"], rel=1e-6)
+    both = recipe.model_copy(update={"metrics": ("rouge1", "log_likelihood")})  # without --generate, what needs no text
+    assert run_evaluation(Question(str(adapter), data=both))["results"]["adapter"]["data"]["test"] == result
     with pytest.raises(RecipeError, match=r"--generate: no metric here \(log_likelihood\) is of what is written"):
         run_evaluation(Question(str(adapter), data=of_tokens, generate=True))
 

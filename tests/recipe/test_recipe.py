@@ -393,3 +393,12 @@ def test_a_key_given_twice_is_refused(tmp_path: Path) -> None:
 def test_odd_content_with_another_method(tmp_path: Path, content) -> None:
     with pytest.raises(RecipeError):
         load_recipe(written(tmp_path, {**MINIMAL, **content}), ["method=igu-lora", "baselines.x=1"])
+
+
+def test_metrics_are_names_or_one_name() -> None:
+    content = {"model": "m", "budget": "r=1", "data": {"train": "a.tsv", "test": "b.tsv"}}
+    assert make_recipe({**content, "metrics": "accuracy"}).metrics == ("accuracy",)
+    with pytest.raises(RecipeError, match="metrics: the list is empty; give one name at least"):
+        make_recipe({**content, "metrics": []})
+    with pytest.raises(RecipeError, match=r"metrics: Input should be a list, \[one, two\] \(got 3\)"):
+        make_recipe({**content, "metrics": 3})

@@ -121,3 +121,8 @@ def test_the_search_of_learning_rates_sees_the_same_rows(tmp_path: Path, tiny_fo
     ]
     assert sorted(written) == sorted(lines[row] for row in drawn.rows)
     assert "sample" not in searched
+    # Files are named by their content: a search of other rows is another search.
+    content["data"] = {**data, "sample": {"train": 0.4, "seed": 1}}
+    other = _on_training_data("task", content, tmp_path, 0.2, None)["data"]
+    assert not {searched["train"], searched["test"]} & {other["train"], other["test"]}
+    assert all(Path(path).is_file() for path in (searched["train"], other["train"]))

@@ -16,7 +16,7 @@ from lorank.compare.example_pairs import read_cell_losses
 from lorank.compare.forest_plot import draw_forest_plot
 from lorank.compare.grid import Grid, grid_content
 from lorank.compare.launch import Launch
-from lorank.compare.learning_rate import searched
+from lorank.compare.learning_rate import rates_in_words, searched
 from lorank.compare.over_tasks import COLUMNS as OVER_TASKS
 from lorank.compare.over_tasks import OverTasks, over_tasks, overall_sentence
 from lorank.compare.pareto import draw_pareto, with_front
@@ -200,6 +200,7 @@ def compare_recipes(
             *loss_sentences([*rows, *against], level),
             *(overall_sentence(one, len(grid.seeds), level) for one in overall if one.difference is not None),
             *general_sentences(rows),
+            *([rates_in_words(grid.rates)] if grid.rates else []),
         ),
         failed=grid.errors(),
         folder=grid.folder,
@@ -221,7 +222,9 @@ def check_metrics(grid: Grid, metrics: Mapping[str, str]) -> None:
         recipe = recipe_of(grid.contents[task], Cell(task, grid.budgets[0], BASELINE, grid.seeds[0]))
         known = list(choose_metrics(recipe.data.task, recipe.metrics))
         if name not in known:
-            raise ComparisonError(f"metric {name!r} is none of {task}'s; allowed: {', '.join(known)}")
+            raise ComparisonError(
+                f"metric {name!r} is none of {task}'s; allowed: {', '.join(known)}, and what else stands in the recipe's metrics"
+            )
 
 
 def write_comparison(

@@ -33,10 +33,11 @@ def planned_steps(grid: Grid, left: Sequence[Cell], examples: Mapping[str, int])
     return sum(of_setting[cell.task, cell.budget, cell.method] for cell in left)
 
 
-def time_left(left: Sequence[Cell], done: Mapping[Cell, Measured], processes: int = 1) -> str:
-    """How long cells will take, in words, from the mean times of cells that are done: of the same task, budget and method.
+def time_left(grid: Grid, left: Sequence[Cell], done: Mapping[Cell, Measured], processes: int = 1) -> str:
+    """How long cells will take, in words, from the mean times of cells that are done and of the same kind.
 
     Args:
+        grid: whose cells they are, and what their kinds are.
         left: cells, those that run now among them.
         done: what has been measured.
         processes: cells at a time.
@@ -46,11 +47,12 @@ def time_left(left: Sequence[Cell], done: Mapping[Cell, Measured], processes: in
         return "nothing left"
     times: dict[tuple[str, str, str], list[float]] = {}
     for cell, one in done.items():
-        times.setdefault((cell.task, cell.budget, cell.method), []).append(max(one.wall, one.seconds + one.before))
+        times.setdefault(grid.kind(cell), []).append(max(one.wall, one.seconds + one.before))
     known, unknown, longest = 0.0, dict[str, None](), 0.0
     for cell in left:
-        if (measured := times.get((cell.task, cell.budget, cell.method))) is None:
-            unknown[f"{cell.method} ({cell.task}, {cell.budget})"] = None
+        if (measured := times.get(grid.kind(cell))) is None:
+            task, budget, method = grid.kind(cell)
+            unknown[f"{method} ({task}, {budget})"] = None
         else:
             mean = statistics.fmean(measured)
             known, longest = known + mean, max(longest, mean)

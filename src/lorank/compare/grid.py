@@ -47,6 +47,7 @@ class Grid:
         known: (task, budget) -> parameters, and those of rank 1 everywhere, once they have been worked out.
         counts: whether a budget that counts units waits for the plan that says what they cost; a search of learning rates takes
             the mean cost, so that every factor of a rate is tried at the same number of parameters.
+        alike: task -> the task whose cells take as long: that without the factor, in a search of learning rates.
 
     """
 
@@ -59,6 +60,7 @@ class Grid:
     rates: Mapping[tuple[str, str, str], float] = field(default_factory=dict)
     known: dict[tuple[str, str], tuple[int, int]] = field(default_factory=dict)
     counts: bool = True
+    alike: Mapping[str, str] = field(default_factory=dict)
 
     def cells(self) -> list[Cell]:
         """All cells, in the order in which they run."""
@@ -67,6 +69,10 @@ class Grid:
     def settings(self) -> list[tuple[str, str, str]]:
         """Task, budget and method of the cells, without their seeds."""
         return list(dict.fromkeys((cell.task, cell.budget, cell.method) for cell in self.cells()))
+
+    def kind(self, cell: Cell) -> tuple[str, str, str]:
+        """Task, budget and method: cells of one kind take as long as each other."""
+        return self.alike.get(cell.task, cell.task), cell.budget, cell.method
 
     def source(self, cell: Cell) -> Cell:
         """The cell that a control is one of; other cells are their own."""

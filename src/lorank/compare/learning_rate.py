@@ -66,47 +66,53 @@ def searched(
         LorankError: as `run_grid`.
 
     """
+    factors = tuple(dict.fromkeys(factors))
     if not factors or any(not 0 < factor < math.inf for factor in factors):
         raise ComparisonError(f"factors are {list(factors)}; allowed: numbers above 0, for example 0.3,1,3")
     if SEARCH_SEED in grid.seeds:
         raise ComparisonError(f"seed {SEARCH_SEED} is the search's own; leave it out of --seeds")
     check_grid(grid)
+    on_training_data = {
+        task: _on_training_data(task, content, grid.folder / "search", fraction, (metrics or {}).get(task))
+        for task, content in grid.contents.items()
+    }
     question = checksum(
         {
             **grid_content(replace(grid, seeds=())),
-            "factors": [*factors],
+            "factors": factors,
+            "searched on": [
+                content["data"] for content in on_training_data.values()
+            ],  # files are named by their content
             "fraction": fraction,
             "metrics": dict(metrics or {}),
         }
     )
     record = grid.folder / "search.json"
     if (chosen := _recorded(record, question)) is not None:
+        _say(console, grid, chosen, factors)
         return replace(grid, rates=_with_controls(grid, chosen))
     methods = tuple(name for name in grid.methods if name not in BORROWING)
     wanted = [key for key in grid.settings() if key[2] in methods]
     own = {key: _own_rate(grid, Cell(*key, SEARCH_SEED)) for key in wanted}
     # A task of the search is a task and a factor: all factors are in one grid, so no process waits for one of them.
     parts = {(task, factor): f"{task}/times-{factor}" for task in grid.contents for factor in factors}
-    contents = dict[str, dict[str, Any]]()
-    for task, content in grid.contents.items():
-        on_training_data = _on_training_data(task, content, grid.folder / "search", fraction, (metrics or {}).get(task))
-        contents |= {parts[task, factor]: on_training_data for factor in factors}
     if console is not None:
         console.print(
-            f"learning rates are searched for first, on a part of the training data: {len(factors)} factors x {len(wanted)} "
-            f"settings = {len(factors) * len(wanted)} cells",
+            f"learning rates are searched for first, on a part of the training data: {len(factors)} factor"
+            f"{'s' * (len(factors) != 1)} x {len(wanted)} settings = {len(factors) * len(wanted)} cells",
             highlight=False,
             soft_wrap=True,
         )
     part = replace(
         grid,
-        contents=contents,
+        contents={name: on_training_data[task] for (task, _), name in parts.items()},
         methods=methods,
         seeds=(SEARCH_SEED,),
         folder=grid.folder / "search",
         rates={(parts[key[0], factor], *key[1:]): factor * own[key] for key in wanted for factor in factors},
         known={},
         counts=False,
+        alike={name: task for (task, _), name in parts.items()},
     )
     results = run_grid(part, processes=processes, tries=tries, console=console, launch=launch)
     tried: dict[tuple[str, str, str], dict[float, tuple[tuple[float, float], float]]] = {}
@@ -127,7 +133,34 @@ def searched(
         task, budget, method = key
         lines.append({"task": task, "budget": budget, "method": method, "chosen": chosen[key], "tried": values})
     write_json(record, {"format": "lorank.search", "version": 1, "question": question, "found": lines})
+    _say(console, grid, chosen, factors)
     return replace(grid, rates=_with_controls(grid, chosen))
+
+
+def rates_in_words(rates: Mapping[tuple[str, str, str], float]) -> str:
+    """The rates of a grid in one line."""
+    listed = "; ".join(f"{task}, {method} {rate:g}" for (task, _, method), rate in rates.items())
+    return f"learning rates that were searched for: {listed}"
+
+
+def _say(
+    console: Console | None, grid: Grid, chosen: Mapping[tuple[str, str, str], float], factors: Sequence[float]
+) -> None:
+    """The rates, and which of them are the smallest or the largest that was tried."""
+    if console is None:
+        return
+    console.print(rates_in_words(chosen), highlight=False, soft_wrap=True)
+    for word, end in (("smallest", min(factors)), ("largest", max(factors))):
+        there = [
+            key for key, rate in chosen.items() if math.isclose(rate, end * _own_rate(grid, Cell(*key, SEARCH_SEED)))
+        ]
+        if there and len(factors) > 1:
+            names = ", ".join(f"{method} ({task})" for task, _, method in there)
+            console.print(
+                f"the {word} that was tried, so that a {word.replace('est', 'er')} one may be better: {names}",
+                highlight=False,
+                soft_wrap=True,
+            )
 
 
 def _recorded(path: Path, question: str) -> dict[tuple[str, str, str], float] | None:
@@ -183,7 +216,11 @@ def _best(key: tuple[str, str, str], tried: Mapping[float, tuple[tuple[float, fl
 def _on_training_data(
     task: str, content: Mapping[str, Any], folder: Path, fraction: float, metric: str | None
 ) -> dict[str, Any]:
-    """The task's recipe on two parts of its training data, written as files of JSON lines, with the metric alone or the first."""
+    """The task's recipe on two parts of its training data, with the metric alone, or the first.
+
+    The parts are files of JSON lines whose names have the checksum of their content: a search of other data has other files,
+    and another recipe.
+    """
     recipe = recipe_of(content, Cell(task, budget_of(content), BASELINE, SEARCH_SEED))
     # Of what is searched on, a share for evaluations while training is held out anew.
     data = load_task_data(recipe.data.model_copy(update={"eval": None}))
@@ -195,15 +232,17 @@ def _on_training_data(
         raw = [raw[number] for number in drawn.rows]
     paths = {}
     for part, name, rows in (("train", "train", train), ("test", "judged", judged)):
-        path = folder / "data" / f"{task}-{name}.jsonl"
-        paths[part] = str(path)
         if raw is None:
             # Numbers, not names: names would be sorted again, and F1 would be that of another class.
             written = [{**{name: row[name] for name in columns}, "label": row["labels"]} for row in rows]
         else:
             written = [raw[number] for number in rows["row"]]
-        write_text(path, "".join(f"{json.dumps(row, ensure_ascii=False)}\n" for row in written))
+        text = "".join(f"{json.dumps(row, ensure_ascii=False)}\n" for row in written)
+        path = folder / "data" / f"{task}-{name}-{checksum(text)[:16]}.jsonl"
+        paths[part] = str(path)
+        if not path.exists():
+            write_text(path, text)
     section = recipe.data.model_dump(exclude={"name", "config", "train_split", "test_split", "sample", "general_text"})
     section |= {**paths, "text": columns, "label": "label"} if raw is None else paths
-    judged = metric or next(iter(choose_metrics(recipe.data.task, recipe.metrics)))
-    return {**{key: value for key, value in content.items() if key != "data"}, "data": section, "metrics": [judged]}
+    judged_by = metric or next(iter(choose_metrics(recipe.data.task, recipe.metrics)))
+    return {**{key: value for key, value in content.items() if key != "data"}, "data": section, "metrics": [judged_by]}

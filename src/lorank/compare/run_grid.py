@@ -46,18 +46,18 @@ def run_grid(
     try:
         with FileLock(grid.folder / ".lock", timeout=0):
             left = [cell for cell in grid.cells() if cell not in done]
-            steps = (
-                f": about {planned_steps(grid, left, examples):,} training steps; {time_left(left, done, processes)}"
-            )
+            steps = f": about {planned_steps(grid, left, examples):,} training steps; {time_left(grid, left, done, processes)}"
             console.print(
                 f"{len(done)} of {len(grid.cells())} cells are done, {len(left)} are left{steps if left else ''}",
                 highlight=False,
                 soft_wrap=True,
             )
-            progress = Progress(console, done, processes)
+            progress = Progress(grid, console, done, processes)
             _run(grid, left, progress, tries, launch or on_this_machine(processes))
     except Timeout:
-        raise OutputError(f"{grid.folder} is in use by another comparison; wait for it, or give another one") from None
+        raise OutputError(
+            f"{grid.folder} is in use by another comparison; wait for it, or give another --output"
+        ) from None
     return grid.results()
 
 
@@ -66,12 +66,14 @@ class Progress:
     """Says what is done, and how long the rest will take.
 
     Attributes:
+        grid: that runs.
         console: for one line a cell.
         done: what has been measured, before and now.
         processes: cells at a time.
 
     """
 
+    grid: Grid
     console: Console
     done: dict[Cell, Measured]
     processes: int
@@ -84,7 +86,7 @@ class Progress:
         """That a cell has left its result, and what the cells that are left will take."""
         self.done[cell] = measured = read_measured(result)[0]
         bad = f"; {measured.skipped:,} optimizer steps that were not finite were skipped" if measured.skipped else ""
-        self.say(f"done    {cell.folder}  ({time_left(left, self.done, self.processes)}){bad}")
+        self.say(f"done    {cell.folder}  ({time_left(self.grid, left, self.done, self.processes)}){bad}")
 
 
 def _run(grid: Grid, cells: Sequence[Cell], progress: Progress, tries: int, launch: Launch) -> None:

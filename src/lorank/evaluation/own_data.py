@@ -25,7 +25,7 @@ from lorank.tasks.evaluation import evaluate
 from lorank.tasks.evaluation_settings import EvaluationSettings
 from lorank.tasks.files import read_rows
 from lorank.tasks.loss_file import LOSSES, read_sums
-from lorank.tasks.metrics import choose_metrics, need_texts
+from lorank.tasks.metrics import TOKENS, choose_metrics, need_texts
 from lorank.tasks.text_evaluation import by_length, kept_losses
 from lorank.tasks.text_tasks import TEXT_TASKS
 from lorank.training.prepared import Prepared
@@ -146,10 +146,12 @@ def evaluate_part(model: Any, own: OwnData, part: str, *, generate: bool, direct
     prepared, rows = own.prepared, own.parts[part]
     directory.mkdir(parents=True, exist_ok=True)
     metrics: dict[str, Any] = {}
-    task = prepared.section.task
-    if generate or task not in TEXT_TASKS or not need_texts(choose_metrics(task, prepared.metrics)):
+    settings, task = own.settings, prepared.section.task
+    if task in TEXT_TASKS and not generate:  # what needs no text
+        settings = replace(settings, metrics=tuple(n for n in choose_metrics(task, prepared.metrics) if n in TOKENS))
+    if settings.metrics != ():
         data = replace(prepared.data, test=rows)
-        metrics, _ = evaluate(model, data, prepared.tokenizer, own.settings, directory)
+        metrics, _ = evaluate(model, data, prepared.tokenizer, settings, directory)
     else:
         sorted_rows = by_length(rows, prepared.tokenizer, own.settings)
         kept_losses(model, sorted_rows, prepared.tokenizer, own.settings, directory)

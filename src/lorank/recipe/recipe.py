@@ -19,7 +19,7 @@ from lorank.recipe.search_length import search_epochs, search_steps
 from lorank.recipe.sections import CHOICES, InitialRank, ModelSection, PlanScale, SearchSection, TrainingSection
 from lorank.recipe.unknown_keys import choice_keys, without_unknown
 from lorank.tasks.section import DataSection
-from lorank.validation import Section, explain
+from lorank.validation import Names, Section, explain
 
 
 class Recipe(Section):
@@ -59,7 +59,7 @@ class Recipe(Section):
         description="methods trained and evaluated beside it at the same budget, and full, which trains every weight: names, or "
         "names with sections of their own",
     )
-    metrics: tuple[str, ...] | None = Field(
+    metrics: Names | None = Field(
         None, description="null: accuracy, f1 and matthews, pearson and spearman, or what the task has in docs/tasks.md"
     )
     seed: int = Field(0, ge=0, le=2**32 - 1, description="of every draw, up to 4294967295")

@@ -168,9 +168,9 @@ class MethodRun:
             train_plan(self.prepared, self.recipe.train, plan, self.folder, self.console, name, start)
         if not path.exists():
             parts = self.prepared.data.parts.items()
-            named = [f"{len(rows):,} of {name}" for name, rows in parts if name not in ("train", SCORING)]
+            named = [f"{len(rows):,} examples of {name}" for name, rows in parts if name not in ("train", SCORING)]
             if named:
-                self.console.print(f"evaluating {self.method} on {', '.join(named)} examples", highlight=False)
+                self.console.print(f"evaluating {self.method} on {', '.join(named)}", highlight=False)
             stage = stage_folder(self.folder, "train", "stage1" if kept else "stage2")
             evaluation = evaluate_adapter(self.prepared, plan, self.folder, stage)
             if processes().is_main_process:

@@ -1,5 +1,6 @@
 """Examples as tokens, and tokens as padded batches, for each kind of model."""
 
+import warnings
 from collections.abc import Mapping
 from typing import Any
 
@@ -7,7 +8,7 @@ from datasets import Dataset
 from peft import TaskType
 from transformers import DataCollatorForSeq2Seq, DataCollatorWithPadding, PreTrainedTokenizerBase
 
-from lorank.errors import DataError
+from lorank.errors import DataError, LorankWarning
 from lorank.models.pretrained import loadable
 from lorank.tasks.data import TaskData
 from lorank.tasks.section import DataSection
@@ -63,7 +64,9 @@ def check_texts(data: TaskData, tokenizer: PreTrainedTokenizerBase, section: Dat
 
     """
     if section.writes and not section.is_sft:  # whose tokens are there already
-        tokenize(data.train.select([0]), tokenizer, section, task_type)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", LorankWarning)  # what is cut is said when it is trained on
+            tokenize(data.train.select([0]), tokenizer, section, task_type)
 
 
 def collator(tokenizer: PreTrainedTokenizerBase, task_type: TaskType) -> Any:

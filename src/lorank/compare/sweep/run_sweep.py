@@ -12,7 +12,7 @@ from lorank.compare.answer import Row, answer
 from lorank.compare.cells import BASELINE, Cell, Measured
 from lorank.compare.compare import check_metrics, record
 from lorank.compare.launch import Launch
-from lorank.compare.learning_rate import searched
+from lorank.compare.learning_rate import rates_in_words, searched
 from lorank.compare.result_table import counted
 from lorank.compare.run_grid import run_grid
 from lorank.compare.statistics import Test
@@ -171,8 +171,7 @@ def notes(sweep: Sweep, rows: Sequence[Row], results: Mapping[Cell, Measured]) -
         if other:
             found.append(f"{recipe}: variants have other data: {', '.join(other)}")
     if sweep.rates:
-        listed = {f"{task}, {method}": f"{rate:g}" for (task, _, method), rate in sweep.rates.items()}
-        found.append(f"learning rates that were searched for: {_listed(listed)}")
+        found.append(rates_in_words(sweep.rates))
     return found
 
 
