@@ -114,7 +114,7 @@ def test_the_command_that_is_printed_continues_the_run(
     assert process.wait() == 130
     assert said[-1].startswith("stopped; this continues from what was saved: ")
     assert not [line for line in said if "Traceback" in line]
-    same = shlex.split(said[-1].partition("checkpoint: ")[2])
+    same = shlex.split(said[-1].partition("saved: ")[2])
     assert same == command
     monkeypatch.chdir(tmp_path)
     again = CliRunner().invoke(app, same[3:])  # in this process, which has imported torch already

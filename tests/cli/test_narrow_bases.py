@@ -109,6 +109,7 @@ def test_scoring_and_the_three_methods(recipe: Path, bases: list[tuple[Any, int]
     check_small(bases, recipe)
 
 
+@pytest.mark.filterwarnings("ignore:the scoring set is a single batch", "ignore:the ranks were decided by 1 scored")
 def test_headroom(recipe: Path, bases: list[tuple[Any, int]], tmp_path: Path) -> None:
     options = ("--plans", 2, "--seeds", 3, "--held-out", 40, "--side-by-side", 3, "--output", tmp_path / "out")
     said = lorank("headroom", recipe, *options)

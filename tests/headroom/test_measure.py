@@ -20,7 +20,10 @@ from lorank.headroom.measure import measure_headroom
 from lorank.headroom.results import HeadroomOptions, looks_made
 from lorank.headroom.training import SideBySide
 
-pytestmark = pytest.mark.filterwarnings("ignore::FutureWarning")
+# Its examples are few, on purpose: what is said of small scoring sets stands in tests of the engine.
+pytestmark = pytest.mark.filterwarnings(
+    "ignore::FutureWarning", "ignore:the scoring set is a single batch", "ignore:the ranks were decided by 1 scored"
+)
 OPTIONS = HeadroomOptions(random=2, seeds=3, held_out=40, side_by_side=3)
 TRAIN = {"max_steps": 6, "batch_size": 8, "learning_rate": 1e-2}
 

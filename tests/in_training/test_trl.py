@@ -174,6 +174,7 @@ def test_a_training_that_was_stopped_goes_on_bit_for_bit(kind: str, tmp_path: Pa
 
 
 @pytest.mark.long
+@pytest.mark.filterwarnings("ignore:the scoring set is a single batch")
 @pytest.mark.parametrize("kind", ["dpo", "kto", "reward"])
 def test_i_lora_in_two_stages(kind: str, tmp_path: Path) -> None:
     """The second stage trains what the plan says, to the last parameter."""

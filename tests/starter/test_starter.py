@@ -255,6 +255,7 @@ def test_no_name_of_a_column_changes_the_recipe(tiny_folder: Path, tmp_path: Pat
 
 
 @pytest.mark.long
+@pytest.mark.filterwarnings("ignore:the scoring set is a single batch")
 def test_the_recipe_runs(tiny_folder: Path, tiny_data: dict[str, str], tmp_path: Path) -> None:
     output = tmp_path / "recipe.yaml"
     code, said = init(

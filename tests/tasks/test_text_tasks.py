@@ -238,8 +238,8 @@ def test_a_whole_run(kind: str, method: str, tiny_folder: Path, tmp_path: Path) 
     data = {"train": str(tmp_path / "train.jsonl"), "test": str(tmp_path / "test.jsonl"), "task": "instruction"}
     data |= {"prompt": "{instruction} and", "max_length": 16, "max_target_length": 4}  # type: ignore[dict-item]
     model = tiny_writer(kind, tiny_folder, tmp_path / "model")
-    steps = 100 if method == "sensitivity-lora" else 12
-    stage = {"max_steps": steps, "batch_size": 16, "learning_rate": 3e-2}
+    steps, rate = (300, 1e-2) if method == "sensitivity-lora" else (12, 3e-2)
+    stage = {"max_steps": steps, "batch_size": 16, "learning_rate": rate}
     more: dict[str, Any] = {"measure": {"examples": 32}} if method == "sensitivity-lora" else {}
     if method == "igu-lora":
         more = {"measure": {"every": 2}}
