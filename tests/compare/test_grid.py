@@ -25,7 +25,7 @@ from lorank.compare.compare import DEFAULT, compare_recipes, read_grid, with_equ
 from lorank.compare.example_pairs import read_cell_losses
 from lorank.compare.grid import Grid
 from lorank.compare.grid_checks import check_grid, left_out_budgets
-from lorank.compare.learning_rate import searched
+from lorank.compare.learning_rate import rates_in_words, searched
 from lorank.compare.run_cell import main
 from lorank.compare.run_grid import run_grid
 from lorank.errors import AllocationError, ComparisonError, DataError, OutputError, RecipeError
@@ -496,3 +496,12 @@ def test_a_grid_of_a_task_that_writes(tiny_folder: Path, tmp_path: Path) -> None
     assert all(row.forgotten[0] != 0 for row in rows)
     assert len({row.base_loss for row in rows}) == 1
     assert {len(one) for one in read_cell_losses(asked.cells(), asked.folder).values()} == {12}
+
+
+def test_rates_have_a_budget_where_there_are_several() -> None:
+    assert rates_in_words({("a", "r=1", "lora"): 0.01, ("b", "r=1", "lora"): 3e-3}).endswith(
+        "a, lora 0.01; b, lora 0.003"
+    )
+    assert rates_in_words({("a", "r=1", "lora"): 0.01, ("a", "r=2", "lora"): 0.02}).endswith(
+        "a, r=1, lora 0.01; a, r=2, lora 0.02"
+    )

@@ -80,9 +80,10 @@ def searched(
         {
             **grid_content(replace(grid, seeds=())),
             "factors": factors,
+            # Files are named by their content; where they are does not matter.
             "searched on": [
-                content["data"] for content in on_training_data.values()
-            ],  # files are named by their content
+                [Path(one["data"][part]).name for part in ("train", "test")] for one in on_training_data.values()
+            ],
             "fraction": fraction,
             "metrics": dict(metrics or {}),
         }
@@ -139,8 +140,17 @@ def searched(
 
 def rates_in_words(rates: Mapping[tuple[str, str, str], float]) -> str:
     """The rates of a grid in one line."""
-    listed = "; ".join(f"{task}, {method} {rate:g}" for (task, _, method), rate in rates.items())
+    listed = "; ".join(f"{name} {rate:g}" for name, rate in zip(_named(list(rates)), rates.values(), strict=True))
     return f"learning rates that were searched for: {listed}"
+
+
+def _named(keys: Sequence[tuple[str, str, str]]) -> list[str]:
+    """Task and method; the budget between them where there are several."""
+    pairs = [(task, method) for task, _, method in keys]
+    return [
+        f"{task}, {budget}, {method}" if pairs.count((task, method)) > 1 else f"{task}, {method}"
+        for task, budget, method in keys
+    ]
 
 
 def _say(
@@ -155,7 +165,7 @@ def _say(
             key for key, rate in chosen.items() if math.isclose(rate, end * _own_rate(grid, Cell(*key, SEARCH_SEED)))
         ]
         if there and len(factors) > 1:
-            names = ", ".join(f"{method} ({task})" for task, _, method in there)
+            names = "; ".join(_named(there))
             console.print(
                 f"the {word} that was tried, so that a {word.replace('est', 'er')} one may be better: {names}",
                 highlight=False,
@@ -240,8 +250,7 @@ def _on_training_data(
         text = "".join(f"{json.dumps(row, ensure_ascii=False)}\n" for row in written)
         path = folder / "data" / f"{task}-{name}-{checksum(text)[:16]}.jsonl"
         paths[part] = str(path)
-        if not path.exists():
-            write_text(path, text)
+        write_text(path, text)
     section = recipe.data.model_dump(exclude={"name", "config", "train_split", "test_split", "sample", "general_text"})
     section |= {**paths, "text": columns, "label": "label"} if raw is None else paths
     judged_by = metric or next(iter(choose_metrics(recipe.data.task, recipe.metrics)))
