@@ -2,6 +2,7 @@
 
 import importlib.metadata
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -10,11 +11,11 @@ from peft import TaskType
 from tests.conftest import save_tiny, tiny_writer
 from transformers import AutoModelForCausalLM, BertConfig, BertModel
 
-from lorank.errors import RecipeError
+from lorank.errors import AdapterError, RecipeError
 from lorank.models.base_size import base_parameters
 from lorank.models.loading import config_of, load_task_model, without_weights
 from lorank.models.pretrained import Pretrained
-from lorank.models.quantization import check_quantization, loading_options
+from lorank.models.quantization import PACKS_ON_CPU, check_quantization, keep_gradients, loading_options
 
 KINDS = {"4bit": "Linear4bit", "8bit": "Linear8bitLt"}
 
@@ -92,3 +93,34 @@ def test_a_model_card_loads_the_base_as_it_was_trained_on(
     ids = torch.arange(8)[None]
     assert torch.equal(there(ids).logits, here(ids).logits)
     assert loading_options(Pretrained(str(tiny_folder)), config_of(Pretrained(str(tiny_folder)))) == ""
+
+
+def test_an_evaluation_leaves_the_gradients_of_4_bit_layers(tiny_folder: Path, tmp_path: Path) -> None:
+    """On a processor with AVX512-BF16 bitsandbytes would pack the layers in it, and no gradient would pass through them."""
+    folder = tiny_writer("decoder", tiny_folder, tmp_path / "model")
+    model: Any = load_task_model(Pretrained(str(folder), quantization="4bit"), TaskType.CAUSAL_LM, ()).model
+    ids = torch.arange(8)[None]
+
+    def gradient() -> torch.Tensor:
+        embedded = model.get_input_embeddings()(ids).detach().requires_grad_(True)
+        model.train()(inputs_embeds=embedded, labels=ids).loss.backward()
+        return embedded.grad
+
+    before = gradient()
+    with torch.no_grad():
+        model.eval()(input_ids=ids)
+    assert torch.equal(gradient(), before)
+
+
+def test_layers_that_are_packed_already_are_refused() -> None:
+    class Packs(torch.nn.Linear):
+        """As bitsandbytes' 4-bit layer is on such a processor."""
+
+    layer = Packs(2, 2)
+    setattr(layer, PACKS_ON_CPU, True)
+    model = torch.nn.Sequential(layer)
+    keep_gradients(model)
+    assert not getattr(layer, PACKS_ON_CPU)
+    layer.weight.quant_state = SimpleNamespace(packing_format_for_cpu=True)  # type: ignore[attr-defined]
+    with pytest.raises(AdapterError, match=r"has packed the 4-bit weights of '0'.*load the model again"):
+        keep_gradients(model)

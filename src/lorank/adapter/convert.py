@@ -15,6 +15,7 @@ from lorank.adapter.triplet import TripletAdapter, TripletLinear
 from lorank.errors import AdapterError, LorankWarning
 from lorank.experts import adapted_name
 from lorank.lora_options import exactly, whole
+from lorank.models.quantization import keep_gradients
 from lorank.module_names import leaf_of, parent_of
 
 # Starts that leave the base model alone, and of these the ones that fresh triplets do not lose.
@@ -89,10 +90,12 @@ def to_triplets(model: nn.Module, adapter_name: str, *, initial_lambda: float = 
     are there already stay, but for a start of `initial_lambda`.
 
     Raises:
-        AdapterError: as `adapted_layers`, or a start of `A` that fresh triplets would silently lose.
+        AdapterError: as `adapted_layers`, a start of `A` that fresh triplets would silently lose, or 4-bit weights that are
+            packed for inference (`keep_gradients`).
 
     """
     layers = adapted_layers(model, adapter_name)
+    keep_gradients(model)
     cap_ranks(layers, adapter_name)
     configs: Any = model.peft_config
     config = configs[adapter_name]

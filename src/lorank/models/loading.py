@@ -27,7 +27,7 @@ from lorank.models.families import trained_families
 from lorank.models.new_tokens import add_new_tokens, resize_embeddings, rows_of_new_tokens
 from lorank.models.padding_token import set_pad_id, set_padding
 from lorank.models.pretrained import Pretrained, loadable, read_model_config, read_tokenizer
-from lorank.models.quantization import quantization_config
+from lorank.models.quantization import keep_gradients, quantization_config
 from lorank.models.task_model import TaskModel
 from lorank.models.trained_whole import check_not_quantised, trained_whole
 from lorank.models.weights import check_headers, check_loaded, check_stored_size
@@ -142,6 +142,7 @@ def load_task_model(base: Pretrained, task_type: TaskType, label_names: Sequence
                 revision=base.revision or "main",
                 **options,
             )
+    keep_gradients(model)
     tokenizer = load_tokenizer(base)
     set_pad_id(model, int(tokenizer.pad_token_id))
     heads = head_modules(model, loading["missing_keys"]) if task_type == TaskType.SEQ_CLS else ()

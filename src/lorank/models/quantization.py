@@ -11,11 +11,15 @@ from importlib.metadata import PackageNotFoundError, version
 from typing import Any
 
 import torch
+from torch import nn
 from transformers import BitsAndBytesConfig, PreTrainedConfig
 
-from lorank.errors import RecipeError
+from lorank.errors import AdapterError, RecipeError
 from lorank.models.base_dtype import DTYPES, dtype_of_checkpoint
 from lorank.models.pretrained import Pretrained
+
+# bitsandbytes' mark of a 4-bit layer that it will pack for inference on this processor.
+PACKS_ON_CPU = "support_avx512bf16_for_cpu"
 
 
 def quantization_config(base: Pretrained, compute: torch.dtype, unquantised: Sequence[str]) -> Any:
@@ -91,3 +95,26 @@ def check_full_training(base: Pretrained) -> None:
             f"full fine-tuning trains every weight, which a base in {base.quantization} does not have; leave full out, or "
             "model.quantization"
         )
+
+
+def keep_gradients(model: nn.Module) -> None:
+    """Have 4-bit layers keep the form that takes gradients, on every processor.
+
+    On one with AVX512-BF16, bitsandbytes packs the weights of a layer anew at its first forward pass in eval mode without
+    gradients, for good. From then on no gradient passes through the layer, so an evaluation between two steps of training would
+    leave the rest of it with wrong gradients.
+
+    Raises:
+        AdapterError: a layer is packed already.
+
+    """
+    for name, module in model.named_modules():
+        if not hasattr(module, PACKS_ON_CPU):
+            continue
+        if getattr(getattr(module.weight, "quant_state", None), "packing_format_for_cpu", False):
+            raise AdapterError(
+                f"bitsandbytes has packed the 4-bit weights of {name!r} for inference on this processor (AVX512-BF16), as in "
+                "a first forward pass in eval mode, and no gradient passes through them; load the model again"
+            )
+        if getattr(module, PACKS_ON_CPU):
+            setattr(module, PACKS_ON_CPU, False)

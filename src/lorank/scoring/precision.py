@@ -6,6 +6,8 @@ from contextlib import contextmanager
 import torch
 from torch import nn
 
+from lorank.models.quantization import PACKS_ON_CPU
+
 
 def full_precision(tensor: torch.Tensor) -> torch.autocast:
     """No autocast while open: what is summed up is not rounded to what the model computes in."""
@@ -24,7 +26,7 @@ def exact_4_bit(model: nn.Module) -> Iterator[None]:
     On one with AVX512-BF16, bitsandbytes packs the weights of a layer anew at its first forward pass in eval mode, for good,
     and from then on multiplies in bf16 without gradients.
     """
-    flag = "support_avx512bf16_for_cpu"
+    flag = PACKS_ON_CPU
     layers = [module for module in model.modules() if getattr(module, flag, False)]
     try:
         for layer in layers:
