@@ -97,6 +97,11 @@ def check_full_training(base: Pretrained) -> None:
         )
 
 
+def packed_for_inference(module: nn.Module) -> bool:
+    """Whether bitsandbytes has packed a 4-bit layer, see `keep_gradients`: no gradients, and weights that cannot be read."""
+    return bool(getattr(getattr(module.weight, "quant_state", None), "packing_format_for_cpu", False))
+
+
 def keep_gradients(model: nn.Module) -> None:
     """Have 4-bit layers keep the form that takes gradients, on every processor.
 
@@ -111,7 +116,7 @@ def keep_gradients(model: nn.Module) -> None:
     for name, module in model.named_modules():
         if not hasattr(module, PACKS_ON_CPU):
             continue
-        if getattr(getattr(module.weight, "quant_state", None), "packing_format_for_cpu", False):
+        if packed_for_inference(module):
             raise AdapterError(
                 f"bitsandbytes has packed the 4-bit weights of {name!r} for inference on this processor (AVX512-BF16), as in "
                 "a first forward pass in eval mode, and no gradient passes through them; load the model again"

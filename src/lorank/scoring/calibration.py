@@ -9,6 +9,7 @@ from torch import nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from lorank.errors import DataError, ScoresError
+from lorank.models.quantization import packed_for_inference
 from lorank.scoring.batches import Batch, SummedLoss, summed_loss
 from lorank.scoring.calibration_sums import CalibrationSums, add_to
 from lorank.scoring.curvature.fisher import squared_gradient_columns
@@ -19,7 +20,7 @@ from lorank.scoring.expert_gradients import columns_of_experts, gradients_of_exp
 from lorank.scoring.forward_passes import ForwardPasses
 from lorank.scoring.gradient import weighted_gradient_columns
 from lorank.scoring.layer_hooks import LayerHooks, OutputGradientHook, frozen
-from lorank.scoring.precision import at_least_fp32, packed_for_inference
+from lorank.scoring.precision import at_least_fp32
 from lorank.scoring.split.collectives import raised_in_all
 from lorank.scoring.split.numbered_batches import NumberedBatches
 from lorank.scoring.split.several_processes import is_sharded

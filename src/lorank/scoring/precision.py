@@ -26,17 +26,11 @@ def exact_4_bit(model: nn.Module) -> Iterator[None]:
     On one with AVX512-BF16, bitsandbytes packs the weights of a layer anew at its first forward pass in eval mode, for good,
     and from then on multiplies in bf16 without gradients.
     """
-    flag = PACKS_ON_CPU
-    layers = [module for module in model.modules() if getattr(module, flag, False)]
+    layers = [module for module in model.modules() if getattr(module, PACKS_ON_CPU, False)]
     try:
         for layer in layers:
-            setattr(layer, flag, False)
+            setattr(layer, PACKS_ON_CPU, False)
         yield
     finally:
         for layer in layers:
-            setattr(layer, flag, True)
-
-
-def packed_for_inference(module: nn.Module) -> bool:
-    """Whether bitsandbytes has packed a 4-bit layer, see `exact_4_bit`: no gradients, and weights that cannot be read."""
-    return bool(getattr(getattr(module.weight, "quant_state", None), "packing_format_for_cpu", False))
+            setattr(layer, PACKS_ON_CPU, True)

@@ -6,7 +6,7 @@ from torch import nn
 from transformers.pytorch_utils import Conv1D
 
 from lorank.errors import ScoresError
-from lorank.scoring.precision import packed_for_inference
+from lorank.models.quantization import packed_for_inference
 
 PACKED = (
     "bitsandbytes has packed the 4-bit weights for inference on this processor (AVX512-BF16), as it does in the first forward "
