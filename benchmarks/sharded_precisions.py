@@ -8,7 +8,8 @@ with random weights, Trainer, the same global batch. fp32; bf16: weights and com
 bf16; 4bit: NF4, stored and computed in bf16. Reported: ranks that differ, the adapter's largest relative difference, and both
 for three controls: one process with the examples of every batch in another order (turned), or with two halves of a batch
 accumulated, so that kernels see what they see in two processes (halves), and two processes of which each holds the whole base
-(whole, DDP). What the file has of other cases is kept.
+(whole, DDP). On a CPU two more for 4bit, where a stand-in copies as a GPU does, which changes 16-bit patterns that read as NaN:
+with what lorank does against it (copied), and without (changed). What the file has of other cases is kept.
 """
 
 import argparse
@@ -30,6 +31,7 @@ from torch.utils.data import Dataset
 from transformers import BitsAndBytesConfig, LlamaConfig, LlamaForCausalLM, Trainer, TrainingArguments, set_seed
 
 from lorank import RankAllocation
+from lorank.in_training import sharded_base
 from lorank.processes import processes
 
 STEPS, BATCH, LENGTH = 30, 8, 64
@@ -75,20 +77,20 @@ def model_in(precision: str, folder: Path, device: str) -> Any:
     return get_peft_model(base, lora)
 
 
-def case(precision: str, method: str, folder: Path, device: str, *, turned: bool, parts: int, whole: bool) -> None:
+def case(precision: str, method: str, folder: Path, given: argparse.Namespace) -> None:
     """Train, and leave ranks, seconds and bytes beside the adapter."""
-    world = processes().num_processes
+    world, device = processes().num_processes, given.device
     launched: dict[str, Any] = {}
     if world > 1:
         launched = {"ddp_backend": "gloo", "ddp_find_unused_parameters": False}
-    if world > 1 and not whole:
+    if world > 1 and not given.whole:
         layers = {"transformer_layer_cls_to_wrap": ["LlamaDecoderLayer"]}
         launched |= {"fsdp": True, "fsdp_config": {"version": 2, **layers}}
     arguments = TrainingArguments(
         str(folder / "trainer"),
         max_steps=STEPS,
-        per_device_train_batch_size=BATCH // world // parts,
-        gradient_accumulation_steps=parts,
+        per_device_train_batch_size=BATCH // world // given.parts,
+        gradient_accumulation_steps=given.parts,
         learning_rate=2e-3,
         bf16=precision != "fp32",
         use_cpu=device == "cpu",
@@ -105,7 +107,7 @@ def case(precision: str, method: str, folder: Path, device: str, *, turned: bool
     trainer = Ordered(
         model=model_in(precision, folder.parent.parent / "base", device),
         args=arguments,
-        train_dataset=Sentences(STEPS * BATCH, turned=turned),
+        train_dataset=Sentences(STEPS * BATCH, turned=given.turned),
     )
     allocation.attach(trainer)
     trainer.train()
@@ -134,23 +136,28 @@ class Ordered(Trainer):
         return torch.utils.data.SequentialSampler(self.train_dataset)  # type: ignore[arg-type]
 
 
-def worker(folder: Path, device: str, names: list[str], *, turned: bool, parts: int, whole: bool) -> None:
+def worker(given: argparse.Namespace) -> None:
     """All cases of one kind of launch; accelerate forgets nothing, so precisions come from new states."""
     several = int(os.environ.get("WORLD_SIZE", "1")) > 1
-    if several and device != "cpu":
+    if several and given.device != "cpu":
         torch.distributed.init_process_group("gloo")  # before accelerate takes NCCL
-    if several and device == "cpu" and not whole:
+    if several and given.device == "cpu" and not given.whole:
         sys.path.insert(0, str(Path(__file__).parents[1]))
-        from tests.in_training.fsdp_on_cpu import shard_on_cpu
+        from tests.in_training.fsdp_on_cpu import copy_as_on_cuda, shard_on_cpu
 
         shard_on_cpu()
-    for name in names:
+        if given.copy:
+            copy_as_on_cuda()
+        if given.copy == "changed":
+            sharded_base.hold_for_sharding = lambda model, plugin: []
+            sharded_base.changed_by_gathering = lambda model: None
+    for name in given.cases.split(","):
         precision, method = name.split(" ")
-        own = folder / name
+        own = given.worker / name
         own.mkdir(parents=True, exist_ok=True)
         began = time.perf_counter()
         try:
-            case(precision, method, own, device, turned=turned, parts=parts, whole=whole)
+            case(precision, method, own, given)
         except Exception as error:
             (own / "error").write_text(f"{type(error).__name__}: {error}"[:2000])
             raise
@@ -221,17 +228,11 @@ def main() -> None:
     parser.add_argument("--cases", help=argparse.SUPPRESS)
     parser.add_argument("--turned", action="store_true", help=argparse.SUPPRESS)
     parser.add_argument("--whole", action="store_true", help=argparse.SUPPRESS)
+    parser.add_argument("--copy", help=argparse.SUPPRESS)
     parser.add_argument("--parts", type=int, default=1, help=argparse.SUPPRESS)
     given = parser.parse_args()
     if given.worker:
-        worker(
-            given.worker,
-            given.device,
-            given.cases.split(","),
-            turned=given.turned,
-            parts=given.parts,
-            whole=given.whole,
-        )
+        worker(given)
         return
     names = [f"{p} {method}" for p in given.precisions.split(",") for method in given.methods.split(",")]
     with tempfile.TemporaryDirectory() as text:
@@ -241,15 +242,20 @@ def main() -> None:
         LlamaForCausalLM(LlamaConfig(vocab_size=512, initializer_range=0.05, **sizes)).save_pretrained(work / "base")
         controls = {"turned": (1, ["--turned"]), "halves": (1, ["--parts", "2"]), "whole": (2, ["--whole"])}
         kinds: dict[str, tuple[int, list[str]]] = {"one": (1, []), **controls, "two": (2, [])}
+        copies = {kind: (2, ["--copy", kind]) for kind in ("copied", "changed")} if given.device == "cpu" else {}
+
+        def kinds_of(name: str) -> dict[str, tuple[int, list[str]]]:
+            return {**kinds, **copies} if name.startswith("4bit") else kinds
+
         for start in range(0, len(names), given.together):
             started, part = [], names[start : start + given.together]
             for name in part:
-                for kind, (world, more) in kinds.items():
+                for kind, (world, more) in kinds_of(name).items():
                     (work / kind).mkdir(exist_ok=True)
                     started += launch(work / kind, given.device, name, world, more)
             for process in started:
                 process.wait()
-            table = {name: {kind: compared(work, name, kind) for kind in kinds} for name in part}
+            table = {name: {kind: compared(work, name, kind) for kind in kinds_of(name)} for name in part}
             for name, row in table.items():
                 print(name, json.dumps(row), flush=True)
                 if "error" in row["two"]:

@@ -140,6 +140,9 @@ def test_a_sharded_model_does_not_write_texts(tiny_recipe, monkeypatch: pytest.M
     with pytest.raises(RecipeError, match=r"does not write texts here, and exact_match needs them.*log_likelihood"):
         checks._check_sharded(recipe.model_copy(update={"data": data}))
     checks._check_sharded(recipe.model_copy(update={"data": data, "metrics": ("log_likelihood",)}))
+    bits = recipe.model.model_copy(update={"quantization": "8bit"})
+    with pytest.raises(RecipeError, match=r"model.quantization: FSDP cannot hold a base in 8 bits.*use 4bit"):
+        checks._check_sharded(recipe.model_copy(update={"model": bits}))
     with pytest.raises(RecipeError, match="no weight can stay whole under FSDP"):
         checks._check_sharded(recipe.model_copy(update={"method": "full"}))
 
@@ -167,6 +170,10 @@ def test_what_of_fsdp_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
             one.setattr(plugin, key, value)
             with pytest.raises(TrainingError, match=said):
                 sharded_base.leave_whole(model)
+    by_name = type("Int8Params", (torch.nn.Parameter,), {})  # as accelerate knows such things
+    held = torch.nn.ParameterList([by_name(torch.ones(2, dtype=torch.int8), requires_grad=False)])
+    with pytest.raises(TrainingError, match=r"cannot hold a base in 8 bits.* in 4 bits\. Or use DDP"):
+        sharded_base.leave_whole(held)
     with pytest.raises(TrainingError, match="full fine-tuning under FSDP"):
         sharded_base.average_in_training(model.get_base_model())
 

@@ -9,13 +9,22 @@ import pytest
 import torch
 from peft import TaskType
 from tests.conftest import save_tiny, tiny_writer
-from transformers import AutoModelForCausalLM, BertConfig, BertModel
+from tests.test_processes import launched
+from torch.distributed.fsdp import MixedPrecisionPolicy
+from transformers import AutoModelForCausalLM, BertConfig, BertModel, LlamaConfig, LlamaForCausalLM
 
-from lorank.errors import AdapterError, RecipeError
+from lorank.errors import AdapterError, LorankWarning, RecipeError
 from lorank.models.base_size import base_parameters
 from lorank.models.loading import config_of, load_task_model, without_weights
 from lorank.models.pretrained import Pretrained
-from lorank.models.quantization import PACKS_ON_CPU, check_quantization, keep_gradients, loading_options
+from lorank.models.quantization import (
+    PACKS_ON_CPU,
+    check_quantization,
+    hold_for_sharding,
+    keep_gradients,
+    loading_options,
+)
+from lorank.scoring.weights import weight_of
 
 KINDS = {"4bit": "Linear4bit", "8bit": "Linear8bitLt"}
 
@@ -124,3 +133,49 @@ def test_layers_that_are_packed_already_are_refused() -> None:
     layer.weight.quant_state = SimpleNamespace(packing_format_for_cpu=True)  # type: ignore[attr-defined]
     with pytest.raises(AdapterError, match=r"has packed the 4-bit weights of '0'.*load the model again"):
         keep_gradients(model)
+
+
+@pytest.mark.parametrize("storage", [torch.uint8, torch.bfloat16, torch.float16, torch.float32])
+def test_4_bit_weights_are_held_as_fp32_where_fsdp_will_shard_them(storage: torch.dtype) -> None:
+    from bitsandbytes.nn import Linear4bit
+
+    layer = Linear4bit(64, 32, bias=True, compute_dtype=torch.float32, quant_type="nf4", quant_storage=storage)
+    torch.nn.init.normal_(layer.bias)
+    layer.to("cpu")
+    inputs = torch.randn(3, 64)
+    size, before, weights = base_parameters(layer), layer(inputs), weight_of(layer)
+    bits = layer.weight.data.reshape(-1).view(torch.uint8).clone()
+    plugin = SimpleNamespace(
+        mixed_precision_policy=MixedPrecisionPolicy(torch.bfloat16, torch.bfloat16, torch.bfloat16)
+    )
+    assert not hold_for_sharding(torch.nn.Sequential(layer), plugin)
+    assert layer.weight.dtype == torch.float32
+    assert torch.equal(layer.weight.data.reshape(-1).view(torch.uint8), bits)
+    assert torch.equal(layer(inputs), before)
+    assert plugin.mixed_precision_policy == MixedPrecisionPolicy(None, torch.bfloat16, torch.bfloat16)
+    layer.weight = torch.nn.Parameter(layer.weight.data, requires_grad=False)  # what FSDP leaves of it
+    assert torch.equal(weight_of(layer), weights)
+    assert base_parameters(layer) == size
+    assert torch.equal(layer(inputs), before)
+
+
+def test_integers_that_fsdp_does_not_shard_are_left_whole_and_said() -> None:
+    from bitsandbytes.nn import Linear4bit
+
+    model = torch.nn.Sequential(torch.nn.Linear(4, 4), Linear4bit(2, 3, bias=False), torch.nn.Linear(2, 2)).to("cpu")
+    model[2].weight = torch.nn.Parameter(torch.ones(2, 2, dtype=torch.int8), requires_grad=False)
+    policy = MixedPrecisionPolicy(torch.bfloat16)
+    plugin = SimpleNamespace(mixed_precision_policy=policy)
+    with pytest.warns(
+        LorankWarning, match=r"2 weights of the base are integers \(int8 and uint8\).*every process holds all"
+    ):
+        whole = hold_for_sharding(model, plugin)
+    assert [id(parameter) for parameter in whole] == [id(model[1].weight), id(model[2].weight)]
+    assert plugin.mixed_precision_policy is policy
+
+
+def test_fsdp_gathers_a_4_bit_base_with_its_bits_or_is_refused(tmp_path: Path) -> None:
+    sizes = {"hidden_size": 64, "intermediate_size": 96, "num_hidden_layers": 2, "num_attention_heads": 4}
+    LlamaForCausalLM(LlamaConfig(vocab_size=32, initializer_range=0.2, **sizes)).save_pretrained(tmp_path)
+    launched("tests.models.quantised_cases", str(tmp_path))
+    assert all((tmp_path / f"process {number} is done").is_file() for number in (0, 1))

@@ -21,6 +21,7 @@ from torch.distributed.tensor import DTensor, Shard
 from torch.utils._pytree import tree_leaves
 
 from lorank.errors import LorankWarning, TrainingError
+from lorank.models.quantization import CHANGED, NOT_IN_8_BITS, changed_by_gathering, hold_for_sharding
 from lorank.processes import asks_for_fsdp, processes
 
 _OTHERWISE = "Or use DDP, or allocate first and train the plan with it"
@@ -55,15 +56,19 @@ def refuse_sharded(model: nn.Module) -> None:
 def leave_whole(model: nn.Module) -> None:
     """Have a later `prepare` of accelerate shard all of `model` but what trains. Where accelerate does not shard: nothing.
 
+    Also what no sharding gives back as it was is left whole, see `hold_for_sharding`.
+
     Raises:
-        TrainingError: FSDP in a form that cannot work.
+        TrainingError: FSDP in a form that cannot work, or a base in 8 bits.
 
     """
     if (plugin := fsdp_plugin()) is None or _is_sharded(model):
         return
     _check_plugin(plugin)
+    if any(type(parameter).__name__ == "Int8Params" for parameter in model.parameters()):
+        raise TrainingError(f"{NOT_IN_8_BITS}; load the base in 4 bits. {_OTHERWISE}")
     given = get_parameters_from_modules(plugin.ignored_modules, model, processes().device)
-    whole = dict.fromkeys([*trained_parameters(model), *given])
+    whole = dict.fromkeys([*trained_parameters(model), *given, *hold_for_sharding(model, plugin)])
     for parameter in whole:  # `fully_shard` moves to the device what it shards, and nothing else
         parameter.data = parameter.data.to(processes().device)
     plugin.ignored_modules = [nn.ParameterList(whole)]
@@ -121,18 +126,25 @@ class AveragedGradients:
         _begin_alike(trained_parameters(model))
         self.paused = False
         self._sharded: bool | None = None
-        self._queued = self._averaged = False
+        self._queued = self._averaged = self._compared = False
         self._hook = model.register_forward_hook(self._called)
 
     def check(self, model: nn.Module) -> None:
-        """Before the optimizer's step: whether gradients were averaged since the last step.
+        """Before the optimizer's step: were gradients averaged since the last one? Before the first: has the base its own bits?
 
         Raises:
-            TrainingError: they were not, so that the processes would train different adapters.
+            TrainingError: they were not, so that the processes would train different adapters; or the adapter is trained on
+                other weights than the base has.
 
         """
         if self._sharded is None:
             self._sharded = _is_sharded(model)
+        if self._sharded and not self._compared:
+            self._compared = True
+            if (name := changed_by_gathering(model)) is not None:
+                raise TrainingError(
+                    f"{CHANGED.format(name)}. With accelerate make Accelerator, then AllocationLoop, then prepare"
+                )
         if self._sharded and not self._averaged:
             raise TrainingError(
                 "the base is sharded (FSDP), and gradients of the adapter were not averaged over processes in this step: compute "

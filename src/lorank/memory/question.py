@@ -83,8 +83,12 @@ def read_question(values: Mapping[str, Any]) -> Question:
     with findings.check():
         if shard == "zero3" and given.get("quantization"):
             raise RecipeError(
-                "shard: zero3 cannot spread a base that bitsandbytes has quantised; use shard: fsdp, or no quantization"
+                "shard: zero3 cannot spread a base that bitsandbytes has quantised; use shard: fsdp with quantization: 4bit, or "
+                "no quantization"
             )
+    with findings.check():
+        if shard == "fsdp" and given.get("quantization") == "8bit":
+            raise RecipeError("shard: fsdp cannot spread a base in 8 bits; use quantization: 4bit, or no quantization")
     findings.raise_all()
     assert question is not None
     return question

@@ -43,8 +43,9 @@ def _weights(module: nn.Module) -> Iterator[tuple[nn.Parameter, int]]:
         return
     for parameter in module.parameters(recurse=False):
         # bitsandbytes packs two 4-bit weights into a byte, and keeps the shape beside it: with the weight or, for the
-        # tensors of experts, with the module that unpacks it.
-        states: list[Any] = [getattr(each, "quant_state", None) for each in (parameter, *module.children())]
+        # tensors of experts, with the module that unpacks it; a weight that FSDP has sharded leaves it with its layer.
+        keepers = (parameter, *([module] if parameter is getattr(module, "weight", None) else []), *module.children())
+        states: list[Any] = [getattr(each, "quant_state", None) for each in keepers]
         shape = next((state.shape for state in states if hasattr(state, "shape")), parameter.shape)
         yield parameter, math.prod(shape)
     for name, child in module.named_children():

@@ -5,7 +5,9 @@ checkpointing. What is left of it turns embeddings, norms and the output layer i
 vocabulary grows well beyond its size. What trains, adapters and heads, is fp32 without it.
 """
 
+import dataclasses
 import json
+import warnings
 from collections.abc import Sequence
 from importlib.metadata import PackageNotFoundError, version
 from typing import Any
@@ -14,12 +16,24 @@ import torch
 from torch import nn
 from transformers import BitsAndBytesConfig, PreTrainedConfig
 
-from lorank.errors import AdapterError, RecipeError
+from lorank.errors import AdapterError, LorankWarning, RecipeError
 from lorank.models.base_dtype import DTYPES, dtype_of_checkpoint
 from lorank.models.pretrained import Pretrained
 
 # bitsandbytes' mark of a 4-bit layer that it will pack for inference on this processor.
 PACKS_ON_CPU = "support_avx512bf16_for_cpu"
+
+NOT_IN_8_BITS = (
+    "FSDP cannot hold a base in 8 bits: sharded, its layers lose their scales, and whole, it cannot be saved"
+)
+
+# What is wrong, and what to do, where `changed_by_gathering` names a weight.
+CHANGED = (
+    "FSDP gathers the 4-bit weights of {!r} with other bits than it sharded, so the model computes with other weights than its "
+    "base has: on a GPU PyTorch's copy of 16-bit floats changes patterns that read as NaN, and a param_dtype of mixed precision "
+    "rounds all of them. Load the base with bnb_4bit_quant_storage=torch.float32 and give fully_shard a mixed precision without "
+    "param_dtype"
+)
 
 
 def quantization_config(base: Pretrained, compute: torch.dtype, unquantised: Sequence[str]) -> Any:
@@ -123,3 +137,98 @@ def keep_gradients(model: nn.Module) -> None:
             )
         if getattr(module, PACKS_ON_CPU):
             setattr(module, PACKS_ON_CPU, False)
+
+
+def hold_for_sharding(model: nn.Module, plugin: Any) -> list[nn.Parameter]:
+    """Have FSDP2 gather 4-bit weights with the bits that it sharded. Call it before accelerate shards `model` by `plugin`.
+
+    bitsandbytes packs two weights into a byte, and holds the bytes in a tensor of any dtype (`bnb_4bit_quant_storage`):
+
+    - uint8, its default, is not sharded by accelerate;
+    - bf16 and fp16 are changed on a GPU by the copy with which FSDP2 gathers, `torch._foreach_copy_`: all bit patterns that read
+      as NaN become one (pytorch/pytorch issue 159333, bitsandbytes issue 1945);
+    - all are changed by `param_dtype` of a mixed precision, which reads the bytes as numbers and rounds those.
+
+    So the same bytes are held as fp32, and `param_dtype` is taken out of the plugin. The model then computes in the dtypes in
+    which it computes without FSDP.
+
+    Returns:
+        What cannot be sharded, and has to be left whole on every process: other integers.
+
+    Warns:
+        LorankWarning: something is left whole; says how much.
+
+    """
+    sharded, whole = False, []
+    for module in model.modules():
+        for parameter in module.parameters(recurse=False):
+            if type(parameter).__name__ == "Params4bit" and _hold_as_fp32(module, parameter):
+                sharded = True
+            elif not (parameter.requires_grad or parameter.is_floating_point() or parameter.is_complex()):
+                whole.append(parameter)
+    policy = plugin.mixed_precision_policy if sharded else None
+    if policy is not None:
+        plugin.mixed_precision_policy = dataclasses.replace(policy, param_dtype=None)
+    if whole:
+        size = sum(parameter.numel() * parameter.element_size() for parameter in whole)
+        kinds = " and ".join(sorted({str(parameter.dtype).removeprefix("torch.") for parameter in whole}))
+        warnings.warn(
+            f"{len(whole)} weights of the base are integers ({kinds}), which FSDP does not shard: every process holds all "
+            f"{size / 2**30:.2f} GiB of them. A base in 4 bits of bitsandbytes is sharded",
+            LorankWarning,
+            stacklevel=3,
+        )
+    return whole
+
+
+def _hold_as_fp32(module: nn.Module, parameter: nn.Parameter) -> bool:
+    """Hold the bytes of a packed weight, (n, 1), as fp32; False where their number does not allow it."""
+    held = parameter.data
+    if held.dim() != 2 or held.shape[1] != 1 or held.numel() * held.element_size() % 4:
+        return False
+    parameter.data = held.reshape(-1).view(torch.float32).unsqueeze(1)
+    # bitsandbytes makes its parameter anew of what FSDP gathers, by this.
+    module.quant_storage = parameter.quant_storage = torch.float32  # type: ignore[assignment, attr-defined]
+    return True
+
+
+@torch.no_grad()
+def changed_by_gathering(model: nn.Module) -> str | None:
+    """Name of a 4-bit weight that FSDP2 gathers with other bits than it sharded; None: all come back as they are.
+
+    Gathers every weight once, and compares on each process the part that is its own; all processes call it, between passes, and
+    have the same answer. See `hold_for_sharding` for how bits change.
+    """
+    from torch.distributed.fsdp import FSDPModule
+    from torch.distributed.tensor import DTensor
+
+    changed: str | None = None
+    packed = {m: name for name, m in model.named_modules() if getattr(m, "quant_state", None) is not None}
+    if not packed:
+        return None
+    for wrapped in (module for module in model.modules() if isinstance(module, FSDPModule)):
+        wrapped.reshard()
+        shards = {m: m.weight for m in wrapped.modules() if m in packed and isinstance(m.weight, DTensor)}
+        wrapped.unshard()
+        for module, shard in shards.items():
+            if not isinstance(module.weight, DTensor) and not _same_bits(module.weight, shard):
+                changed = changed or packed[module]
+        wrapped.reshard()
+    found: list[str | None] = [None] * torch.distributed.get_world_size()
+    torch.distributed.all_gather_object(found, changed)
+    return next((name for name in found if name is not None), None)
+
+
+def _same_bits(gathered: Any, shard: Any) -> bool:
+    """Whether this process' part of what was gathered is its shard."""
+    part = gathered
+    for dim, placement in enumerate(shard.placements):
+        if placement.is_shard():
+            parts, number = part.chunk(shard.device_mesh.size(dim)), shard.device_mesh.get_local_rank(dim)
+            part = parts[number] if number < len(parts) else part[:0]  # fewer rows than processes
+    own = shard.to_local()
+    return part.dtype == own.dtype and torch.equal(_bits(part), _bits(own.to(part.device)))
+
+
+def _bits(tensor: torch.Tensor) -> torch.Tensor:
+    return tensor.detach().contiguous().view(torch.uint8)

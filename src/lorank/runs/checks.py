@@ -24,6 +24,7 @@ from lorank.model_parts import heads_of
 from lorank.models.base_size import base_parameters
 from lorank.models.loading import head_modules, task_type_of, without_weights
 from lorank.models.positions import longest_input
+from lorank.models.quantization import NOT_IN_8_BITS
 from lorank.models.trained_whole import trained_whole
 from lorank.module_names import is_within
 from lorank.plan import RankPlan
@@ -179,6 +180,8 @@ def _check_sharded(recipe: Recipe) -> None:
         return
     if FULL in (recipe.method, *recipe.baselines):
         raise RecipeError(f"{FULL}: no weight can stay whole under FSDP, and all of them train; run it without FSDP")
+    if recipe.model.quantization == "8bit":
+        raise RecipeError(f"model.quantization: {NOT_IN_8_BITS}; use 4bit, or run it without FSDP")
     if recipe.data.task not in TEXT_TASKS or recipe.data.test is None:
         return
     if need_texts(metrics := recipe.metrics or TEXT_TASKS[recipe.data.task].metrics):

@@ -1,5 +1,7 @@
 """Weights of a layer as numbers, whatever form the layer holds them in."""
 
+from typing import Any
+
 import torch
 from peft.utils.integrations import dequantize_module_weight
 from torch import nn
@@ -27,10 +29,15 @@ def weight_of(module: nn.Module) -> torch.Tensor:
         )
     if packed_for_inference(module):
         raise ScoresError(PACKED)
-    held = module.weight
-    weight = dequantize_module_weight(module).detach()
-    if hasattr(weight, "full_tensor"):  # sharded
-        weight = weight.full_tensor()
+    held: Any = module.weight
+    weight = held.detach().full_tensor() if hasattr(held, "full_tensor") else held  # sharded, or not
+    if (state := getattr(module, "quant_state", None)) is not None and getattr(held, "quant_state", None) is None:
+        # FSDP has made it a plain tensor, by which PEFT does not know that it is packed.
+        from bitsandbytes.functional import dequantize_4bit
+
+        weight = dequantize_4bit(weight.detach(), state)
+    elif weight is held:
+        weight = dequantize_module_weight(module).detach()
     # On the CPU PEFT leaves a copy of an 8-bit weight that has lost its scales, with which the layer cannot run.
     module.weight = held
     if weight.dtype not in (torch.float64, torch.float32, torch.bfloat16, torch.float16):

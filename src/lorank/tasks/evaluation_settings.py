@@ -7,8 +7,10 @@ from typing import Any
 
 import torch
 from peft import TaskType
+from torch import nn
 from transformers import TrainingArguments
 
+from lorank.models.quantization import hold_for_sharding
 from lorank.processes import only_cpu
 from lorank.tasks.section import DataSection
 
@@ -69,6 +71,7 @@ def shard_for_evaluation(trainer: Any) -> None:
     accelerator = trainer.accelerator
     if not trainer.is_fsdp_enabled or not accelerator.is_fsdp2:
         return
-    accelerator.state.fsdp_plugin.ignored_modules = None  # nothing trains here
+    plugin = accelerator.state.fsdp_plugin
+    plugin.ignored_modules = [nn.ParameterList(hold_for_sharding(trainer.model, plugin))]  # nothing trains here
     trainer.model, _ = accelerator.prepare(trainer.model, torch.optim.SGD(trainer.model.parameters()))
     trainer.model_wrapped = trainer.model

@@ -7,6 +7,7 @@ import torch
 from torch import nn
 
 from lorank.errors import ScoresError, TargetError, shown
+from lorank.models.quantization import CHANGED, changed_by_gathering
 from lorank.scoring.split.collectives import gathered, of_the_first, process_count, raised_in_all
 
 _OR_BEFORE = (
@@ -50,7 +51,7 @@ def in_all_processes(model: nn.Module, asked: Mapping[str, Any], score: Callable
 
     Raises:
         ScoresError: the processes do not hold the same weights, or ask for different scores.
-        TargetError: see `is_sharded`.
+        TargetError: see `is_sharded`; or sharding changes the weights of a base in 4 bits.
 
     """
     if process_count() == 1:
@@ -61,7 +62,10 @@ def in_all_processes(model: nn.Module, asked: Mapping[str, Any], score: Callable
                 f"processes ask for different scores: {wrong} is {shown(asked[wrong], 200)} here and "
                 f"{shown(other.get(wrong), 200)} in process {number}; call lorank.score with the same arguments in all of them"
             )
-    if not is_sharded(model):
+    if is_sharded(model):
+        if (name := changed_by_gathering(model)) is not None:
+            raise TargetError(f"{CHANGED.format(name)}; or {_OR_BEFORE}")
+    else:
         _check_same_weights(model)
     with raised_in_all():
         found = score()
