@@ -107,7 +107,10 @@ def test_a_killed_process_ends_the_other_and_resuming_gives_the_undisturbed_resu
 def test_a_run_with_a_sharded_base(
     writes: bool, tiny_recipe, tiny_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """`accelerate launch --use_fsdp -m lorank run`, as the environment tells it; also the baseline's adapter is whole."""
+    """`accelerate launch --use_fsdp -m lorank run`, as the environment tells it; also the baseline's adapter is whole.
+
+    The decoder is in 4 bits.
+    """
     told = {"USE": "true", "VERSION": "2", "CPU_RAM_EFFICIENT_LOADING": "false", "STATE_DICT_TYPE": "FULL_STATE_DICT"}
     layer = "LlamaDecoderLayer" if writes else "BertLayer"
     told |= {"AUTO_WRAP_POLICY": "TRANSFORMER_BASED_WRAP", "TRANSFORMER_CLS_TO_WRAP": layer}
@@ -118,7 +121,9 @@ def test_a_run_with_a_sharded_base(
         row = '{{"passage": "the day was cold {}", "question": "was the day cold", "answer": "true"}}\n'
         (tmp_path / "rows.jsonl").write_text("".join(row.format("cold " * k) for k in range(160)))
         data = DataSection(train=str(tmp_path / "rows.jsonl"), test=str(tmp_path / "rows.jsonl"), task="boolq")
-        model = recipe.model.model_copy(update={"name": str(tiny_writer("decoder", tiny_folder, tmp_path / "model"))})
+        pytest.importorskip("bitsandbytes", reason="install bitsandbytes to test quantised bases")
+        name = str(tiny_writer("decoder", tiny_folder, tmp_path / "model"))
+        model = recipe.model.model_copy(update={"name": name, "quantization": "4bit"})
         recipe = recipe.model_copy(update={"model": model, "data": data, "metrics": ("log_likelihood",)})
     (tmp_path / "recipe.yaml").write_text(yaml.safe_dump(recipe.model_dump(mode="json", exclude={"resolved"})))
     launched("tests.in_training.fsdp_on_cpu", "run", str(tmp_path / "recipe.yaml"), "--output", str(tmp_path / "out"))
