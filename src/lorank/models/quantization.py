@@ -16,7 +16,7 @@ import torch
 from torch import nn
 from transformers import BitsAndBytesConfig, PreTrainedConfig
 
-from lorank.errors import AdapterError, LorankWarning, RecipeError
+from lorank.errors import AdapterError, LorankWarning, RecipeError, TrainingError
 from lorank.models.base_dtype import DTYPES, dtype_of_checkpoint
 from lorank.models.pretrained import Pretrained
 
@@ -155,6 +155,9 @@ def hold_for_sharding(model: nn.Module, plugin: Any) -> list[nn.Parameter]:
     Returns:
         What cannot be sharded, and has to be left whole on every process: other integers.
 
+    Raises:
+        TrainingError: torch is older than 2.8, which gathers weights of one dtype only.
+
     Warns:
         LorankWarning: something is left whole; says how much.
 
@@ -166,6 +169,11 @@ def hold_for_sharding(model: nn.Module, plugin: Any) -> list[nn.Parameter]:
                 sharded = True
             elif not (parameter.requires_grad or parameter.is_floating_point() or parameter.is_complex()):
                 whole.append(parameter)
+    if sharded and tuple(map(int, torch.__version__.split(".")[:2])) < (2, 8):
+        raise TrainingError(
+            f"a base in 4 bits under FSDP needs torch 2.8 or newer, and this is {torch.__version__}; or use DDP: every process "
+            "then holds the whole base"
+        )
     policy = plugin.mixed_precision_policy if sharded else None
     if policy is not None:
         plugin.mixed_precision_policy = dataclasses.replace(policy, param_dtype=None)
