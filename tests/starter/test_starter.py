@@ -74,7 +74,7 @@ def test_a_recipe_for_every_kind_of_data(case: str, folders: dict[str, Path], tm
     assert all("  # " in line for line in output.read_text().splitlines()[2:] if not line.endswith(":"))
     assert f"lorank headroom {output}" in said
     recipe = load_recipe(output)
-    assert (recipe.method, recipe.budget, recipe.model.name) == ("i-lora", "r=8", str(folders[kind]))
+    assert (recipe.method, recipe.budget, recipe.model.name) == ("igu-lora", "r=8", str(folders[kind]))
 
 
 @pytest.mark.parametrize(

@@ -22,7 +22,7 @@ def init_command(
         str | None, typer.Option(help='column of the text, or two: "one,two"; default: by their names')
     ] = None,
     label: Annotated[str | None, typer.Option(help="column of the label; default: by its name")] = None,
-    method: Annotated[str, typer.Option(help="that decides the ranks, see lorank methods")] = "i-lora",
+    method: Annotated[str, typer.Option(help="that decides the ranks, see lorank methods")] = "igu-lora",
     budget: Annotated[str, typer.Option(help='adapter parameters, "1M", "r=8", "0.1%", ...')] = "r=8",
     output: Annotated[Path, typer.Option(help="the recipe")] = Path("recipe.yaml"),
     overwrite: Annotated[bool, typer.Option(help="replace the recipe if it is there already")] = False,
