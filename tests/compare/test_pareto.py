@@ -8,8 +8,9 @@ from tests.compare.made_up import measured
 
 from lorank.compare.answer import Row, answer
 from lorank.compare.cells import cells_of
-from lorank.compare.pareto import beats, draw_pareto, with_front
+from lorank.compare.pareto import _figure, beats, draw_pareto, with_front
 from lorank.compare.result_table import cells_of_row
+from lorank.report.picture import plain_text
 
 
 def rows_of(values: dict[str, tuple[float, int, float, float]]) -> list[Row]:
@@ -42,3 +43,12 @@ def test_what_is_not_beaten(tmp_path: Path) -> None:
     assert all(row.not_beaten for row in with_front([rows[0], replace(rows[0], method="eva")]))
     draw_pareto([*rows, *(replace(row, task="from_$5_to_$10") for row in rows)], tmp_path / "pareto.png")
     assert image.imread(tmp_path / "pareto.png").shape[0] > 300
+
+
+def test_axes_show_numbers_and_not_what_to_add_to_them() -> None:
+    rows = with_front(rows_of({"lora": (-10.8101, 1000, 10.0, 1.0), "eva": (-10.8112, 990, 10.0, 1.0)}))
+    with plain_text():
+        figure = _figure(rows)
+        figure.draw_without_rendering()
+    assert [panel.yaxis.get_offset_text().get_text() for panel in figure.axes] == ["", ""]
+    assert float(figure.axes[0].yaxis.get_ticklabels()[0].get_text().replace("\u2212", "-")) < -10.8

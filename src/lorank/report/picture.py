@@ -45,11 +45,13 @@ def drawing(path: Path) -> Iterator[None]:
 def plain_text() -> Iterator[None]:
     """Figures that are made within this take names as they are, and an SVG of them holds its text as text.
 
-    `$` begins no formula, whatever matplotlib's settings file says, and characters that the font lacks are drawn as boxes.
+    `$` begins no formula, whatever matplotlib's settings file says, and characters that the font lacks are drawn as boxes. Axes
+    show their numbers whole.
     """
     import matplotlib
 
     plain = {"text.usetex": False, "text.parse_math": False, "axes.formatter.use_mathtext": False}
+    plain["axes.formatter.useoffset"] = False
     # The same figure gives the same bytes: names inside of an SVG come from this salt.
     with matplotlib.rc_context(plain | {"svg.fonttype": "none", "svg.hashsalt": "lorank"}), warnings.catch_warnings():
         warnings.filterwarnings("ignore", message=r"Glyph .* missing from")
