@@ -127,6 +127,14 @@ def test_sharding_and_checkpointing_take_less(tmp_path: Path) -> None:
     plain, sharded, checkpointed = peak(), peak("--gpus", 4, "--shard", "zero3"), peak("--gradient-checkpointing")
     assert sharded["base_on_device_bytes"] < plain["base_on_device_bytes"]
     assert any("DDP" in note for note in sharded["notes"])
+    four, shared = peak("--quantization", "4bit"), peak("--quantization", "4bit", "--gpus", 4, "--shard", "fsdp")
+    whole, apart = four["base_on_device_bytes"], four["quantisation_overhead_bytes"]
+    assert shared["base_on_device_bytes"] == -(-(whole - apart) // 4) + apart + shared["gathered_bytes"]
+    assert (shared["loading_peak_on_device_bytes"], four["loading_peak_on_device_bytes"]) == (whole, 0)
+    assert any("loads the whole quantised base" in note for note in shared["notes"])
+    eight = lorank("inspect", folder, "--budget", "r=2", "--quantization", "8bit", "--gpus", 4, "--shard", "fsdp")
+    assert eight.exit_code == 1
+    assert "fsdp cannot spread a base in 8 bits" in eight.output
     # With it PEFT gives the first block inputs with gradients, so that block saves a little more.
     assert checkpointed["activation_bytes"] == pytest.approx(plain["activation_with_checkpointing_bytes"], rel=0.02)
     assert checkpointed["activation_bytes"] < plain["activation_bytes"]

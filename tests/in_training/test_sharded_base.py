@@ -175,8 +175,9 @@ def test_what_of_fsdp_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
             one.setattr(plugin, key, value)
             with pytest.raises(TrainingError, match=said):
                 sharded_base.leave_whole(model)
-    by_name = type("Int8Params", (torch.nn.Parameter,), {})  # as accelerate knows such things
-    held = torch.nn.ParameterList([by_name(torch.ones(2, dtype=torch.int8), requires_grad=False)])
+    held = torch.nn.Sequential(
+        type("Linear8bitLt", (torch.nn.Linear,), {})(2, 2)
+    )  # by its name, as accelerate knows such
     with pytest.raises(TrainingError, match=r"cannot hold a base in 8 bits.* in 4 bits\. Or use DDP"):
         sharded_base.leave_whole(held)
     with pytest.raises(TrainingError, match="full fine-tuning under FSDP"):

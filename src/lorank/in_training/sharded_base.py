@@ -62,11 +62,12 @@ def leave_whole(model: nn.Module) -> None:
         TrainingError: FSDP in a form that cannot work, or a base in 8 bits.
 
     """
-    if (plugin := fsdp_plugin()) is None or _is_sharded(model):
+    plugin, sharded = fsdp_plugin(), _is_sharded(model)
+    if (plugin or sharded) and any(type(module).__name__ == "Linear8bitLt" for module in model.modules()):
+        raise TrainingError(f"{NOT_IN_8_BITS}; load the base in 4 bits. {_OTHERWISE}")
+    if plugin is None or sharded:
         return
     _check_plugin(plugin)
-    if any(type(parameter).__name__ == "Int8Params" for parameter in model.parameters()):
-        raise TrainingError(f"{NOT_IN_8_BITS}; load the base in 4 bits. {_OTHERWISE}")
     given = get_parameters_from_modules(plugin.ignored_modules, model, processes().device)
     whole = dict.fromkeys([*trained_parameters(model), *given, *hold_for_sharding(model, plugin)])
     for parameter in whole:  # `fully_shard` moves to the device what it shards, and nothing else

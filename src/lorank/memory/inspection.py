@@ -56,11 +56,23 @@ class Inspection:
 
     @property
     def base_of_device(self) -> int:
-        """Of the base on each device: all of it, or a share and the part that is gathered."""
-        whole = self.base[self.question.quantization or self.dtype]
+        """Of the base on each device: all of it, or a share and the part that is gathered.
+
+        What tells how to read packed weights is no parameter, and is not shared out.
+        """
         if self.question.shard == "none":
-            return whole
-        return -(-whole // self.question.gpus) + self.gathered
+            return self._whole_base
+        apart = 0 if self.quantised is None else self.quantised.overhead
+        return -(-(self._whole_base - apart) // self.question.gpus) + apart + self.gathered
+
+    @property
+    def loading_peak(self) -> int:
+        """The most of a device while a quantised base is loaded, whole on each, before it is sharded; 0 where that is not so."""
+        return self._whole_base if self.quantised is not None and self.question.shard != "none" else 0
+
+    @property
+    def _whole_base(self) -> int:
+        return self.base[self.question.quantization or self.dtype]
 
     @property
     def training_peak(self) -> int:
@@ -79,12 +91,12 @@ class Inspection:
     @property
     def peak(self) -> int:
         """The most of a device at any time."""
-        return max(self.training_peak, self.scoring_peak)
+        return max(self.training_peak, self.scoring_peak, self.loading_peak)
 
     @property
     def plain_peak(self) -> int:
         """The most of a device that plain LoRA of the same budget needs, with the activations of this one."""
-        return self._held(self.trained.final_parameters) + self._activations(1.0)
+        return max(self._held(self.trained.final_parameters) + self._activations(1.0), self.loading_peak)
 
     def _held(self, parameters: int) -> int:
         trains = self.trained.trained_bytes(parameters)
@@ -152,6 +164,7 @@ class Inspection:
             "passes_exact": self.passes.exact,
             "base_on_device_bytes": self.base_of_device,
             "gathered_bytes": self.gathered,
+            "loading_peak_on_device_bytes": self.loading_peak,
             "training_peak_on_device_bytes": self.training_peak,
             "scoring_peak_on_device_bytes": self.scoring_peak,
             "peak_on_device_bytes": self.peak,
@@ -245,6 +258,11 @@ def _notes(
     if allocates and question.shard == "fsdp":
         notes.append(
             f"{question.method} with FSDP needs version 2: the base is sharded, and what trains is whole on every device"
+        )
+    if chosen is not None and question.shard == "fsdp":
+        notes.append(
+            "every device loads the whole quantised base before FSDP shards it; and without lorank, accelerate leaves weights in "
+            "bitsandbytes' default storage whole"
         )
     if allocates and question.shard == "zero3":
         notes.append(

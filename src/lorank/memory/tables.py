@@ -52,6 +52,7 @@ def memory_table(found: Inspection) -> SplitTable:
         ("- of these, logits", held.logits),
         ("- with gradient checkpointing", held.peak(checkpointing=True)),
         ("- without", held.peak(checkpointing=False)),
+        ("peak of loading, before the base is sharded", found.loading_peak),
         ("peak of training", found.training_peak),
         ("peak of scoring before training", found.scoring_peak),
         ("peak of plain LoRA", found.plain_peak),

@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 from lorank.errors import ScoresError, TargetError, shown
-from lorank.models.quantization import CHANGED, changed_by_gathering
+from lorank.models.quantization import CHANGED, NOT_IN_8_BITS, changed_by_gathering
 from lorank.scoring.split.collectives import gathered, of_the_first, process_count, raised_in_all
 
 _OR_BEFORE = (
@@ -63,6 +63,12 @@ def in_all_processes(model: nn.Module, asked: Mapping[str, Any], score: Callable
                 f"{shown(other.get(wrong), 200)} in process {number}; call lorank.score with the same arguments in all of them"
             )
     if is_sharded(model):
+        from torch.distributed.tensor import DTensor
+
+        if any(
+            type(module).__name__ == "Linear8bitLt" and isinstance(module.weight, DTensor) for module in model.modules()
+        ):
+            raise TargetError(f"{NOT_IN_8_BITS}; load the base in 4 bits, or {_OR_BEFORE}")
         if (name := changed_by_gathering(model)) is not None:
             raise TargetError(f"{CHANGED.format(name)}; or {_OR_BEFORE}")
     else:
