@@ -12,6 +12,7 @@ from peft import PeftConfig, PeftModel
 from safetensors.torch import load_file
 from tests.conftest import tiny_writer
 from tests.examples.run_script import EXAMPLES, run_script
+from tests.test_processes import launched
 from transformers import AutoModelForCausalLM
 
 from lorank import AllocationLoop, RankPlan
@@ -40,6 +41,21 @@ def test_i_lora_with_trl(tiny_folder: Path, tiny_data: dict[str, str], tmp_path:
         adapted = loaded(input_ids=ids).logits
         with loaded.disable_adapter():
             assert not torch.allclose(adapted, loaded(input_ids=ids).logits)
+
+
+@pytest.mark.long
+def test_a_4_bit_base_that_fsdp_shards(tiny_folder: Path, tmp_path: Path) -> None:
+    pytest.importorskip("bitsandbytes", reason="install bitsandbytes to test quantised bases")
+    model, rows = tiny_writer("decoder", tiny_folder, tmp_path / "llama"), tmp_path / "rows"
+    rows.mkdir()
+    (rows / "train.csv").write_text("\n".join(["text", *(f"the day was cold {k}" for k in range(40))]))
+    script = str(EXAMPLES / "allocate_with_fsdp.py")
+    done = launched("tests.examples.fsdp_on_cpu", script, str(model), str(rows), str(tmp_path / "out"), "30")
+    said = next(line for line in done.stdout.splitlines() if "parameters in" in line)
+    held, budget = (int(number.replace(",", "")) for number in said.split()[:3:2])
+    assert adapter_parameters(tmp_path / "out/adapter") == held <= budget
+    loaded = PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained(model), str(tmp_path / "out/adapter"))
+    assert loaded.active_adapter == "default"
 
 
 def test_a_loop_of_ones_own(

@@ -80,7 +80,7 @@ def test_a_recipe_for_every_kind_of_data(case: str, folders: dict[str, Path], tm
 @pytest.mark.parametrize(
     ("method", "keys", "rate"),
     [
-        ("igu-lora", {"triplets", "baselines", "train"}, 2e-3),
+        ("igu-lora", {"triplets", "measure", "baselines", "train"}, 2e-3),
         ("sensitivity-lora", {"baselines", "train"}, 5e-4),
         ("lora", {"train"}, 5e-4),
     ],
@@ -96,6 +96,8 @@ def test_each_kind_of_method_has_its_keys(
     assert set(content) == {"model", "method", "budget", "data", *keys}
     recipe = load_recipe(output)
     assert recipe.train.learning_rate == rate
+    if "measure" in keys:
+        assert recipe.measure.every == 4, "90 steps in all"  # type: ignore[union-attr]
     if "baselines" in keys:
         assert recipe.of("lora").train.learning_rate == 5e-4
 

@@ -178,10 +178,16 @@ class Starter:
 
     def _stages(self) -> Iterator[Choice]:
         method, lora = METHODS[self.method], _LORA_RATE[self._kind if self.columns.task not in LABELLED else "encoder"]
-        fresh = getattr(choices_in(method.default).get("start"), "factors", None) == "fresh"
+        preset = choices_in(method.default)
+        fresh = getattr(preset.get("start"), "factors", None) == "fresh"
+        epochs, rows = 1 if (self.source.count or 0) > 20_000 else 3, self.source.count
         kept = method.allocates_in_training and not fresh
         if method.allocates_in_training:
             yield self._initial_rank()
+            every, steps = getattr(preset.get("measure"), "every", 1), epochs * math.ceil((rows or 0) / self._step)
+            if 0 < steps < 10 * every and (fewer := max(1, steps // 20)) < every:
+                why = f"steps from one that is scored to the next: there are only {steps} in all"
+                yield Choice("measure", "every", fewer, why)
         if self.method != "lora":
             own = {"lora": {"train": {"learning_rate": lora}}} if kept else ["lora"]
             yield Choice("", "baselines", own, "uniform LoRA of the same size, trained and evaluated beside it")
@@ -189,7 +195,6 @@ class Starter:
             yield Choice(
                 "search", "learning_rate", _TRIPLET_RATE, "of the first stage, whose triplets need a larger rate"
             )
-        epochs, rows = 1 if (self.source.count or 0) > 20_000 else 3, self.source.count
         yield Choice("train", "epochs", epochs, "times through the data" + (f", {rows:,} rows" if rows else ""))
         yield from self._batches()
         rate = _TRIPLET_RATE if kept else lora
@@ -208,10 +213,16 @@ class Starter:
         rank = min(max(2, math.ceil(2 * mean)), most)
         return Choice("triplets", "initial_rank", rank, "in every module; about twice the mean rank of the budget")
 
-    def _batches(self) -> Iterator[Choice]:
+    @property
+    def _step(self) -> int:
+        """Examples of an optimizer step: fewer where there would be less than 20 steps in an epoch."""
         step, count = _STEP, self.source.count or math.inf
         while step > 4 and count / step < 20:
             step //= 2
+        return step
+
+    def _batches(self) -> Iterator[Choice]:
+        step, count = self._step, self.source.count or math.inf
         usual = 4 if self._is_sft else 32 if self.columns.task in LABELLED else 8
         batch = min(usual, step)
         why = f"{step} in an optimizer step" + (f": there are only {count:,} rows" if step < _STEP else "")
