@@ -205,6 +205,7 @@ def compared(work: Path, name: str, kind: str) -> dict[str, Any]:
     own, alone = (json.loads((work / k / name / "found.json").read_text()) for k in (kind, "one"))
     moved = sum(abs(own["ranks"].get(key, 0) - rank) for key, rank in alone["ranks"].items()) // 2
     gap = difference(found, work / "one" / name)
+    same = {"same adapter as two": difference(found, work / "two" / name) == 0} if kind == "copied" else {}
     return {
         "ranks moved": moved,
         "of": sum(alone["ranks"].values()),
@@ -214,6 +215,7 @@ def compared(work: Path, name: str, kind: str) -> dict[str, Any]:
         "budget": own["budget"],
         "peak_bytes": own["peak_bytes"],
         "seconds": float((found / "seconds").read_text()),
+        **same,
     }
 
 
