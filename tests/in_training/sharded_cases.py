@@ -55,8 +55,11 @@ def tiny_model() -> PeftModel:
     return get_peft_model(base, lora, autocast_adapter_dtype=False)
 
 
-def in_a_loop(method: str, *, sharded: bool = True, shard_first: bool = False) -> Ended:
-    """Two micro-batches a step; a process has its share of each. I-LoRA's plan is trained after it, without an allocation."""
+def in_a_loop(method: str, *, sharded: bool = True, shard_first: bool = False, kept: bool = False) -> Ended:
+    """Two micro-batches a step; a process has its share of each. I-LoRA's plan is trained after it, without an allocation.
+
+    `kept`: the model is sharded as one, and stays gathered from a forward pass to the end of the backward pass.
+    """
     model, world = tiny_model(), processes().num_processes
     if world > 1 and shard_first:
         shard(model)
@@ -64,7 +67,7 @@ def in_a_loop(method: str, *, sharded: bool = True, shard_first: bool = False) -
     scoring = {"scoring_data": rows, "collate": collate} if method == "i-lora" else {}
     allocation = AllocationLoop(model, method, "r=2", steps=STEPS, **scoring, **OPTIONS[method])
     if world > 1 and sharded and not shard_first:
-        shard(model)
+        shard(model, kept=kept)
     optimizer = train(model, range(STEPS), allocation, ddp=world > 1 and not sharded)
     if method == "i-lora":  # each process has passed its share of the scoring batches
         assert bool(allocation.allocator.measure.shared.ways) == (world > 1)
@@ -74,10 +77,10 @@ def in_a_loop(method: str, *, sharded: bool = True, shard_first: bool = False) -
     return plan, model
 
 
-def shard(model: PeftModel) -> None:
+def shard(model: PeftModel, *, kept: bool = False) -> None:
     mesh = init_device_mesh("cpu", (processes().num_processes,))
     whole = {parameter for parameter in model.parameters() if parameter.requires_grad}
-    for layer in model.get_base_model().bert.encoder.layer:
+    for layer in () if kept else model.get_base_model().bert.encoder.layer:
         fully_shard(layer, mesh=mesh, ignored_params=whole)
     fully_shard(model, mesh=mesh, ignored_params=whole)
 
@@ -191,6 +194,7 @@ def cases(folder: Path) -> dict[str, Callable[[], Ended]]:
     for method in OPTIONS:
         found[f"loop-{method}"] = lambda method=method: in_a_loop(method)
         found[f"loop-ddp-{method}"] = lambda method=method: in_a_loop(method, sharded=False)
+        found[f"loop-kept-{method}"] = lambda method=method: in_a_loop(method, kept=True)
         found[f"loop-sharded-first-{method}"] = lambda method=method: in_a_loop(method, shard_first=True)
         for kind, fsdp in (("fsdp", True), ("ddp", False)):
             name = f"{kind}-{method}"

@@ -13,12 +13,14 @@ from typing import Any
 import pytest
 import torch
 import yaml
+from peft import LoraConfig, get_peft_model
 from peft.tuners.lora import LoraLayer
 from rich.console import Console
 from safetensors.torch import load_file, save_file
 from tests.conftest import random_batch, tiny_writer
 from tests.in_training.sharded_cases import OPTIONS, cases, in_a_loop, save, tiny_model
 from tests.test_processes import launched
+from transformers import LlamaConfig, LlamaForCausalLM
 
 from lorank.errors import AdapterError, LorankWarning, RecipeError, TrainingError
 from lorank.in_training import sharded_base
@@ -50,14 +52,14 @@ def same(found: Path, wanted: Path) -> None:
 def test_two_processes_with_a_sharded_base_make_the_plans_of_one(tmp_path: Path) -> None:
     """An own loop (no patch) for each method, one under DDP, and a Trainer: accumulated gradients, clipping, a head."""
     sharded, trained = [f"loop-{method}" for method in OPTIONS], ["fsdp-igu-lora"]
-    names = [*sharded, "loop-ddp-adalora", *trained]
+    names = [*sharded, "loop-kept-igu-lora", "loop-ddp-adalora", *trained]
     launched(SCRIPT, str(tmp_path / "two"), *names)
     alone(tmp_path / "one", *sharded, *trained)
     assert any(
         "classifier" in key for key in load_file(tmp_path / "two/fsdp-igu-lora/adapter/adapter_model.safetensors")
     )
     for name in names:
-        same(tmp_path / "two" / name, tmp_path / "one" / name.replace("-ddp", ""))
+        same(tmp_path / "two" / name, tmp_path / "one" / name.replace("-ddp", "").replace("-kept", ""))
 
 
 @pytest.mark.long
@@ -182,6 +184,15 @@ def test_what_of_fsdp_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
         sharded_base.leave_whole(held)
     with pytest.raises(TrainingError, match="full fine-tuning under FSDP"):
         sharded_base.average_in_training(model.get_base_model())
+
+
+@pytest.mark.parametrize("tied", [False, True])
+def test_what_a_copy_is_trained_of_is_left_whole_where_it_is_tied(tied: bool) -> None:
+    sizes = {"hidden_size": 8, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 8}
+    base = LlamaForCausalLM(LlamaConfig(vocab_size=16, tie_word_embeddings=tied, **sizes))
+    model = get_peft_model(base, LoraConfig(target_modules=["q_proj"], modules_to_save=["lm_head"]))
+    embedding = base.get_input_embeddings().weight
+    assert [id(parameter) for parameter in sharded_base._tied_originals(model)] == [id(embedding)] * tied
 
 
 def test_ddp_in_place_of_fsdp_is_said(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -179,7 +179,7 @@ def test_integers_that_fsdp_does_not_shard_are_left_whole_and_said() -> None:
     policy = MixedPrecisionPolicy(torch.bfloat16)
     plugin = SimpleNamespace(mixed_precision_policy=policy)
     with pytest.warns(
-        LorankWarning, match=r"2 weights of the base are integers \(int8 and uint8\).*every process holds all"
+        LorankWarning, match=r"2 weights of the base are integers or packed \(int8 and uint8\).*every process holds"
     ):
         whole = hold_for_sharding(model, plugin)
     assert [id(parameter) for parameter in whole] == [id(model[1].weight), id(model[2].weight)]

@@ -7,6 +7,7 @@ them is done here: they begin alike, and their gradients are averaged.
 
 import functools
 import warnings
+from collections import Counter
 from collections.abc import Sequence
 from typing import Any
 
@@ -16,7 +17,9 @@ from accelerate.state import AcceleratorState, GradientState
 from accelerate.utils import DistributedType, broadcast
 from accelerate.utils.fsdp_utils import get_parameters_from_modules
 from peft import PeftModel
+from peft.utils.other import AuxiliaryTrainingWrapper
 from torch import nn
+from torch.distributed.fsdp import FSDPModule
 from torch.distributed.tensor import DTensor, Shard
 from torch.utils._pytree import tree_leaves
 
@@ -69,10 +72,19 @@ def leave_whole(model: nn.Module) -> None:
         return
     _check_plugin(plugin)
     given = get_parameters_from_modules(plugin.ignored_modules, model, processes().device)
-    whole = dict.fromkeys([*trained_parameters(model), *given, *hold_for_sharding(model, plugin)])
+    whole = dict.fromkeys(
+        [*trained_parameters(model), *given, *hold_for_sharding(model, plugin), *_tied_originals(model)]
+    )
     for parameter in whole:  # `fully_shard` moves to the device what it shards, and nothing else
         parameter.data = parameter.data.to(processes().device)
     plugin.ignored_modules = [nn.ParameterList(whole)]
+
+
+def _tied_originals(model: nn.Module) -> list[nn.Parameter]:
+    """Weights of modules that train a copy, where another module has them too: accelerate would have torch shard them twice."""
+    copied = [module.original_module for module in model.modules() if isinstance(module, AuxiliaryTrainingWrapper)]
+    counts = Counter(id(parameter) for _, parameter in model.named_parameters(remove_duplicate=False))
+    return [parameter for module in copied for parameter in module.parameters() if counts[id(parameter)] > 1]
 
 
 def average_in_training(model: nn.Module) -> None:
@@ -129,6 +141,7 @@ class AveragedGradients:
         self._sharded: bool | None = None
         self._queued = self._averaged = self._compared = False
         self._hook = model.register_forward_hook(self._called)
+        self._first = model.register_forward_pre_hook(self._begin)
 
     def check(self, model: nn.Module) -> None:
         """Before the optimizer's step: were gradients averaged since the last one? Before the first: has the base its own bits?
@@ -138,20 +151,23 @@ class AveragedGradients:
                 other weights than the base has.
 
         """
-        if self._sharded is None:
-            self._sharded = _is_sharded(model)
-        if self._sharded and not self._compared:
-            self._compared = True
-            if (name := changed_by_gathering(model)) is not None:
-                raise TrainingError(
-                    f"{CHANGED.format(name)}. With accelerate make Accelerator, then AllocationLoop, then prepare"
-                )
+        if not self._compared:
+            self._compared, self._sharded = True, _is_sharded(model)
+            refuse_sharded(model)
+            if self._sharded:
+                _refuse_changed(model, begun=False)
         if self._sharded and not self._averaged:
             raise TrainingError(
                 "the base is sharded (FSDP), and gradients of the adapter were not averaged over processes in this step: compute "
                 "the loss by calling the model itself, not a part of it"
             )
         self._averaged = False
+
+    def _begin(self, model: nn.Module, _: Any) -> None:
+        """The first pass of a sharded model: bits that have changed may have bitsandbytes fail on them before any step."""
+        if _is_sharded(model):
+            self._first.remove()
+            _refuse_changed(model, begun=True)
 
     def _called(self, model: nn.Module, _: Any, output: Any) -> None:
         if not torch.is_grad_enabled():
@@ -168,6 +184,7 @@ class AveragedGradients:
             self._sharded = _is_sharded(model)
         if not self._sharded:
             self._hook.remove()
+            self._first.remove()
         elif not self._queued:
             self._queued = True
             torch.autograd.Variable._execution_engine.queue_callback(functools.partial(self._average, model))
@@ -211,7 +228,7 @@ def _begin_alike(parameters: Sequence[nn.Parameter]) -> None:
 
 
 def _is_sharded(model: nn.Module) -> bool:
-    """Whether parameters lie in shards, each process with its own.
+    """Whether parameters lie in shards, each process with its own; also while they are gathered, as they may stay after a pass.
 
     Raises:
         TrainingError: not over all processes, or along a layer's width (tensor parallelism).
@@ -225,7 +242,14 @@ def _is_sharded(model: nn.Module) -> bool:
                 "lorank averages gradients over all processes, which is for FSDP2 and HSDP without tensor parallelism. "
                 f"{_OTHERWISE}"
             )
-    return bool(meshes)
+    return bool(meshes) or any(isinstance(module, FSDPModule) for module in model.modules())
+
+
+def _refuse_changed(model: nn.Module, *, begun: bool) -> None:
+    if (name := changed_by_gathering(model, begun=begun)) is not None:
+        raise TrainingError(
+            f"{CHANGED.format(name)}. With accelerate make Accelerator, then AllocationLoop, then prepare"
+        )
 
 
 def _check_plugin(plugin: Any) -> None:

@@ -153,7 +153,7 @@ def hold_for_sharding(model: nn.Module, plugin: Any) -> list[nn.Parameter]:
     which it computes without FSDP.
 
     Returns:
-        What cannot be sharded, and has to be left whole on every process: other integers.
+        What cannot be sharded, and has to be left whole on every process: integers, and packed weights of an odd size.
 
     Raises:
         TrainingError: torch is older than 2.8, which gathers weights of one dtype only.
@@ -165,9 +165,10 @@ def hold_for_sharding(model: nn.Module, plugin: Any) -> list[nn.Parameter]:
     sharded, whole = False, []
     for module in model.modules():
         for parameter in module.parameters(recurse=False):
-            if type(parameter).__name__ == "Params4bit" and _hold_as_fp32(module, parameter):
+            packed = type(parameter).__name__ == "Params4bit"
+            if packed and _hold_as_fp32(module, parameter):
                 sharded = True
-            elif not (parameter.requires_grad or parameter.is_floating_point() or parameter.is_complex()):
+            elif packed or not (parameter.requires_grad or parameter.is_floating_point() or parameter.is_complex()):
                 whole.append(parameter)
     if sharded and tuple(map(int, torch.__version__.split(".")[:2])) < (2, 8):
         raise TrainingError(
@@ -181,8 +182,8 @@ def hold_for_sharding(model: nn.Module, plugin: Any) -> list[nn.Parameter]:
         size = sum(parameter.numel() * parameter.element_size() for parameter in whole)
         kinds = " and ".join(sorted({str(parameter.dtype).removeprefix("torch.") for parameter in whole}))
         warnings.warn(
-            f"{len(whole)} weights of the base are integers ({kinds}), which FSDP does not shard: every process holds all "
-            f"{size / 2**30:.2f} GiB of them. A base in 4 bits of bitsandbytes is sharded",
+            f"{len(whole)} weights of the base are integers or packed ({kinds}), and FSDP cannot shard them: every process holds "
+            f"all {size / 2**30:.2f} GiB of them. A base in 4 bits of bitsandbytes can be sharded",
             LorankWarning,
             stacklevel=3,
         )
@@ -201,27 +202,41 @@ def _hold_as_fp32(module: nn.Module, parameter: nn.Parameter) -> bool:
 
 
 @torch.no_grad()
-def changed_by_gathering(model: nn.Module) -> str | None:
+def changed_by_gathering(model: nn.Module, *, begun: bool = False) -> str | None:
     """Name of a 4-bit weight that FSDP2 gathers with other bits than it sharded; None: all come back as they are.
 
-    Gathers every weight once, and compares on each process the part that is its own; all processes call it, between passes, and
-    have the same answer. See `hold_for_sharding` for how bits change.
+    Gathers every weight once, and compares on each process the part that is its own. All processes call it, and have the same
+    answer. See `hold_for_sharding` for how bits change.
+
+    Args:
+        model: with a base in 4 bits, or without.
+        begun: a pass has begun, so that what is gathered already stays so, and is not compared.
+
     """
     from torch.distributed.fsdp import FSDPModule
     from torch.distributed.tensor import DTensor
 
     changed: str | None = None
-    packed = {m: name for name, m in model.named_modules() if getattr(m, "quant_state", None) is not None}
+    packed = {
+        m: name
+        for name, m in model.named_modules()
+        if hasattr(m, "weight") and getattr(m, "quant_state", None) is not None
+    }
     if not packed:
         return None
     for wrapped in (module for module in model.modules() if isinstance(module, FSDPModule)):
-        wrapped.reshard()
+        if not begun:
+            wrapped.reshard()
         shards = {m: m.weight for m in wrapped.modules() if m in packed and isinstance(m.weight, DTensor)}
+        if not shards:
+            continue
         wrapped.unshard()
-        for module, shard in shards.items():
-            if not isinstance(module.weight, DTensor) and not _same_bits(module.weight, shard):
+        gathered = {m: shard for m, shard in shards.items() if not isinstance(m.weight, DTensor)}
+        for module, shard in gathered.items():
+            if not _same_bits(module.weight, shard):
                 changed = changed or packed[module]
-        wrapped.reshard()
+        if gathered:
+            wrapped.reshard()
     found: list[str | None] = [None] * torch.distributed.get_world_size()
     torch.distributed.all_gather_object(found, changed)
     return next((name for name in found if name is not None), None)

@@ -192,6 +192,9 @@ def check_sharded() -> None:
         loss.backward()
         assert torch.allclose(loss, make("decoder")(**batches[0]).loss)
         assert held.model.layers[0].mlp.up_proj.weight.grad is not None
+    kept = fully_shard(make("decoder"), mesh=mesh)  # as one: it stays gathered after a pass without gradients
+    for method in ({"method": "eva", "components": 4}, {"method": "gradient"}):
+        check_equal(f"FSDP2, kept, {method}", expected[str(method)], lorank.score(kept, batches, **method))
     check_equal("FSDP2 magnitude", expected["magnitude"], lorank.score(model(), method="magnitude"))
     refused(ScoresError, "second derivatives", lambda: lorank.score(model(), batches, estimator="hutchinson"))
     refused(TargetError, "'probe' trains", lambda: lorank.score(model(), batches, scoring_data=HELD_OUT, **PROBE))

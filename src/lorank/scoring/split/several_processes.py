@@ -38,7 +38,7 @@ def is_sharded(model: nn.Module) -> bool:
         raise TargetError(
             f"layers of the model are split over processes (tensor parallelism), so none sees whole inputs; {_OR_BEFORE}"
         )
-    return bool(meshes)
+    return wrapped or bool(meshes)  # weights may be gathered, and stay so after a pass
 
 
 def in_all_processes(model: nn.Module, asked: Mapping[str, Any], score: Callable[[], Any]) -> Any:
