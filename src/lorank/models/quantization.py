@@ -13,6 +13,7 @@ from importlib.metadata import PackageNotFoundError, version
 from typing import Any
 
 import torch
+from accelerate.utils import is_torch_version
 from torch import nn
 from transformers import BitsAndBytesConfig, PreTrainedConfig
 
@@ -170,7 +171,7 @@ def hold_for_sharding(model: nn.Module, plugin: Any) -> list[nn.Parameter]:
                 sharded = True
             elif packed or not (parameter.requires_grad or parameter.is_floating_point() or parameter.is_complex()):
                 whole.append(parameter)
-    if sharded and tuple(map(int, torch.__version__.split(".")[:2])) < (2, 8):
+    if sharded and is_torch_version("<", "2.8"):
         raise TrainingError(
             f"a base in 4 bits under FSDP needs torch 2.8 or newer, and this is {torch.__version__}; or use DDP: every process "
             "then holds the whole base"
