@@ -236,7 +236,7 @@ def changed_by_gathering(model: nn.Module, *, begun: bool = False) -> str | None
         for module, shard in gathered.items():
             if not _same_bits(module.weight, shard):
                 changed = changed or packed[module]
-        if gathered:
+        if gathered or not begun:
             wrapped.reshard()
     found: list[str | None] = [None] * torch.distributed.get_world_size()
     torch.distributed.all_gather_object(found, changed)

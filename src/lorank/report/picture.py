@@ -50,8 +50,8 @@ def plain_text() -> Iterator[None]:
     """
     import matplotlib
 
-    plain = {"text.usetex": False, "text.parse_math": False, "axes.formatter.use_mathtext": False}
-    plain["axes.formatter.useoffset"] = False
+    plain = {"text.usetex": False, "text.parse_math": False}
+    plain |= {"axes.formatter.use_mathtext": False, "axes.formatter.useoffset": False}
     # The same figure gives the same bytes: names inside of an SVG come from this salt.
     with matplotlib.rc_context(plain | {"svg.fonttype": "none", "svg.hashsalt": "lorank"}), warnings.catch_warnings():
         warnings.filterwarnings("ignore", message=r"Glyph .* missing from")
