@@ -196,7 +196,7 @@ def test_what_a_copy_is_trained_of_is_left_whole_where_it_is_tied(tied: bool) ->
 
 
 def test_ddp_in_place_of_fsdp_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(sharded_base, "processes", lambda: SimpleNamespace(num_processes=2))
+    monkeypatch.setattr(sharded_base, "processes", lambda: SimpleNamespace(num_processes=2, is_main_process=True))
     with pytest.warns(LorankWarning, match="this is DDP"):
         sharded_base.warn_of_ddp(asked=True)
     monkeypatch.setenv("ACCELERATE_USE_FSDP", "true")

@@ -113,7 +113,8 @@ def warn_of_ddp(*, asked: bool = False) -> None:
         LorankWarning: the base is not sharded.
 
     """
-    if (asked or asks_for_fsdp()) and fsdp_plugin() is None and processes().num_processes > 1:
+    state = processes()
+    if (asked or asks_for_fsdp()) and fsdp_plugin() is None and state.num_processes > 1 and state.is_main_process:
         warnings.warn(
             "FSDP was asked for, and accelerate does not shard here (it never does on a CPU): every process holds the whole "
             "model, and this is DDP",
