@@ -63,7 +63,7 @@ class ModelSection(Section):
     quantization: Literal["4bit", "8bit"] | None = Field(
         None,
         description="of the base model, by bitsandbytes: 4bit is nf4 with double quantisation, 8bit is LLM.int8(); matrix "
-        "products and all other weights are of model.dtype",
+        "products and all other weights are of model.dtype; FSDP shards 4bit, and 8bit is refused there",
     )
     attention: str | None = Field(
         None,
