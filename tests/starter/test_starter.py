@@ -264,7 +264,7 @@ def test_the_recipe_runs(tiny_folder: Path, tiny_data: dict[str, str], tmp_path:
         tiny_folder, tiny_data["train"], "--test", tiny_data["test"], "--output", output, "--budget", "r=1"
     )
     assert code == 0, said
-    words = ["run", str(output), "train.max_steps=12", "--output", str(tmp_path / "run")]
+    words = ["run", str(output), "train.max_steps=12", "measure.every=1", "--output", str(tmp_path / "run")]
     ran = CliRunner().invoke(app, words)
     assert ran.exit_code == 0, ran.output
     assert (tmp_path / "run" / "adapter" / "adapter_model.safetensors").is_file()
