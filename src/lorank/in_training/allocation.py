@@ -30,7 +30,7 @@ from lorank.errors import AdapterError, RecipeError, TrainingError
 from lorank.in_training.adapter_audit import audit_saves
 from lorank.in_training.checkpoint import write_results
 from lorank.in_training.fresh_start import start_again, state_beside
-from lorank.in_training.sharded_base import AveragedGradients, leave_whole, refuse_sharded, warn_of_ddp
+from lorank.in_training.sharded_base import AveragedGradients, leave_whole, refuse_sharded
 from lorank.methods.choose import choose_options
 from lorank.plan import RankPlan
 from lorank.processes import processes
@@ -158,7 +158,6 @@ class Allocation:
         self._initial = read_adapter(part, layers, name, self.budget, self.options, self.provenance)
         self._adapter = to_triplets(part, name, initial_lambda=self.options.triplets.initial_lambda)
         leave_whole(model)
-        warn_of_ddp()
         if processes().num_processes > 1:
             self._averaged = AveragedGradients(model)
         self._model = weakref.ref(model)

@@ -17,6 +17,7 @@ from lorank.errors import LorankWarning, RecipeError, TrainingError
 from lorank.in_training.allocation import Allocation
 from lorank.in_training.fresh_start import holds_lambdas
 from lorank.in_training.loop_pass import LoopPass, Loss
+from lorank.in_training.sharded_base import warn_of_ddp
 from lorank.models.base_dtype import is_narrow
 from lorank.plan import RankPlan
 from lorank.processes import processes
@@ -103,6 +104,7 @@ class AllocationLoop(Allocation):
         triplets = self.options.triplets
         self._awaits_after_backward = triplets.orthogonality > 0 and triplets.orthogonality_added == "before-clipping"
         self.prepare(model)
+        warn_of_ddp()
         half = half or is_narrow(model)
         facts = TrainingFacts(
             steps,
