@@ -9,7 +9,9 @@ from pathlib import Path
 import pytest
 import yaml
 from rich.console import Console
+from torch import distributed
 
+import lorank.__main__
 from lorank import RankPlan
 from lorank.runs.run import run
 from tests.test_interrupt import signalled
@@ -23,6 +25,20 @@ def launched(*command: str) -> subprocess.CompletedProcess[str]:
     done = subprocess.run(launch, env=environment, capture_output=True, text=True, timeout=900, check=False, cwd=root)
     assert done.returncode == 0, done.stderr[-3000:]
     return done
+
+
+@pytest.mark.parametrize("words", [["--version"], ["no-such-command"]])
+def test_a_command_that_has_done_its_work_leaves_the_group(words: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    """After an error the others may be waiting, and torchrun ends them."""
+    distributed.init_process_group("gloo", store=distributed.HashStore(), rank=0, world_size=1)
+    monkeypatch.setattr(sys, "argv", ["lorank", *words])
+    try:
+        with pytest.raises(SystemExit) as ended:
+            lorank.__main__.main()
+        assert distributed.is_initialized() == bool(ended.value.code)
+    finally:
+        if distributed.is_initialized():
+            distributed.destroy_process_group()
 
 
 @pytest.mark.long

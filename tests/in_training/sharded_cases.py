@@ -231,6 +231,7 @@ def main(folder: Path, names: list[str]) -> None:
         (folder / name).mkdir(parents=True, exist_ok=True)
         save(cases(folder)[name](), folder / name)
         processes().wait_for_everyone()
+    torch.distributed.destroy_process_group()
 
 
 if __name__ == "__main__":

@@ -124,3 +124,4 @@ if __name__ == "__main__":
     os.environ["FSDP_STATE_DICT_TYPE"] = "FULL_STATE_DICT"  # older transformers take it from here alone
     distributed.init_process_group("gloo")
     main(Path(sys.argv[1]))
+    distributed.destroy_process_group()
