@@ -21,16 +21,9 @@ def main() -> None:
         try:
             app()
         except SystemExit as ended:
-            if not ended.code:
-                _leave_processes()
+            if not ended.code and "lorank.processes" in sys.modules:
+                sys.modules["lorank.processes"].leave_processes()
             raise
-
-
-def _leave_processes() -> None:
-    """End the group in which several processes have worked: PyTorch wants it, and a process may abort at its exit otherwise."""
-    torch = sys.modules.get("torch")
-    if torch is not None and torch.distributed.is_available() and torch.distributed.is_initialized():
-        torch.distributed.destroy_process_group()
 
 
 def _open_closed_streams() -> None:

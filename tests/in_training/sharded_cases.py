@@ -32,7 +32,7 @@ from transformers import (
 )
 
 from lorank import AllocationLoop, RankAllocation, RankPlan
-from lorank.processes import processes
+from lorank.processes import leave_processes, processes
 
 STEPS = 8
 _CUTS = {"every": 1, "begin": 0.2, "end": 0.6, "interval": 0.1}
@@ -231,7 +231,7 @@ def main(folder: Path, names: list[str]) -> None:
         (folder / name).mkdir(parents=True, exist_ok=True)
         save(cases(folder)[name](), folder / name)
         processes().wait_for_everyone()
-    torch.distributed.destroy_process_group()
+    leave_processes()
 
 
 if __name__ == "__main__":

@@ -22,6 +22,7 @@ import lorank
 from lorank import AllocationLoop, RankAllocation
 from lorank.errors import TargetError, TrainingError
 from lorank.in_training import sharded_base
+from lorank.processes import leave_processes
 
 IDS = torch.stack([(torch.arange(12) * (1 + k % 5) + k) % 32 for k in range(16)])
 BATCH = {"input_ids": IDS, "labels": IDS}
@@ -124,4 +125,4 @@ if __name__ == "__main__":
     os.environ["FSDP_STATE_DICT_TYPE"] = "FULL_STATE_DICT"  # older transformers take it from here alone
     distributed.init_process_group("gloo")
     main(Path(sys.argv[1]))
-    distributed.destroy_process_group()
+    leave_processes()
