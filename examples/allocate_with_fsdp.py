@@ -50,3 +50,5 @@ trainer.save_model(f"{output}/adapter")  # on every process
 if trainer.is_world_process_zero():
     held = lorank.check_saved_adapter(f"{output}/adapter", allocation.plan)
     print(f"{held:,} of {allocation.plan.budget_parameters:,} parameters in {output}/adapter")
+trainer.accelerator.wait_for_everyone()  # torchrun ends all processes when one ends badly, and the first is still reading
+trainer.accelerator.end_training()
