@@ -24,7 +24,7 @@ from torch.distributed.tensor import DTensor, Shard
 from torch.utils._pytree import tree_leaves
 
 from lorank.errors import LorankWarning, TrainingError
-from lorank.models.quantization import CHANGED, NOT_IN_8_BITS, changed_by_gathering, hold_for_sharding
+from lorank.models.quantization import NOT_IN_8_BITS, changed_by_gathering, hold_for_sharding, layers_in_8_bits
 from lorank.processes import asks_for_fsdp, processes
 
 _OTHERWISE = "Or use DDP, or allocate first and train the plan with it"
@@ -66,7 +66,7 @@ def leave_whole(model: nn.Module) -> None:
 
     """
     plugin, sharded = fsdp_plugin(), _is_sharded(model)
-    if (plugin or sharded) and any(type(module).__name__ == "Linear8bitLt" for module in model.modules()):
+    if (plugin or sharded) and layers_in_8_bits(model):
         raise TrainingError(f"{NOT_IN_8_BITS}; load the base in 4 bits. {_OTHERWISE}")
     if plugin is None or sharded:
         return
@@ -247,10 +247,8 @@ def _is_sharded(model: nn.Module) -> bool:
 
 
 def _refuse_changed(model: nn.Module, *, begun: bool) -> None:
-    if (name := changed_by_gathering(model, begun=begun)) is not None:
-        raise TrainingError(
-            f"{CHANGED.format(name)}. With accelerate make Accelerator, then AllocationLoop, then prepare"
-        )
+    if (wrong := changed_by_gathering(model, begun=begun)) is not None:
+        raise TrainingError(f"{wrong}. With accelerate make Accelerator, then AllocationLoop, then prepare")
 
 
 def _check_plugin(plugin: Any) -> None:

@@ -28,14 +28,6 @@ NOT_IN_8_BITS = (
     "FSDP cannot hold a base in 8 bits: sharded, its layers lose their scales, and whole, it cannot be saved"
 )
 
-# What is wrong, and what to do, where `changed_by_gathering` names a weight.
-CHANGED = (
-    "FSDP gathers the 4-bit weights of {!r} with other bits than it sharded, so the model computes with other weights than its "
-    "base has: on a GPU PyTorch's copy of 16-bit floats changes patterns that read as NaN, and a param_dtype of mixed precision "
-    "rounds all of them. Load the base with bnb_4bit_quant_storage=torch.float32 and give fully_shard a mixed precision without "
-    "param_dtype"
-)
-
 
 def quantization_config(base: Pretrained, compute: torch.dtype, unquantised: Sequence[str]) -> Any:
     """What `from_pretrained` takes: nf4 with double quantisation, or LLM.int8(); None where the base is not quantised.
@@ -136,8 +128,12 @@ def keep_gradients(model: nn.Module) -> None:
                 f"bitsandbytes has packed the 4-bit weights of {name!r} for inference on this processor (AVX512-BF16), as in "
                 "a first forward pass in eval mode, and no gradient passes through them; load the model again"
             )
-        if getattr(module, PACKS_ON_CPU):
-            setattr(module, PACKS_ON_CPU, False)
+        setattr(module, PACKS_ON_CPU, False)
+
+
+def layers_in_8_bits(model: nn.Module) -> list[nn.Module]:
+    """Layers of LLM.int8(), by their name: bitsandbytes need not be there."""
+    return [module for module in model.modules() if type(module).__name__ == "Linear8bitLt"]
 
 
 def hold_for_sharding(model: nn.Module, plugin: Any) -> list[nn.Parameter]:
@@ -204,7 +200,7 @@ def _hold_as_fp32(module: nn.Module, parameter: nn.Parameter) -> bool:
 
 @torch.no_grad()
 def changed_by_gathering(model: nn.Module, *, begun: bool = False) -> str | None:
-    """Name of a 4-bit weight that FSDP2 gathers with other bits than it sharded; None: all come back as they are.
+    """What is wrong where FSDP2 gathers a 4-bit weight with other bits than it sharded; None: all come back as they are.
 
     Gathers every weight once, and compares on each process the part that is its own. All processes call it, and have the same
     answer. See `hold_for_sharding` for how bits change.
@@ -240,7 +236,14 @@ def changed_by_gathering(model: nn.Module, *, begun: bool = False) -> str | None
             wrapped.reshard()
     found: list[str | None] = [None] * torch.distributed.get_world_size()
     torch.distributed.all_gather_object(found, changed)
-    return next((name for name in found if name is not None), None)
+    if (name := next((name for name in found if name is not None), None)) is None:
+        return None
+    return (
+        f"FSDP gathers the 4-bit weights of {name!r} with other bits than it sharded, so the model computes with other weights "
+        "than its base has: on a GPU PyTorch's copy of 16-bit floats changes patterns that read as NaN, and a param_dtype of "
+        "mixed precision rounds all of them. Load the base with bnb_4bit_quant_storage=torch.float32 and give fully_shard a "
+        "mixed precision without param_dtype"
+    )
 
 
 def _same_bits(gathered: Any, shard: Any) -> bool:

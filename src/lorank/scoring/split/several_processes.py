@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 from lorank.errors import ScoresError, TargetError, shown
-from lorank.models.quantization import CHANGED, NOT_IN_8_BITS, changed_by_gathering
+from lorank.models.quantization import NOT_IN_8_BITS, changed_by_gathering, layers_in_8_bits
 from lorank.scoring.split.collectives import gathered, of_the_first, process_count, raised_in_all
 
 _OR_BEFORE = (
@@ -63,19 +63,22 @@ def in_all_processes(model: nn.Module, asked: Mapping[str, Any], score: Callable
                 f"{shown(other.get(wrong), 200)} in process {number}; call lorank.score with the same arguments in all of them"
             )
     if is_sharded(model):
-        from torch.distributed.tensor import DTensor
-
-        if any(
-            type(module).__name__ == "Linear8bitLt" and isinstance(module.weight, DTensor) for module in model.modules()
-        ):
-            raise TargetError(f"{NOT_IN_8_BITS}; load the base in 4 bits, or {_OR_BEFORE}")
-        if (name := changed_by_gathering(model)) is not None:
-            raise TargetError(f"{CHANGED.format(name)}; or {_OR_BEFORE}")
+        _check_shards(model)
     else:
         _check_same_weights(model)
     with raised_in_all():
         found = score()
     return of_the_first(found)  # kernels may differ in the last bit from process to process; what is decided must not
+
+
+def _check_shards(model: nn.Module) -> None:
+    """Refuse shards of quantised weights of which a process cannot make the weights again."""
+    from torch.distributed.tensor import DTensor
+
+    if any(isinstance(layer.weight, DTensor) for layer in layers_in_8_bits(model)):
+        raise TargetError(f"{NOT_IN_8_BITS}; load the base in 4 bits, or {_OR_BEFORE}")
+    if (wrong := changed_by_gathering(model)) is not None:
+        raise TargetError(f"{wrong}; or {_OR_BEFORE}")
 
 
 def _check_same_weights(model: nn.Module) -> None:
