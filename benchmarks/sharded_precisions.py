@@ -1,15 +1,16 @@
-"""Ranks decided in training in two processes with a sharded base (FSDP2), against one process, in four precisions.
+"""Ranks decided in training in two processes with a sharded base (FSDP2), against one process, in several precisions.
 
 usage: python benchmarks/sharded_precisions.py [--device cuda] [--file results/sharded_precisions.json]
 
 Both processes share one GPU, so gloo joins them (NCCL wants a GPU for each). With it torch 2.11 ends in a segmentation fault
 where Trainer gathers the sharded base to save it; so the adapter, which is whole in each process, is written as it is. A Llama
 with random weights, Trainer, the same global batch. fp32; bf16: weights and computation; mixed: weights in fp32, computation in
-bf16; 4bit: NF4, stored and computed in bf16. Reported: ranks that differ, the adapter's largest relative difference, and both
-for three controls: one process with the examples of every batch in another order (turned), or with two halves of a batch
-accumulated, so that kernels see what they see in two processes (halves), and two processes of which each holds the whole base
-(whole, DDP). On a CPU two more for 4bit, where a stand-in copies as a GPU does, which changes 16-bit patterns that read as NaN:
-with what lorank does against it (copied), and without (changed). What the file has of other cases is kept.
+bf16; 4bit: NF4, stored and computed in bf16; fp16: as mixed, with a loss scaler, on a GPU alone. Reported: ranks that differ,
+the adapter's largest relative difference, and both for three controls: one process with the examples of every batch in another
+order (turned), or with two halves of a batch accumulated, so that kernels see what they see in two processes (halves), and two
+processes of which each holds the whole base (whole, DDP). On a CPU two more for 4bit, where a stand-in copies as a GPU does,
+which changes 16-bit patterns that read as NaN: with what lorank does against it (copied), and without (changed). What the file
+has of other cases is kept.
 """
 
 import argparse
@@ -62,7 +63,7 @@ class Sentences(Dataset):  # type: ignore[type-arg]
 
 def model_in(precision: str, folder: Path, device: str) -> Any:
     """The same values in each precision, read from a folder."""
-    dtype = torch.float32 if precision in ("fp32", "mixed") else torch.bfloat16
+    dtype = torch.float32 if precision in ("fp32", "mixed", "fp16") else torch.bfloat16
     options: dict[str, Any] = {"dtype": dtype, "device_map": {"": device}}
     if precision == "4bit":
         options["quantization_config"] = BitsAndBytesConfig(
@@ -92,7 +93,8 @@ def case(precision: str, method: str, folder: Path, given: argparse.Namespace) -
         per_device_train_batch_size=BATCH // world // given.parts,
         gradient_accumulation_steps=given.parts,
         learning_rate=2e-3,
-        bf16=precision != "fp32",
+        bf16=precision not in ("fp32", "fp16"),
+        fp16=precision == "fp16",
         use_cpu=device == "cpu",
         report_to="none",
         save_strategy="no",
@@ -223,7 +225,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--device", default="cuda")
     parser.add_argument("--file", type=Path, default=Path("results/sharded_precisions.json"))
-    parser.add_argument("--precisions", default=",".join(PRECISIONS))
+    parser.add_argument("--precisions", help=f"{','.join(PRECISIONS)}; on a GPU fp16 too")
     parser.add_argument("--methods", default=",".join(METHODS))
     parser.add_argument("--together", type=int, default=3, help="how many cases at a time")
     parser.add_argument("--worker", type=Path, help=argparse.SUPPRESS)
@@ -236,7 +238,8 @@ def main() -> None:
     if given.worker:
         worker(given)
         return
-    names = [f"{p} {method}" for p in given.precisions.split(",") for method in given.methods.split(",")]
+    precisions = given.precisions or ",".join(PRECISIONS if given.device == "cpu" else (*PRECISIONS, "fp16"))
+    names = [f"{p} {method}" for p in precisions.split(",") for method in given.methods.split(",")]
     with tempfile.TemporaryDirectory() as text:
         work = Path(text)
         set_seed(0)
