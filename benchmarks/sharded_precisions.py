@@ -8,9 +8,9 @@ with random weights, Trainer, the same global batch. fp32; bf16: weights and com
 bf16; 4bit: NF4, stored and computed in bf16; fp16: as mixed, with a loss scaler, on a GPU alone. Reported: ranks that differ,
 the adapter's largest relative difference, and both for three controls: one process with the examples of every batch in another
 order (turned), or with two halves of a batch accumulated, so that kernels see what they see in two processes (halves), and two
-processes of which each holds the whole base (whole, DDP). On a CPU two more for 4bit, where a stand-in copies as a GPU does,
-which changes 16-bit patterns that read as NaN: with what lorank does against it (copied), and without (changed). What the file
-has of other cases is kept.
+processes of which each holds the whole base (whole, DDP). For 4bit more, since a GPU's copy changes 16-bit patterns that read as
+NaN (on a CPU a stand-in does): without what lorank does against it (changed), without all of that but the comparison of bits,
+which is to end in an error (refused), and on a CPU with all of it (copied). What the file has of other cases is kept.
 """
 
 import argparse
@@ -150,9 +150,10 @@ def worker(given: argparse.Namespace) -> None:
         shard_on_cpu()
         if given.copy:
             copy_as_on_cuda()
-        if given.copy == "changed":
-            sharded_base.hold_for_sharding = lambda model, plugin: []
-            sharded_base._refuse_changed = lambda *_, **__: None  # type: ignore[misc]
+    if given.copy in ("changed", "refused"):
+        sharded_base.hold_for_sharding = lambda model, plugin: []
+    if given.copy == "changed":
+        sharded_base._refuse_changed = lambda *_, **__: None  # type: ignore[misc]
     for name in given.cases.split(","):
         precision, method = name.split(" ")
         own = given.worker / name
@@ -247,7 +248,8 @@ def main() -> None:
         LlamaForCausalLM(LlamaConfig(vocab_size=512, initializer_range=0.05, **sizes)).save_pretrained(work / "base")
         controls = {"turned": (1, ["--turned"]), "halves": (1, ["--parts", "2"]), "whole": (2, ["--whole"])}
         kinds: dict[str, tuple[int, list[str]]] = {"one": (1, []), **controls, "two": (2, [])}
-        copies = {kind: (2, ["--copy", kind]) for kind in ("copied", "changed")} if given.device == "cpu" else {}
+        copied = ["copied"] if given.device == "cpu" else []
+        copies = {kind: (2, ["--copy", kind]) for kind in (*copied, "changed", "refused")}
 
         def kinds_of(name: str) -> dict[str, tuple[int, list[str]]]:
             return {**kinds, **copies} if name.startswith("4bit") else kinds

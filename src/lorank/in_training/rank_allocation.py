@@ -19,6 +19,7 @@ from lorank.errors import TrainingError
 from lorank.in_training.allocation import Allocation
 from lorank.in_training.checkpoint import holds_state, read_state, read_triplets, write_state
 from lorank.in_training.fresh_start import check_uncut, trains_only
+from lorank.in_training.loss_scaler import step_was_left_out, unscale
 from lorank.in_training.scoring_data import check_name, scoring_batches
 from lorank.in_training.sharded_base import refuse_sharded
 from lorank.in_training.stage_problems import warn_of_rising_loss
@@ -33,7 +34,6 @@ from lorank.in_training.trainer_setup import (
     put_first,
     trainer_pass,
     training_facts,
-    unscale,
     warn_of_clipping,
 )
 
@@ -213,7 +213,7 @@ class RankAllocation(Allocation, TrainerCallback, ExportableState):
         """Weights are new: cut if it is time."""
         if (engine := self._engine) is None:
             return
-        skipped = self.leaves_out or bool(getattr(optimizer, "step_was_skipped", False))
+        skipped = self.leaves_out or step_was_left_out(optimizer)
         logged = engine.after_step(state.global_step + 1, optimizer, skipped=skipped)
         self._record_cut(self._cuts_file(args, state))
         if logged is None:

@@ -208,8 +208,8 @@ def average_gradients(parameters: Sequence[nn.Parameter]) -> None:
     there = torch.tensor([p.grad is not None for p in parameters], device=first.device).to(dtype)
     gradients = [torch.zeros_like(p) if p.grad is None else p.grad for p in parameters]
     flat = torch.cat([there, *(gradient.flatten().to(dtype) for gradient in gradients)])
+    flat /= torch.distributed.get_world_size()  # before the sum, as DDP does: scaled gradients of fp16 are large
     torch.distributed.all_reduce(flat)
-    flat /= torch.distributed.get_world_size()
     averages = flat[len(parameters) :].split([p.numel() for p in parameters])
     for k, (parameter, average) in enumerate(zip(parameters, averages, strict=True)):
         if parameter.grad is not None:

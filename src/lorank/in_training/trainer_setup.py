@@ -161,20 +161,6 @@ def warn_of_clipping(args: TrainingArguments, triplets: TripletOptions) -> None:
         )
 
 
-def unscale(optimizer: Any) -> None:
-    """Divide the loss scale out of fp16 gradients, unless clipping has done so."""
-    scaler = getattr(optimizer, "scaler", None)
-    if scaler is None or not scaler.is_enabled():
-        return
-    while hasattr(optimizer, "optimizer"):
-        optimizer = optimizer.optimizer
-    try:
-        scaler.unscale_(optimizer)
-    except RuntimeError as error:
-        if "already been called" not in str(error):
-            raise
-
-
 def call_after_backward(trainer: Any, call: Callable[[Any], None]) -> Callable[[], None]:
     """Have `call` called with the factor of the gradients, when those of a step are there and not yet clipped.
 

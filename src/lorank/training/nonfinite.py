@@ -8,8 +8,8 @@ import torch
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
 from lorank.errors import LorankWarning, TrainingError
+from lorank.in_training.loss_scaler import unscale
 from lorank.in_training.rank_allocation import RankAllocation
-from lorank.in_training.trainer_setup import unscale
 from lorank.processes import processes
 from lorank.training.checkpoints import where_it_goes_on
 
