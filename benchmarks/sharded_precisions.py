@@ -10,7 +10,8 @@ the adapter's largest relative difference, and both for three controls: one proc
 order (turned), or with two halves of a batch accumulated, so that kernels see what they see in two processes (halves), and two
 processes of which each holds the whole base (whole, DDP). For 4bit more, since a GPU's copy changes 16-bit patterns that read as
 NaN (on a CPU a stand-in does): without what lorank does against it (changed), without all of that but the comparison of bits,
-which is to end in an error (refused), and on a CPU with all of it (copied). What the file has of other cases is kept.
+which is to end in an error (refused), and on a CPU with all of it (copied). For fp32 also one process whose first step a loss
+scaler leaves out (short), as it does with fp16 and FSDP. What the file has of other cases is kept.
 """
 
 import argparse
@@ -111,6 +112,8 @@ def case(precision: str, method: str, folder: Path, given: argparse.Namespace) -
         args=arguments,
         train_dataset=Sentences(STEPS * BATCH, turned=given.turned),
     )
+    if given.short:
+        trainer.accelerator.scaler, trainer.first_is_bad = torch.amp.GradScaler(torch.device(device).type), True
     allocation.attach(trainer)
     trainer.train()
     adapter = {key: value.cpu() for key, value in get_peft_model_state_dict(trainer.model, _own(trainer.model)).items()}
@@ -132,10 +135,19 @@ def _own(model: Any) -> dict[str, torch.Tensor]:
 
 
 class Ordered(Trainer):
-    """Rows in their order: every process count then has the same global batches."""
+    """Rows in their order: every process count then has the same global batches. And a first step whose gradients overflow."""
+
+    first_is_bad = False
 
     def _get_train_sampler(self, *_: Any) -> torch.utils.data.Sampler[int]:
         return torch.utils.data.SequentialSampler(self.train_dataset)  # type: ignore[arg-type]
+
+    def training_step(self, model: Any, *inputs: Any) -> torch.Tensor:
+        """One gradient of the first step is not finite, where that is asked for."""
+        loss = super().training_step(model, *inputs)
+        if self.first_is_bad and self.state.global_step == 0:
+            next(p for p in model.parameters() if p.grad is not None).grad.fill_(float("inf"))
+        return loss
 
 
 def worker(given: argparse.Namespace) -> None:
@@ -233,6 +245,7 @@ def main() -> None:
     parser.add_argument("--cases", help=argparse.SUPPRESS)
     parser.add_argument("--turned", action="store_true", help=argparse.SUPPRESS)
     parser.add_argument("--whole", action="store_true", help=argparse.SUPPRESS)
+    parser.add_argument("--short", action="store_true", help=argparse.SUPPRESS)
     parser.add_argument("--copy", help=argparse.SUPPRESS)
     parser.add_argument("--parts", type=int, default=1, help=argparse.SUPPRESS)
     given = parser.parse_args()
@@ -252,7 +265,8 @@ def main() -> None:
         copies = {kind: (2, ["--copy", kind]) for kind in (*copied, "changed", "refused")}
 
         def kinds_of(name: str) -> dict[str, tuple[int, list[str]]]:
-            return {**kinds, **copies} if name.startswith("4bit") else kinds
+            more = {"4bit": copies, "fp32": {"short": (1, ["--short"])}}
+            return {**kinds, **more.get(name.split(" ")[0], {})}
 
         for start in range(0, len(names), given.together):
             started, part = [], names[start : start + given.together]

@@ -1,6 +1,7 @@
 """What is not beaten in quality, parameters and time."""
 
 from dataclasses import replace
+from itertools import pairwise
 from pathlib import Path
 
 from matplotlib import image
@@ -52,3 +53,17 @@ def test_axes_show_numbers_and_not_what_to_add_to_them() -> None:
         figure.draw_without_rendering()
     assert [panel.yaxis.get_offset_text().get_text() for panel in figure.axes] == ["", ""]
     assert float(figure.axes[0].yaxis.get_ticklabels()[0].get_text().replace("\u2212", "-")) < -10.8
+
+
+def test_numbers_under_an_axis_do_not_lie_upon_one_another() -> None:
+    rows = with_front(rows_of({"lora": (0.8, 610_560, 114.0, 0.0), "adalora": (0.8, 610_368, 132.0, 0.0)}))
+    with plain_text():
+        figure = _figure(rows)
+        figure.draw_without_rendering()
+    for panel in figure.axes:
+        low, high = panel.get_xlim()
+        shown = [label for label in panel.get_xticklabels() if low <= label.get_position()[0] <= high]
+        boxes = [label.get_window_extent() for label in shown]
+        assert len(shown) >= 2
+        assert all(one.x1 < other.x0 for one, other in pairwise(boxes))
+    assert all(label.get_text().startswith("610,") for label in figure.axes[0].get_xticklabels())

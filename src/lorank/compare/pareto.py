@@ -109,6 +109,8 @@ def _name(row: Row, rows: Sequence[Row]) -> str:
 
 
 def _panel(axis: "Axes", rows: Mapping[str, Row], colors: Mapping[str, str], costs: Mapping[str, float]) -> None:
+    from matplotlib.ticker import MaxNLocator, StrMethodFormatter
+
     for name, row in rows.items():
         axis.errorbar(
             [costs[name]], [row.mean], [0.0 if math.isnan(row.std) else row.std], fmt="o", color=colors[name],
@@ -122,6 +124,9 @@ def _panel(axis: "Axes", rows: Mapping[str, Row], colors: Mapping[str, str], cos
         # matplotlib writes powers as formulas, which names in pictures must not become.
         axis.set_xticks(ticks, [_short(tick) for tick in ticks])
         axis.set_xticks([], minor=True)
+    else:  # numbers that differ little are long: few of them, or they lie upon one another
+        axis.xaxis.set_major_locator(MaxNLocator(4))
+        axis.xaxis.set_major_formatter(StrMethodFormatter("{x:,.10g}"))
     axis.grid(alpha=0.3)
 
 
