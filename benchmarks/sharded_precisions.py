@@ -30,7 +30,15 @@ import torch
 from peft import LoraConfig, get_peft_model, get_peft_model_state_dict
 from safetensors.torch import load_file, save_file
 from torch.utils.data import Dataset
-from transformers import BitsAndBytesConfig, LlamaConfig, LlamaForCausalLM, Trainer, TrainingArguments, set_seed
+from transformers import (
+    BitsAndBytesConfig,
+    LlamaConfig,
+    LlamaForCausalLM,
+    Trainer,
+    TrainerCallback,
+    TrainingArguments,
+    set_seed,
+)
 
 from lorank import RankAllocation
 from lorank.in_training import sharded_base
@@ -112,9 +120,9 @@ def case(precision: str, method: str, folder: Path, given: argparse.Namespace) -
         args=arguments,
         train_dataset=Sentences(STEPS * BATCH, turned=given.turned),
     )
-    if given.short:
-        trainer.accelerator.scaler, trainer.first_is_bad = torch.amp.GradScaler(torch.device(device).type), True
     allocation.attach(trainer)
+    if given.short:
+        trainer.add_callback(WithoutFirstStep(allocation))
     trainer.train()
     adapter = {key: value.cpu() for key, value in get_peft_model_state_dict(trainer.model, _own(trainer.model)).items()}
     found = {
@@ -135,19 +143,23 @@ def _own(model: Any) -> dict[str, torch.Tensor]:
 
 
 class Ordered(Trainer):
-    """Rows in their order: every process count then has the same global batches. And a first step whose gradients overflow."""
-
-    first_is_bad = False
+    """Rows in their order: every process count then has the same global batches."""
 
     def _get_train_sampler(self, *_: Any) -> torch.utils.data.Sampler[int]:
         return torch.utils.data.SequentialSampler(self.train_dataset)  # type: ignore[arg-type]
 
-    def training_step(self, model: Any, *inputs: Any) -> torch.Tensor:
-        """One gradient of the first step is not finite, where that is asked for."""
-        loss = super().training_step(model, *inputs)
-        if self.first_is_bad and self.state.global_step == 0:
-            next(p for p in model.parameters() if p.grad is not None).grad.fill_(float("inf"))
-        return loss
+
+class WithoutFirstStep(TrainerCallback):
+    """The first step is left out, as a loss scaler leaves out a step with a fused optimizer: the schedule goes on."""
+
+    def __init__(self, allocation: RankAllocation) -> None:
+        self.allocation = allocation
+
+    def on_pre_optimizer_step(self, args: Any, state: Any, control: Any, model: Any = None, **_: Any) -> None:
+        """Nothing is scored, and nothing has a gradient."""
+        if state.global_step == 0:
+            self.allocation.leaves_out = True
+            model.zero_grad(set_to_none=True)
 
 
 def worker(given: argparse.Namespace) -> None:

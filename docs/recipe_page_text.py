@@ -169,8 +169,8 @@ With `skip` an optimizer step whose loss or gradients are not finite is left out
   accumulated step makes the whole step bad, and of several processes one of them. A cut that was due at the step falls
   away; the last cut is then made at the next step.
 - The step count, the learning-rate schedule and the order of the data go on. In the log the last finite loss stands for a
-  bad one. In `fp16` the loss scaler leaves steps out anyway, and these count as skipped. The schedule waits for them, but not with a fused optimizer (the Trainer's
-  default since torch 2.8): accelerate does not notice there.
+  bad one. In `fp16` the loss scaler leaves steps out anyway, and these count as skipped. The schedule waits for them, but not
+  with a fused optimizer (the Trainer's default since torch 2.8): accelerate does not notice there.
 - It costs time: each step waits once for the GPU.
 - **Limits**: ten skipped steps in a row end the run, and so do more than ten that are more than a tenth of the stage's
   steps: the weights or the data are bad. A weight that is not finite already ends it at once.

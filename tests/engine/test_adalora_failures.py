@@ -19,7 +19,7 @@ from lorank.adapter.orthogonality import orthogonality_plain
 from lorank.adapter.triplet import TripletAdapter
 from lorank.allocation.schedule import CutSchedule
 from lorank.errors import AllocationError, LorankWarning, TrainingError
-from lorank.in_training.loss_scaler import step_was_left_out, unscale
+from lorank.in_training.loss_scaler import LeftOutSteps, unscale
 from lorank.in_training.trainer_setup import check_setup
 
 OPTIONS: dict[str, Any] = {"method": "adalora", "begin": 0.2, "end": 0.6, "interval": 0.1}
@@ -179,7 +179,7 @@ def fp16(parameter: torch.nn.Parameter, scale: float) -> AcceleratedOptimizer:
 def test_13_fp16_gradients_are_unscaled_once(clipped: bool) -> None:
     """PEFT: scores see scaled gradients. Clipping unscales them, without clipping nobody had."""
     parameter = torch.nn.Parameter(torch.ones(2))
-    optimizer = fp16(parameter, 1024.0)
+    optimizer, left_out = fp16(parameter, 1024.0), LeftOutSteps()
     parameter.grad = torch.full((2,), 2048.0)
     if clipped:
         optimizer.scaler.unscale_(optimizer.optimizer)
@@ -187,11 +187,11 @@ def test_13_fp16_gradients_are_unscaled_once(clipped: bool) -> None:
     assert parameter.grad.tolist() == [2.0, 2.0]
     optimizer.step()
     assert parameter.tolist() == [-1.0, -1.0]
-    assert not step_was_left_out(optimizer)
+    assert not left_out.was_left_out(optimizer)
     parameter.grad = torch.full((2,), float("inf"))
-    unscale(optimizer)
+    left_out.before_step(optimizer)
     optimizer.step()
-    assert step_was_left_out(optimizer)
+    assert left_out.was_left_out(optimizer)
 
 
 def test_14_scores_of_path_estimators_do_not_depend_on_clipping(tmp_path: Path) -> None:

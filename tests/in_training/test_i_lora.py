@@ -95,7 +95,7 @@ def test_stage_1_ends_when_the_plan_is_stable(tmp_path: Path) -> None:
 def test_stopped_early_the_cut_is_made_and_said(tmp_path: Path) -> None:
     allocation = i_lora()
     trainer = tiny_trainer(tmp_path, allocation, Stop(5), **STAGE)
-    with pytest.warns(LorankWarning, match=r"ended at step 5, before the last cut at step 8; it is made now$"):
+    with pytest.warns(LorankWarning, match=r"ended at step 5 without the last cut, due at step 8; it is made now$"):
         trainer.train()
     assert allocation.plan.total_rank
 

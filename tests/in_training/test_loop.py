@@ -365,7 +365,7 @@ def test_stopped_early_the_cut_is_made_and_said(tmp_path: Path) -> None:
     optimizer = adamw(model)
     for batch in batches[:6]:
         step(model, allocation, optimizer, batch)
-    with pytest.warns(LorankWarning, match="ended at step 6, before the last cut at step 8"):
+    with pytest.warns(LorankWarning, match="ended at step 6 without the last cut, due at step 8"):
         assert allocation.finish(optimizer).total_rank
 
 

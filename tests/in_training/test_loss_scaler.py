@@ -3,7 +3,9 @@
 fp16 needs a GPU; the scaler and the optimizers are the same on a CPU.
 """
 
+from functools import partial
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -15,53 +17,58 @@ from tests.conftest import tiny_trainer
 from torch import nn
 
 from lorank import RankAllocation
-from lorank.in_training.loss_scaler import step_was_left_out, unscale
+from lorank.in_training.loss_scaler import LeftOutSteps, unscale
 
 FUSED = pytest.mark.parametrize("fused", [False, True])
 
 
-def scaled(parameters: list[nn.Parameter], *, fused: bool, enabled: bool = True) -> AcceleratedOptimizer:
+def scaled(parameters: list[nn.Parameter], *, fused: bool, **options: Any) -> AcceleratedOptimizer:
     Accelerator(cpu=True)
-    scaler = torch.amp.GradScaler("cpu", init_scale=4.0, enabled=enabled)
+    scaler = torch.amp.GradScaler("cpu", init_scale=4.0, **options)
     scaler.scale(torch.ones(()))  # makes its state, as the first backward pass does
     return AcceleratedOptimizer(torch.optim.AdamW(parameters, lr=0.1, fused=fused), scaler=scaler)
 
 
 @FUSED
-@pytest.mark.parametrize("bad", [float("inf"), float("-inf"), float("nan")])
-def test_a_step_with_a_gradient_that_is_not_finite_is_left_out(bad: float, fused: bool) -> None:
+@pytest.mark.parametrize("noted", [False, True])
+@pytest.mark.parametrize("bad", [float("inf"), float("nan")])
+def test_a_step_with_a_gradient_that_is_not_finite_is_left_out(bad: float, noted: bool, fused: bool) -> None:
+    """Also where that gradient is made finite before the step, which a scaler does not see."""
     one, other, idle = (nn.Parameter(torch.ones(2)) for _ in range(3))
-    optimizer = scaled([one, other, idle], fused=fused)
-    for gradient, left_out in ((1.0, False), (bad, True), (1.0, False)):
+    optimizer, steps = scaled([one, other, idle], fused=fused), LeftOutSteps()
+    for gradient in (bad, 1.0, bad, bad, 1.0, 1e30):
         before = one.detach().clone()
         one.grad, other.grad = torch.tensor([1.0, gradient]), torch.ones(2)
+        if noted:
+            steps.before_step(optimizer)
         unscale(optimizer)
+        torch.nan_to_num_(one.grad, 1.0, 1.0, 1.0)
         optimizer.step()
-        assert step_was_left_out(optimizer) == left_out
-        assert torch.equal(one, before) == left_out
+        assert torch.equal(one, before) == (gradient is bad)
+        assert steps.was_left_out(optimizer) == (gradient is bad)
 
 
 @FUSED
-def test_a_large_gradient_is_a_step(fused: bool) -> None:
-    """Its square is not finite."""
+def test_a_scale_that_grows_is_no_step_that_was_left_out(fused: bool) -> None:
     parameter = nn.Parameter(torch.ones(2))
-    optimizer = scaled([parameter], fused=fused)
-    parameter.grad = torch.tensor([1e30, -1e30])
-    unscale(optimizer)
-    optimizer.step()
-    assert not step_was_left_out(optimizer)
-    assert parameter.tolist() != [1.0, 1.0]
+    optimizer, steps = scaled([parameter], fused=fused, growth_interval=2), LeftOutSteps()
+    for scale in (4.0, 8.0, 8.0, 16.0):
+        parameter.grad = torch.ones(2)
+        unscale(optimizer)
+        optimizer.step()
+        assert optimizer.scaler.get_scale() == scale
+        assert not steps.was_left_out(optimizer)
 
 
-def test_without_a_scaler_nothing_is_left_out() -> None:
+def test_without_a_scaler_accelerate_is_asked() -> None:
     parameter = nn.Parameter(torch.ones(2))
     parameter.grad = torch.full((2,), float("nan"))
-    off = scaled([parameter], fused=False, enabled=False)
+    off, steps = scaled([parameter], fused=False, enabled=False), LeftOutSteps()
+    steps.before_step(off)
     off.step()
-    assert not step_was_left_out(off)
-    assert not step_was_left_out(torch.optim.SGD([parameter]))
-    empty = scaled([nn.Parameter(torch.ones(2))], fused=True)
-    assert not step_was_left_out(empty)
+    assert not steps.was_left_out(off)
+    assert not steps.was_left_out(torch.optim.SGD([parameter]))
+    assert steps.was_left_out(SimpleNamespace(step_was_skipped=True))
 
 
 @pytest.mark.parametrize("method", ["adalora", "igu-lora"])
@@ -73,6 +80,8 @@ def test_scores_know_nothing_of_a_step_that_overflowed(method: str, tmp_path: Pa
         allocation = RankAllocation(method, "r=2", **cuts, **({"every": 1} if method == "igu-lora" else {}))
         trainer = tiny_trainer(tmp_path / optim, optim=optim, lr_scheduler_type="constant")
         trainer.accelerator.scaler = torch.amp.GradScaler("cpu", init_scale=1024.0)
+        # Before it clips, as in fp16.
+        trainer.accelerator.unscale_gradients = partial(unscale_all, trainer)
         overflow(trainer, (1, 8))
         allocation.attach(trainer)
         trainer.train()
@@ -83,6 +92,10 @@ def test_scores_know_nothing_of_a_step_that_overflowed(method: str, tmp_path: Pa
     assert one.plan.provenance["scoring_batches"] == other.plan.provenance["scoring_batches"]
     for name, values in one.scores.scores.items():
         np.testing.assert_allclose(values, other.scores.scores[name], rtol=1e-3, atol=1e-9)
+
+
+def unscale_all(trainer: Any, _: Any = None) -> None:
+    unscale(trainer.optimizer)
 
 
 def overflow(trainer: Any, steps: tuple[int, ...]) -> None:

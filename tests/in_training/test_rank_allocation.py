@@ -195,7 +195,7 @@ def test_gpt2_with_conv1d_and_an_adapter_beside_that_is_frozen(tmp_path: Path) -
 def test_stopping_early_makes_the_last_cut_then(tmp_path: Path) -> None:
     allocation = RankAllocation(budget="r=2", **ADALORA)
     trainer = tiny_trainer(tmp_path, allocation, Stop(7))
-    with pytest.warns(LorankWarning, match="ended at step 7, before the last cut at step 12"):
+    with pytest.warns(LorankWarning, match="ended at step 7 without the last cut, due at step 12"):
         trainer.train()
     assert allocation.plan.spent <= allocation.plan.budget_parameters
 

@@ -248,13 +248,13 @@ def test_a_save_is_audited_and_copies_save_themselves(tmp_path: Path) -> None:
 
 
 def test_gradients_are_averaged_in_one_reduction(monkeypatch: pytest.MonkeyPatch) -> None:
-    """One process stands for two here: the other one's share is as large, but of what had no gradient on it."""
+    """One process stands for two here: the other one adds its halves."""
     flats = []
 
     def reduced(flat: torch.Tensor) -> None:
         flats.append(flat.clone())
-        flat[1] += 1.0  # the other process has a gradient by the second
-        flat[3 + 2 :][:2] += 4.0
+        flat[1] += 1.0 / 2  # the other process has a gradient by the second
+        flat[3 + 2 :][:2] += 4.0 / 2
 
     monkeypatch.setattr(torch.distributed, "all_reduce", reduced)
     monkeypatch.setattr(torch.distributed, "get_world_size", lambda: 2)

@@ -9,6 +9,7 @@ import yaml
 
 from lorank.errors import BudgetError, OutputError, TrainingError
 from lorank.recipe.files import make_recipe
+from lorank.recipe.learning_rates import plain_rate_key
 from lorank.recipe.method_sections import merged
 from lorank.suggest.answer import Answer, answer_of
 from lorank.suggest.question import Question, check_parameters
@@ -130,8 +131,27 @@ def test_an_answer_in_words_names_what_is_shown_and_what_the_curve_says() -> Non
             {"method": "igu-lora", "baselines": ["lora"], "triplets": {"initial_rank": 8}},
             {"train": {"learning_rate": 0.03}, "baselines": {"lora": {"train": {"learning_rate": 0.012}}}},
         ),
+        (
+            {"method": "i-lora", "baselines": {"lora": {"train": {"learning_rate": 0.1}}}},
+            {
+                "train": {"learning_rate": 0.012},
+                "baselines": {"lora": {"train": {"learning_rate": 0.012}}},
+                "search": {"learning_rate": 0.03},
+            },
+        ),
     ],
     ids=lambda value: value.get("method", ""),
 )
 def test_each_method_gets_the_rate_of_its_stages(recipe: dict, expected: dict, tiny_recipe: Any) -> None:
     assert snippet_of(tiny_recipe(**recipe), answer()).content == {"budget": "r=4", **expected}
+
+
+def test_a_rate_of_plain_lora_is_never_given_to_triplets(tiny_recipe: Any) -> None:
+    """As `lorank init` writes recipes; without --triplets the rate of `train` is not known."""
+    recipe = tiny_recipe(method="igu-lora", preset=None, baselines={"lora": {"train": {"learning_rate": 5e-4}}})
+    plain = replace(answer(), triplets=None)
+    own = {"baselines": {"lora": {"train": {"learning_rate": 0.012}}}}
+    assert snippet_of(recipe, plain).content == {"budget": "r=4", **own}
+    assert snippet_of(tiny_recipe(method="igu-lora", preset=None), plain).content == {"budget": "r=4"}
+    ends = replace(plain, lora={8: TriedRates((0.01, 0.03), (1.0, 0.5))}, rate_key=plain_rate_key(recipe))
+    assert any("set baselines.lora.train.learning_rate to it and ask again" in line for line in ends.words())

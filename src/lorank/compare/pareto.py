@@ -87,7 +87,7 @@ def _figure(rows: Sequence[Row]) -> "Figure":
     panels = figure.subplots(len(tasks), 2, squeeze=False, sharey="row")
     for (left, right), task in zip(panels, tasks, strict=True):
         of_task = {_name(row, rows): row for row in placed if row.task == task}
-        _panel(left, of_task, colors, {name: row.parameters[1] for name, row in of_task.items()})
+        _panel(left, of_task, colors, {name: row.parameters[1] for name, row in of_task.items()}, integer=True)
         _panel(right, of_task, colors, {name: total_seconds(row) for name, row in of_task.items()})
         left.set_xlabel("parameters", fontsize=8)
         right.set_xlabel("seconds, with what came before the training", fontsize=8)
@@ -108,7 +108,14 @@ def _name(row: Row, rows: Sequence[Row]) -> str:
     return f"{row.method}, {row.budget}" if len({one.budget for one in rows}) > 1 else row.method
 
 
-def _panel(axis: "Axes", rows: Mapping[str, Row], colors: Mapping[str, str], costs: Mapping[str, float]) -> None:
+def _panel(
+    axis: "Axes",
+    rows: Mapping[str, Row],
+    colors: Mapping[str, str],
+    costs: Mapping[str, float],
+    *,
+    integer: bool = False,
+) -> None:
     from matplotlib.ticker import MaxNLocator, StrMethodFormatter
 
     for name, row in rows.items():
@@ -125,7 +132,7 @@ def _panel(axis: "Axes", rows: Mapping[str, Row], colors: Mapping[str, str], cos
         axis.set_xticks(ticks, [_short(tick) for tick in ticks])
         axis.set_xticks([], minor=True)
     else:  # numbers that differ little are long: few of them, or they lie upon one another
-        axis.xaxis.set_major_locator(MaxNLocator(4))
+        axis.xaxis.set_major_locator(MaxNLocator(4, integer=integer))
         axis.xaxis.set_major_formatter(StrMethodFormatter("{x:,.10g}"))
     axis.grid(alpha=0.3)
 

@@ -175,7 +175,7 @@ class Allocator:
                 )
             rest = "" if self.options.start.factors == "fresh" else ", and nothing trains the adapter after it"
             warnings.warn(
-                f"training ended at step {step}, before the last cut at step {self.schedule.last}; it is made now{rest}",
+                f"training ended at step {step} without the last cut, due at step {self.schedule.last}; it is made now{rest}",
                 LorankWarning,
                 stacklevel=3,
             )

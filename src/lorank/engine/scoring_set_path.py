@@ -80,8 +80,9 @@ class ScoringSetPath(PathMeasure):
         except (TypeError, ValueError, RuntimeError, LookupError, AttributeError, LorankError) as error:
             if isinstance(error, torch.OutOfMemoryError):
                 raise
+            reason = error if isinstance(error, LorankError) else one_line(error)  # ours say what to do at their end
             raise DataError(
-                f"the loss of the first scoring batch cannot be computed: {one_line(error)}; give scoring_data that is "
+                f"the loss of the first scoring batch cannot be computed: {reason}; give scoring_data that is "
                 "prepared as the training data is"
             ) from error
         if not math.isfinite(loss):

@@ -10,6 +10,7 @@ from rich.console import Console
 from lorank.errors import LorankError, one_line
 from lorank.headroom.plans import same_ranks
 from lorank.plan import RankPlan
+from lorank.recipe.learning_rates import triplet_rate
 from lorank.recipe.method_sections import inherited
 from lorank.recipe.recipe import Recipe
 from lorank.runs.checks import check_model
@@ -29,8 +30,10 @@ LEARNED = {"adalora": "adalora", "search": "i-lora"}
 def recipe_of_headroom(recipe: Recipe, examples: int) -> Recipe:
     """The recipe that headroom carries out: uniform ranks, with AdaLoRA and a short search of I-LoRA beside it.
 
-    Model, data, budget, targets, seed and `train` are the recipe's. The search has a fifth of its steps. Triplets train at the
-    rate that the recipe gives them (`search`, or `baselines.adalora`), or else at twice the rate of `train`.
+    Model, data, budget, targets and seed are the recipe's, and `train` is that of plain LoRA in it (`baselines.lora` may have its
+    own). The search has a fifth of its steps. Triplets train at the rate that the
+    recipe gives them (`triplet_rate`), or else at twice that of plain LoRA; AdaLoRA at that of `baselines.adalora` where it
+    has one.
 
     Args:
         recipe: of any method.
@@ -38,20 +41,19 @@ def recipe_of_headroom(recipe: Recipe, examples: int) -> Recipe:
 
     """
     content = recipe.model_dump(exclude_unset=True)
-    search = content.get("search") if isinstance(content.get("search"), Mapping) else {}
-    rate = (search or {}).get("learning_rate", _RATE_OF_TRIPLETS * recipe.train.learning_rate)
-    steps = max(1, round(_SHARE_OF_SEARCH * stage_steps(recipe.train, examples)))
+    plain, rate = recipe.of("lora").train, triplet_rate(recipe, _RATE_OF_TRIPLETS)
+    steps = max(1, round(_SHARE_OF_SEARCH * stage_steps(plain, examples)))
     asked = content.get("baselines") or {}
     given = asked.get("adalora", {}) if isinstance(asked, Mapping) else {}
-    own_train = given.get("train") or (content.get("train") if recipe.method == "adalora" else None) or {}
     adalora = {
         "preset": "paper",
         "cut": {"budget_in": "parameters", "fill": True, "cost_weights": {}},
-        "train": {"learning_rate": own_train.get("learning_rate", rate)},
+        "train": {"learning_rate": (given.get("train") or {}).get("learning_rate", rate)},
     }
     search_of = {"max_steps": steps, "learning_rate": rate}
     i_lora = {"preset": "loss-per-parameter", "search": search_of}
     kept = {key: value for key, value in content.items() if key not in ("search", "baselines", "start")}
+    kept["train"] = plain.model_dump(exclude_unset=True)
     return Recipe(**inherited(kept, "lora", {}), baselines={"adalora": adalora, "i-lora": i_lora})
 
 

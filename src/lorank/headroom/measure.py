@@ -31,6 +31,7 @@ from lorank.models.loading import config_of
 from lorank.models.pretrained import Pretrained
 from lorank.plan import RankPlan
 from lorank.processes import processes
+from lorank.recipe.learning_rates import plain_rate_key
 from lorank.recipe.recipe import Recipe
 from lorank.runs.defaults import unpacked
 from lorank.runs.output import locked_directory
@@ -76,6 +77,11 @@ def measure_headroom(
             "are needed: give more training data"
         )
     own, prepared = prepare(recipe_of_headroom(recipe, len(kept)), ("lora",), console, data)
+    triplets = own.baselines["adalora"]["train"]["learning_rate"]
+    console.print(
+        f"learning rates: {own.train.learning_rate:g} for plain LoRA ({plain_rate_key(recipe)}), {triplets:g} for triplets",
+        highlight=False,
+    )
     prepared = replace(prepared, data=replace(data, train=kept))
     with locked_directory(directory, own, data, prepared.provenance):
         return _measure(own, prepared, held, directory, options, console)
@@ -125,7 +131,8 @@ def _measure(
         losses = np.stack(arrays, 1)
         headroom = headroom_from_losses(losses, halves, look=look, smallest=options.smallest)
         console.print(f"{look.seeds} seeds: {headroom.sentence}", highlight=False, soft_wrap=True)
-        measured = Measured(headroom, plans, losses, times_chosen(losses, halves, plans), left_out, directory)
+        times = times_chosen(losses, halves, plans)
+        measured = Measured(headroom, plans, losses, times, left_out, directory, trained.steps)
         if look not in made:
             made.append(look)
             seconds = time.monotonic() - began

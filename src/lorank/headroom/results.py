@@ -68,6 +68,7 @@ class Measured:
         chosen: plan name -> how often it was chosen, of the two halves of the examples on each seed.
         left_out: name of a plan -> why it was not tried.
         directory: where results are.
+        steps: of each training.
 
     """
 
@@ -77,6 +78,7 @@ class Measured:
     chosen: Mapping[str, int]
     left_out: Mapping[str, str]
     directory: Path
+    steps: int
 
 
 def check_held_out(directory: Path, trained: SideBySide) -> None:

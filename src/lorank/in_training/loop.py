@@ -17,7 +17,7 @@ from lorank.errors import LorankWarning, RecipeError, TrainingError
 from lorank.in_training.allocation import Allocation
 from lorank.in_training.fresh_start import holds_lambdas
 from lorank.in_training.loop_pass import LoopPass, Loss
-from lorank.in_training.loss_scaler import step_was_left_out
+from lorank.in_training.loss_scaler import LeftOutSteps
 from lorank.in_training.sharded_base import warn_of_ddp
 from lorank.models.base_dtype import is_narrow
 from lorank.plan import RankPlan
@@ -101,7 +101,7 @@ class AllocationLoop(Allocation):
         self.step = 0
         self._micro_batch = 0
         self._checked: Any = None
-        self._asked = False
+        self._asked, self._left_out = False, LeftOutSteps()
         triplets = self.options.triplets
         self._awaits_after_backward = triplets.orthogonality > 0 and triplets.orthogonality_added == "before-clipping"
         self.prepare(model)
@@ -175,7 +175,7 @@ class AllocationLoop(Allocation):
 
         """
         if skipped is None:
-            skipped = step_was_left_out(optimizer)
+            skipped = self._left_out.was_left_out(optimizer)
         logged = None
         if (engine := self._engine) is not None:
             if optimizer is not self._checked and not holds_lambdas(optimizer, engine.adapter):

@@ -2,7 +2,7 @@
 
 from typing import Any
 
-import torch
+from torch.amp import GradScaler
 
 
 def unscale(optimizer: Any) -> None:
@@ -19,25 +19,34 @@ def unscale(optimizer: Any) -> None:
             raise
 
 
-def step_was_left_out(optimizer: Any) -> bool:
-    """Whether the last step of accelerate's `optimizer` was left out; False for optimizers that know of no loss scaler.
+class LeftOutSteps:
+    """Tells which steps of accelerate's optimizer its loss scaler has left out.
 
     A fused optimizer is called for such a step too, and changes nothing. accelerate 1.15 then says that the step was made
-    (its issue 4242), so the gradients are asked: a scaler leaves a step out where one of them is not finite. With a scaler
-    this is one host sync a step, which optimizers that are not fused have anyway.
+    (its issue 4242). But a scaler lowers its scale whenever it leaves a step out, and never otherwise. Each look at the scale
+    is a host sync, as optimizers that are not fused have one with a scaler; without a scaler there is none.
     """
-    if getattr(optimizer, "step_was_skipped", False):
-        return True
-    if _scaler(optimizer) is None:
-        return False
-    trained = [p for group in optimizer.param_groups for p in group["params"]]
-    gradients = [p.grad for p in trained if p.grad is not None and p.grad.numel()]
-    if not gradients or bool(torch.isfinite(torch.stack(torch._foreach_norm(gradients))).all()):
-        return False
-    # A sum of squares overflows for gradients that are only large.
-    return not all(bool(torch.isfinite(gradient).all()) for gradient in gradients)
+
+    def __init__(self) -> None:
+        self._scale: float | None = None
+
+    def before_step(self, optimizer: Any) -> None:
+        """Gradients are complete: note the scale, and divide it out of them."""
+        if (scaler := _scaler(optimizer)) is not None:
+            self._scale = scaler.get_scale()
+            unscale(optimizer)
+
+    def was_left_out(self, optimizer: Any) -> bool:
+        """Whether the step since `before_step`, or the last question, was left out; without a scaler what accelerate says."""
+        left_out = bool(getattr(optimizer, "step_was_skipped", False))
+        if (scaler := _scaler(optimizer)) is None:
+            return left_out
+        before, self._scale = self._scale, scaler.get_scale()
+        if before is None:  # good steps since the scale was last changed: none after one that was left out
+            return left_out or scaler.state_dict()["_growth_tracker"] == 0
+        return left_out or self._scale < before
 
 
-def _scaler(optimizer: Any) -> Any:
+def _scaler(optimizer: Any) -> GradScaler | None:
     scaler = getattr(optimizer, "scaler", None)
-    return scaler if scaler is not None and scaler.is_enabled() else None
+    return scaler if isinstance(scaler, GradScaler) and scaler.is_enabled() else None

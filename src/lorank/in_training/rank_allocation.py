@@ -19,7 +19,7 @@ from lorank.errors import TrainingError
 from lorank.in_training.allocation import Allocation
 from lorank.in_training.checkpoint import holds_state, read_state, read_triplets, write_state
 from lorank.in_training.fresh_start import check_uncut, trains_only
-from lorank.in_training.loss_scaler import step_was_left_out, unscale
+from lorank.in_training.loss_scaler import LeftOutSteps
 from lorank.in_training.scoring_data import check_name, scoring_batches
 from lorank.in_training.sharded_base import refuse_sharded
 from lorank.in_training.stage_problems import warn_of_rising_loss
@@ -97,7 +97,7 @@ class RankAllocation(Allocation, TrainerCallback, ExportableState):
         self.output_dir = None if output_dir is None else Path(output_dir)
         self._trainer: weakref.ref[Any] | None = None
         self._take_back: Callable[[], None] = lambda: None
-        self._micro_batch = 0
+        self._micro_batch, self._left_out = 0, LeftOutSteps()
         self._latest: dict[str, float] = {}
         self._images, self.says_what_it_did = TrackerImages(), True
 
@@ -204,7 +204,7 @@ class RankAllocation(Allocation, TrainerCallback, ExportableState):
         """Gradients are complete: measure, and add the regulariser's."""
         if (engine := self._engine) is not None and not self.leaves_out:
             self._own_passes_follow(True)
-            unscale(optimizer)
+            self._left_out.before_step(optimizer)
             engine.before_step(state.global_step + 1)
 
     def on_optimizer_step(
@@ -213,7 +213,7 @@ class RankAllocation(Allocation, TrainerCallback, ExportableState):
         """Weights are new: cut if it is time."""
         if (engine := self._engine) is None:
             return
-        skipped = self.leaves_out or step_was_left_out(optimizer)
+        skipped = self._left_out.was_left_out(optimizer) or self.leaves_out
         logged = engine.after_step(state.global_step + 1, optimizer, skipped=skipped)
         self._record_cut(self._cuts_file(args, state))
         if logged is None:

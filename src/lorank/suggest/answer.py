@@ -34,6 +34,7 @@ class Answer:
         steps: of each run.
         seeds: that were run.
         snippet: YAML.
+        rate_key: key of the recipe that holds the learning rate of plain LoRA.
 
     """
 
@@ -51,6 +52,7 @@ class Answer:
     steps: int = 0
     seeds: tuple[int, ...] = ()
     snippet: str = ""
+    rate_key: str = "train.learning_rate"
 
     @property
     def by_the_means(self) -> int:
@@ -120,7 +122,7 @@ class Answer:
         for rank, tried in self.lora.items():
             if tried.at_an_end:
                 said.append(
-                    f"The best rate of rank {rank}, {tried.best:.2g}, is at the end of what was tried: set train.learning_rate "
+                    f"The best rate of rank {rank}, {tried.best:.2g}, is at the end of what was tried: set {self.rate_key} "
                     "to it and ask again."
                 )
         if self.triplets is not None and self.triplets.at_an_end:
@@ -224,8 +226,8 @@ def answer_of(question: Question, parameters: Sequence[int], rates: Sequence[flo
     """
     if not np.isfinite(losses[-1]).all():
         raise TrainingError(
-            f"rank {question.ranks[-1]} has a loss that is not finite at the rate {rates[-1]:.2g}; lower train.learning_rate "
-            "in the recipe, or leave this rank out"
+            f"rank {question.ranks[-1]} has a loss that is not finite at the rate {rates[-1]:.2g}; lower the learning rate "
+            "of plain LoRA in the recipe, or leave this rank out"
         )
     differences = tuple(difference(one, losses[-1]) for one in losses)
     means = losses.mean((1, 2))

@@ -34,7 +34,7 @@ class TriedRates:
         if not finite:
             raise TrainingError(
                 f"every learning rate from {self.rates[0]:.2g} to {self.rates[-1]:.2g} gave a loss that is not finite; lower "
-                "train.learning_rate in the recipe, the rates are factors of it"
+                "that of the recipe (train.learning_rate, or its own in baselines.lora), the rates are factors of it"
             )
         return min(finite)[1]
 

@@ -15,6 +15,7 @@ from lorank.errors import RecipeError, TrainingError
 from lorank.findings import Findings
 from lorank.methods.uniform import UNIFORM
 from lorank.processes import processes
+from lorank.recipe.learning_rates import plain_rate_key, triplet_rate
 from lorank.recipe.recipe import Recipe
 from lorank.runs.defaults import unpacked
 from lorank.runs.output import locked_directory
@@ -26,7 +27,7 @@ from lorank.suggest.kept_parts import KeptParts
 from lorank.suggest.question import LEAST_SEEDS, LEAST_STEPS, MOST_STEPS, Question, check_parameters
 from lorank.suggest.rates import TriedRates, rate_between, search_rates
 from lorank.suggest.short_runs import ShortRuns, SplitRows, split_rows
-from lorank.suggest.snippet import snippet_of, triplet_start
+from lorank.suggest.snippet import TIMES_LORA, snippet_of
 from lorank.training.prepared import Prepared
 from lorank.training.stacked_training import trained_otherwise
 from lorank.training.steps import check_warmup, stage_steps
@@ -110,7 +111,10 @@ def _prepared(recipe: Recipe, question: Question, console: Console) -> _Work:
 
 def _answer(work: _Work, question: Question, folder: Path, console: Console) -> Answer:
     begun = time.monotonic()
-    rank, rate = triplet_start(work.asked)  # no part of the recipe of uniform LoRA
+    rank, rate = (
+        work.asked.triplets.initial_rank,
+        triplet_rate(work.asked, TIMES_LORA),
+    )  # no part of the recipe of uniform LoRA
     asked = {**question.record(work.steps), "triplets": {"rank": rank, "learning_rate": rate}}
     kept = KeptParts(folder / "parts", asked)
     runs = ShortRuns(work.prepared, work.rows, work.recipe.train, work.steps, question.side_by_side)
@@ -132,6 +136,7 @@ def _answer(work: _Work, question: Question, folder: Path, console: Console) -> 
         losses[seed] = kept.losses(name, partial(runs.of_ranks, question.ranks, rates, seed, work.rows.judged))
     answer = answer_of(question, work.parameters, rates, np.stack(list(losses.values()), axis=1))
     answer = replace(answer, lora=lora, triplets=triplets, steps=work.steps, seeds=tuple(losses))
+    answer = replace(answer, rate_key=plain_rate_key(work.asked))
     snippet = snippet_of(work.asked, answer)
     counts = {name: len(getattr(work.rows, name)) for name in ("train", "rates", "judged")}
     about = {"model": work.recipe.model.name, "data": dict(work.prepared.data.hashes), "examples": counts}
@@ -206,7 +211,7 @@ def _triplet_rates(
     work: _Work, question: Question, runs: ShortRuns, kept: KeptParts, folder: Path, console: Console
 ) -> TriedRates:
     """Rates of triplets, one training after the other."""
-    rank, centre = triplet_start(work.asked)
+    rank, centre = work.asked.triplets.initial_rank, triplet_rate(work.asked, TIMES_LORA)
     seed, number = work.recipe.seed + RATE_SEED, iter(range(100))
 
     def loss_at(rate: float) -> float:
