@@ -91,12 +91,15 @@ class PathMeasure(Measure):
         self._compared = True  # nothing has been left uncompared yet
         self._listening = True
         self._loss_sum: torch.Tensor | float = 0.0
-        self._losses = 0
+        self._losses: torch.Tensor | int = 0
         passed.start()
 
     def scalars(self) -> dict[str, float]:
-        """Mean loss of the passes that scored, at their path points, on this process."""
-        found, count = self._loss_sum, self._losses
+        """Mean loss of the passes that scored, at their path points, on this process.
+
+        A loss that is not finite is left out: it is of a step that was left out, or scores will say so.
+        """
+        found, count = self._loss_sum, int(self._losses)
         self._loss_sum, self._losses = 0.0, 0
         return {"rank_allocation/scoring_loss": float(found) / count} if count else {}
 
@@ -105,8 +108,9 @@ class PathMeasure(Measure):
 
         def computed(model: nn.Module, inputs: Any) -> torch.Tensor:
             value = loss(model, inputs)
-            self._loss_sum = self._loss_sum + value.detach().float()
-            self._losses += 1
+            found = value.detach().float()
+            finite = torch.isfinite(found)
+            self._loss_sum, self._losses = self._loss_sum + torch.where(finite, found, 0.0), self._losses + finite
             return value
 
         return computed
