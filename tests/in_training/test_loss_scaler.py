@@ -13,12 +13,13 @@ import pytest
 import torch
 from accelerate import Accelerator
 from accelerate.optimizer import AcceleratedOptimizer
-from tests.conftest import tiny_trainer
+from tests.conftest import random_batch, tiny_trainer
 from torch import nn
 
-from lorank import RankAllocation
+from lorank import AllocationLoop, RankAllocation
 from lorank.in_training.loss_scaler import LeftOutSteps, unscale
 
+CUTS: dict[str, Any] = {"begin": 0.2, "end": 0.6, "interval": 0.1}
 FUSED = pytest.mark.parametrize("fused", [False, True])
 
 
@@ -76,8 +77,7 @@ def test_scores_know_nothing_of_a_step_that_overflowed(method: str, tmp_path: Pa
     """The first and the eighth step: the same plan, whether accelerate notices or not (a schedule waits only where it does)."""
     found = []
     for optim in ("adamw_torch", "adamw_torch_fused"):
-        cuts = {"begin": 0.2, "end": 0.6, "interval": 0.1}
-        allocation = RankAllocation(method, "r=2", **cuts, **({"every": 1} if method == "igu-lora" else {}))
+        allocation = RankAllocation(method, "r=2", **CUTS, **({"every": 1} if method == "igu-lora" else {}))
         trainer = tiny_trainer(tmp_path / optim, optim=optim, lr_scheduler_type="constant")
         trainer.accelerator.scaler = torch.amp.GradScaler("cpu", init_scale=1024.0)
         # Before it clips, as in fp16.
@@ -96,6 +96,25 @@ def test_scores_know_nothing_of_a_step_that_overflowed(method: str, tmp_path: Pa
 
 def unscale_all(trainer: Any, _: Any = None) -> None:
     unscale(trainer.optimizer)
+
+
+def test_a_loop_may_say_so_of_some_steps_and_leave_the_others_to_the_scaler(tmp_path: Path) -> None:
+    model = tiny_trainer(tmp_path).model
+    allocation = AllocationLoop(model, "adalora", "r=2", steps=20, **CUTS)
+    optimizer = scaled([p for p in model.parameters() if p.requires_grad], fused=True)
+    counted = []
+    for bad, said in ((False, None), (True, True), (False, None), (True, None), (False, False)):
+        (model(**random_batch()).loss * optimizer.scaler.get_scale()).backward()
+        if bad:
+            next(p for p in model.parameters() if p.grad is not None).grad[0, 0] = float("inf")
+        unscale(optimizer)
+        allocation.after_backward()
+        allocation.before_step()
+        optimizer.step()
+        allocation.after_step(optimizer, skipped=said)
+        optimizer.zero_grad()
+        counted.append(allocation.step)
+    assert counted == [1, 1, 2, 2, 3]
 
 
 def overflow(trainer: Any, steps: tuple[int, ...]) -> None:

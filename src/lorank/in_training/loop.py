@@ -174,8 +174,8 @@ class AllocationLoop(Allocation):
             TrainingError: the optimizer trains something else; or scores that are not finite, or at the last cut all zero.
 
         """
-        if skipped is None:
-            skipped = self._left_out.was_left_out(optimizer)
+        left_out = self._left_out.was_left_out(optimizer)  # asked at every step
+        skipped = left_out if skipped is None else skipped
         logged = None
         if (engine := self._engine) is not None:
             if optimizer is not self._checked and not holds_lambdas(optimizer, engine.adapter):
