@@ -14,7 +14,7 @@ def headroom_command(
     overrides: Annotated[
         list[str] | None, typer.Argument(metavar="[KEY=VALUE]...", help="overrides, train.max_steps=100")
     ] = None,
-    plans: Annotated[int, typer.Option(help="random plans, beside uniform ranks and others")] = 8,
+    plans: Annotated[int, typer.Option(help="random plans, beside uniform ranks and others; at least 2")] = 8,
     seeds: Annotated[int, typer.Option(help="at most; fewer where the answer is clear before; at least 3")] = 8,
     smallest: Annotated[
         float, typer.Option(help="smallest gain that counts, as a share of the loss of uniform ranks")

@@ -157,6 +157,7 @@ def _seeds_in_time(work: _Work, question: Question, runs: ShortRuns, kept: KeptP
     missing = [name for name in seeds if not kept.has(name)]
     if not missing and kept.has("rates"):
         return question.seeds
+    console.print(f"a few steps of rank {question.ranks[-1]}, to know what the short runs will take", highlight=False)
     runs.check(question.ranks[-1])
     cost = _cost(work, question, kept, runs.seconds_per_step(question.ranks[-1]))
     whole, limit, done = cost.seconds(work.steps, len(missing)) / 60, 60 * question.minutes, len(seeds) - len(missing)
