@@ -10,7 +10,7 @@ from rich.console import Console
 from lorank.errors import LorankError, one_line
 from lorank.headroom.plans import same_ranks
 from lorank.plan import RankPlan
-from lorank.recipe.learning_rates import triplet_rate
+from lorank.recipe.learning_rates import own_rate, triplet_rate
 from lorank.recipe.method_sections import inherited
 from lorank.recipe.recipe import Recipe
 from lorank.runs.checks import check_model
@@ -31,29 +31,23 @@ def recipe_of_headroom(recipe: Recipe, examples: int) -> Recipe:
     """The recipe that headroom carries out: uniform ranks, with AdaLoRA and a short search of I-LoRA beside it.
 
     Model, data, budget, targets and seed are the recipe's, and `train` is that of plain LoRA in it (`baselines.lora` may have its
-    own). The search has a fifth of its steps. Triplets train at the rate that the
-    recipe gives them (`triplet_rate`), or else at twice that of plain LoRA; AdaLoRA at that of `baselines.adalora` where it
-    has one.
+    own). The search has a fifth of its steps. Triplets train at the rate that the recipe gives them (`triplet_rate`), or else at
+    twice that of plain LoRA; AdaLoRA at that of `baselines.adalora` where it has one.
 
     Args:
         recipe: of any method.
         examples: that plans train on.
 
     """
-    content = recipe.model_dump(exclude_unset=True)
-    plain, rate = recipe.of("lora").train, triplet_rate(recipe, _RATE_OF_TRIPLETS)
-    steps = max(1, round(_SHARE_OF_SEARCH * stage_steps(plain, examples)))
-    asked = content.get("baselines") or {}
-    given = asked.get("adalora", {}) if isinstance(asked, Mapping) else {}
+    plain, rate = recipe.of("lora"), triplet_rate(recipe, _RATE_OF_TRIPLETS)
+    steps = max(1, round(_SHARE_OF_SEARCH * stage_steps(plain.train, examples)))
     adalora = {
         "preset": "paper",
         "cut": {"budget_in": "parameters", "fill": True, "cost_weights": {}},
-        "train": {"learning_rate": (given.get("train") or {}).get("learning_rate", rate)},
+        "train": {"learning_rate": own_rate(recipe, "adalora") or rate},
     }
-    search_of = {"max_steps": steps, "learning_rate": rate}
-    i_lora = {"preset": "loss-per-parameter", "search": search_of}
-    kept = {key: value for key, value in content.items() if key not in ("search", "baselines", "start")}
-    kept["train"] = plain.model_dump(exclude_unset=True)
+    i_lora = {"preset": "loss-per-parameter", "search": {"max_steps": steps, "learning_rate": rate}}
+    kept = plain.model_dump(exclude_unset=True, exclude={"search", "baselines", "start"})
     return Recipe(**inherited(kept, "lora", {}), baselines={"adalora": adalora, "i-lora": i_lora})
 
 

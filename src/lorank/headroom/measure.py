@@ -31,7 +31,7 @@ from lorank.models.loading import config_of
 from lorank.models.pretrained import Pretrained
 from lorank.plan import RankPlan
 from lorank.processes import processes
-from lorank.recipe.learning_rates import plain_rate_key
+from lorank.recipe.learning_rates import own_rate, plain_rate_key
 from lorank.recipe.recipe import Recipe
 from lorank.runs.defaults import unpacked
 from lorank.runs.output import locked_directory
@@ -77,9 +77,9 @@ def measure_headroom(
             "are needed: give more training data"
         )
     own, prepared = prepare(recipe_of_headroom(recipe, len(kept)), ("lora",), console, data)
-    triplets = own.baselines["adalora"]["train"]["learning_rate"]
     console.print(
-        f"learning rates: {own.train.learning_rate:g} for plain LoRA ({plain_rate_key(recipe)}), {triplets:g} for triplets",
+        f"learning rates: {own.train.learning_rate:g} for plain LoRA ({plain_rate_key(recipe)}), "
+        f"{own_rate(own, 'adalora'):g} for AdaLoRA, {own.of('i-lora').deciding_stage.learning_rate:g} for the search",
         highlight=False,
     )
     prepared = replace(prepared, data=replace(data, train=kept))

@@ -39,7 +39,7 @@ def report_lines(measured: Measured) -> list[str]:
         "the rest. Plans also differ where they are only worse than uniform ranks.",
         f"If the best of these plans were known, it would gain not more than {max(0.0, headroom.best):.4f}: a bound that is wide "
         "where seeds are few.",
+        f"All of this is of {measured.steps:,} steps: other lengths of training may say otherwise.",
     ]
-    lines.append(f"All of this is of {measured.steps:,} steps: other lengths of training may say otherwise.")
     lines += [f"Left out: {name}: {why}." for name, why in measured.left_out.items()]
     return lines

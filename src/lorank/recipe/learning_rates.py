@@ -1,17 +1,18 @@
 """Where a recipe has the learning rates of plain LoRA and of triplets: they need different ones."""
 
-from collections.abc import Mapping
-
 from lorank.methods.uniform import UNIFORM
 from lorank.recipe.recipe import Recipe
 
 
+def own_rate(recipe: Recipe, baseline: str) -> float | None:
+    """Learning rate that a baseline has for itself; None: it trains at that of `train`."""
+    return (recipe.baselines.get(baseline, {}).get("train") or {}).get("learning_rate")
+
+
 def plain_rate_key(recipe: Recipe) -> str:
     """Name of the key that holds the learning rate of plain LoRA."""
-    own = recipe.baselines.get(UNIFORM.name, {}) if recipe.method != UNIFORM.name else {}
-    train = own.get("train")
-    has = isinstance(train, Mapping) and "learning_rate" in train
-    return f"baselines.{UNIFORM.name}.train.learning_rate" if has else "train.learning_rate"
+    own = own_rate(recipe, UNIFORM.name) is not None
+    return f"baselines.{UNIFORM.name}.train.learning_rate" if own else "train.learning_rate"
 
 
 def triplet_rate(recipe: Recipe, times: float) -> float:

@@ -13,10 +13,6 @@ from lorank.recipe.method_sections import merged
 from lorank.recipe.recipe import Recipe
 from lorank.suggest.answer import Answer
 
-TIMES_LORA = (
-    4.0  # where a recipe says no rate for triplets: they start small, and need a larger one than LoRA's factors
-)
-
 
 @dataclass(frozen=True)
 class Snippet:

@@ -27,12 +27,13 @@ from lorank.suggest.kept_parts import KeptParts
 from lorank.suggest.question import LEAST_SEEDS, LEAST_STEPS, MOST_STEPS, Question, check_parameters
 from lorank.suggest.rates import TriedRates, rate_between, search_rates
 from lorank.suggest.short_runs import ShortRuns, SplitRows, split_rows
-from lorank.suggest.snippet import TIMES_LORA, snippet_of
+from lorank.suggest.snippet import snippet_of
 from lorank.training.prepared import Prepared
 from lorank.training.stacked_training import trained_otherwise
 from lorank.training.steps import check_warmup, stage_steps
 
 RATE_SEED = 1000  # of the runs that choose rates; no seed of the curve
+_TIMES_LORA = 4.0  # where a recipe gives triplets no rate: they start small, and need a larger one than LoRA's factors
 _JUDGING = 0.4  # what a forward pass of an example takes, in parts of its training step
 
 
@@ -71,6 +72,11 @@ class _Work:
     rows: SplitRows
     steps: int
     parameters: tuple[int, ...]
+
+    @property
+    def triplet_start(self) -> tuple[int, float]:
+        """Rank and learning rate that triplets start with; no part of the recipe of uniform LoRA."""
+        return self.asked.triplets.initial_rank, triplet_rate(self.asked, _TIMES_LORA)
 
 
 def _prepared(recipe: Recipe, question: Question, console: Console) -> _Work:
@@ -111,10 +117,7 @@ def _prepared(recipe: Recipe, question: Question, console: Console) -> _Work:
 
 def _answer(work: _Work, question: Question, folder: Path, console: Console) -> Answer:
     begun = time.monotonic()
-    rank, rate = (
-        work.asked.triplets.initial_rank,
-        triplet_rate(work.asked, TIMES_LORA),
-    )  # no part of the recipe of uniform LoRA
+    rank, rate = work.triplet_start
     asked = {**question.record(work.steps), "triplets": {"rank": rank, "learning_rate": rate}}
     kept = KeptParts(folder / "parts", asked)
     runs = ShortRuns(work.prepared, work.rows, work.recipe.train, work.steps, question.side_by_side)
@@ -135,8 +138,8 @@ def _answer(work: _Work, question: Question, folder: Path, console: Console) -> 
             console.print(f"ranks {_listed(question.ranks)}, seed {seed}: {work.steps} steps each", highlight=False)
         losses[seed] = kept.losses(name, partial(runs.of_ranks, question.ranks, rates, seed, work.rows.judged))
     answer = answer_of(question, work.parameters, rates, np.stack(list(losses.values()), axis=1))
-    answer = replace(answer, lora=lora, triplets=triplets, steps=work.steps, seeds=tuple(losses))
-    answer = replace(answer, rate_key=plain_rate_key(work.asked))
+    key = plain_rate_key(work.asked)
+    answer = replace(answer, lora=lora, triplets=triplets, steps=work.steps, seeds=tuple(losses), rate_key=key)
     snippet = snippet_of(work.asked, answer)
     counts = {name: len(getattr(work.rows, name)) for name in ("train", "rates", "judged")}
     about = {"model": work.recipe.model.name, "data": dict(work.prepared.data.hashes), "examples": counts}
@@ -212,7 +215,7 @@ def _triplet_rates(
     work: _Work, question: Question, runs: ShortRuns, kept: KeptParts, folder: Path, console: Console
 ) -> TriedRates:
     """Rates of triplets, one training after the other."""
-    rank, centre = work.asked.triplets.initial_rank, triplet_rate(work.asked, TIMES_LORA)
+    rank, centre = work.triplet_start
     seed, number = work.recipe.seed + RATE_SEED, iter(range(100))
 
     def loss_at(rate: float) -> float:
